@@ -1,0 +1,1 @@
+"""From result tables to curves, statistics and figures; imports ``hskd``, never the reverse."""

@@ -1,0 +1,48 @@
+"""How much HSK a spec keeps of a data set: counted exactly, before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hskd.selectors import Tokens
+from hskd.spec import HSKSpec, Shape
+from hskd.store.layout import derived_arrays, total_bytes
+
+
+@dataclass(frozen=True)
+class HSKAmount:
+    """What a spec keeps of a data set.
+
+    Attributes:
+        kept_values: numbers kept, over all examples.
+        full_values: numbers in full HSK of the same mapping: every mapped layer, real token and neuron.
+        fraction: ``kept_values / full_values``.
+        fraction_padded: the paper's way of counting: the same, over tokens padded to the maximum length.
+        bytes_per_example: what the spec's store takes on disk, logits and addresses included.
+    """
+
+    kept_values: int
+    full_values: int
+    fraction: float
+    fraction_padded: float
+    bytes_per_example: float
+
+
+def measure(spec: HSKSpec, tokens: Tokens, shape: Shape, max_length: int) -> HSKAmount:
+    """Count what ``spec`` keeps of the examples in ``tokens``, tokenised to at most ``max_length`` tokens.
+
+    Raises:
+        HskdError: the spec names a layer that the student or the teacher lacks.
+    """
+    kept_tokens = int(spec.length.counts(tokens).sum())
+    examples, real_tokens = len(tokens.lengths), len(tokens.input_ids)
+    kept = kept_tokens * len(spec.layers(shape)) * spec.width.count(shape.teacher_width)
+    per_token = len(spec.depth.mapping(shape.student_layers, shape.teacher_layers)) * shape.teacher_width
+    arrays = derived_arrays(spec, shape, max_length)
+    return HSKAmount(
+        kept_values=kept,
+        full_values=real_tokens * per_token,
+        fraction=kept / (real_tokens * per_token),
+        fraction_padded=kept / (examples * max_length * per_token),
+        bytes_per_example=total_bytes(arrays, examples, real_tokens, kept_tokens) / examples,
+    )

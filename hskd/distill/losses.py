@@ -1,0 +1,58 @@
+"""The losses of the two stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from hskd.knowledge import KeptHSK
+
+
+def hsk_loss(hidden_states: Sequence[torch.Tensor], kept: KeptHSK, projection: nn.Module | None = None) -> torch.Tensor:
+    """Loss of the HSK stage: squared error on what is kept, and on nothing else (paper section 3, equation 2).
+
+    The sum over kept layers of the mean over examples of the mean over that example's kept tokens and neurons
+    of ``(W h^S - h^T)^2``. Pads, dropped tokens and dropped neurons take no part.
+
+    Args:
+        hidden_states: the student's, ``(B, T, d_S)`` each; index 0 is the embedding output.
+        kept: the targets, for the same ``B`` examples in the same order.
+        projection: ``W``, needed where ``d_S != d_T``.
+
+    Returns:
+        The loss, a scalar in fp32.
+    """
+    examples = len(kept.counts)
+    example = torch.repeat_interleave(torch.arange(examples, device=kept.counts.device), kept.counts)
+    weight = 1.0 / (examples * kept.counts[example])
+    loss = torch.zeros((), device=kept.values.device)
+    for i, layer in enumerate(kept.layers):
+        student = hidden_states[layer][example, kept.positions[:, i]]
+        if projection is not None:
+            student = projection(student)
+        if kept.neurons is not None:
+            student = student[:, kept.neurons] if kept.neurons.dim() == 1 else student.gather(1, kept.neurons[:, i])
+        error = (student.float() - kept.values[:, i]).square().mean(dim=1)
+        loss = loss + (weight * error).sum()
+    return loss
+
+
+def soft_cross_entropy(student_logits: torch.Tensor, teacher_logits: torch.Tensor, tau: float = 1.0) -> torch.Tensor:
+    """Loss of the prediction stage (paper section 3, equation 3): sum over classes, mean over the batch.
+
+    Args:
+        student_logits: ``(B, C)``.
+        teacher_logits: ``(B, C)``.
+        tau: temperature of both.
+    """
+    return F.cross_entropy(student_logits.float() / tau, F.softmax(teacher_logits.float() / tau, dim=-1))
+
+
+def prediction_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor, tau: float = 1.0) -> torch.Tensor:
+    """Soft cross-entropy, or for regression (one output) the squared error to the teacher's prediction."""
+    if student_logits.shape[-1] == 1:
+        return F.mse_loss(student_logits.float(), teacher_logits.float())
+    return soft_cross_entropy(student_logits, teacher_logits, tau)

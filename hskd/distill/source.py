@@ -1,0 +1,155 @@
+"""Knowledge sources: a student trains from one of these, never from a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from hskd.errors import HskdError, MismatchError
+from hskd.knowledge import KeptHSK, select_hsk
+from hskd.spec import HSKSpec
+from hskd.store.reader import Store
+from hskd.tasks import TokenizedSplit
+from hskd.teachers.forward import teacher_forward
+from hskd.teachers.loading import Teacher
+
+Batch = Mapping[str, torch.Tensor]
+
+
+class KnowledgeSource(Protocol):
+    """Answers: the targets for the examples of this batch."""
+
+    def kept(self, batch: Batch) -> KeptHSK:
+        """Targets of the HSK stage."""
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """Targets of the prediction stage, ``(B, C)``."""
+
+
+class OnlineSource:
+    """Runs the teacher on every batch.
+
+    Args:
+        teacher: the fine-tuned teacher.
+        sep_id: the tokenizer's id of ``[SEP]``.
+        spec: what to keep; None if only logits will be asked for.
+        student_layers: ``L_S``.
+        dtype: precision of the teacher's forward pass, resolved.
+    """
+
+    def __init__(
+        self, teacher: Teacher, sep_id: int, spec: HSKSpec | None, student_layers: int, dtype: str = "fp32"
+    ) -> None:
+        self._model = teacher.model
+        self._sep_id = sep_id
+        self._spec = spec
+        self._layers = spec.layers(teacher.shape(student_layers)) if spec else ()
+        self._dtype = dtype
+
+    def kept(self, batch: Batch) -> KeptHSK:
+        """See :class:`KnowledgeSource`.
+
+        Raises:
+            HskdError: the source was made without a spec.
+        """
+        if self._spec is None:
+            raise HskdError("the HSK stage needs a spec: give one with --spec.")
+        layers = sorted({layer.teacher for layer in self._layers})
+        attention = sorted({layer.attention for layer in self._layers if layer.attention is not None})
+        output = teacher_forward(self._model, batch, self._sep_id, layers, attention, self._dtype)
+        return select_hsk(self._spec, self._layers, output.states)
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """See :class:`KnowledgeSource`."""
+        return teacher_forward(self._model, batch, self._sep_id, (), (), self._dtype).logits
+
+
+class StoreSource:
+    """Reads the store; no teacher is loaded.
+
+    Args:
+        store: of one spec; a superset serves logits only.
+        split: the training examples, all of which must be in the store with the same tokens.
+        student_layers: ``L_S``; must be that for which the store was derived.
+
+    Raises:
+        MismatchError: examples are missing or have other tokens, or the store is for a student of another depth.
+    """
+
+    def __init__(self, store: Store, split: TokenizedSplit, student_layers: int) -> None:
+        derived_for = store.manifest.student_layers
+        if derived_for is not None and derived_for != student_layers:
+            raise MismatchError(
+                f"{store.folder}: was derived for a student of {derived_for} layers, and this one has "
+                f"{student_layers}; derive the spec again for this student."
+            )
+        store.require_tokens(split.tokens)
+        self._store = store
+
+    def kept(self, batch: Batch) -> KeptHSK:
+        """See :class:`KnowledgeSource`."""
+        return self._store.kept(self._rows(batch))
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """See :class:`KnowledgeSource`."""
+        return self._store.logits(self._rows(batch))
+
+    def _rows(self, batch: Batch) -> np.ndarray:
+        return self._store.rows(batch["example_ids"].cpu().numpy())
+
+
+class ShuffledSource:
+    """A control: the HSK of *another* example of the training set, the logits of the right one.
+
+    Partners have the same length, or nearly: within the order of lengths, everyone gets a neighbour's knowledge.
+    Kept tokens beyond an example's own end are dropped.
+
+    Args:
+        store: of one spec.
+        split: the training examples.
+        student_layers: ``L_S``.
+        seed: decides the partners.
+
+    Raises:
+        HskdError: there are fewer than two examples.
+        MismatchError: see :class:`StoreSource`.
+    """
+
+    def __init__(self, store: Store, split: TokenizedSplit, student_layers: int, seed: int) -> None:
+        if len(split) < 2:
+            raise HskdError("the arm shuffled needs at least two training examples.")
+        self._right = StoreSource(store, split, student_layers)
+        self._store = store
+        shuffled = np.random.default_rng(seed).permutation(len(split))
+        order = shuffled[np.argsort(split.lengths[shuffled], kind="stable")]
+        # Each takes its successor's in the order of lengths; the last takes its predecessor's.
+        partner = np.concatenate([order[1:], order[-2:-1]])
+        sorting = np.argsort(split.ids[order])
+        self._ids, self._partner_ids = split.ids[order][sorting], split.ids[partner][sorting]
+
+    def kept(self, batch: Batch) -> KeptHSK:
+        """See :class:`KnowledgeSource`."""
+        place = np.searchsorted(self._ids, batch["example_ids"].cpu().numpy())
+        other = self._store.kept(self._store.rows(self._partner_ids[place]))
+        return drop_beyond(other, batch["attention_mask"].sum(1).cpu())
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """See :class:`KnowledgeSource`."""
+        return self._right.logits(batch)
+
+
+def drop_beyond(kept: KeptHSK, lengths: torch.Tensor) -> KeptHSK:
+    """``kept`` without the tokens that lie, in any layer, beyond the end of their example of ``lengths`` ``(B,)``."""
+    example = torch.repeat_interleave(torch.arange(len(lengths)), kept.counts)
+    inside = (kept.positions < lengths[example, None]).all(dim=1)
+    per_token = kept.neurons is not None and kept.neurons.dim() == 3
+    return KeptHSK(
+        kept.layers,
+        torch.bincount(example[inside], minlength=len(lengths)),
+        kept.positions[inside],
+        kept.values[inside],
+        kept.neurons[inside] if per_token and kept.neurons is not None else kept.neurons,
+    )

@@ -1,0 +1,99 @@
+"""The trainers of the two stages, each fed by a knowledge source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PreTrainedModel, TrainingArguments
+
+from hskd.distill.losses import hsk_loss, prediction_loss
+from hskd.distill.source import KnowledgeSource
+from hskd.tasks import TokenizedSplit, model_inputs
+from hskd.training import StageTrainer
+
+PROJECTION_FILE = "fit_dense.safetensors"
+
+
+class HSKModule(nn.Module):
+    """A student as the HSK stage trains it: hidden states, and ``W`` where ``d_S != d_T``.
+
+    Args:
+        student: the student; its classifier takes no part in this stage.
+        teacher_width: ``d_T``.
+        seed: ``W`` is drawn from it, unless ``checkpoint`` has one.
+        checkpoint: the student's folder, which may hold a ``fit_dense`` to start from.
+    """
+
+    def __init__(
+        self, student: PreTrainedModel, teacher_width: int, seed: int = 0, checkpoint: Path | None = None
+    ) -> None:
+        super().__init__()
+        self.student = student
+        width = student.config.hidden_size
+        self.projection: nn.Linear | None = None
+        if width != teacher_width:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                self.projection = nn.Linear(width, teacher_width)
+            if checkpoint is not None and (checkpoint / PROJECTION_FILE).is_file():
+                self.projection.load_state_dict(load_file(checkpoint / PROJECTION_FILE))
+
+    def forward(self, **inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Hidden states ``(B, T, d_S)``, index 0 the embedding output."""
+        states: tuple[torch.Tensor, ...] = self.student.base_model(**inputs, output_hidden_states=True).hidden_states
+        return states
+
+
+class HSKTrainer(StageTrainer):
+    """The HSK stage: the student's hidden states follow the kept HSK of a knowledge source.
+
+    Args:
+        model: the student with its projection.
+        args: training arguments.
+        split: the training examples.
+        source: answers for every batch what is kept.
+    """
+
+    def __init__(
+        self, model: HSKModule, args: TrainingArguments, split: TokenizedSplit, source: KnowledgeSource
+    ) -> None:
+        super().__init__(model, args, split, "HSK stage")
+        self.source = source
+
+    def batch_loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """See :func:`hskd.distill.losses.hsk_loss`."""
+        kept = self.source.kept(batch).to(batch["input_ids"].device)
+        module: HSKModule = self.accelerator.unwrap_model(model)
+        return hsk_loss(model(**model_inputs(batch)), kept, module.projection)
+
+
+class PredictionTrainer(StageTrainer):
+    """The prediction stage: the student's logits follow the teacher's.
+
+    Args:
+        model: the student.
+        args: training arguments.
+        split: the training examples.
+        source: answers for every batch what the teacher's logits are.
+        tau: temperature.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        split: TokenizedSplit,
+        source: KnowledgeSource,
+        tau: float = 1.0,
+    ) -> None:
+        super().__init__(model, args, split, "prediction stage")
+        self.source = source
+        self.tau = tau
+
+    def batch_loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """See :func:`hskd.distill.losses.prediction_loss`."""
+        logits = model(**model_inputs(batch)).logits
+        return prediction_loss(logits, self.source.logits(batch).to(logits.device), self.tau)

@@ -1,0 +1,261 @@
+"""One trial: HSK stage, then prediction stage, then scores. A pure function of its inputs, threads and precision."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel, set_seed
+
+from hskd.artifacts import atomic_path, fingerprint, read_json, write_json
+from hskd.distill.settings import DistillSettings
+from hskd.distill.source import KnowledgeSource
+from hskd.distill.trainer import PROJECTION_FILE, HSKModule, HSKTrainer, PredictionTrainer
+from hskd.distill.vocabulary import touched_rows
+from hskd.errors import HskdError, MismatchError
+from hskd.runtime import provenance
+from hskd.tasks import Task, TokenizedSplit
+from hskd.training import Callbacks, GoldTrainer, StageTrainer, score, training_arguments
+
+RESULT_FILE = "result.json"
+_RECIPE_FILE = "recipe.json"
+_STAGE_FILE = "hsk-stage.safetensors"
+_STAGE_RECORD = "hsk-stage.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a trial runs on this machine; threads and precision change its bits, the rest does not.
+
+    Attributes:
+        dtype: resolved: fp32, or bf16 for autocast.
+        device: where the student trains.
+        checkpoints: save one after every epoch, so that a killed trial goes on.
+        report_to: a reporter of ``transformers.Trainer``, such as tensorboard.
+        begin_stage: receives a stage's name and its number of steps.
+        advance: called after every step.
+    """
+
+    dtype: str
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    checkpoints: bool = True
+    report_to: str = "none"
+    begin_stage: Callable[[str, int], None] = lambda stage, steps: None
+    advance: Callable[[], None] = lambda: None
+
+
+def run_trial(
+    settings: DistillSettings,
+    task: Task,
+    splits: Mapping[str, TokenizedSplit],
+    student: PreTrainedModel,
+    teacher_width: int,
+    source: KnowledgeSource | None,
+    folder: Path,
+    run: Run,
+    *,
+    student_folder: Path | None = None,
+    record: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Distil into ``student`` and score it; the student and ``result.json`` end up in ``folder``.
+
+    The last epoch is what is reported; the best dev score over the epochs of the last stage is beside it. A killed
+    trial goes on from its last checkpoint, a finished one is read.
+
+    Args:
+        settings: arm, epochs, rates, seed.
+        task: the task.
+        splits: train and dev, perhaps test; scores are computed for those that have labels.
+        student: the initialised student.
+        teacher_width: ``d_T``, which decides whether there is a ``W``.
+        source: the teacher's knowledge; None only for the arm *gold*.
+        folder: where the trial lies.
+        run: device, precision, reporting.
+        student_folder: the student's folder, which may hold a ``W`` to start from.
+        record: what identifies the trial beside its settings (spec, student, data): part of the result.
+
+    Returns:
+        What ``result.json`` holds.
+
+    Raises:
+        HskdError: a loss is not finite, or the arm needs a source and there is none.
+        MismatchError: ``folder`` holds another trial.
+    """
+    identity = {
+        **(record or {}),
+        "settings": settings.model_dump(mode="json"),
+        "dtype": run.dtype,
+        "device": str(run.device),
+        "threads": torch.get_num_threads(),
+    }
+    _claim(folder, identity)
+    finished = folder / RESULT_FILE
+    if finished.is_file():
+        return read_json(finished)  # type: ignore[no-any-return]
+    if source is None and settings.arm != "gold":
+        raise HskdError(f"the arm {settings.arm} needs the teacher's knowledge: a store, or the teacher itself.")
+    hsk_epochs, last_epochs = settings.epochs(task.hsk_epochs)
+    student.to(run.device)
+    stages: dict[str, Any] = {}
+    dev_scores: list[float] = []
+    with touched_rows(student, [split.input_ids for split in splits.values()]):
+        if hsk_epochs:
+            assert source is not None
+            module = HSKModule(student, teacher_width, settings.seed, student_folder)
+            stages["hsk"] = _hsk_stage(module, settings, hsk_epochs, splits["train"], source, folder, run)
+        if last_epochs:
+            stages["prediction"] = _last_stage(
+                student, settings, task, last_epochs, splits, source, folder, run, dev_scores
+            )
+        metrics = {
+            name: score(student, task, split, run.dtype)
+            for name, split in splits.items()
+            if name != "train" and split.labels is not None
+        }
+    result = {
+        **identity,
+        "metrics": metrics,
+        "dev_scores": dev_scores,
+        "best_dev_score": max(dev_scores, default=None),
+        "stages": stages,
+        "peak_memory_bytes": _peak_memory(),
+        "made_by": provenance(),
+    }
+    student.save_pretrained(folder / "student")
+    write_json(finished, result)
+    for leftover in ("hsk", "prediction"):
+        for checkpoint in (folder / leftover).glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+    (folder / _STAGE_FILE).unlink(missing_ok=True)
+    (folder / _STAGE_RECORD).unlink(missing_ok=True)
+    return result
+
+
+def _claim(folder: Path, identity: dict[str, Any]) -> None:
+    """Make sure that whatever ``folder`` holds belongs to this trial."""
+    path = folder / _RECIPE_FILE
+    if not path.is_file():
+        write_json(path, {"recipe": fingerprint(identity)})
+    elif read_json(path)["recipe"] != fingerprint(identity):
+        raise MismatchError(
+            f"{folder}: holds a trial with other settings, data, student, precision or threads; "
+            "choose another folder, or delete that one."
+        )
+
+
+def _hsk_stage(
+    module: HSKModule,
+    settings: DistillSettings,
+    epochs: int,
+    split: TokenizedSplit,
+    source: KnowledgeSource,
+    folder: Path,
+    run: Run,
+) -> dict[str, Any]:
+    """Train the HSK stage, or load what it ended with if a killed trial got that far."""
+    weights, record = folder / _STAGE_FILE, folder / _STAGE_RECORD
+    if not record.is_file():
+        arguments = training_arguments(
+            folder / "hsk",
+            epochs=epochs,
+            learning_rate=settings.hsk_lr,
+            schedule="constant_with_warmup",
+            **_shared(settings, run),
+        )
+        stage = _train(HSKTrainer(module, arguments, split, source), settings.seed, run)
+        with atomic_path(weights) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, temporary)
+        write_json(record, stage)
+    module.load_state_dict(load_file(weights))
+    if module.projection is not None:
+        (folder / "student").mkdir(exist_ok=True)
+        with atomic_path(folder / "student" / PROJECTION_FILE) as temporary:
+            save_file(module.projection.state_dict(), temporary)
+    return read_json(record)  # type: ignore[no-any-return]
+
+
+def _last_stage(
+    student: PreTrainedModel,
+    settings: DistillSettings,
+    task: Task,
+    epochs: int,
+    splits: Mapping[str, TokenizedSplit],
+    source: KnowledgeSource | None,
+    folder: Path,
+    run: Run,
+    dev_scores: list[float],
+) -> dict[str, Any]:
+    arguments = training_arguments(
+        folder / "prediction",
+        epochs=epochs,
+        learning_rate=settings.prediction_lr,
+        schedule="linear",
+        **_shared(settings, run),
+    )
+    trainer: StageTrainer
+    if settings.arm == "gold":
+        trainer = GoldTrainer(student, arguments, splits["train"], "gold")
+    else:
+        assert source is not None
+        trainer = PredictionTrainer(student, arguments, splits["train"], source, settings.tau)
+    dev = splits["dev"]
+
+    def score_dev() -> None:
+        # In the trainer's state, so that a resumed trial knows the scores of the epochs before.
+        value = score(student, task, dev, run.dtype)["score"]
+        trainer.state.log_history.append({"step": trainer.state.global_step, "dev_score": value})
+
+    stage = _train(trainer, settings.seed, run, score_dev)
+    dev_scores += [entry["dev_score"] for entry in trainer.state.log_history if "dev_score" in entry]
+    return stage
+
+
+def _shared(settings: DistillSettings, run: Run) -> dict[str, Any]:
+    return {
+        "batch_size": settings.batch_size,
+        "seed": settings.seed,
+        "dtype": run.dtype,
+        "device": run.device,
+        "warmup_steps": settings.warmup,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "checkpoints": run.checkpoints,
+        "report_to": run.report_to,
+    }
+
+
+def _train(trainer: StageTrainer, seed: int, run: Run, on_epoch: Callable[[], None] | None = None) -> dict[str, Any]:
+    """Run a stage from ``seed`` and say what it cost."""
+    epochs = int(trainer.args.num_train_epochs)
+    steps = epochs * len(trainer.get_train_dataloader())
+    run.begin_stage(trainer.stage, steps)
+    trainer.add_callback(Callbacks(on_step=run.advance, on_epoch=on_epoch))
+    set_seed(seed)
+    start = time.perf_counter()
+    trainer.run()
+    seconds = time.perf_counter() - start
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "epochs": epochs,
+        "steps": steps,
+        "examples": len(trainer.split),
+        "seconds": seconds,
+        "examples_per_second": epochs * len(trainer.split) / seconds,
+        "clipped_share": trainer.clipped_share,
+        "first_loss": losses[0] if losses else None,
+        "last_loss": losses[-1] if losses else None,
+    }
+
+
+def _peak_memory() -> int:
+    """Peak resident memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,92 @@
+"""Hidden-state knowledge in memory, and its selection: the one piece of code that online and offline share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from hskd.selectors import Tokens
+from hskd.spec import HSKSpec, Layer
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherStates:
+    """What a teacher knows of ``B`` examples with ``M`` real tokens in all, pads left out.
+
+    Attributes:
+        tokens: the tokens, end to end.
+        hidden: teacher layer -> ``(M, d_T)`` fp32; layer 0 is the embedding output.
+        attention: attention layer (1-based) -> share of attention that ``[CLS]`` pays each token, ``(M,)`` fp32.
+    """
+
+    tokens: Tokens
+    hidden: Mapping[int, torch.Tensor]
+    attention: Mapping[int, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class KeptHSK:
+    """The kept hidden-state knowledge of ``B`` examples: ``K`` kept tokens in all, ``n`` layers, ``k`` neurons.
+
+    Attributes:
+        layers: the ``n`` student layers that learn.
+        counts: kept tokens of each example, ``(B,)`` int64, the same in every layer.
+        positions: places of the kept tokens in their example, ``(K, n)`` int64.
+        values: ``(K, n, k)`` fp32.
+        neurons: which neurons the values are: None for all, ``(k,)`` the same everywhere, or ``(K, n, k)``, int64.
+    """
+
+    layers: tuple[int, ...]
+    counts: torch.Tensor
+    positions: torch.Tensor
+    values: torch.Tensor
+    neurons: torch.Tensor | None
+
+    def to(self, device: torch.device) -> KeptHSK:
+        """The same knowledge on ``device``."""
+        return replace(
+            self,
+            counts=self.counts.to(device),
+            positions=self.positions.to(device),
+            values=self.values.to(device),
+            neurons=None if self.neurons is None else self.neurons.to(device),
+        )
+
+
+def select_hsk(spec: HSKSpec, layers: Sequence[Layer], states: TeacherStates) -> KeptHSK:
+    """What ``spec`` keeps of a teacher's ``states`` in the given ``layers``.
+
+    Tokens are chosen layer by layer, neurons token by token, both on values rounded to the spec's precision.
+
+    Raises:
+        HskdError: the length selector ranks by attention and ``states`` has none.
+        KeyError: ``states`` lacks a teacher layer of ``layers``.
+    """
+    tokens = states.tokens
+    positions, values, neurons = [], [], []
+    fixed: torch.Tensor | None = None
+    for layer in layers:
+        hidden = states.hidden[layer.teacher]
+        attention = None if layer.attention is None else states.attention[layer.attention]
+        chosen = spec.length.select(tokens, layer.student, attention)
+        positions.append(torch.from_numpy(tokens.position[chosen]))
+        kept = spec.precision.ranked(hidden[torch.from_numpy(chosen).to(hidden.device)])
+        mask = spec.width.fixed(kept.shape[1])
+        if mask is None:
+            picked = spec.width.neurons(kept)
+            neurons.append(picked)
+            kept = kept.gather(1, picked)
+        elif len(mask) < kept.shape[1]:
+            fixed = torch.from_numpy(mask).to(kept.device)
+            kept = kept[:, fixed]
+        values.append(spec.precision.decode(spec.precision.encode(kept)))
+    return KeptHSK(
+        layers=tuple(layer.student for layer in layers),
+        counts=torch.from_numpy(spec.length.counts(tokens)),
+        positions=torch.stack(positions, dim=1),
+        values=torch.stack(values, dim=1),
+        neurons=torch.stack(neurons, dim=1) if neurons else fixed,
+    )

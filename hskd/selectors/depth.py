@@ -1,0 +1,89 @@
+"""Depth: which student layers learn, and from which teacher layer each."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from hskd.errors import HskdError
+from hskd.selectors.base import All, Registry, Selector
+
+Pairs = tuple[tuple[int, int], ...]
+
+
+class DepthSelector(Selector):
+    """Base of the selectors along depth."""
+
+    def mapping(self, student_layers: int, teacher_layers: int) -> Pairs:
+        """Every mapped pair (student layer, teacher layer), ascending; layer 0 is the embedding output."""
+        raise NotImplementedError
+
+    def kept(self, student_layers: int, teacher_layers: int) -> Pairs:
+        """The pairs that are distilled, ascending."""
+        raise NotImplementedError
+
+    def all_layers(self) -> DepthSelector:
+        """The same mapping with every mapped layer kept."""
+        raise NotImplementedError
+
+
+DEPTH: Registry[DepthSelector] = Registry("depth")
+
+
+def uniform_mapping(student_layers: int, top: int) -> Pairs:
+    """``g(l) = round_half_even(l * L_top / L_S)`` for ``l = 0..L_S`` (paper section 3)."""
+    return tuple((layer, round(Fraction(layer * top, student_layers))) for layer in range(student_layers + 1))
+
+
+@DEPTH.register
+class TopN(DepthSelector):
+    """The top ``n`` student layers, mapped evenly onto teacher layers 0 to ``l_top``."""
+
+    selector: Literal["top_n"] = "top_n"
+    n: Annotated[int, Field(ge=1)] | All = "all"
+    l_top: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] | Pairs = 1.0
+    """Teacher layer that the top student layer learns from: a number, a share of ``L_T``, or explicit pairs."""
+
+    def all_layers(self) -> TopN:
+        """See the base class."""
+        return TopN(l_top=self.l_top)
+
+    def mapping(self, student_layers: int, teacher_layers: int) -> Pairs:
+        """See the base class.
+
+        Raises:
+            HskdError: a layer of ``l_top`` is not one of the student's or the teacher's.
+        """
+        if isinstance(self.l_top, tuple):
+            for student, teacher in self.l_top:
+                if not (0 <= student <= student_layers and 0 <= teacher <= teacher_layers):
+                    raise HskdError(
+                        f"depth: l_top pair ({student}, {teacher}) is out of range: student layers are "
+                        f"0..{student_layers}, teacher layers 0..{teacher_layers}."
+                    )
+            students = [student for student, _ in self.l_top]
+            if not students or len(set(students)) < len(students):
+                raise HskdError(
+                    f"depth: l_top pairs {list(self.l_top)} must name one or more student layers, each once."
+                )
+            return tuple(sorted(self.l_top))
+        top = round(Fraction(str(self.l_top)) * teacher_layers) if isinstance(self.l_top, float) else self.l_top
+        if not 1 <= top <= teacher_layers:
+            raise HskdError(f"depth: l_top = {self.l_top} is out of range: the teacher has layers 1..{teacher_layers}.")
+        return uniform_mapping(student_layers, top)
+
+    def kept(self, student_layers: int, teacher_layers: int) -> Pairs:
+        """See the base class.
+
+        Raises:
+            HskdError: ``n`` is more than the mapped layers.
+        """
+        pairs = self.mapping(student_layers, teacher_layers)
+        n = len(pairs) if self.n == "all" else self.n
+        if n > len(pairs):
+            raise HskdError(
+                f"depth: n = {n} is out of range: {len(pairs)} student layers are mapped (embedding included)."
+            )
+        return pairs[-n:]

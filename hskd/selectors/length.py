@@ -1,0 +1,139 @@
+"""Length: which tokens of an example are kept, in each layer."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from hskd.errors import HskdError
+from hskd.selectors.base import All, Registry, Selector, Tokens, mix
+
+
+class LengthSelector(Selector):
+    """Base of the selectors along length: keeps the ``min(k, eligible)`` tokens of highest score in an example.
+
+    Ties go to the earlier token; pads and tokens that are not eligible are never a fallback. A subclass says
+    what a token's score is, and may say which tokens are eligible.
+    """
+
+    k: Annotated[int, Field(ge=1)] | All = "all"
+
+    needs_attention: ClassVar[bool] = False
+    """Whether :meth:`scores` reads the attention that ``[CLS]`` pays."""
+
+    def eligible(self, tokens: Tokens) -> np.ndarray:
+        """Which tokens may be kept, ``(M,)`` bool."""
+        return np.ones(len(tokens.input_ids), bool)
+
+    def scores(self, tokens: Tokens, layer: int, attention: np.ndarray | None) -> np.ndarray:
+        """Importance of each token for student layer ``layer``, ``(M,)``; the highest are kept.
+
+        ``attention`` is, for each token, the share of attention that ``[CLS]`` pays it, ``(M,)`` fp32.
+        """
+        raise NotImplementedError
+
+    def attention_layer(self, teacher_layer: int, top_mapped_layer: int) -> int | None:
+        """The teacher's attention layer (1-based) that ranks the tokens of ``teacher_layer``; None where none does.
+
+        ``top_mapped_layer`` is the teacher layer of the same student layer under the mapping with ``L_top = L_T``.
+        """
+        return None
+
+    def counts(self, tokens: Tokens) -> np.ndarray:
+        """How many tokens of each example are kept, ``(B,)`` int64: the same in every layer."""
+        running = np.concatenate([[0], np.cumsum(self.eligible(tokens))])
+        counts = running[tokens.offsets[1:]] - running[tokens.offsets[:-1]]
+        return counts if self.k == "all" else np.minimum(self.k, counts)
+
+    def select(self, tokens: Tokens, layer: int, attention: np.ndarray | None = None) -> np.ndarray:
+        """Indices into the ``M`` tokens of those kept, in text order, ``(counts.sum(),)``.
+
+        Raises:
+            HskdError: the selector ranks by attention and got none.
+        """
+        eligible = self.eligible(tokens)
+        if self.k == "all":
+            return np.flatnonzero(eligible)
+        if self.needs_attention and attention is None:
+            raise HskdError(f"length={self.selector} ranks tokens by attention, and there is none here.")
+        scores = self.scores(tokens, layer, attention)
+        # Best first within each example; lexsort is stable, so equal scores stay in text order.
+        best_first = np.lexsort((-scores.astype(np.float64), ~eligible, tokens.example))
+        rank = np.arange(len(best_first)) - np.repeat(tokens.offsets[:-1], tokens.lengths)
+        return np.sort(best_first[rank < np.repeat(self.counts(tokens), tokens.lengths)])
+
+
+LENGTH: Registry[LengthSelector] = Registry("length")
+
+
+@LENGTH.register
+class Attention(LengthSelector):
+    """The ``k`` tokens that ``[CLS]`` attends to most: after softmax, mean over heads (paper section 4.2)."""
+
+    selector: Literal["attention"] = "attention"
+    att_map: Literal["same", "top"] = "same"
+    """Whose attention ranks: that of the layer learnt from, or that of the mapping with ``L_top = L_T``."""
+
+    needs_attention: ClassVar[bool] = True
+
+    def scores(self, tokens: Tokens, layer: int, attention: np.ndarray | None) -> np.ndarray:
+        """See the base class."""
+        assert attention is not None
+        return attention
+
+    def attention_layer(self, teacher_layer: int, top_mapped_layer: int) -> int | None:
+        """See the base class; the embedding output, which no attention made, is ranked by the first layer's."""
+        return max(teacher_layer if self.att_map == "same" else top_mapped_layer, 1)
+
+
+@LENGTH.register
+class AttentionNoSep(Attention):
+    """As ``attention``, but ``[SEP]`` is never kept (paper section 4.2)."""
+
+    selector: Literal["attention_no_sep"] = "attention_no_sep"  # type: ignore[assignment]
+
+    def eligible(self, tokens: Tokens) -> np.ndarray:
+        """See the base class."""
+        return tokens.input_ids != tokens.sep_id
+
+
+@LENGTH.register
+class Left(LengthSelector):
+    """The first ``k`` tokens."""
+
+    selector: Literal["left"] = "left"
+
+    def scores(self, tokens: Tokens, layer: int, attention: np.ndarray | None) -> np.ndarray:
+        """See the base class."""
+        return -tokens.position
+
+
+@LENGTH.register
+class Cls(LengthSelector):
+    """``[CLS]`` alone."""
+
+    selector: Literal["cls"] = "cls"
+    k: Literal[1] = 1
+
+    def eligible(self, tokens: Tokens) -> np.ndarray:
+        """See the base class."""
+        return tokens.position == 0
+
+    def scores(self, tokens: Tokens, layer: int, attention: np.ndarray | None) -> np.ndarray:
+        """See the base class."""
+        return -tokens.position
+
+
+@LENGTH.register
+class Random(LengthSelector):
+    """``k`` tokens drawn for each example and layer; the draw depends on ``seed``, example id and layer alone."""
+
+    selector: Literal["random"] = "random"
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    def scores(self, tokens: Tokens, layer: int, attention: np.ndarray | None) -> np.ndarray:
+        """See the base class."""
+        draw = mix(self.seed, layer, np.repeat(tokens.example_ids, tokens.lengths), tokens.position)
+        return (draw >> np.uint64(11)).astype(np.float64)

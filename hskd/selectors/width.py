@@ -1,0 +1,80 @@
+"""Width: which neurons of a kept token are kept."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, field_validator
+
+from hskd.selectors.base import Registry, Selector
+
+
+class WidthSelector(Selector):
+    """Base of the selectors along width: keeps ``max(1, floor(w * d_T))`` neurons of every kept token.
+
+    A subclass gives either one :meth:`fixed` mask, or the :meth:`neurons` of each token.
+    """
+
+    w: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the neurons."""
+
+    @field_validator("w", mode="before")
+    @classmethod
+    def _all_is_one(cls, value: object) -> object:
+        return 1.0 if value == "all" else value
+
+    def count(self, width: int) -> int:
+        """Neurons kept of ``width``. Exact: 0.29 of 100 is 29, though ``0.29 * 100 < 29`` in floating point."""
+        return max(1, int(Fraction(str(self.w)) * width))
+
+    def fixed(self, width: int) -> np.ndarray | None:
+        """The neurons kept in every token, ascending, ``(count,)``; None where they differ from token to token."""
+        return np.arange(width) if self.count(width) == width else None
+
+    def neurons(self, values: torch.Tensor) -> torch.Tensor:
+        """The neurons kept of each token of ``values`` ``(M, d_T)``, ascending, ``(M, count)`` int64."""
+        raise NotImplementedError
+
+
+WIDTH: Registry[WidthSelector] = Registry("width")
+
+
+@WIDTH.register
+class Magnitude(WidthSelector):
+    """The neurons of largest ``|h|``, token by token; ties go to the lower index (paper section 4.3)."""
+
+    selector: Literal["magnitude"] = "magnitude"
+
+    def neurons(self, values: torch.Tensor) -> torch.Tensor:
+        """See the base class."""
+        # topk leaves the order of ties open; a stable sort does not.
+        order = values.abs().sort(dim=1, descending=True, stable=True).indices
+        return order[:, : self.count(values.shape[1])].sort(dim=1).values
+
+
+@WIDTH.register
+class RandomNeurons(WidthSelector):
+    """One mask drawn from ``seed``, the same for every token, example and layer."""
+
+    selector: Literal["random"] = "random"
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    def fixed(self, width: int) -> np.ndarray:
+        """See the base class."""
+        draw = np.random.default_rng(self.seed).choice(width, self.count(width), replace=False)
+        return np.sort(draw)
+
+
+@WIDTH.register
+class UniformNeurons(WidthSelector):
+    """Neurons at even distances, the same for every token, example and layer."""
+
+    selector: Literal["uniform"] = "uniform"
+
+    def fixed(self, width: int) -> np.ndarray:
+        """See the base class."""
+        count = self.count(width)
+        return np.arange(count) * width // count

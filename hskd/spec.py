@@ -1,0 +1,233 @@
+"""The HSK spec: what is kept of a teacher's hidden states, one selector and amount per dimension."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError, field_validator
+
+from hskd.artifacts import canonical_json, fingerprint
+from hskd.errors import HskdError
+from hskd.selectors import (
+    DEPTH,
+    LENGTH,
+    PRECISION,
+    WIDTH,
+    DepthSelector,
+    LengthSelector,
+    PrecisionSelector,
+    Registry,
+    Selector,
+    WidthSelector,
+)
+from hskd.selectors.base import describe
+from hskd.selectors.depth import TopN, uniform_mapping
+from hskd.selectors.length import Left
+from hskd.selectors.precision import FP16
+from hskd.selectors.width import UniformNeurons
+
+DIMENSIONS: dict[str, Registry[Any]] = {"depth": DEPTH, "length": LENGTH, "width": WIDTH, "precision": PRECISION}
+_AMOUNT = {"depth": ("n", "l"), "length": ("k", "t"), "width": ("w", "w")}
+"""The field that holds each dimension's amount, and its unit in the short form."""
+_SHORT = re.compile(r"(?:(all)l?|(\d+)l)_(?:(all)t?|(\d+)t)_(?:(all)[wh]?|(\d*\.?\d+)[wh])")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes that a spec is applied to.
+
+    Attributes:
+        student_layers: ``L_S``, without the embedding output.
+        teacher_layers: ``L_T``, without the embedding output.
+        teacher_width: ``d_T``.
+        labels: outputs of the classifier.
+        vocab_size: of the tokenizer.
+    """
+
+    student_layers: int
+    teacher_layers: int
+    teacher_width: int
+    labels: int
+    vocab_size: int
+
+
+class Layer(NamedTuple):
+    """One kept layer: the student's, the teacher's that it learns from, the attention that ranks its tokens."""
+
+    student: int
+    teacher: int
+    attention: int | None
+
+
+class HSKSpec(BaseModel):
+    """One selector and amount per dimension. :attr:`canonical` identifies it; :attr:`label` names it for people."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    depth: SerializeAsAny[DepthSelector] = TopN()
+    length: SerializeAsAny[LengthSelector] = Left()
+    width: SerializeAsAny[WidthSelector] = UniformNeurons()
+    precision: SerializeAsAny[PrecisionSelector] = FP16()
+
+    @field_validator("depth", "length", "width", "precision", mode="before")
+    @classmethod
+    def _from_registry(cls, value: Any, info: Any) -> Selector:
+        return DIMENSIONS[info.field_name].parse(value)  # type: ignore[no-any-return]
+
+    @classmethod
+    def parse(cls, text: str | dict[str, Any] | HSKSpec) -> HSKSpec:
+        """A spec from its short form, from JSON, or from the path of a JSON file.
+
+        The short form is ``1l_10t_0.1w`` (``h`` for ``w`` as in the paper, ``all`` for everything), then
+        comma-separated changes: a selector (``length=left``) or one of a selector's fields (``l_top=5``,
+        ``length.seed=3``). An amount given as a number means ``top_n``, ``attention_no_sep``, ``magnitude``.
+
+        Raises:
+            HskdError: the text is none of these, a selector is unknown, or an amount is out of range.
+        """
+        if isinstance(text, HSKSpec):
+            return text
+        if isinstance(text, dict):
+            return cls._validate(text)
+        if text.endswith(".json"):
+            path = Path(text)
+            if not path.is_file():
+                raise HskdError(f"spec: {text}: no such file.")
+            text = path.read_text(encoding="utf-8")
+        if text.lstrip().startswith("{"):
+            try:
+                return cls._validate(json.loads(text))
+            except json.JSONDecodeError as error:
+                raise HskdError(f"spec: not valid JSON ({error}).") from None
+        short, *changes = text.strip().split(",")
+        match = _SHORT.fullmatch(short)
+        if not match:
+            raise HskdError(
+                f"spec {text!r}: expected layers_tokens_width such as 1l_10t_0.1w or all_all_all, then changes such as "
+                "length=left or l_top=5, separated by commas; or JSON; or the path of a .json file."
+            )
+        _, n, _, k, _, w = match.groups()
+        fields: dict[str, dict[str, Any]] = {
+            "depth": {"selector": "top_n", "n": int(n) if n else "all"},
+            "length": {"selector": "attention_no_sep", "k": int(k)} if k else {"selector": "left", "k": "all"},
+            "width": {"selector": "magnitude", "w": float(w)} if w else {"selector": "uniform", "w": 1.0},
+            "precision": {"selector": "fp16"},
+        }
+        for change in changes:
+            _apply_change(fields, change.strip(), text)
+        return cls._validate(fields)
+
+    @classmethod
+    def _validate(cls, fields: Any) -> HSKSpec:
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise HskdError(f"spec: {describe(error)}.") from None
+
+    def __eq__(self, other: object) -> bool:
+        """Compare :attr:`canonical`: field by field, ``l_top=1`` (layer 1) would equal ``l_top=1.0`` (all layers)."""
+        return isinstance(other, HSKSpec) and self.canonical == other.canonical
+
+    def full(self) -> HSKSpec:
+        """Full HSK of the same mapping: every mapped layer, real token and neuron, at the same precision."""
+        return HSKSpec(depth=self.depth.all_layers(), precision=self.precision)
+
+    @property
+    def canonical(self) -> str:
+        """JSON with every field, keys sorted: equal specs, and only they, have equal text."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that identify the spec."""
+        return fingerprint(self.model_dump(mode="json"))
+
+    @property
+    def label(self) -> str:
+        """The short form; :meth:`parse` turns it back into this spec (explicit layer pairs excepted)."""
+        short = "_".join(
+            _amount_text(getattr(getattr(self, dimension), field, "all"), unit)
+            for dimension, (field, unit) in _AMOUNT.items()
+        )
+        return ",".join([short, *_changes(HSKSpec.parse(short), self)])
+
+    def layers(self, shape: Shape) -> tuple[Layer, ...]:
+        """The kept layers, from the lowest up.
+
+        Raises:
+            HskdError: the student or the teacher lacks a layer that the spec names.
+        """
+        top = dict(uniform_mapping(shape.student_layers, shape.teacher_layers))
+        return tuple(
+            Layer(student, teacher, self.length.attention_layer(teacher, top[student]))
+            for student, teacher in self.depth.kept(shape.student_layers, shape.teacher_layers)
+        )
+
+    def kept_arrays(self, shape: Shape, max_length: int) -> dict[str, tuple[torch.dtype, int]]:
+        """What a store holds for each kept token: name -> (dtype, elements over all kept layers).
+
+        Neurons that differ from token to token take the smaller of a bit mask (``d`` bits) and 16-bit indices;
+        positions take a byte where no example has more than 256 tokens.
+        """
+        layers = len(self.layers(shape))
+        count = self.width.count(shape.teacher_width)
+        arrays = {name: (dtype, layers * elements) for name, (dtype, elements) in self.precision.layout(count).items()}
+        if self.length != Left():
+            arrays["positions"] = (torch.uint8 if max_length <= 256 else torch.uint16, layers)
+        if self.width.fixed(shape.teacher_width) is None:
+            mask_bytes = -(-shape.teacher_width // 8)
+            as_mask = mask_bytes <= 2 * count
+            arrays["neurons"] = (torch.uint8, layers * mask_bytes) if as_mask else (torch.uint16, layers * count)
+        return arrays
+
+
+def _amount_text(amount: int | float | str, unit: str) -> str:
+    everything = amount == "all" or (unit == "w" and amount == 1)
+    return "all" if everything else f"{Decimal(str(amount)):f}{unit}"
+
+
+def _settings(dimension: str, selector: str) -> list[str]:
+    """A selector's fields apart from its name and its amount."""
+    amount, _ = _AMOUNT.get(dimension, ("", ""))
+    return [field for field in DIMENSIONS[dimension][selector].model_fields if field not in ("selector", amount)]
+
+
+def _apply_change(fields: dict[str, dict[str, Any]], change: str, text: str) -> None:
+    """Apply ``dimension=selector`` or ``[dimension.]field=value`` to the fields of a spec."""
+    name, equals, value = change.partition("=")
+    if not equals:
+        raise HskdError(f"spec {text!r}: {change!r}: expected name=value, such as length=left or l_top=5.")
+    if name in fields:
+        amount, _ = _AMOUNT.get(name, ("", ""))
+        kept = {amount: fields[name][amount]} if amount in DIMENSIONS[name][value].model_fields else {}
+        fields[name] = {"selector": value, **kept}
+        return
+    known = [f"{owner}.{field}" for owner in fields for field in _settings(owner, fields[owner]["selector"])]
+    matches = [full for full in known if name in (full, full.partition(".")[2])]
+    if len(matches) != 1:
+        raise HskdError(f"spec {text!r}: {name!r} must name one of: {', '.join(matches or [*fields, *known])}.")
+    owner, _, field = matches[0].partition(".")
+    try:
+        fields[owner][field] = json.loads(value)
+    except json.JSONDecodeError:
+        fields[owner][field] = value
+
+
+def _changes(base: HSKSpec, spec: HSKSpec) -> Iterator[str]:
+    """What must be written behind the short form of ``base`` to get ``spec``."""
+    for dimension in DIMENSIONS:
+        mine: Selector = getattr(spec, dimension)
+        theirs: Selector = getattr(base, dimension)
+        if mine.selector != theirs.selector:
+            yield f"{dimension}={mine.selector}"
+        for field in _settings(dimension, mine.selector):
+            value = getattr(mine, field)
+            if repr(value) != repr(type(mine).model_fields[field].default):  # 1 == 1.0, but l_top=1 is a layer
+                yield f"{dimension}.{field}={value}"

@@ -1,0 +1,151 @@
+"""Derive many: the compact store of one spec, ranked and cut from a superset, with no teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hskd.errors import HskdError, MismatchError
+from hskd.knowledge import KeptHSK, select_hsk
+from hskd.runtime import provenance
+from hskd.spec import HSKSpec, Shape
+from hskd.store.layout import ArraySpec, derived_arrays, plan_shards, total_bytes
+from hskd.store.manifest import Manifest
+from hskd.store.reader import Store, pack_neurons
+from hskd.store.writer import Shard, write_store
+
+_CHUNK_TOKENS = 2**15
+
+
+def derive(
+    superset: Store,
+    spec: HSKSpec,
+    student_layers: int,
+    folder: Path,
+    *,
+    report: Callable[[str], None] = lambda message: None,
+    advance: Callable[[int], None] = lambda examples: None,
+) -> Store:
+    """Write what ``spec`` keeps of ``superset`` into ``folder``; resumable and reused as an extraction is.
+
+    Args:
+        superset: an open superset store.
+        spec: what to keep.
+        student_layers: ``L_S``, which the layer mapping depends on.
+        folder: where the store will lie.
+        report: receives a line on bytes needed and free.
+        advance: receives the number of examples done, after every shard.
+
+    Raises:
+        HskdError: the superset lacks a layer, an attention layer or the precision that the spec asks for.
+        MismatchError: ``folder`` holds another store.
+    """
+    held = superset.manifest
+    labels = max(len(held.origin.label_names), 1)
+    shape = Shape(student_layers, held.teacher_layers, held.teacher_width, labels, held.vocab_size)
+    require_served(superset, spec, shape)
+    layers = spec.layers(shape)
+    arrays = derived_arrays(spec, shape, held.origin.max_length)
+    mask = spec.width.fixed(held.teacher_width)
+    plan = Manifest(
+        kind="derived",
+        origin=held.origin,
+        teacher_layers=held.teacher_layers,
+        teacher_width=held.teacher_width,
+        vocab_size=held.vocab_size,
+        special_ids=held.special_ids,
+        layers=tuple(layer.student for layer in layers),
+        mapped=tuple(layer.teacher for layer in layers),
+        student_layers=student_layers,
+        precision=spec.precision.selector,
+        spec=spec.model_dump(mode="json"),
+        fixed_neurons=None if mask is None or len(mask) == held.teacher_width else tuple(int(i) for i in mask),
+        examples=len(superset),
+        made_by=provenance() | {"superset": held.fingerprint},
+    )
+
+    def make_shard(span: range) -> Shard:
+        parts = []
+        for rows in _chunks(np.arange(span.start, span.stop), superset.lengths):
+            states = superset.states(rows)
+            kept = select_hsk(spec, layers, states)
+            parts.append(_arrays_of(kept, spec, arrays, held.teacher_width) | _addresses(superset, rows, arrays))
+        advance(len(span))
+        return {name: torch.cat([part[name] for part in parts]) for name in arrays}
+
+    counts = spec.length.counts(superset.tokens(np.arange(len(superset))))
+    needed = total_bytes(arrays, len(superset), int(superset.lengths.sum()), int(counts.sum()))
+    write_store(folder, plan, plan_shards(arrays, superset.lengths, counts), needed, make_shard, report)
+    return Store.open(folder)
+
+
+def require_served(superset: Store, spec: HSKSpec, shape: Shape) -> None:
+    """Refuse a spec that the superset cannot serve.
+
+    Raises:
+        HskdError: says what the superset lacks and how to extract one that has it.
+        MismatchError: the store is not a superset.
+    """
+    held = superset.manifest
+    if held.kind != "superset":
+        raise MismatchError(
+            f"{superset.folder}: is the store of the spec {superset.spec.label if superset.spec else '?'}, not a "
+            "superset; derive from the superset that it was derived from."
+        )
+    layers = spec.layers(shape)
+    lacking = sorted({layer.teacher for layer in layers} - set(held.layers))
+    attention = {layer.attention for layer in layers if layer.attention is not None}
+    if lacking:
+        raise HskdError(
+            f"spec {spec.label}: needs teacher layers {lacking}, which {superset.folder} does not hold (it holds "
+            f"{list(held.layers)}); extract a superset with --layers {_listed({*held.layers, *lacking})}."
+        )
+    if not attention <= set(held.attention_layers):
+        raise HskdError(
+            f"spec {spec.label}: ranks tokens by attention layers {_listed(attention)}, and {superset.folder} holds "
+            f"{list(held.attention_layers)}; extract a superset with --attention-layers "
+            f"{_listed({*held.attention_layers, *attention})}."
+        )
+    if held.precision not in ("fp32", spec.precision.selector):
+        raise HskdError(
+            f"spec {spec.label}: keeps values in {spec.precision.selector}, and {superset.folder} holds "
+            f"{held.precision}; extract a superset with --precision fp32, or ask for precision={held.precision}."
+        )
+
+
+def _listed(layers: set[int]) -> str:
+    return ",".join(map(str, sorted(layers)))
+
+
+def _chunks(rows: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    """Cut ``rows`` so that the tokens of a chunk fit in memory at full width."""
+    running = np.cumsum(lengths[rows])
+    cuts = np.flatnonzero(np.diff((running - lengths[rows]) // _CHUNK_TOKENS)) + 1
+    return np.split(rows, cuts)
+
+
+def _addresses(superset: Store, rows: np.ndarray, arrays: dict[str, ArraySpec]) -> Shard:
+    addresses = {
+        "example_ids": torch.from_numpy(superset.example_ids[rows]),
+        "lengths": torch.from_numpy(superset.lengths[rows]),
+        "token_ids": torch.from_numpy(superset.token_ids(rows)),
+    }
+    return {name: tensor.to(arrays[name].dtype) for name, tensor in addresses.items()} | {
+        "logits": superset.logits(rows)
+    }
+
+
+def _arrays_of(kept: KeptHSK, spec: HSKSpec, arrays: dict[str, ArraySpec], width: int) -> Shard:
+    # select_hsk has rounded the values already; encoding them again changes nothing.
+    shard = {name: tensor.flatten(1) for name, tensor in spec.precision.encode(kept.values).items()}
+    if "counts" in arrays:
+        shard["counts"] = kept.counts.to(arrays["counts"].dtype)
+    if "positions" in arrays:
+        shard["positions"] = kept.positions.to(arrays["positions"].dtype)
+    if "neurons" in arrays:
+        assert kept.neurons is not None
+        shard["neurons"] = pack_neurons(kept.neurons, width, arrays["neurons"].dtype == torch.uint8)
+    return shard

@@ -1,0 +1,172 @@
+"""Extract once: one pass of the teacher over the data writes a superset that any spec can be derived from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hskd.artifacts import format_bytes
+from hskd.errors import HskdError
+from hskd.runtime import provenance
+from hskd.selectors import PRECISION
+from hskd.spec import HSKSpec, Shape
+from hskd.store.layout import ArraySpec, plan_shards, ragged_rows, superset_arrays, total_bytes
+from hskd.store.manifest import Manifest, Origin
+from hskd.store.reader import Store
+from hskd.store.writer import Shard, write_store
+from hskd.tasks import Task, TokenizedSplit, sequential_batches
+from hskd.teachers.forward import teacher_forward
+from hskd.teachers.loading import Teacher
+
+
+@dataclass(frozen=True)
+class Superset:
+    """What a superset must hold so that every spec of a study can be derived from it.
+
+    Attributes:
+        layers: teacher layers, ascending.
+        attention_layers: attention layers (1-based) whose ``[CLS]`` row is needed.
+        precision: name of the precision; fp32 serves every spec, fp16 and bf16 those of the same precision.
+    """
+
+    layers: tuple[int, ...]
+    attention_layers: tuple[int, ...]
+    precision: str = "fp32"
+
+    @classmethod
+    def of(cls, specs: Iterable[HSKSpec], shape: Shape) -> Superset:
+        """The union of what ``specs`` ask for.
+
+        Raises:
+            HskdError: a spec names a layer that the student or the teacher lacks.
+        """
+        specs = list(specs)
+        kept = [layer for spec in specs for layer in spec.layers(shape)]
+        precisions = {spec.precision.selector for spec in specs}
+        return cls(
+            layers=tuple(sorted({layer.teacher for layer in kept})),
+            attention_layers=tuple(sorted({layer.attention for layer in kept if layer.attention is not None})),
+            precision=precisions.pop() if len(precisions) == 1 else "fp32",
+        )
+
+
+def extract(
+    teacher: Teacher,
+    task: Task,
+    split: TokenizedSplit,
+    superset: Superset,
+    folder: Path,
+    *,
+    dtype: str = "fp32",
+    batch_size: int = 32,
+    report: Callable[[str], None] = lambda message: None,
+    advance: Callable[[int], None] = lambda examples: None,
+) -> Store:
+    """Run the teacher over ``split`` once and write the superset store into ``folder``.
+
+    A killed extraction goes on after the last whole shard and ends with the same bytes; a finished one is reused.
+
+    Args:
+        teacher: the fine-tuned teacher.
+        task: its task.
+        split: the tokenised examples.
+        superset: what to hold.
+        folder: where the store will lie.
+        dtype: precision of the teacher's forward pass, resolved: fp32, or bf16 for autocast.
+        batch_size: examples in a forward pass; the store does not depend on it but to rounding.
+        report: receives a line on bytes needed and free.
+        advance: receives the number of examples done, after every batch.
+
+    Raises:
+        HskdError: a layer is out of range, or the disk is too full.
+        MismatchError: ``folder`` holds another store.
+    """
+    config = teacher.model.config
+    for layer in (*superset.layers, *superset.attention_layers):
+        if not 0 <= layer <= config.num_hidden_layers:
+            raise HskdError(f"layer {layer} is out of range: the teacher has layers 0..{config.num_hidden_layers}.")
+    precision = PRECISION[superset.precision]()  # type: ignore[call-arg]
+    arrays = superset_arrays(
+        len(superset.layers),
+        len(superset.attention_layers),
+        config.hidden_size,
+        config.num_labels,
+        precision,
+        split.max_length,
+        config.vocab_size,
+    )
+    plan = Manifest(
+        kind="superset",
+        origin=Origin(
+            teacher=teacher.fingerprint,
+            tokenizer=teacher.tokenizer_fingerprint,
+            data=split.fingerprint,
+            task=task.name,
+            label_names=task.label_names,
+            max_length=split.max_length,
+            dtype=dtype,
+        ),
+        teacher_layers=config.num_hidden_layers,
+        teacher_width=config.hidden_size,
+        vocab_size=config.vocab_size,
+        special_ids={"cls": split.cls_id, "sep": split.sep_id, "pad": split.pad_id},
+        layers=superset.layers,
+        mapped=superset.layers,
+        attention_layers=superset.attention_layers,
+        precision=superset.precision,
+        examples=len(split),
+        made_by=provenance(),
+    )
+
+    def make_shard(span: range) -> Shard:
+        shard = empty_shard(arrays, split, span)
+        starts = split.offsets[span.start : span.stop] - split.offsets[span.start]
+        for order in sequential_batches(split.lengths[span.start : span.stop], batch_size):
+            output = teacher_forward(
+                teacher.model,
+                split.collate(order + span.start),
+                split.sep_id,
+                superset.layers,
+                superset.attention_layers,
+                dtype,
+            )
+            rows = torch.from_numpy(ragged_rows(starts[order], output.states.tokens.lengths))
+            if superset.layers:
+                hidden = torch.stack([output.states.hidden[layer].cpu() for layer in superset.layers], dim=1)
+                for name, tensor in precision.encode(hidden).items():
+                    shard[name][rows] = tensor.flatten(1)
+            if superset.attention_layers:
+                shares = np.stack([output.states.attention[layer] for layer in superset.attention_layers], axis=1)
+                shard["attention"][rows] = torch.from_numpy(shares)
+            shard["logits"][torch.from_numpy(order)] = output.logits.cpu()
+            advance(len(order))
+        _require_finite(shard["values"], superset.precision)
+        return shard
+
+    needed = total_bytes(arrays, len(split), int(split.offsets[-1]), int(split.offsets[-1]))
+    ranges = plan_shards(arrays, split.lengths, split.lengths)
+    manifest = write_store(folder, plan, ranges, needed, make_shard, report)
+    report(f"{folder}: {manifest.examples} examples, {format_bytes(manifest.bytes)}")
+    return Store.open(folder)
+
+
+def empty_shard(arrays: dict[str, ArraySpec], split: TokenizedSplit, span: range) -> Shard:
+    """Arrays for the examples of ``span``, addresses filled in, knowledge still zero."""
+    tokens = slice(int(split.offsets[span.start]), int(split.offsets[span.stop]))
+    rows = {"example": len(span), "token": tokens.stop - tokens.start, "kept": tokens.stop - tokens.start}
+    shard = {name: torch.zeros((rows[array.per], array.elements), dtype=array.dtype) for name, array in arrays.items()}
+    filled = {
+        "example_ids": split.ids[span.start : span.stop],
+        "lengths": split.lengths[span.start : span.stop],
+        "token_ids": split.input_ids[tokens],
+    }
+    return shard | {name: torch.from_numpy(np.array(array)).to(arrays[name].dtype) for name, array in filled.items()}
+
+
+def _require_finite(values: torch.Tensor, precision: str) -> None:
+    if values.is_floating_point() and not torch.isfinite(values).all():
+        raise HskdError(f"a hidden state does not fit into {precision}; extract with --precision bf16 or fp32.")

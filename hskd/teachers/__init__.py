@@ -1,0 +1,1 @@
+"""Teachers: loading, fine-tuning, and the forward pass that gives up their knowledge."""

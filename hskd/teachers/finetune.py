@@ -1,0 +1,131 @@
+"""Fine-tuning a teacher, with its metrics and provenance beside it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from transformers import set_seed
+
+from hskd.artifacts import build, read_json, write_json
+from hskd.runtime import provenance
+from hskd.tasks import Task, TokenizedSplit
+from hskd.teachers.loading import load_classifier, load_tokenizer
+from hskd.training import Callbacks, GoldTrainer, score, training_arguments
+
+METRICS_FILE = "metrics.json"
+
+
+class TeacherSettings(BaseModel):
+    """Settings of a teacher's fine-tuning; the defaults are the paper's (section 5.1)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epochs: Annotated[int, Field(ge=1, description="Epochs.")] = 5
+    lr: Annotated[float, Field(gt=0, description="Peak learning rate, linear after warm-up.")] = 2e-5
+    warmup: Annotated[float, Field(ge=0, lt=1, description="Share of the steps that warms up.")] = 0.1
+    batch_size: Annotated[int, Field(ge=1, description="Examples in a batch.")] = 32
+    weight_decay: Annotated[float, Field(ge=0, description="AdamW's, but on biases and LayerNorms.")] = 0.01
+    seed: Annotated[int, Field(ge=0, description="Decides the classifier's initialisation, batches and dropout.")] = 0
+
+
+def finetune(
+    model_name: str,
+    task: Task,
+    splits: Mapping[str, TokenizedSplit],
+    settings: TeacherSettings,
+    folder: Path,
+    *,
+    dtype: str,
+    device: torch.device,
+    report_to: str = "none",
+    begin_stage: Callable[[str, int], None] = lambda stage, steps: None,
+    advance: Callable[[], None] = lambda: None,
+) -> Path:
+    """Fine-tune an encoder on a task and save model, tokenizer and ``metrics.json`` in ``folder``.
+
+    A killed run goes on after its last epoch; a finished one is left as it is.
+
+    Args:
+        model_name: a local folder, a hub name, or ``offline:minilm``.
+        task: its labels name the outputs.
+        splits: train and dev, perhaps test; scores are computed for those that have labels.
+        settings: epochs, rates, seed.
+        folder: where the teacher will lie.
+        dtype: resolved: fp32, or bf16 for autocast.
+        device: where it trains.
+        report_to: a reporter of ``transformers.Trainer``.
+        begin_stage: receives the stage's name and its number of steps.
+        advance: called after every step.
+
+    Raises:
+        HskdError: the model cannot be loaded, or the loss is not finite.
+    """
+
+    def builder(partial: Path) -> None:
+        set_seed(settings.seed)
+        labels = dict(enumerate(task.label_names)) or {0: "score"}
+        model = load_classifier(
+            model_name,
+            task,
+            num_labels=len(labels),
+            id2label=labels,
+            label2id={label: i for i, label in labels.items()},
+            ignore_mismatched_sizes=True,
+        ).to(device)
+        arguments = training_arguments(
+            partial / "training",
+            epochs=settings.epochs,
+            learning_rate=settings.lr,
+            schedule="linear",
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            dtype=dtype,
+            device=device,
+            warmup_steps=settings.warmup,
+            weight_decay=settings.weight_decay,
+            checkpoints=True,
+            report_to=report_to,
+        )
+        trainer = GoldTrainer(model, arguments, splits["train"], "teacher")
+        trainer.add_callback(Callbacks(on_step=advance))
+        begin_stage("teacher", settings.epochs * len(trainer.get_train_dataloader()))
+        set_seed(settings.seed)
+        start = time.perf_counter()
+        trainer.run()
+        seconds = time.perf_counter() - start
+        model.save_pretrained(partial)
+        load_tokenizer(model_name).save_pretrained(partial)
+        write_json(
+            partial / METRICS_FILE,
+            {
+                "model": model_name,
+                "task": task.name,
+                "settings": settings.model_dump(mode="json"),
+                "metrics": {
+                    name: score(model, task, split, dtype)
+                    for name, split in splits.items()
+                    if name != "train" and split.labels is not None
+                },
+                "train_examples": len(splits["train"]),
+                "seconds": seconds,
+                "clipped_share": trainer.clipped_share,
+                "dtype": dtype,
+                "device": str(device),
+                "threads": torch.get_num_threads(),
+                "made_by": provenance(),
+            },
+        )
+        shutil.rmtree(partial / "training")
+
+    return build(folder, builder)
+
+
+def teacher_metrics(folder: Path) -> dict[str, Any]:
+    """What ``finetune`` wrote beside a teacher."""
+    return read_json(folder / METRICS_FILE)  # type: ignore[no-any-return]

