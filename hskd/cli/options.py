@@ -1,0 +1,101 @@
+"""Command-line options made from settings: a field is declared once, its description is the help."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import typer
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from rich.markup import escape
+
+from hskd.errors import HskdError
+
+
+class TaskOptions(BaseModel):
+    """Which examples."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: Annotated[str, Field(description="mr, cola, rte, sst2, or custom for your own files.")] = "mr"
+    data: Annotated[
+        str | None,
+        Field(description="Folder of official TSV files, or (custom) a folder with train/dev[/test], or one file."),
+    ] = None
+    text_columns: Annotated[str | None, Field(description="custom: the text column, or two, separated by a comma.")] = (
+        None
+    )
+    label_column: Annotated[str | None, Field(description="custom: the label column.")] = None
+    max_length: Annotated[int | None, Field(ge=3, description="Tokens an example is cut to [default: the task's].")] = (
+        None
+    )
+    work: Annotated[Path, Field(description="Folder for what can be made again, such as tokenised examples.")] = Path(
+        "work"
+    )
+
+
+class RunOptions(BaseModel):
+    """On what machine, how."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dtype: Annotated[
+        Literal["auto", "fp32", "bf16"], Field(description="auto: bf16 autocast where it is native, else fp32.")
+    ] = "auto"
+    device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1, mps.")] = "auto"
+    threads: Annotated[int | None, Field(ge=1, description="CPU threads; their number changes the bits.")] = None
+
+
+def with_settings(**models: type[BaseModel]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one option for every field of ``models``, and pass it the validated objects by name.
+
+    Args:
+        models: parameter name of the command -> settings class.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(command, include_extras=True)
+        parameters = [
+            parameter.replace(annotation=hints[name])
+            for name, parameter in inspect.signature(command).parameters.items()
+            if name not in models
+        ]
+        for model in models.values():
+            for name, field in model.model_fields.items():
+                option = typer.Option(
+                    help=escape(field.description or ""), rich_help_panel=(model.__doc__ or "").splitlines()[0]
+                )
+                parameters.append(
+                    inspect.Parameter(
+                        name,
+                        inspect.Parameter.KEYWORD_ONLY,
+                        default=field.default,
+                        annotation=Annotated[field.annotation, option],  # type: ignore[name-defined]
+                    )
+                )
+
+        @wraps(command)
+        def run(**given: Any) -> None:
+            objects = {
+                parameter: _validated(model, {name: given.pop(name) for name in model.model_fields})
+                for parameter, model in models.items()
+            }
+            command(**given, **objects)
+
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return decorate
+
+
+def _validated(model: type[BaseModel], fields: dict[str, Any]) -> BaseModel:
+    try:
+        return model(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        flag = "--" + str(first["loc"][0]).replace("_", "-")
+        raise HskdError(f"{flag} {first['input']}: {first['msg']}.") from None

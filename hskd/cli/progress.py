@@ -1,0 +1,71 @@
+"""Progress on the terminal: bars where someone watches, plain lines where not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Display:
+    """One progress bar at a time."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._bar: TaskID | None = None
+        self.prefix = ""
+
+    def begin(self, title: str, total: int) -> None:
+        """Start a bar of ``total`` steps; the one before is finished."""
+        self.end()
+        if console.is_terminal:
+            self._bar = self._progress.add_task(self.prefix + title, total=total)
+        else:
+            console.print(f"{self.prefix}{title}: {total} steps")
+
+    def advance(self, steps: int = 1) -> None:
+        """Move the bar on."""
+        if self._bar is not None:
+            self._progress.advance(self._bar, steps)
+
+    def step(self) -> None:
+        """Move the bar on by one."""
+        self.advance()
+
+    def end(self) -> None:
+        """Finish the bar."""
+        if self._bar is not None:
+            self._progress.remove_task(self._bar)
+            self._bar = None
+
+    def say(self, message: str) -> None:
+        """Print a line above the bar."""
+        console.print(self.prefix + message)
+
+
+@contextmanager
+def display() -> Iterator[Display]:
+    """A display for the length of a command."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        shown = Display(progress)
+        yield shown
+        shown.end()

@@ -1,0 +1,164 @@
+"""``hskd store``: extract, derive, inspect, verify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from hskd.artifacts import format_bytes
+from hskd.cli.options import RunOptions, TaskOptions, with_settings
+from hskd.cli.progress import display
+from hskd.cli.setting import Machine, load_splits, require_folder, train_examples
+from hskd.errors import HskdError
+from hskd.selectors import PRECISION
+from hskd.spec import HSKSpec
+from hskd.store.derive import derive as derive_store
+from hskd.store.extract import Superset
+from hskd.store.extract import extract as extract_store
+from hskd.store.manifest import Manifest
+from hskd.store.reader import Store
+from hskd.teachers.loading import Teacher
+
+app = typer.Typer(help="The teacher's knowledge on disk: extract once, derive many.", no_args_is_help=True)
+
+SPEC_HELP = (
+    "What to keep: layers_tokens_width such as 1l_10t_0.1w or all_all_all, then changes such as length=left or l_top=5 "
+    "after commas; or a .json file."
+)
+
+
+@app.command()
+@with_settings(task=TaskOptions, run=RunOptions)
+def extract(
+    teacher: Annotated[Path, typer.Option(help="Folder of the fine-tuned teacher.")],
+    out: Annotated[Path, typer.Option(help="Folder of the store.")],
+    spec: Annotated[list[str] | None, typer.Option(help="Hold what this spec needs; repeatable. " + SPEC_HELP)] = None,
+    student_layers: Annotated[int | None, typer.Option(min=1, help="Layers of the student; goes with --spec.")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Instead of --spec: teacher layers to hold, such as 0,2,4,6.")
+    ] = None,
+    attention_layers: Annotated[
+        str | None, typer.Option(help="Instead of --spec: attention layers (1-based) whose CLS row to hold.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32 serves every spec; fp16 takes half [default: the specs'].")
+    ] = None,
+    train_count: Annotated[
+        int | None, typer.Option("--train-examples", min=1, help="A fixed random subset (default: all).")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples in a forward pass.")] = 32,
+    *,
+    task: TaskOptions,
+    run: RunOptions,
+) -> None:
+    """Run the teacher over the training examples once and write a superset store. Run again to resume.
+
+    Without --spec and --layers it holds every layer and every attention row.
+    """
+    machine = Machine.of(run)
+    require_folder("--teacher", teacher, "hskd teacher")
+    if precision is not None:
+        PRECISION[precision]
+    data, splits = load_splits(task, str(teacher))
+    loaded = Teacher.load(str(teacher), data.task)
+    loaded.model.to(machine.device)
+    depth = loaded.model.config.num_hidden_layers
+    if spec:
+        if student_layers is None or layers or attention_layers:
+            raise HskdError("--spec goes with --student-layers, and without --layers and --attention-layers.")
+        superset = Superset.of([HSKSpec.parse(text) for text in spec], loaded.shape(student_layers))
+        superset = Superset(superset.layers, superset.attention_layers, precision or superset.precision)
+    else:
+        superset = Superset(
+            _numbers("--layers", layers, range(depth + 1)),
+            _numbers("--attention-layers", attention_layers, range(1, depth + 1)),
+            precision or "fp16",
+        )
+    examples = train_examples(splits, train_count)
+    with display() as shown:
+        shown.begin("extract", len(examples))
+        store = extract_store(
+            loaded,
+            data.task,
+            examples,
+            superset,
+            out,
+            dtype=machine.dtype,
+            batch_size=batch_size,
+            report=shown.say,
+            advance=shown.advance,
+        )
+    print(f"store: {store.folder}")
+
+
+@app.command()
+def derive(
+    superset: Annotated[Path, typer.Argument(help="Folder of the superset store.")],
+    spec: Annotated[str, typer.Option(help=SPEC_HELP)],
+    student_layers: Annotated[int, typer.Option(min=1, help="Layers of the student.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new store.")],
+) -> None:
+    """Write what one spec keeps of a superset, without the teacher."""
+    source = Store.open(superset)
+    with display() as shown:
+        shown.begin("derive", len(source))
+        store = derive_store(source, HSKSpec.parse(spec), student_layers, out, report=shown.say, advance=shown.advance)
+    print(f"store: {store.folder}")
+
+
+@app.command()
+def inspect(path: Annotated[Path, typer.Argument(help="Folder of a store.")]) -> None:
+    """Say what a store holds and what it was made from."""
+    manifest = Manifest.read(path)
+    tokens, kept = (sum(getattr(shard, name) for shard in manifest.shards) for name in ("tokens", "kept"))
+    table = Table(show_header=False, title=str(path))
+    rows = {
+        "kind": manifest.kind,
+        "spec": HSKSpec.parse(manifest.spec).label if manifest.spec else None,
+        "task": manifest.origin.task,
+        "labels": ", ".join(manifest.origin.label_names) or None,
+        "teacher layers": ", ".join(map(str, manifest.mapped)),
+        "student layers": ", ".join(map(str, manifest.layers)) if manifest.kind == "derived" else None,
+        "attention layers": ", ".join(map(str, manifest.attention_layers)) or None,
+        "width": manifest.teacher_width,
+        "precision": manifest.precision,
+        "examples": f"{manifest.examples:,}",
+        "real tokens": f"{tokens:,}",
+        "kept tokens a layer": f"{kept:,}",
+        "on disk": f"{format_bytes(manifest.bytes)} in {len(manifest.shards)} shards",
+        "bytes an example": f"{manifest.bytes / manifest.examples:,.0f}",
+        "maximum length": manifest.origin.max_length,
+        "teacher computed in": manifest.origin.dtype,
+        "teacher fingerprint": manifest.origin.teacher,
+        "tokenizer fingerprint": manifest.origin.tokenizer,
+        "data fingerprint": manifest.origin.data,
+        "made by": ", ".join(f"{name} {value}" for name, value in manifest.made_by.items() if value is not None),
+    }
+    for name, value in rows.items():
+        if value is not None:
+            table.add_row(name, str(value))
+    Console().print(table)
+
+
+@app.command()
+def verify(path: Annotated[Path, typer.Argument(help="Folder of a store.")]) -> None:
+    """Compare every shard with its checksum."""
+    store = Store.open(path)
+    store.verify()
+    print(f"{path}: {len(store.manifest.shards)} shards, {len(store)} examples: as written")
+
+
+def _numbers(flag: str, text: str | None, every: range) -> tuple[int, ...]:
+    if text is None:
+        return tuple(every)
+    try:
+        numbers = {int(part) for part in text.split(",") if part.strip()}
+    except ValueError:
+        raise HskdError(f"{flag} {text}: expected whole numbers separated by commas, such as 0,2,4,6.") from None
+    if not numbers <= set(every):
+        raise HskdError(f"{flag} {text}: the teacher has {every.start}..{every.stop - 1}.")
+    return tuple(sorted(numbers))
