@@ -16,8 +16,6 @@ from filelock import FileLock
 
 from hskd.errors import CorruptionError, HskdError
 
-ARTIFACT_FILE = "artifact.json"
-
 
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text."""
@@ -103,7 +101,7 @@ def build(folder: Path, builder: Callable[[Path], None]) -> Path:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
             if not folder.exists():
                 partial = folder.with_name(folder.name + ".partial")
                 partial.mkdir(exist_ok=True)
@@ -115,23 +113,21 @@ def build(folder: Path, builder: Callable[[Path], None]) -> Path:
 
 
 class Workspace:
-    """The folder that holds every artifact: ``<root>/<kind>/<key>``, the key being a fingerprint of the recipe."""
+    """The folder that holds every artifact, as ``<root>/<kind>/<key>``: the key is a fingerprint of the recipe."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def path(self, kind: str, recipe: dict[str, Any]) -> Path:
-        """Where the artifact of ``kind`` made by ``recipe`` lies, or will lie."""
-        return self.root / kind / fingerprint(recipe)
+    def folder(self, kind: str, recipe: dict[str, Any]) -> Path:
+        """Where the artifact of ``kind`` made by ``recipe`` lies, or will lie.
 
-    def build(self, kind: str, recipe: dict[str, Any], builder: Callable[[Path], None]) -> Path:
-        """The artifact of ``kind`` made by ``recipe``: found, or built by ``builder`` with the recipe beside it."""
-
-        def with_recipe(partial: Path) -> None:
-            builder(partial)
-            write_json(partial / ARTIFACT_FILE, {"kind": kind, "recipe": recipe})
-
-        return build(self.path(kind, recipe), with_recipe)
+        The recipe is kept beside it, so that a person can tell what a key stands for.
+        """
+        folder = self.root / kind / fingerprint(recipe)
+        note = folder.with_name(folder.name + ".recipe.json")
+        if not note.exists():
+            write_json(note, recipe)
+        return folder
 
 
 def require_space(folder: Path, needed: int, what: str) -> str:

@@ -45,7 +45,7 @@ def extract(
         str | None, typer.Option(help="Instead of --spec: attention layers (1-based) whose CLS row to hold.")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp32 serves every spec; fp16 takes half [default: the specs'].")
+        str | None, typer.Option(help="fp32 serves every spec; fp16 takes half (default: the specs', else fp16).")
     ] = None,
     train_count: Annotated[
         int | None, typer.Option("--train-examples", min=1, help="A fixed random subset (default: all).")

@@ -46,8 +46,8 @@ class Student:
         names = tuple(model.config.id2label[i] for i in range(model.config.num_labels))
         if task.label_names and names != task.label_names:
             raise MismatchError(
-                f"{folder}: the student's labels are {list(names)}, those of task {task.name} {list(task.label_names)}; "
-                "make a student from a teacher of this task (hskd student)."
+                f"{folder}: the student's labels are {list(names)}, those of task {task.name} "
+                f"{list(task.label_names)}; make a student from a teacher of this task (hskd student)."
             )
         made = folder / STUDENT_FILE
         teacher = read_json(made)["teacher"] if made.is_file() else None

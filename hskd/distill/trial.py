@@ -131,9 +131,11 @@ def run_trial(
     }
     student.save_pretrained(folder / "student")
     write_json(finished, result)
-    for leftover in ("hsk", "prediction"):
-        for checkpoint in (folder / leftover).glob("checkpoint-*"):
+    for stage in (folder / "hsk", folder / "prediction"):
+        for checkpoint in stage.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
+        if stage.is_dir() and not any(stage.iterdir()):  # what is left are a reporter's logs
+            stage.rmdir()
     (folder / _STAGE_FILE).unlink(missing_ok=True)
     (folder / _STAGE_RECORD).unlink(missing_ok=True)
     return result

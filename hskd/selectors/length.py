@@ -85,6 +85,8 @@ class Attention(LengthSelector):
 
     def attention_layer(self, teacher_layer: int, top_mapped_layer: int) -> int | None:
         """See the base class; the embedding output, which no attention made, is ranked by the first layer's."""
+        if self.k == "all":
+            return None  # nothing to rank
         return max(teacher_layer if self.att_map == "same" else top_mapped_layer, 1)
 
 

@@ -12,7 +12,8 @@ from hskd.errors import HskdError, MismatchError
 from hskd.knowledge import KeptHSK, select_hsk
 from hskd.runtime import provenance
 from hskd.spec import HSKSpec, Shape
-from hskd.store.layout import ArraySpec, derived_arrays, plan_shards, total_bytes
+from hskd.store.extract import fits
+from hskd.store.layout import SHARD_BYTES, ArraySpec, derived_arrays, plan_shards, total_bytes
 from hskd.store.manifest import Manifest
 from hskd.store.reader import Store, pack_neurons
 from hskd.store.writer import Shard, write_store
@@ -26,6 +27,7 @@ def derive(
     student_layers: int,
     folder: Path,
     *,
+    shard_bytes: int = SHARD_BYTES,
     report: Callable[[str], None] = lambda message: None,
     advance: Callable[[int], None] = lambda examples: None,
 ) -> Store:
@@ -36,11 +38,13 @@ def derive(
         spec: what to keep.
         student_layers: ``L_S``, which the layer mapping depends on.
         folder: where the store will lie.
+        shard_bytes: size at which a shard is cut.
         report: receives a line on bytes needed and free.
         advance: receives the number of examples done, after every shard.
 
     Raises:
-        HskdError: the superset lacks a layer, an attention layer or the precision that the spec asks for.
+        HskdError: the superset lacks a layer, an attention layer or the precision that the spec asks for, a value
+            does not fit into that precision, or the disk is too full.
         MismatchError: ``folder`` holds another store.
     """
     held = superset.manifest
@@ -73,12 +77,19 @@ def derive(
             states = superset.states(rows)
             kept = select_hsk(spec, layers, states)
             parts.append(_arrays_of(kept, spec, arrays, held.teacher_width) | _addresses(superset, rows, arrays))
+        shard = {name: torch.cat([part[name] for part in parts]) for name in arrays}
+        if not fits(shard):
+            raise HskdError(
+                f"spec {spec.label}: a hidden state does not fit into {spec.precision.selector}; "
+                "ask for precision=bf16 or precision=fp32."
+            )
         advance(len(span))
-        return {name: torch.cat([part[name] for part in parts]) for name in arrays}
+        return shard
 
     counts = spec.length.counts(superset.tokens(np.arange(len(superset))))
     needed = total_bytes(arrays, len(superset), int(superset.lengths.sum()), int(counts.sum()))
-    write_store(folder, plan, plan_shards(arrays, superset.lengths, counts), needed, make_shard, report)
+    ranges = plan_shards(arrays, superset.lengths, counts, shard_bytes)
+    write_store(folder, plan, ranges, needed, make_shard, report)
     return Store.open(folder)
 
 

@@ -14,7 +14,7 @@ from hskd.errors import HskdError
 from hskd.runtime import provenance
 from hskd.selectors import PRECISION
 from hskd.spec import HSKSpec, Shape
-from hskd.store.layout import ArraySpec, plan_shards, ragged_rows, superset_arrays, total_bytes
+from hskd.store.layout import SHARD_BYTES, ArraySpec, plan_shards, ragged_rows, superset_arrays, total_bytes
 from hskd.store.manifest import Manifest, Origin
 from hskd.store.reader import Store
 from hskd.store.writer import Shard, write_store
@@ -63,6 +63,7 @@ def extract(
     *,
     dtype: str = "fp32",
     batch_size: int = 32,
+    shard_bytes: int = SHARD_BYTES,
     report: Callable[[str], None] = lambda message: None,
     advance: Callable[[int], None] = lambda examples: None,
 ) -> Store:
@@ -78,6 +79,7 @@ def extract(
         folder: where the store will lie.
         dtype: precision of the teacher's forward pass, resolved: fp32, or bf16 for autocast.
         batch_size: examples in a forward pass; the store does not depend on it but to rounding.
+        shard_bytes: size at which a shard is cut.
         report: receives a line on bytes needed and free.
         advance: receives the number of examples done, after every batch.
 
@@ -86,9 +88,12 @@ def extract(
         MismatchError: ``folder`` holds another store.
     """
     config = teacher.model.config
-    for layer in (*superset.layers, *superset.attention_layers):
-        if not 0 <= layer <= config.num_hidden_layers:
-            raise HskdError(f"layer {layer} is out of range: the teacher has layers 0..{config.num_hidden_layers}.")
+    for what, layers, first in (("", superset.layers, 0), ("attention ", superset.attention_layers, 1)):
+        if not set(layers) <= set(range(first, config.num_hidden_layers + 1)):
+            raise HskdError(
+                f"{what}layers {list(layers)}: out of range: the teacher has {what}layers "
+                f"{first}..{config.num_hidden_layers}."
+            )
     precision = PRECISION[superset.precision]()  # type: ignore[call-arg]
     arrays = superset_arrays(
         len(superset.layers),
@@ -144,11 +149,14 @@ def extract(
                 shard["attention"][rows] = torch.from_numpy(shares)
             shard["logits"][torch.from_numpy(order)] = output.logits.cpu()
             advance(len(order))
-        _require_finite(shard["values"], superset.precision)
+        if not fits(shard):
+            raise HskdError(
+                f"a hidden state does not fit into {superset.precision}; extract with --precision bf16 or fp32."
+            )
         return shard
 
     needed = total_bytes(arrays, len(split), int(split.offsets[-1]), int(split.offsets[-1]))
-    ranges = plan_shards(arrays, split.lengths, split.lengths)
+    ranges = plan_shards(arrays, split.lengths, split.lengths, shard_bytes)
     manifest = write_store(folder, plan, ranges, needed, make_shard, report)
     report(f"{folder}: {manifest.examples} examples, {format_bytes(manifest.bytes)}")
     return Store.open(folder)
@@ -167,6 +175,7 @@ def empty_shard(arrays: dict[str, ArraySpec], split: TokenizedSplit, span: range
     return shard | {name: torch.from_numpy(np.array(array)).to(arrays[name].dtype) for name, array in filled.items()}
 
 
-def _require_finite(values: torch.Tensor, precision: str) -> None:
-    if values.is_floating_point() and not torch.isfinite(values).all():
-        raise HskdError(f"a hidden state does not fit into {precision}; extract with --precision bf16 or fp32.")
+def fits(shard: Shard) -> bool:
+    """Whether no value of a shard overflowed in its precision."""
+    values = shard["values"]
+    return not values.is_floating_point() or bool(torch.isfinite(values).all())

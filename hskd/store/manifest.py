@@ -9,8 +9,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hskd.artifacts import fingerprint, read_json
 from hskd.errors import CorruptionError, HskdError, MismatchError
+from hskd.selectors import PRECISION
 from hskd.selectors.base import describe
-from hskd.store.layout import MANIFEST
+from hskd.spec import HSKSpec, Shape
+from hskd.store.layout import MANIFEST, ArraySpec, derived_arrays, shard_name, superset_arrays
 
 FORMAT = 1
 
@@ -93,6 +95,23 @@ class Manifest(BaseModel):
         """Size of the shards on disk."""
         return sum(shard.bytes for shard in self.shards)
 
+    @property
+    def arrays(self) -> dict[str, ArraySpec]:
+        """The arrays that every shard holds."""
+        labels, length = max(len(self.origin.label_names), 1), self.origin.max_length
+        if self.spec is not None and self.student_layers is not None:
+            shape = Shape(self.student_layers, self.teacher_layers, self.teacher_width, labels, self.vocab_size)
+            return derived_arrays(HSKSpec.parse(self.spec), shape, length)
+        return superset_arrays(
+            len(self.layers),
+            len(self.attention_layers),
+            self.teacher_width,
+            labels,
+            PRECISION[self.precision](),  # type: ignore[call-arg]
+            length,
+            self.vocab_size,
+        )
+
     @classmethod
     def read(cls, folder: Path) -> Manifest:
         """Read the manifest of the store in ``folder``.
@@ -113,9 +132,17 @@ class Manifest(BaseModel):
                 "extract it again."
             )
         try:
-            return cls.model_validate(content)
+            manifest = cls.model_validate(content)
         except ValidationError as error:
             raise CorruptionError(f"{path}: not a store manifest: {describe(error)}.") from None
+        files = [shard.file for shard in manifest.shards]
+        held = sum(shard.examples for shard in manifest.shards)
+        if held != manifest.examples or not files or files != [shard_name(i) for i in range(len(files))]:
+            raise CorruptionError(
+                f"{path}: names {manifest.examples} examples, and {len(files)} shards of {held}: it is damaged; copy "
+                "the store again, or extract it again."
+            )
+        return manifest
 
     def require(self, where: Path, **expected: str | int | tuple[str, ...]) -> None:
         """Refuse a store that was made from something else.

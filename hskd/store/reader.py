@@ -14,8 +14,8 @@ from hskd.errors import CorruptionError, HskdError, MismatchError
 from hskd.knowledge import KeptHSK, TeacherStates
 from hskd.selectors import PRECISION, PrecisionSelector, Tokens
 from hskd.spec import HSKSpec
-from hskd.store.layout import ragged_rows
-from hskd.store.manifest import Manifest
+from hskd.store.layout import ArraySpec, ragged_rows
+from hskd.store.manifest import Manifest, ShardEntry
 
 
 class Store:
@@ -41,7 +41,8 @@ class Store:
 
         Raises:
             HskdError: there is no finished store.
-            CorruptionError: a shard is missing, has another size than was written, or cannot be read.
+            CorruptionError: a shard is missing, has another size than was written, cannot be read, or holds other
+                arrays than the manifest says.
         """
         folder = Path(folder)
         manifest = Manifest.read(folder)
@@ -60,6 +61,7 @@ class Store:
                     shards.append({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
             except SafetensorError as error:
                 raise CorruptionError(f"{path}: cannot be read ({error}); extract it again.") from None
+            _require_arrays(path, shards[-1], manifest.arrays, entry)
         return cls(folder, manifest, shards)
 
     def __len__(self) -> int:
@@ -223,6 +225,20 @@ class Store:
             mine = torch.from_numpy(np.flatnonzero(shards == shard))
             out[mine] = arrays[shard][where[mine]]
         return out.view(dtype)
+
+
+def _require_arrays(
+    path: Path, shard: dict[str, torch.Tensor], arrays: dict[str, ArraySpec], entry: ShardEntry
+) -> None:
+    rows = {"example": entry.examples, "token": entry.tokens, "kept": entry.kept}
+    expected = {name: (array.dtype, rows[array.per], array.elements) for name, array in arrays.items()}
+    found = {name: (array.dtype, len(array), array[:1].numel()) for name, array in shard.items()}
+    if found != expected:
+        wrong = min(name for name in expected | found if expected.get(name) != found.get(name))
+        raise CorruptionError(
+            f"{path}: array {wrong} is {found.get(wrong, 'missing')} where the manifest says "
+            f"{expected.get(wrong, 'none')} (type, rows, elements of a row); copy the store again, or extract it again."
+        )
 
 
 def pack_neurons(neurons: torch.Tensor, width: int, as_mask: bool) -> torch.Tensor:

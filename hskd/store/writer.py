@@ -45,16 +45,16 @@ def write_store(
         MismatchError: the folder holds a store, or the beginning of one, with another plan.
     """
     if (folder / MANIFEST).is_file():
-        finished = Manifest.read(folder)
-        if finished.plan != plan.plan:
-            raise MismatchError(f"{folder}: holds another store already; choose another folder or delete that one.")
+        finished = _finished(folder, plan)
         report(f"{folder} is there already ({format_bytes(finished.bytes)})")
         return finished
     if folder.exists():
         raise HskdError(f"{folder}: exists and is not a store; choose another folder.")
 
     def builder(partial: Path) -> None:
-        _claim(partial, plan)
+        _claim(partial, plan, ranges)
+        for leftover in partial.glob(".*"):  # what a killed run was writing
+            leftover.unlink()
         done = sum(path.stat().st_size for path in partial.glob("shard-*.safetensors"))
         what = "this store" if not done else f"the rest of this store ({format_bytes(done)} are there)"
         report(require_space(partial, needed_bytes - done, what))
@@ -63,18 +63,26 @@ def write_store(
         (partial / PLAN).unlink()
 
     build(folder, builder)
-    return Manifest.read(folder)
+    return _finished(folder, plan)  # which another process may have written while we waited
 
 
-def _claim(partial: Path, plan: Manifest) -> None:
-    """Make sure that shards already in ``partial`` belong to ``plan``."""
+def _finished(folder: Path, plan: Manifest) -> Manifest:
+    finished = Manifest.read(folder)
+    if finished.plan != plan.plan:
+        raise MismatchError(f"{folder}: holds another store already; choose another folder or delete that one.")
+    return finished
+
+
+def _claim(partial: Path, plan: Manifest, ranges: Sequence[range]) -> None:
+    """Make sure that shards already in ``partial`` belong to ``plan``, cut in the same places."""
     path = partial / PLAN
+    claim = {"plan": plan.plan, "examples": [len(span) for span in ranges]}
     if not path.is_file():
-        write_json(path, {"plan": plan.plan})
-    elif read_json(path)["plan"] != plan.plan:
+        write_json(path, claim)
+    elif read_json(path) != claim:
         raise MismatchError(
-            f"{partial}: holds the beginning of another store (of another teacher, data set or selection). "
-            "Delete it, or choose another folder."
+            f"{partial}: holds the beginning of another store (of another teacher, data set or selection, or in "
+            "shards of another size). Delete it, or choose another folder."
         )
 
 

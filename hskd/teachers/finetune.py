@@ -76,7 +76,7 @@ def finetune(
             num_labels=len(labels),
             id2label=labels,
             label2id={label: i for i, label in labels.items()},
-            ignore_mismatched_sizes=True,
+            new_head=True,
         ).to(device)
         arguments = training_arguments(
             partial / "training",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -57,18 +58,36 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_classifier(name: str, task: Task, **config: object) -> PreTrainedModel:
+def load_classifier(name: str, task: Task, *, new_head: bool = False, **config: object) -> PreTrainedModel:
     """A sequence classifier in fp32, in eval mode; ``config`` overrides fields of its configuration.
 
+    Args:
+        name: see :func:`resolve_model`.
+        task: the task, for messages.
+        new_head: draw the weights that the checkpoint lacks, or has in another shape: it is to be fine-tuned.
+        config: fields of the model's configuration.
+
     Raises:
-        HskdError: it cannot be loaded.
+        HskdError: it cannot be loaded, or lacks weights and ``new_head`` is false.
     """
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(resolve_model(name), dtype=torch.float32, **config)
-    except (OSError, ValueError, KeyError) as error:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            resolve_model(name),
+            dtype=torch.float32,
+            ignore_mismatched_sizes=new_head,
+            output_loading_info=True,
+            **config,
+        )
+    # RuntimeError: the weights do not have the shapes that the configuration says.
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise HskdError(
             f"{name}: no classifier for task {task.name} can be loaded from it: {_first_line(error)}"
         ) from None
+    if info["missing_keys"] and not new_head:
+        raise HskdError(
+            f"{name}: is not a fine-tuned classifier: {min(info['missing_keys'])} is missing; fine-tune one "
+            f"(hskd teacher --task {task.name} --model {name})."
+        )
     return model.eval()  # type: ignore[no-any-return]
 
 
