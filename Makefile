@@ -1,0 +1,24 @@
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed          ## the main job on real data; ends with a marginal-utility figure
+	$(BIN)/hskd demo
+
+test: .venv/installed          ## the test suite
+	$(BIN)/python -m pytest
+
+lint: .venv/installed          ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -c constraints.txt -e '.[offline,dev]'
+	touch $@
+
+clean:                         ## forget installation and artifacts (results stay)
+	rm -rf .venv work
