@@ -7,6 +7,7 @@ from importlib.metadata import entry_points
 from typing import Annotated
 
 import typer
+from safetensors import SafetensorError
 
 from hskd.cli import distill, store, student, teacher
 from hskd.cli.progress import console
@@ -51,7 +52,7 @@ def main() -> None:
     """Run the command line; an error that the user can mend is one message and exit code 2."""
     try:
         app()
-    except HskdError as error:
+    except (HskdError, OSError, SafetensorError) as error:
         if _debug:
             raise
         console.print(f"error: {error}", style="bold red", markup=False)

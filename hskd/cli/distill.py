@@ -9,7 +9,7 @@ import typer
 
 from hskd.cli.options import RunOptions, TaskOptions, with_settings
 from hskd.cli.progress import display
-from hskd.cli.setting import Machine, load_splits, require_folder, train_examples
+from hskd.cli.setting import Machine, load_splits, require_folder
 from hskd.cli.store import SPEC_HELP
 from hskd.distill.prepare import Student, from_store, from_teacher
 from hskd.distill.settings import DistillSettings
@@ -27,9 +27,6 @@ def command(
     store: Annotated[Path | None, typer.Option(help="Offline: folder of a store, superset or derived.")] = None,
     teacher: Annotated[Path | None, typer.Option(help="Online: folder of the teacher, run on every batch.")] = None,
     spec: Annotated[str | None, typer.Option(help=SPEC_HELP + " Default: the store's spec, or everything.")] = None,
-    train_count: Annotated[
-        int | None, typer.Option("--train-examples", min=1, help="A fixed random subset (default: all).")
-    ] = None,
     checkpoints: Annotated[bool, typer.Option(help="Save one after every epoch, to resume from.")] = True,
     report_to: Annotated[str, typer.Option(help="tensorboard, wandb, mlflow, ...")] = "none",
     *,
@@ -44,7 +41,6 @@ def command(
     require_folder("--student", student, "hskd student")
     wanted = HSKSpec.parse(spec) if spec else None
     data, splits = load_splits(task, str(student))
-    splits["train"] = train_examples(splits, train_count)
     loaded = Student.load(student, data.task)
     with display() as shown:
         if store is not None:

@@ -32,6 +32,9 @@ class TaskOptions(BaseModel):
     max_length: Annotated[int | None, Field(ge=3, description="Tokens an example is cut to [default: the task's].")] = (
         None
     )
+    train_examples: Annotated[
+        int | None, Field(ge=1, description="Use a fixed random subset of the training examples [default: all].")
+    ] = None
     work: Annotated[Path, Field(description="Folder for what can be made again, such as tokenised examples.")] = Path(
         "work"
     )

@@ -39,12 +39,10 @@ def load_splits(options: TaskOptions, tokenizer: str) -> tuple[TaskData, dict[st
     data = load_task(options.task, options.data, columns, options.label_column)
     if options.max_length is not None and options.max_length > data.task.max_length:
         raise HskdError(f"--max-length {options.max_length}: task {data.task.name} has at most {data.task.max_length}.")
-    return data, tokenize(data, load_tokenizer(tokenizer), options.work / "tokens", options.max_length)
-
-
-def train_examples(splits: dict[str, TokenizedSplit], count: int | None) -> TokenizedSplit:
-    """The training split, or the fixed random subset of ``count`` examples of it."""
-    return splits["train"] if count is None else splits["train"].first(count)
+    splits = tokenize(data, load_tokenizer(tokenizer), options.work / "tokens", options.max_length)
+    if options.train_examples is not None:
+        splits["train"] = splits["train"].first(options.train_examples)
+    return data, splits
 
 
 def require_folder(flag: str, folder: Path, command: str) -> None:

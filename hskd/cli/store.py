@@ -12,7 +12,7 @@ from rich.table import Table
 from hskd.artifacts import format_bytes
 from hskd.cli.options import RunOptions, TaskOptions, with_settings
 from hskd.cli.progress import display
-from hskd.cli.setting import Machine, load_splits, require_folder, train_examples
+from hskd.cli.setting import Machine, load_splits, require_folder
 from hskd.errors import HskdError
 from hskd.selectors import PRECISION
 from hskd.spec import HSKSpec
@@ -47,9 +47,6 @@ def extract(
     precision: Annotated[
         str | None, typer.Option(help="fp32 serves every spec; fp16 takes half (default: the specs', else fp16).")
     ] = None,
-    train_count: Annotated[
-        int | None, typer.Option("--train-examples", min=1, help="A fixed random subset (default: all).")
-    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples in a forward pass.")] = 32,
     *,
     task: TaskOptions,
@@ -78,7 +75,7 @@ def extract(
             _numbers("--attention-layers", attention_layers, range(1, depth + 1)),
             precision or "fp16",
         )
-    examples = train_examples(splits, train_count)
+    examples = splits["train"]
     with display() as shown:
         shown.begin("extract", len(examples))
         store = extract_store(

@@ -1,5 +1,1 @@
 """The store: the teacher's selected hidden-state knowledge and logits on disk, addressed by example id."""
-
-from hskd.store.reader import Store
-
-__all__ = ["Store"]

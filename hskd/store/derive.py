@@ -12,11 +12,10 @@ from hskd.errors import HskdError, MismatchError
 from hskd.knowledge import KeptHSK, select_hsk
 from hskd.runtime import provenance
 from hskd.spec import HSKSpec, Shape
-from hskd.store.extract import fits
 from hskd.store.layout import SHARD_BYTES, ArraySpec, derived_arrays, plan_shards, total_bytes
 from hskd.store.manifest import Manifest
 from hskd.store.reader import Store, pack_neurons
-from hskd.store.writer import Shard, write_store
+from hskd.store.writer import Shard, fits, write_store
 
 _CHUNK_TOKENS = 2**15
 

@@ -17,7 +17,7 @@ from hskd.spec import HSKSpec, Shape
 from hskd.store.layout import SHARD_BYTES, ArraySpec, plan_shards, ragged_rows, superset_arrays, total_bytes
 from hskd.store.manifest import Manifest, Origin
 from hskd.store.reader import Store
-from hskd.store.writer import Shard, write_store
+from hskd.store.writer import Shard, fits, write_store
 from hskd.tasks import Task, TokenizedSplit, sequential_batches
 from hskd.teachers.forward import teacher_forward
 from hskd.teachers.loading import Teacher
@@ -173,9 +173,3 @@ def empty_shard(arrays: dict[str, ArraySpec], split: TokenizedSplit, span: range
         "token_ids": split.input_ids[tokens],
     }
     return shard | {name: torch.from_numpy(np.array(array)).to(arrays[name].dtype) for name, array in filled.items()}
-
-
-def fits(shard: Shard) -> bool:
-    """Whether no value of a shard overflowed in its precision."""
-    values = shard["values"]
-    return not values.is_floating_point() or bool(torch.isfinite(values).all())

@@ -109,3 +109,9 @@ def _write_shard(path: Path, span: range, make_shard: Callable[[range], Shard]) 
         bytes=path.stat().st_size,
         sha256=file_sha256(path),
     )
+
+
+def fits(shard: Shard) -> bool:
+    """Whether no value of a shard overflowed in its precision."""
+    values = shard["values"]
+    return not values.is_floating_point() or bool(torch.isfinite(values).all())

@@ -1,0 +1,1 @@
+"""Distillation: knowledge sources, losses, the trainers of the two stages, and the trial that they make."""
