@@ -22,7 +22,9 @@ from hskd.distill.trainer import PROJECTION_FILE, HSKModule, HSKTrainer, Predict
 from hskd.distill.vocabulary import touched_rows
 from hskd.errors import HskdError, MismatchError
 from hskd.runtime import provenance
+from hskd.students.create import STUDENT_FILE
 from hskd.tasks import Task, TokenizedSplit
+from hskd.teachers.loading import load_tokenizer
 from hskd.training import Callbacks, GoldTrainer, StageTrainer, score, training_arguments
 
 RESULT_FILE = "result.json"
@@ -79,7 +81,8 @@ def run_trial(
         source: the teacher's knowledge; None only for the arm *gold*.
         folder: where the trial lies.
         run: device, precision, reporting.
-        student_folder: the student's folder, which may hold a ``W`` to start from.
+        student_folder: where the student came from: its tokenizer goes with the trained student, and a ``W`` that
+            it holds is where ``W`` starts.
         record: what identifies the trial beside its settings (spec, student, data): part of the result.
 
     Returns:
@@ -130,6 +133,10 @@ def run_trial(
         "made_by": provenance(),
     }
     student.save_pretrained(folder / "student")
+    if student_folder is not None:
+        load_tokenizer(str(student_folder)).save_pretrained(folder / "student")
+        if (student_folder / STUDENT_FILE).is_file():
+            shutil.copy(student_folder / STUDENT_FILE, folder / "student")
     write_json(finished, result)
     for stage in (folder / "hsk", folder / "prediction"):
         for checkpoint in stage.glob("checkpoint-*"):
