@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
+from hskd.dropout import cheap_dropout
 from hskd.errors import HskdError
 from hskd.runtime import autocast
 from hskd.tasks import (
@@ -108,7 +109,8 @@ class StageTrainer(Trainer):
     def run(self) -> None:
         """Train, going on from the last whole checkpoint in the output folder where there is one."""
         checkpoint = last_checkpoint(Path(self.args.output_dir))
-        self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with cheap_dropout(self.model):
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
 class GoldTrainer(StageTrainer):

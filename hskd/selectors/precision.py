@@ -33,8 +33,7 @@ class PrecisionSelector(Selector):
     def ranked(self, values: torch.Tensor) -> torch.Tensor:
         """Hidden states ``(M, d_T)`` as the width selector ranks them: rounded as they will be stored.
 
-        So a store made from an fp16 superset, one made from an fp32 superset and the teacher itself all
-        pick the same neurons.
+        So a superset in the spec's precision, one in fp32 and the teacher itself all give the same neurons.
         """
         return values.to(self.dtype).float()
 
