@@ -48,6 +48,7 @@ class StageTrainer(Trainer):
         self.stage = stage
         self._clipped_since_log = 0
         self.remove_callback(PrinterCallback)
+        self.add_callback(_LogEveryEpoch)
 
     def batch_loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The loss of a batch, a scalar, mean over its examples."""
@@ -120,6 +121,19 @@ class GoldTrainer(StageTrainer):
         """Cross-entropy with the labels, or squared error for regression."""
         loss: torch.Tensor = model(**model_inputs(batch), labels=batch["labels"]).loss
         return loss
+
+
+class _LogEveryEpoch(TrainerCallback):
+    """The loss since the last log is in no checkpoint: logged before each, a resumed run has the same log.
+
+    And a stage shorter than ``logging_steps`` has one.
+    """
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """See ``TrainerCallback``."""
+        control.should_log = True
 
 
 class Callbacks(TrainerCallback):

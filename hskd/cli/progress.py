@@ -25,6 +25,7 @@ class Display:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._bar: TaskID | None = None
+        self._overall: TaskID | None = None
         self.prefix = ""
 
     def begin(self, title: str, total: int) -> None:
@@ -49,6 +50,15 @@ class Display:
         if self._bar is not None:
             self._progress.remove_task(self._bar)
             self._bar = None
+
+    def trials(self, done: int, failed: int, total: int, news: str) -> None:
+        """A trial of a grid ended."""
+        if self._overall is None and console.is_terminal:
+            self._overall = self._progress.add_task("trials", total=total)
+        if self._overall is not None:
+            wrong = f", {failed} failed" if failed else ""
+            self._progress.update(self._overall, completed=done + failed, description=f"trials{wrong}")
+        self.say(f"{done + failed}/{total} {news}")
 
     def say(self, message: str) -> None:
         """Print a line above the bar."""

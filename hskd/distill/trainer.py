@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from hskd.distill.losses import hsk_loss, prediction_loss
 from hskd.distill.source import KnowledgeSource
-from hskd.tasks import TokenizedSplit, model_inputs
+from hskd.runtime import autocast
+from hskd.tasks import TokenizedSplit, model_inputs, sequential_batches
 from hskd.training import StageTrainer
 
 PROJECTION_FILE = "fit_dense.safetensors"
@@ -97,3 +98,21 @@ class PredictionTrainer(StageTrainer):
         """See :func:`hskd.distill.losses.prediction_loss`."""
         logits = model(**model_inputs(batch)).logits
         return prediction_loss(logits, self.source.logits(batch).to(logits.device), self.tau)
+
+
+@torch.no_grad()
+def mean_hsk_loss(
+    module: HSKModule, split: TokenizedSplit, source: KnowledgeSource, dtype: str, batch_size: int = 128
+) -> float:
+    """The HSK loss of a student in eval mode, mean over the examples of ``split``."""
+    was_training = module.training
+    module.eval()
+    device = next(module.parameters()).device
+    total = 0.0
+    for order in sequential_batches(split.lengths, batch_size):
+        batch = split.collate(order)
+        with autocast(dtype, device):
+            states = module(**model_inputs(batch, device))
+            total += len(order) * float(hsk_loss(states, source.kept(batch).to(device), module.projection))
+    module.train(was_training)
+    return total / len(split)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, set_seed
@@ -18,19 +19,25 @@ from transformers import PreTrainedModel, set_seed
 from hskd.artifacts import atomic_path, fingerprint, read_json, write_json
 from hskd.distill.settings import DistillSettings
 from hskd.distill.source import KnowledgeSource
-from hskd.distill.trainer import PROJECTION_FILE, HSKModule, HSKTrainer, PredictionTrainer
+from hskd.distill.trainer import PROJECTION_FILE, HSKModule, HSKTrainer, PredictionTrainer, mean_hsk_loss
 from hskd.distill.vocabulary import touched_rows
 from hskd.errors import HskdError, MismatchError
 from hskd.runtime import provenance
 from hskd.students.create import STUDENT_FILE
-from hskd.tasks import Task, TokenizedSplit
+from hskd.tasks import Task, TokenizedSplit, compute_metrics
 from hskd.teachers.loading import load_tokenizer
-from hskd.training import Callbacks, GoldTrainer, StageTrainer, score, training_arguments
+from hskd.training import Callbacks, GoldTrainer, StageTrainer, predict_logits, score, training_arguments
 
 RESULT_FILE = "result.json"
+PREDICTIONS_FILE = "predictions.npz"
+"""Logits of every scored split, ``(N, C)`` fp16, in the order of its examples."""
 _RECIPE_FILE = "recipe.json"
 _STAGE_FILE = "hsk-stage.safetensors"
 _STAGE_RECORD = "hsk-stage.json"
+
+
+HeldOut = tuple[TokenizedSplit, KnowledgeSource]
+"""Examples that no student trains on, and a source of their HSK."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ def run_trial(
     *,
     student_folder: Path | None = None,
     record: Mapping[str, Any] | None = None,
+    held_out: HeldOut | None = None,
 ) -> dict[str, Any]:
     """Distil into ``student`` and score it; the student and ``result.json`` end up in ``folder``.
 
@@ -84,6 +92,7 @@ def run_trial(
         student_folder: where the student came from: its tokenizer goes with the trained student, and a ``W`` that
             it holds is where ``W`` starts.
         record: what identifies the trial beside its settings (spec, student, data): part of the result.
+        held_out: examples on which the HSK loss is measured after the HSK stage.
 
     Returns:
         What ``result.json`` holds.
@@ -114,18 +123,26 @@ def run_trial(
             assert source is not None
             module = HSKModule(student, teacher_width, settings.seed, student_folder)
             stages["hsk"] = _hsk_stage(module, settings, hsk_epochs, splits["train"], source, folder, run)
+            if held_out is not None:
+                stages["hsk"]["held_out_loss"] = mean_hsk_loss(module, *held_out, run.dtype)
         if last_epochs:
             stages["prediction"] = _last_stage(
                 student, settings, task, last_epochs, splits, source, folder, run, dev_scores
             )
-        metrics = {
-            name: score(student, task, split, run.dtype)
+        logits = {
+            name: predict_logits(student, split, run.dtype)
             for name, split in splits.items()
             if name != "train" and split.labels is not None
         }
+    with atomic_path(folder / PREDICTIONS_FILE) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **{name: values.astype(np.float16) for name, values in logits.items()})  # type: ignore[arg-type]
     result = {
         **identity,
-        "metrics": metrics,
+        "metrics": {
+            name: compute_metrics(task, values, labels)
+            for name, values in logits.items()
+            if (labels := splits[name].labels) is not None
+        },
         "dev_scores": dev_scores,
         "best_dev_score": max(dev_scores, default=None),
         "stages": stages,

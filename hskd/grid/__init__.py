@@ -1,0 +1,1 @@
+"""Grids: planned sets of trials that survive kills and run anywhere."""

@@ -1,0 +1,101 @@
+"""The config of one trial: everything that its result depends on, and nothing else."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from hskd.artifacts import fingerprint
+from hskd.distill.settings import DistillSettings
+from hskd.runtime import DType, resolve_device, resolve_dtype
+from hskd.spec import HSKSpec
+from hskd.students.create import StudentSettings
+from hskd.teachers.finetune import TeacherSettings
+from hskd.teachers.loading import OFFLINE_MINILM
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Resolved precision, device and threads: they change the bits, so they are part of every config."""
+
+    dtype: str
+    device: str
+    threads: int
+    build_threads: int
+
+    @classmethod
+    def here(cls, threads: int = 1, dtype: DType = "auto") -> Machine:
+        """This machine: ``threads`` to a trial, all cores for what trials share."""
+        device = resolve_device()
+        return cls(resolve_dtype(dtype, device), str(device), threads, os.cpu_count() or 1)
+
+
+class TaskPlan(BaseModel):
+    """Which examples."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(description="mr, cola, rte, sst2, or custom.")] = "mr"
+    data: Annotated[str | None, Field(description="Folder or file of the examples.")] = None
+    text_columns: Annotated[tuple[str, ...] | None, Field(description="custom: the text columns.")] = None
+    label_column: Annotated[str | None, Field(description="custom: the label column.")] = None
+    max_length: Annotated[int | None, Field(ge=3, description="Tokens an example is cut to.")] = None
+    train_examples: Annotated[
+        int | None, Field(ge=1, description="A fixed random subset for the students [default: all].")
+    ] = None
+
+
+class TeacherPlan(BaseModel):
+    """Which teacher."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: Annotated[str, Field(description="Local folder, hub name, or offline:minilm.")] = OFFLINE_MINILM
+    fine_tuned: Annotated[bool, Field(description="The model is a teacher already: do not fine-tune it.")] = False
+    examples: Annotated[int | None, Field(ge=1, description="Training examples of the teacher [default: all].")] = None
+    settings: TeacherSettings = TeacherSettings()
+
+
+class TrialConfig(BaseModel):
+    """One distillation. Its fingerprint names the result; threads and precision change the bits, so they are in it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: TaskPlan
+    teacher: TeacherPlan
+    student: StudentSettings
+    settings: DistillSettings
+    spec: HSKSpec | None
+    """What the HSK stage distils; None where there is none."""
+    dtype: str
+    """Resolved: fp32, or bf16 for autocast."""
+    device: str
+    threads: int
+    """CPU threads of the trial; one is the best use of a machine that runs a trial on every core."""
+    build_threads: int
+    """CPU threads of what trials share: teacher, students, superset."""
+
+    @property
+    def id(self) -> str:
+        """16 hexadecimal digits: the name of the trial's result."""
+        return fingerprint(self.model_dump(mode="json"))
+
+    @property
+    def title(self) -> str:
+        """For people: arm or spec, and seed."""
+        named = self.spec.label if self.spec and self.settings.arm == "spec" else self.settings.arm
+        return f"{named}, seed {self.settings.seed}"
+
+    @property
+    def student_name(self) -> str:
+        """For people: the student's sizes."""
+        sizes = self.student
+        rank = f"-r{sizes.rank}" if sizes.rank else ""
+        return f"rosita-{sizes.layers}l-{sizes.heads}h-{sizes.ffn}ffn{rank}"
+
+    def recipe(self, *parts: str) -> dict[str, Any]:
+        """The named parts of the config, and the machine: what an artifact that trials share depends on."""
+        return self.model_dump(mode="json", include={*parts, "dtype", "device", "build_threads"})

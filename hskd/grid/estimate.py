@@ -1,0 +1,186 @@
+"""What a grid will take: disk exactly, time from a short calibration, seeds from the spread of what is done."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import stats
+from transformers import AutoConfig
+
+from hskd.amount import measure
+from hskd.grid.config import TrialConfig
+from hskd.grid.run import Progress
+from hskd.grid.spec import GridSpec
+from hskd.grid.study import Study
+from hskd.results import load
+from hskd.runtime import autocast, set_threads
+from hskd.spec import HSKSpec, Shape
+from hskd.students import RositaConfig, RositaForSequenceClassification
+from hskd.tasks import bucketed_batches, model_inputs
+from hskd.teachers.loading import resolve_model
+from hskd.watch import Watcher
+
+CALIBRATION_STEPS = 6
+POWER = 0.8
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What ``hskd grid plan`` says.
+
+    Attributes:
+        rows: a line for each arm and spec: arm, spec, share, bytes, done.
+        store_bytes: superset and derived stores together.
+        free_bytes: on the disk of the work folder.
+        time: for what is not done, in words.
+        seeds: needed to see the difference asked for, in words.
+    """
+
+    rows: list[tuple[str, ...]]
+    store_bytes: int
+    free_bytes: int
+    time: str
+    seeds: str
+
+
+def estimate(
+    grid: GridSpec,
+    trials: Sequence[TrialConfig],
+    progress: Progress,
+    out: Path,
+    work: Path,
+    difference: float,
+    watcher: Watcher,
+) -> Estimate:
+    """Plan a grid without running it; ``difference`` is a share of 1.
+
+    Raises:
+        HskdError: task or model cannot be read, or a spec names a layer that there is not.
+    """
+    study = Study(trials, work, watcher)
+    encoder = AutoConfig.from_pretrained(resolve_model(trials[0].teacher.model))
+    done = {config.id for config in progress.done}
+    rows, derived = [], {}
+    for config in trials:
+        spec = config.spec
+        shape = Shape(
+            config.student.layers,
+            encoder.num_hidden_layers,
+            encoder.hidden_size,
+            study.task.num_labels,
+            encoder.vocab_size,
+        )
+        amount = measure(spec, study.train.tokens, shape, study.train.max_length) if spec else None
+        if spec and amount:
+            derived[spec.canonical, shape] = amount.bytes_per_example * len(study.train)
+        if config.settings.seed == grid.seed_list[0]:
+            same = [
+                other.id
+                for other in trials
+                if (other.spec, other.settings.arm, other.student) == (spec, config.settings.arm, config.student)
+            ]
+            rows.append(
+                (
+                    config.settings.arm,
+                    spec.label if spec else "",
+                    f"{100 * amount.fraction:.3g} %" if amount else "0",
+                    f"{amount.bytes_per_example:,.0f}" if amount else "",
+                    f"{len(done.intersection(same))}/{len(same)}",
+                )
+            )
+    layers = {layer for trial in trials if trial.spec for layer in _layers(trial.spec, trial, encoder)}
+    superset = int(study.train.offsets[-1]) * len(layers) * encoder.hidden_size * 2
+    existing = work
+    while not existing.exists():
+        existing = existing.parent if existing != existing.parent else Path()
+    return Estimate(
+        rows=rows,
+        store_bytes=superset + int(sum(derived.values())),
+        free_bytes=shutil.disk_usage(existing).free,
+        time=_time(study, progress, encoder, watcher),
+        seeds=_seeds(out, difference) if progress.done else "unknown: no pilot yet; run the grid with --seeds 3 first",
+    )
+
+
+def _layers(spec: HSKSpec, trial: TrialConfig, encoder: AutoConfig) -> set[int]:
+    shape = Shape(trial.student.layers, encoder.num_hidden_layers, encoder.hidden_size, 1, 1)
+    return {layer.teacher for layer in spec.layers(shape)}
+
+
+def _time(study: Study, progress: Progress, encoder: AutoConfig, watcher: Watcher) -> str:
+    if not progress.pending:
+        return "nothing to do"
+    watcher.begin("calibration", CALIBRATION_STEPS)
+    config = progress.pending[0]
+    set_threads(config.threads)
+    sizes = config.student
+    student = RositaForSequenceClassification(
+        RositaConfig(
+            **{
+                **encoder.to_diff_dict(),
+                "num_hidden_layers": sizes.layers,
+                "num_attention_heads": sizes.heads,
+                "attention_head_size": encoder.hidden_size // encoder.num_attention_heads,
+                "intermediate_size": sizes.ffn,
+                "embedding_rank": sizes.rank,
+                "num_labels": study.task.num_labels,
+            }
+        )
+    ).to(study.device)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5, fused=True)
+    batches = bucketed_batches(study.train.lengths, config.settings.batch_size, 0, 0)
+    seconds = []
+    for batch in batches[:CALIBRATION_STEPS]:
+        inputs = model_inputs(study.train.collate(batch), study.device)
+        start = time.perf_counter()
+        with autocast(config.dtype, study.device):
+            loss = student(**inputs).logits.float().square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - start)
+        watcher.advance()
+    steps = sum(sum(trial.settings.epochs(study.task.hsk_epochs)) for trial in progress.pending) * len(batches)
+    total = steps * float(np.median(seconds))
+    return (
+        f"about {total / 60:.0f} minutes for {len(progress.pending)} trials one after the other, "
+        "beside teacher and store (divide by --workers)"
+    )
+
+
+def _seeds(out: Path, difference: float) -> str:
+    table = load(out)
+    scores = table[table["arm"].isin(["spec", "full"])].pivot_table(
+        index="seed", columns=["student", "arm", "spec"], values="score"
+    )
+    specs, fulls = (scores.xs(arm, axis=1, level="arm").to_numpy() for arm in ("spec", "full"))
+    spread = np.nanmean(np.nanstd(specs - fulls.mean(axis=1, keepdims=True), axis=0, ddof=1))
+    if len(scores) < 2 or not np.isfinite(spread):
+        return "unknown: the spread between paired seeds needs two or more; run the grid with --seeds 3 first"
+    return (
+        f"{seeds_needed(float(spread), difference)} to see {100 * difference:.2g} points between a spec and full HSK "
+        f"({100 * CONFIDENCE:.0f} % confidence, {100 * POWER:.0f} % power; paired spread {100 * spread:.2f} points, "
+        f"from {len(scores)} seeds)"
+    )
+
+
+def seeds_needed(spread: float, difference: float) -> int:
+    """Seeds at which a two-sided paired t-test sees ``difference`` with the power wanted.
+
+    Args:
+        spread: standard deviation of the difference between paired trials.
+        difference: to be seen, in the same unit.
+    """
+    for n in range(2, 10_000):
+        noncentrality = difference / spread * n**0.5 if spread else float("inf")
+        critical = stats.t.ppf(1 - (1 - CONFIDENCE) / 2, n - 1)
+        if spread == 0 or stats.nct.sf(critical, n - 1, noncentrality) >= POWER:
+            return n
+    return 10_000

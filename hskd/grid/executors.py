@@ -1,0 +1,157 @@
+"""Where trials run: in this process, in worker processes, or on a Ray cluster. The result files are the same."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, Protocol
+
+from hskd.errors import HskdError
+from hskd.grid.config import TrialConfig
+from hskd.grid.publish import publish
+from hskd.grid.study import Study
+from hskd.watch import Watcher
+
+Outcome = tuple[TrialConfig, dict[str, Any] | None, str | None]
+"""A trial, its result, or what went wrong."""
+
+
+class Executor(Protocol):
+    """Runs trials and yields their outcomes as they come."""
+
+    def run(self, study: Study, trials: Sequence[TrialConfig], out: Path) -> Iterator[Outcome]:
+        """Run ``trials``, whose shared artifacts ``study`` has built; a failure does not stop the others."""
+
+
+class InProcess:
+    """One trial after the other, here."""
+
+    def run(self, study: Study, trials: Sequence[TrialConfig], out: Path) -> Iterator[Outcome]:
+        """See :class:`Executor`."""
+        for config in trials:
+            yield _outcome(config, lambda config=config: publish(study, config, out))  # type: ignore[misc]
+
+
+class Workers:
+    """Several processes on this machine, each running one trial at a time.
+
+    Args:
+        count: processes.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def run(self, study: Study, trials: Sequence[TrialConfig], out: Path) -> Iterator[Outcome]:
+        """See :class:`Executor`.
+
+        Raises:
+            HskdError: a worker process died.
+        """
+        context = multiprocessing.get_context("spawn")
+        arguments = (os.getpid(), [config.model_dump_json() for config in study.trials], str(study.work))
+        with ProcessPoolExecutor(self.count, context, _start_worker, arguments) as pool:
+            futures = {pool.submit(_publish_in_worker, config.model_dump_json(), str(out)): config for config in trials}
+            try:
+                for future in as_completed(futures):
+                    yield _outcome(futures[future], future.result)
+            except BrokenProcessPool:
+                raise HskdError(
+                    "a worker process died (killed, or out of memory). Nothing is lost: run the same command again, "
+                    "perhaps with fewer --workers."
+                ) from None
+
+
+class RayCluster:
+    """Tasks on a Ray cluster; artifacts and results must lie on a path that all nodes reach.
+
+    Args:
+        address: of the cluster; None starts one here for the length of the grid.
+        num_cpus: CPUs of a trial.
+        num_gpus: GPUs of a trial, perhaps a fraction.
+        retries: how often a trial is tried again when its node dies.
+    """
+
+    def __init__(self, address: str | None = None, num_cpus: float = 1, num_gpus: float = 0, retries: int = 3) -> None:
+        self.address = address
+        self.resources = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_retries": retries}
+
+    def run(self, study: Study, trials: Sequence[TrialConfig], out: Path) -> Iterator[Outcome]:
+        """See :class:`Executor`.
+
+        Raises:
+            HskdError: Ray is not installed, or the cluster cannot be reached.
+        """
+        try:
+            import ray
+        except ImportError:
+            raise HskdError("--ray needs Ray: pip install 'hskd[cluster]'.") from None
+        started = not ray.is_initialized()
+        if started:
+            local = {"include_dashboard": False} if self.address is None else {}
+            try:
+                ray.init(address=self.address or "local", log_to_driver=False, **local)
+            except ConnectionError as error:
+                raise HskdError(f"--ray {self.address}: {error}") from None
+        try:
+            task = ray.remote(**self.resources)(_publish_on_node)
+            shared = ray.put([config.model_dump_json() for config in study.trials])
+            work, where = str(study.work.resolve()), str(out.resolve())
+            waiting = {task.remote(config.model_dump_json(), shared, work, where): config for config in trials}
+            while waiting:
+                [ready], _ = ray.wait(list(waiting), num_returns=1)
+                config = waiting.pop(ready)
+                yield _outcome(config, lambda ready=ready: ray.get(ready))  # type: ignore[misc]
+        finally:
+            if started:
+                ray.shutdown()
+
+
+def _outcome(config: TrialConfig, get: Callable[[], dict[str, Any]]) -> Outcome:
+    try:
+        return config, get(), None
+    except BrokenProcessPool:
+        raise
+    except Exception as error:
+        return config, None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+_study: Study | None = None
+
+
+def _start_worker(parent: int, trials: list[str], work: str) -> None:
+    """Prepare a worker process: its study, and an end when its parent is gone."""
+    global _study
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    _study = _study_of(trials, work)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _study_of(trials: list[str], work: str, watcher: Watcher | None = None) -> Study:
+    from transformers.utils import logging
+
+    import hskd  # noqa: F401  registers the students
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return Study([TrialConfig.model_validate_json(trial) for trial in trials], Path(work), watcher)
+
+
+def _publish_in_worker(config: str, out: str) -> dict[str, Any]:
+    assert _study is not None
+    return publish(_study, TrialConfig.model_validate_json(config), Path(out))
+
+
+def _publish_on_node(config: str, trials: list[str], work: str, out: str) -> dict[str, Any]:
+    return publish(_study_of(trials, work), TrialConfig.model_validate_json(config), Path(out))

@@ -1,0 +1,229 @@
+"""Grid specs: a YAML file says which trials a study is made of."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from hskd.distill.settings import DistillSettings
+from hskd.errors import HskdError
+from hskd.grid.config import Machine, TaskPlan, TeacherPlan, TrialConfig
+from hskd.spec import HSKSpec
+from hskd.students.create import StudentSettings
+
+PRESETS = Path(__file__).parent / "presets"
+_AMOUNTS = {"n": "depth", "l_top": "depth", "k": "length", "w": "width"}
+
+
+class Sweep(BaseModel):
+    """The product of the values listed; a dimension that is not listed is kept whole.
+
+    One dimension alone: ``{k: [1, 3, all], length: [attention_no_sep, left]}``. Jointly: ``{n: [1, 2], k: [1, 3],
+    w: [0.1]}``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    n: Annotated[tuple[int | Literal["all"], ...], Field(description="Top student layers.")] = ("all",)
+    l_top: Annotated[tuple[int | float, ...], Field(description="Teacher layer behind the top, or a share.")] = (1.0,)
+    k: Annotated[tuple[int | Literal["all"], ...], Field(description="Tokens an example.")] = ("all",)
+    length: Annotated[tuple[str, ...], Field(description="Selectors along length.")] = ("attention_no_sep",)
+    w: Annotated[tuple[float | Literal["all"], ...], Field(description="Share of the neurons.")] = ("all",)
+    width: Annotated[tuple[str, ...], Field(description="Selectors along width.")] = ("magnitude",)
+    precision: Annotated[tuple[str, ...], Field(description="Precisions.")] = ("fp16",)
+
+    def specs(self) -> Iterator[HSKSpec]:
+        """The specs of the sweep."""
+        lists = (self.n, self.l_top, self.k, self.length, self.w, self.width, self.precision)
+        for n, l_top, k, length, w, width, precision in itertools.product(*lists):
+            whole_length = k == "all" and "k" not in self.model_fields_set
+            whole_width = w == "all" and "w" not in self.model_fields_set
+            yield HSKSpec.parse(
+                {
+                    "depth": {"selector": "top_n", "n": n, "l_top": l_top},
+                    "length": {"selector": "left", "k": "all"} if whole_length else {"selector": length, "k": k},
+                    "width": {"selector": "uniform", "w": 1.0} if whole_width else {"selector": width, "w": w},
+                    "precision": {"selector": precision},
+                }
+            )
+
+
+class GridSpec(BaseModel):
+    """A planned set of trials. *none* and *full* (one for each mapping) are always part of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(description="Name of the grid; results lie in results/NAME.", pattern=r"[\w.-]+")]
+    task: TaskPlan = TaskPlan()
+    teacher: TeacherPlan = TeacherPlan()
+    students: Annotated[tuple[StudentSettings, ...], Field(min_length=1)] = (StudentSettings(),)
+    training: Annotated[
+        DistillSettings, Field(description="Epochs, rates, batch size; arm and seed are set by the grid.")
+    ] = DistillSettings()
+    none_lr: Annotated[
+        float | None, Field(gt=0, description="Learning rate of none and gold [default: training.prediction_lr].")
+    ] = None
+    seeds: Annotated[int | tuple[int, ...], Field(description="How many, from 0; or which.")] = 1
+    arms: Annotated[
+        tuple[Literal["paper_none", "gold", "shuffled"], ...], Field(description="Arms beside none and full.")
+    ] = ()
+    sweeps: Annotated[tuple[Sweep, ...], Field(description="Products of amounts and selectors.")] = ()
+    include: Annotated[tuple[str, ...], Field(description="Further specs, such as 1l_3t_0.1w.")] = ()
+    exclude: Annotated[tuple[str, ...], Field(description="Specs to leave out.")] = ()
+
+    @field_validator("include", "exclude")
+    @classmethod
+    def _are_specs(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        for label in labels:
+            _spec(label)
+        return labels
+
+    @field_validator("sweeps")
+    @classmethod
+    def _make_specs(cls, sweeps: tuple[Sweep, ...]) -> tuple[Sweep, ...]:
+        for sweep in sweeps:
+            try:
+                list(sweep.specs())
+            except HskdError as error:
+                raise ValueError(str(error)) from None
+        return sweeps
+
+    @property
+    def seed_list(self) -> tuple[int, ...]:
+        """The seeds."""
+        return tuple(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+
+    def specs(self) -> list[HSKSpec]:
+        """Every spec once, in the order written, without those excluded and without full HSK itself."""
+        excluded = {HSKSpec.parse(label).canonical for label in self.exclude}
+        specs = [spec for sweep in self.sweeps for spec in sweep.specs()]
+        specs += [HSKSpec.parse(label) for label in self.include]
+        unique = {spec.canonical: spec for spec in specs}
+        return [spec for text, spec in unique.items() if text not in excluded and spec != spec.full()]
+
+    def fulls(self) -> list[HSKSpec]:
+        """Full HSK of every mapping and precision that the specs use; the plain one where there are no specs."""
+        unique = {spec.full().canonical: spec.full() for spec in self.specs()}
+        return list(unique.values()) or [HSKSpec()]
+
+    def trials(self, machine: Machine) -> list[TrialConfig]:
+        """The trials, seed by seed, so that a grid cut short has whole seeds."""
+        none_lr = self.none_lr or self.training.prediction_lr
+        trials = []
+        for seed, student in itertools.product(self.seed_list, self.students):
+            arms: list[tuple[str, HSKSpec | None]] = [("none", None)]
+            arms += [(arm, None) for arm in self.arms if arm != "shuffled"]
+            arms += [("full", full) for full in self.fulls()]
+            arms += [("shuffled", full) for full in self.fulls() if "shuffled" in self.arms]
+            arms += [("spec", spec) for spec in self.specs()]
+            for arm, spec in arms:
+                changes: dict[str, Any] = {"arm": arm, "seed": seed}
+                if spec is None:
+                    changes["prediction_lr"] = none_lr
+                trials.append(
+                    TrialConfig(
+                        task=self.task,
+                        teacher=self.teacher,
+                        student=student,
+                        settings=self.training.model_copy(update=changes),
+                        spec=spec,
+                        **asdict(machine),
+                    )
+                )
+        return trials
+
+
+def _spec(label: str) -> HSKSpec:
+    try:
+        return HSKSpec.parse(label)
+    except HskdError as error:
+        raise ValueError(str(error)) from None
+
+
+def load_grid(name: str) -> GridSpec:
+    """Read a grid spec: a preset's name, or the path of a YAML file.
+
+    Raises:
+        HskdError: there is no such preset or file, or the file says something that a grid cannot be; the message
+            names file, line, key, what was expected.
+    """
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = PRESETS / f"{name}.yaml"
+        if not path.is_file():
+            known = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.yaml")))
+            raise HskdError(f"grid {name!r}: no such preset (there are {known}), and not the path of a .yaml file.")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise HskdError(f"{path}: no such file.") from None
+    try:
+        content = yaml.safe_load(text)
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise HskdError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise HskdError(f"{path}: expected keys such as name, task, sweeps; known: {', '.join(GridSpec.model_fields)}.")
+    try:
+        return GridSpec.model_validate(content)
+    except ValidationError as error:
+        problems = [_located(path, node, problem) for problem in error.errors()]
+        raise HskdError("\n".join(dict.fromkeys(problems))) from None
+
+
+def _located(path: Path, node: Any, problem: Any) -> str:
+    """A complaint of pydantic with the line that it is about, and what is allowed there."""
+    line, keys = 1, []
+    model: Any = GridSpec
+    for part in problem["loc"]:
+        found = _child(node, part)
+        if found is None:
+            continue  # a branch of a union, not something written
+        line, node = found[0].start_mark.line + 1, found[1]
+        keys.append(str(part))
+        if isinstance(part, str) and model is not None:
+            model = _model_of(model, part)
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        parent = _parent_model(problem["loc"])
+        message = f"unknown key; known here: {', '.join(parent.model_fields)}"
+    shown = "" if problem["type"] in ("extra_forbidden", "missing") else f" (got {problem['input']!r})"
+    where = ".".join(keys) or ".".join(map(str, problem["loc"]))
+    return f"{path}, line {line}: {where}: {message}{shown}."
+
+
+def _child(node: Any, part: str | int) -> tuple[Any, Any] | None:
+    if isinstance(node, yaml.MappingNode):
+        return next(((key, value) for key, value in node.value if key.value == part), None)
+    if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+        return node.value[part], node.value[part]
+    return None
+
+
+_NESTED: dict[str, type[BaseModel]] = {
+    "task": TaskPlan,
+    "teacher": TeacherPlan,
+    "students": StudentSettings,
+    "training": DistillSettings,
+    "sweeps": Sweep,
+}
+
+
+def _model_of(model: type[BaseModel], key: str) -> type[BaseModel] | None:
+    field = model.model_fields.get(key)
+    annotation = field.annotation if field else None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else _NESTED.get(key)
+
+
+def _parent_model(loc: tuple[str | int, ...]) -> type[BaseModel]:
+    model: type[BaseModel] = GridSpec
+    for part in loc[:-1]:
+        if isinstance(part, str):
+            model = _model_of(model, part) or model
+    return model

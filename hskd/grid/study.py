@@ -1,0 +1,257 @@
+"""The artifacts behind trials: teacher, students, one superset, derived stores; and a trial from them.
+
+Everything is found in the work folder or made there, under a name that is a fingerprint of its recipe; a lock keeps
+two processes from making the same thing.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from transformers import AutoConfig
+
+from hskd.artifacts import Workspace, read_json
+from hskd.distill.prepare import Student, from_store
+from hskd.distill.source import StoreSource
+from hskd.distill.trial import HeldOut, Run, run_trial
+from hskd.grid.config import TrialConfig
+from hskd.runtime import set_threads
+from hskd.spec import HSKSpec, Shape
+from hskd.store.derive import derive
+from hskd.store.extract import Superset, extract
+from hskd.store.reader import Store
+from hskd.students.create import create_rosita
+from hskd.tasks import Task, TaskData, TokenizedSplit, load_task, tokenize
+from hskd.teachers.finetune import METRICS_FILE, finetune
+from hskd.teachers.loading import Teacher, load_tokenizer
+from hskd.training import score
+from hskd.watch import Silent, Watcher
+
+HELD_OUT = 256
+"""Dev examples on which the held-out HSK loss is measured."""
+
+
+class Study:
+    """What the trials of one grid share: task, teacher, superset. Trials may differ in all else.
+
+    Args:
+        trials: configs with the same task, teacher and machine.
+        work: folder of the artifacts.
+        watcher: is told the progress.
+    """
+
+    def __init__(self, trials: Sequence[TrialConfig], work: Path, watcher: Watcher | None = None) -> None:
+        self.trials = trials
+        self.work = work
+        self._first = trials[0]
+        self._places = Workspace(work)
+        self.watcher = watcher or Silent()
+        self.device = torch.device(self._first.device)
+
+    def _folder(self, kind: str, recipe: dict[str, Any]) -> Path:
+        return self._places.folder(kind, recipe | {"hskd": version("hskd")})
+
+    @cached_property
+    def data(self) -> TaskData:
+        """The task with its examples."""
+        plan = self._first.task
+        return load_task(plan.name, plan.data, plan.text_columns, plan.label_column)
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+        return self.data.task
+
+    @cached_property
+    def splits(self) -> dict[str, TokenizedSplit]:
+        """The tokenised examples; ``train`` whole."""
+        tokenizer = load_tokenizer(self._first.teacher.model)
+        return tokenize(self.data, tokenizer, self.work / "tokens", self._first.task.max_length)
+
+    @cached_property
+    def train(self) -> TokenizedSplit:
+        """The students' training examples."""
+        count = self._first.task.train_examples
+        return self.splits["train"] if count is None else self.splits["train"].first(count)
+
+    @cached_property
+    def teacher_folder(self) -> Path:
+        """The fine-tuned teacher; fine-tuned now if it is not there yet."""
+        plan = self._first.teacher
+        if plan.fine_tuned:
+            return Path(plan.model)
+        train = self.splits["train"] if plan.examples is None else self.splits["train"].first(plan.examples)
+        recipe = self._first.recipe("teacher") | {"data": train.fingerprint, "task": self.task.name}
+        return finetune(
+            plan.model,
+            self.task,
+            self.splits | {"train": train},
+            plan.settings,
+            self._folder("teachers", recipe),
+            dtype=self._first.dtype,
+            device=self.device,
+            begin_stage=lambda stage, steps: self.watcher.begin("teacher: fine-tuning", steps),
+            advance=self.watcher.advance,
+        )
+
+    @cached_property
+    def _teacher_key(self) -> str:
+        """Identifies the teacher: by its recipe, or a given one by its weights."""
+        return self._load_teacher().fingerprint if self._first.teacher.fine_tuned else self.teacher_folder.name
+
+    def _load_teacher(self) -> Teacher:
+        teacher = Teacher.load(str(self.teacher_folder), self.task)
+        teacher.model.to(self.device)
+        return teacher
+
+    @cached_property
+    def teacher_metrics(self) -> dict[str, dict[str, float]]:
+        """The teacher's metrics on every labelled split but ``train``."""
+        if not self._first.teacher.fine_tuned:
+            return read_json(self.teacher_folder / METRICS_FILE)["metrics"]  # type: ignore[no-any-return]
+        teacher = self._load_teacher()
+        return {
+            name: score(teacher.model, self.task, split, self._first.dtype)
+            for name, split in self.splits.items()
+            if name != "train" and split.labels is not None
+        }
+
+    def student_folder(self, config: TrialConfig) -> Path:
+        """The initialised student of a trial; pruned now if it is not there yet."""
+        folder = self._folder(
+            "students",
+            config.recipe("student") | {"teacher": self._teacher_key, "data": self.splits["train"].fingerprint},
+        )
+        if folder.exists():
+            return folder
+        train = self.splits["train"]
+        examples = min(config.student.importance_examples or len(train), len(train))
+        self.watcher.begin(f"{config.student_name}: importance", -(-examples // 32))
+        return create_rosita(
+            self._load_teacher(), train, config.student, folder, advance=lambda batches: self.watcher.advance()
+        )
+
+    def student(self, config: TrialConfig) -> Student:
+        """The initialised student of a trial, loaded."""
+        return Student.load(self.student_folder(config), self.task)
+
+    @cached_property
+    def superset(self) -> Store:
+        """The union of what the trials ask for, in one pass of the teacher over the training examples."""
+        return self._extract(self.train, "store: one pass of the teacher", [trial.spec for trial in self.trials])
+
+    @cached_property
+    def held_out(self) -> tuple[TokenizedSplit, Store]:
+        """Full HSK of some dev examples, on which the HSK stage's loss is compared between specs."""
+        dev = self.splits["dev"]
+        examples = dev if len(dev) <= HELD_OUT else dev.first(HELD_OUT)
+        fulls = [trial.spec and trial.spec.full() for trial in self.trials]
+        return examples, self._extract(examples, "store: held-out examples", fulls)
+
+    def _extract(self, examples: TokenizedSplit, title: str, specs: Sequence[HSKSpec | None]) -> Store:
+        config = AutoConfig.from_pretrained(self.teacher_folder)
+        parts = [
+            Superset.of([spec], Shape(trial.student.layers, config.num_hidden_layers, config.hidden_size, 1, 1))
+            for spec, trial in zip(specs, self.trials, strict=True)
+            if spec is not None
+        ]
+        precisions = {part.precision for part in parts} or {"fp16"}
+        superset = Superset(
+            layers=tuple(sorted({layer for part in parts for layer in part.layers})),
+            attention_layers=tuple(sorted({layer for part in parts for layer in part.attention_layers})),
+            precision=precisions.pop() if len(precisions) == 1 else "fp32",
+        )
+        folder = self._folder(
+            "stores",
+            self._first.recipe()
+            | {
+                "teacher": self._teacher_key,
+                "data": examples.fingerprint,
+                "superset": asdict(superset),
+            },
+        )
+        if folder.exists():
+            return Store.open(folder)  # without loading the teacher
+        teacher = self._load_teacher()
+        self.watcher.begin(title, len(examples))
+        return extract(
+            teacher,
+            self.task,
+            examples,
+            superset,
+            folder,
+            dtype=self._first.dtype,
+            report=self.watcher.say,
+            advance=self.watcher.advance,
+        )
+
+    def build(self) -> None:
+        """Make everything that trials share, on all the threads that are set for that."""
+        set_threads(self._first.build_threads)
+        _ = self.superset, self.held_out
+        for config in {config.student_name: config for config in self.trials}.values():
+            self.student_folder(config)
+        gc.collect()  # the teacher is not needed any more: from here on students train alone
+
+    def run(self, config: TrialConfig) -> tuple[Path, dict[str, Any]]:
+        """Run a trial, or find it done: its folder, and what its ``result.json`` holds."""
+        self.build()
+        folder = self._folder("trials", config.model_dump(mode="json"))
+        set_threads(config.threads)
+        student = self.student(config)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            prepared = from_store(
+                self.superset,
+                config.settings,
+                config.spec,
+                student,
+                self.task,
+                self.train,
+                self._derived(self.superset, config.spec, student.layers),
+            )
+            run = Run(
+                config.dtype,
+                self.device,
+                checkpoints=False,
+                begin_stage=lambda stage, steps: self.watcher.begin(f"{config.title}: {stage}", steps),
+                advance=self.watcher.advance,
+            )
+            return folder, run_trial(
+                config.settings,
+                self.task,
+                self.splits | {"train": self.train},
+                student.model,
+                prepared.teacher_width,
+                prepared.source,
+                folder,
+                run,
+                student_folder=student.folder,
+                record=prepared.record,
+                held_out=self._held_out_source(config, student.layers),
+            )
+
+    def _derived(self, superset: Store, spec: HSKSpec | None, student_layers: int) -> Path:
+        return self._folder(
+            "stores",
+            {
+                "superset": superset.manifest.fingerprint,
+                "spec": spec.model_dump(mode="json") if spec else None,
+                "student_layers": student_layers,
+            },
+        )
+
+    def _held_out_source(self, config: TrialConfig, student_layers: int) -> HeldOut | None:
+        if config.spec is None:
+            return None
+        examples, superset = self.held_out
+        full = config.spec.full()
+        store = derive(superset, full, student_layers, self._derived(superset, full, student_layers))
+        return examples, StoreSource(store, examples, student_layers)
