@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
+import pandas as pd
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -14,39 +16,52 @@ from hskd.cli.progress import display
 
 def demo(
     out: Annotated[
-        Path, typer.Option(help="Folder for table and figure (default: results/demo, with --quick apart).")
-    ] = Path("results/demo"),
+        Path | None, typer.Option(help="Folder for table and figure (default: results/demo, or results/demo-quick).")
+    ] = None,
     work: Annotated[
         Path, typer.Option(help="Folder for teacher, stores and trials, which a second run reuses.")
     ] = Path("work"),
     seeds: Annotated[int, typer.Option(min=1, help="Trials of each kind; two or more give intervals.")] = 1,
     quick: Annotated[bool, typer.Option(help="A shrunken run to see that all works; its scores mean nothing.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; their number changes the bits.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Trials at a time, each on one thread.")] = min(
+        2, os.cpu_count() or 1
+    ),
 ) -> None:
     """From nothing to a marginal-utility figure: a real teacher, real sentences, one store, a handful of students.
 
-    Takes some minutes on two cores the first time, seconds the second.
+    Takes some minutes on two cores the first time, seconds the second. It is the grid preset demo.
     """
     from analysis.marginal_utility import marginal_utility_figure, read_trials
-    from hskd.demo import DemoPlan, run_demo
+    from hskd.grid.config import Machine
+    from hskd.grid.executors import InProcess, Workers
+    from hskd.grid.run import run_grid
+    from hskd.grid.spec import load_grid
 
+    grid = load_grid("demo-quick" if quick else "demo").model_copy(update={"seeds": seeds})
+    folder = out or Path("results") / grid.name
+    executor = Workers(workers) if workers > 1 else InProcess()
     with display() as shown:
-        table_path = run_demo(DemoPlan.quick() if quick else DemoPlan(), seeds, work, out, shown, threads)
-    trials = read_trials(table_path)
-    figure = marginal_utility_figure(trials, out / "marginal_utility.png")
-    table = Table(title=f"{trials['task'].iloc[0]}: score on test, per cent")
-    for column in ("arm", "spec", "share of full HSK", "bytes an example", *(f"seed {seed}" for seed in range(seeds))):
-        table.add_column(column, justify="left" if column in ("arm", "spec") else "right")
-    for (arm, spec), group in trials.groupby(["arm", "spec"], sort=False):
-        first = group.iloc[0]
-        scores = [f"{100 * score:.1f}" for score in group.sort_values("seed")["score"]]
-        kept = (
-            [f"{100 * first['fraction']:.2g} %", f"{first['bytes_per_example']:,.0f}"]
-            if first["fraction"]
-            else ["0", ""]
-        )
-        table.add_row(str(arm), str(spec), *kept, *scores)
-    table.add_row("teacher", "", "", "", *[f"{100 * trials['teacher_score'].iloc[0]:.1f}"] * seeds)
-    Console().print(table)
-    print(f"table:  {table_path}")
+        _, progress = run_grid(grid, grid.trials(Machine.here()), folder, work, executor, shown)
+    trials = read_trials(folder / "trials.csv")
+    figure = marginal_utility_figure(trials, folder / "marginal_utility.png")
+    Console().print(_table(trials))
+    print(f"table:  {folder / 'trials.csv'}")
     print(f"figure: {figure}")
+    if progress.failed:
+        raise typer.Exit(1)
+
+
+def _table(trials: pd.DataFrame) -> Table:
+    """Scores of every arm and spec, a column for each seed."""
+    seeds = sorted(trials["seed"].unique())
+    table = Table(title=f"{trials['task'].iloc[0]}: score on {trials['score_split'].iloc[0]}, per cent")
+    for column in ("arm", "spec", "share of full HSK", "bytes an example", *(f"seed {seed}" for seed in seeds)):
+        table.add_column(column, justify="left" if column in ("arm", "spec") else "right")
+    for (arm, spec), group in trials.sort_values("fraction", kind="stable").groupby(["arm", "spec"], sort=False):
+        first = group.iloc[0]
+        by_seed = group.set_index("seed")["score"]
+        scores = [f"{100 * by_seed[seed]:.1f}" if seed in by_seed else "" for seed in seeds]
+        share = f"{100 * first['fraction']:.2g} %" if first["fraction"] < 0.995 else "100 %"
+        table.add_row(str(arm), str(spec), share, f"{first['bytes_per_example']:,.0f}", *scores)
+    table.add_row("teacher", "", "", "", *[f"{100 * trials['teacher_score'].iloc[0]:.1f}"] * len(seeds))
+    return table

@@ -9,7 +9,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-from tokenizers import BertWordPieceTokenizer
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 GLUE = Path(__file__).resolve().parents[2] / "shared" / "glue"
@@ -19,9 +18,9 @@ BAD = ["a cold and dull film", "the story is boring", "poor acting", "i hated ev
 
 
 @pytest.fixture(autouse=True)
-def _two_threads() -> None:
-    """CPU arithmetic changes its bits with the number of threads: every test runs with the same."""
-    torch.set_num_threads(2)
+def _one_thread() -> None:
+    """One thread: its number changes the bits, and models as tiny as these wait for a second more than they gain."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -34,11 +33,12 @@ def glue() -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BertTokenizerFast:
-    """A real WordPiece tokenizer, trained on the sentences above."""
+    """A WordPiece tokenizer of a fixed vocabulary: training one gives another on every run, and so other losses."""
+    known = sorted({word for sentence in GOOD + BAD for word in sentence.split()} | set("0123456789abcdeghilmnorstuvy"))
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     folder = tmp_path_factory.mktemp("tokenizer")
-    trainer = BertWordPieceTokenizer(lowercase=True)
-    trainer.train_from_iterator((GOOD + BAD) * 5, vocab_size=200, min_frequency=1, show_progress=False)
-    trainer.save_model(str(folder))
+    vocabulary = [*specials, *known, *(f"##{piece}" for piece in "0123456789estr")]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
     BertTokenizerFast(vocab=str(folder / "vocab.txt"), do_lower_case=True).save_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder)
 

@@ -216,20 +216,14 @@ def test_two_processes_never_build_twice(tmp_path: Path) -> None:
 
 
 def test_workspace_finds_what_the_same_recipe_made(tmp_path: Path) -> None:
-    workspace, calls = Workspace(tmp_path), []
-
-    def builder(partial: Path) -> None:
-        calls.append(partial.name)
-
+    workspace = Workspace(tmp_path)
     recipe = {"teacher": "t", "spec": {"k": 3, "w": 0.5}}
-    folder = workspace.build("store", recipe, builder)
-    assert workspace.build("store", reversed_keys(recipe), builder) == folder == workspace.path("store", recipe)
-    assert len(calls) == 1
-    assert folder.parent == tmp_path / "store"
-    assert read_json(folder / "artifact.json") == {"kind": "store", "recipe": recipe}
-    assert workspace.build("student", recipe, builder) != folder
-    assert workspace.build("store", {**recipe, "teacher": "u"}, builder) != folder
-    assert len(calls) == 3
+    folder = workspace.folder("stores", recipe)
+    assert folder.parent == tmp_path / "stores"
+    assert workspace.folder("stores", reversed_keys(recipe)) == folder
+    assert read_json(folder.with_name(folder.name + ".recipe.json")) == recipe
+    assert workspace.folder("students", recipe) != folder
+    assert workspace.folder("stores", {**recipe, "teacher": "u"}) != folder
 
 
 def test_require_space(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hskd.cli.options import RunOptions, TaskOptions, with_settings
 from hskd.cli.progress import display
 from hskd.cli.setting import Machine, load_splits, require_folder
 from hskd.cli.store import SPEC_HELP
-from hskd.distill.prepare import Student, from_store, from_teacher
+from hskd.distill.prepare import Student, from_store, from_teacher, without_teacher
 from hskd.distill.settings import DistillSettings
 from hskd.distill.trial import Run, run_trial
 from hskd.errors import HskdError
@@ -35,7 +35,7 @@ def command(
     run: RunOptions,
 ) -> None:
     """Distil a student: HSK stage, then prediction stage, from a store or from the teacher. Run again to resume."""
-    if (store is None) == (teacher is None):
+    if (store is None) == (teacher is None) and (settings.arm != "gold" or store is not None):
         raise HskdError("give either --store (offline) or --teacher (online).")
     machine = Machine.of(run)
     require_folder("--student", student, "hskd student")
@@ -47,8 +47,10 @@ def command(
             prepared = from_store(
                 Store.open(store), settings, wanted, loaded, data.task, splits["train"], out / "store", shown.say
             )
+        elif teacher is None:
+            prepared = without_teacher(loaded, data.task, splits["train"])
         else:
-            require_folder("--teacher", Path(str(teacher)), "hskd teacher")
+            require_folder("--teacher", teacher, "hskd teacher")
             model = Teacher.load(str(teacher), data.task)
             model.model.to(machine.device)
             prepared = from_teacher(model, settings, wanted, loaded, data.task, splits["train"], machine.dtype)

@@ -173,11 +173,17 @@ def from_teacher(
     )
 
 
+def without_teacher(student: Student, task: Task, train: TokenizedSplit) -> Prepared:
+    """Nothing but the gold labels: all that the arm *gold* needs."""
+    return Prepared(None, student.model.config.hidden_size, _record(task, train, student, None, None, None))
+
+
 def _record(
-    task: Task, train: TokenizedSplit, student: Student, teacher: str, kept: HSKSpec | None, shape: Shape
+    task: Task, train: TokenizedSplit, student: Student, teacher: str | None, kept: HSKSpec | None, shape: Shape | None
 ) -> dict[str, Any]:
-    nothing = HSKAmount(0, 0, 0.0, 0.0, 0.0)
-    amount = nothing if kept is None else measure(kept, train.tokens, shape, train.max_length)
+    amount = HSKAmount(0, 0, 0.0, 0.0, 0.0)
+    if kept is not None and shape is not None:
+        amount = measure(kept, train.tokens, shape, train.max_length)
     return {
         "task": task.name,
         "train_examples": len(train),

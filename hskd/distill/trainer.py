@@ -113,6 +113,7 @@ def mean_hsk_loss(
         batch = split.collate(order)
         with autocast(dtype, device):
             states = module(**model_inputs(batch, device))
-            total += len(order) * float(hsk_loss(states, source.kept(batch).to(device), module.projection))
+        # Outside autocast, as in training, where only the model's own forward is inside.
+        total += len(order) * float(hsk_loss(states, source.kept(batch).to(device), module.projection))
     module.train(was_training)
     return total / len(split)

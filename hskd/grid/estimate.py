@@ -67,7 +67,8 @@ def estimate(
     study = Study(trials, work, watcher)
     encoder = AutoConfig.from_pretrained(resolve_model(trials[0].teacher.model))
     done = {config.id for config in progress.done}
-    rows, derived = [], {}
+    rows: list[tuple[str, ...]] = []
+    derived: dict[tuple[str, Shape], float] = {}
     for config in trials:
         spec = config.spec
         shape = Shape(

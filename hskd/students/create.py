@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hskd.artifacts import build, write_json
 from hskd.runtime import provenance
-from hskd.students.importance import taylor_importance
-from hskd.students.prune import prune_rosita
+from hskd.students.importance import require_bert_shaped, taylor_importance
+from hskd.students.prune import prune_rosita, require_sizes
 from hskd.tasks import TokenizedSplit, sequential_batches
 from hskd.teachers.loading import Teacher
 
@@ -59,10 +59,12 @@ def create_rosita(
     """
 
     def builder(partial: Path) -> None:
+        sizes = settings.model_dump(exclude={"importance_examples"})
+        # Before the pass over the data, which may take long.
+        require_sizes(require_bert_shaped(teacher.model), **sizes)
         count = settings.importance_examples
         examples = train if count is None or count >= len(train) else train.first(count)
         importance = taylor_importance(teacher.model, _batches(examples, batch_size), progress=advance)
-        sizes = settings.model_dump(exclude={"importance_examples"})
         student = prune_rosita(teacher.model, importance, **sizes)
         student.save_pretrained(partial)
         teacher.tokenizer.save_pretrained(partial)

@@ -37,6 +37,7 @@ def prune_rosita(
         raise HskdError("The teacher is a ROSITA student already: prune the BERT it came from.")
     config = bert.config
     shapes = (tuple(importance.heads.shape), tuple(importance.neurons.shape))
+    require_sizes(bert, layers=layers, heads=heads, ffn=ffn, rank=rank)
     depth = config.num_hidden_layers
     expected = ((depth, config.num_attention_heads), (depth, config.intermediate_size))
     if shapes != expected:
@@ -44,12 +45,6 @@ def prune_rosita(
             f"importance: heads and neurons have shapes {shapes}; this teacher's are {expected}. "
             "Compute the importance on the teacher that is pruned."
         )
-    _require_range("layers", layers, depth)
-    _require_range("heads", heads, config.num_attention_heads)
-    _require_range("ffn", ffn, config.intermediate_size)
-    if rank is not None:
-        _require_range("rank", rank, config.hidden_size)
-
     head_size = config.hidden_size // config.num_attention_heads
     settings = config.to_dict()
     for stale in ("_name_or_path", "model_type", "architectures", "transformers_version", "dtype"):
@@ -80,6 +75,20 @@ def prune_rosita(
     student.load_state_dict(weights)  # strict: no weight of the student stays random
     student.to(bert.device).eval()
     return student
+
+
+def require_sizes(teacher: PreTrainedModel, *, layers: int, heads: int, ffn: int, rank: int | None) -> None:
+    """Refuse a student that is not smaller than, or equal to, ``teacher`` in every size.
+
+    Raises:
+        HskdError: names the size, its value and the allowed range.
+    """
+    config = teacher.config
+    _require_range("layers", layers, config.num_hidden_layers)
+    _require_range("heads", heads, config.num_attention_heads)
+    _require_range("ffn", ffn, config.intermediate_size)
+    if rank is not None:
+        _require_range("rank", rank, config.hidden_size)
 
 
 def factorise(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:

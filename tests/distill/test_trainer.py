@@ -1,0 +1,232 @@
+"""The trainers of the two stages: losses, stopping, clipping, accumulation, reporting, precision."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from distill.lab import KINDS, Lab, StudentKind, arguments, losses
+from safetensors.torch import save_file
+from torch import nn
+
+from hskd.distill.source import KnowledgeSource
+from hskd.distill.trainer import PROJECTION_FILE, HSKModule, HSKTrainer, PredictionTrainer
+from hskd.distill.trial import Run
+from hskd.errors import HskdError
+from hskd.spec import HSKSpec
+from hskd.students import load_student
+from hskd.training import GoldTrainer, StageTrainer
+
+WIDTH = 32
+SPEC = HSKSpec.parse("all_3t_0.5w,precision=fp32")
+STAGES = ("hsk", "prediction", "gold")
+
+
+def make_trainer(
+    stage: str,
+    lab: Lab,
+    folder: Path,
+    *,
+    kind: StudentKind = "rosita",
+    source: KnowledgeSource | None = None,
+    examples: int = 64,
+    **changes: Any,
+) -> StageTrainer:
+    student, split = lab.student(kind), lab.train.first(examples)
+    source = source or lab.offline(SPEC)
+    settings = arguments(folder, **changes)
+    if stage == "hsk":
+        return HSKTrainer(HSKModule(student, WIDTH), settings, split, source)
+    if stage == "prediction":
+        return PredictionTrainer(student, settings, split, source)
+    return GoldTrainer(student, settings, split, "gold")
+
+
+def loss_of(trainer: StageTrainer, batch: dict[str, torch.Tensor]) -> float:
+    return trainer.batch_loss(trainer.model, batch).item()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("where", ["online", "offline"])
+def test_padding_does_not_change_a_loss(lab: Lab, kind: StudentKind, stage: str, where: str, tmp_path: Path) -> None:
+    source = lab.online(SPEC) if where == "online" else lab.offline(SPEC)
+    trainer = make_trainer(stage, lab, tmp_path, kind=kind, source=source)
+    rows = [0, 3, 17, 40, 63]
+    tight, wide = lab.train.collate(rows), replace(lab.train, pad_to=48).collate(rows)
+    assert tight["input_ids"].shape[1] < wide["input_ids"].shape[1] == 48
+    loss = loss_of(trainer, tight)
+    assert loss_of(trainer, wide) == pytest.approx(loss, rel=1e-5)
+    alone = [loss_of(trainer, lab.train.collate([row])) for row in rows]
+    assert sum(alone) / len(rows) == pytest.approx(loss, rel=1e-5)  # a mean over examples, whatever their length
+
+
+@pytest.mark.parametrize(
+    ("rates", "stage"), [({"hsk_lr": 1e20}, "HSK stage"), ({"prediction_lr": 1e20}, "prediction stage")]
+)
+def test_an_absurd_learning_rate_stops_the_trial(lab: Lab, rates: dict[str, float], stage: str, tmp_path: Path) -> None:
+    with pytest.raises(HskdError, match=rf"^{stage}: the (loss|gradient norm) is (nan|inf) at step [23]\. Lower the"):
+        lab.trial(tmp_path, **rates)
+    assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_loss_that_is_not_finite_stops_at_its_step(lab: Lab, stage: str, tmp_path: Path) -> None:
+    trainer = make_trainer(stage, lab, tmp_path, gradient_accumulation_steps=2)
+    with torch.no_grad():
+        next(trainer.model.parameters())[2] = float("inf")  # [CLS], which is in every example
+    with pytest.raises(HskdError, match=rf"^{trainer.stage}: the loss is nan at step 1\."):
+        trainer.train()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_clipped_share(lab: Lab, stage: str, tmp_path: Path) -> None:
+    norms: list[float] = []
+    for limit, share in ((1e-6, 1.0), (1e6, 0.0)):
+        trainer = make_trainer(stage, lab, tmp_path, epochs=2, max_grad_norm=limit, logging_steps=3)
+        trainer.train()
+        norms += [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
+        assert trainer.clipped_share == share
+    trainer = make_trainer(stage, lab, tmp_path, epochs=2, max_grad_norm=1e6)
+    trainer.train()
+    norms = sorted(entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry)
+    assert len(norms) == 8
+    # Between the extremes the share is that of the steps above the limit, at the first step where clipping matters.
+    limit = (norms[-1] + norms[-2]) / 2
+    trainer = make_trainer(stage, lab, tmp_path, epochs=2, max_grad_norm=limit, learning_rate=1e-12)
+    trainer.train()
+    clipped = sum(entry.get("grad_norm", 0) > limit for entry in trainer.state.log_history)
+    assert trainer.clipped_share == clipped / 8
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_accumulated_gradients_are_those_of_the_whole_batch(lab: Lab, stage: str, tmp_path: Path) -> None:
+    # 32 examples: an epoch is one update, of one batch of 32 or of two of 16.
+    shared = {"examples": 32, "epochs": 6, "optim": "sgd", "learning_rate": 0.02, "max_grad_norm": 5.0}
+    whole = make_trainer(stage, lab, tmp_path, batch_size=32, **shared)
+    parts = make_trainer(stage, lab, tmp_path, batch_size=16, gradient_accumulation_steps=2, **shared)
+    before = {name: tensor.clone() for name, tensor in whole.model.state_dict().items()}
+    expected = losses(whole)
+    assert len(expected) == 6 and expected[-1] < expected[0]
+    assert losses(parts) == pytest.approx(expected, rel=1e-4)
+    assert parts.state.global_step == whole.state.global_step == 6
+    assert parts.clipped_share == whole.clipped_share
+    found = parts.model.state_dict()
+    for name, tensor in whole.model.state_dict().items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
+    moved = max(float((found[name] - before[name]).abs().max()) for name in before)
+    assert moved > 1e-2
+
+
+def test_tensorboard(lab: Lab, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    lab.trial(tmp_path, run=Run("fp32", report_to="tensorboard"), hsk_epochs=5, prediction_epochs=5)
+    events = sorted(tmp_path.rglob("events.out.tfevents.*"))
+    assert len(events) == 2
+    for file in events:
+        accumulator = EventAccumulator(str(file)).Reload()
+        assert {"train/loss", "train/clipped_steps"} <= set(accumulator.Tags()["scalars"])
+        # Every 10 steps, and after every epoch of 4.
+        assert [event.step for event in accumulator.Scalars("train/loss")] == [4, 8, 10, 12, 16, 20]
+
+
+def test_bf16(lab: Lab, tmp_path: Path) -> None:
+    seen: set[tuple[bool, torch.dtype]] = set()
+
+    def hook(module: nn.Module, args: object, output: torch.Tensor) -> None:
+        if isinstance(module, nn.Linear) and module.out_features != WIDTH:  # W's alone has that
+            seen.add((module.training, output.dtype))
+
+    handle = nn.modules.module.register_module_forward_hook(hook)
+    try:
+        result = lab.trial(tmp_path / "bf16", kind="narrow", run=Run("bf16"))
+    finally:
+        handle.remove()
+    assert seen == {(True, torch.bfloat16), (False, torch.bfloat16)}
+    exact = lab.trial(tmp_path / "fp32", kind="narrow", run=Run("fp32"))
+    assert (result["dtype"], exact["dtype"]) == ("bf16", "fp32")
+    for stage in ("hsk", "prediction"):
+        found, expected = result["stages"][stage]["last_loss"], exact["stages"][stage]["last_loss"]
+        assert found == pytest.approx(expected, rel=0.02) and found != expected
+    assert all(tensor.dtype == torch.float32 for tensor in load_student(tmp_path / "bf16" / "student").parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_biases_and_layer_norms_do_not_decay(lab: Lab, kind: StudentKind, stage: str, tmp_path: Path) -> None:
+    trainer = make_trainer(stage, lab, tmp_path, kind=kind, weight_decay=0.3)
+    groups = trainer.create_optimizer().param_groups
+    decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    names = dict(trainer.model.named_parameters())
+    assert len(names) == len(decay)
+    if stage == "hsk" and kind == "narrow":
+        assert "projection.weight" in names
+    for name, parameter in names.items():
+        free = name.endswith("bias") or "LayerNorm" in name
+        assert decay[id(parameter)] == (0.0 if free else 0.3), name
+
+
+def test_w_only_where_widths_differ(lab: Lab) -> None:
+    assert HSKModule(lab.student("rosita"), WIDTH).projection is None
+    projection = HSKModule(lab.student("narrow"), WIDTH).projection
+    assert projection is not None
+    assert (projection.in_features, projection.out_features) == (16, WIDTH)
+    assert projection.bias is not None
+
+
+def test_w_is_drawn_from_the_seed(lab: Lab) -> None:
+    def draw(seed: int) -> torch.Tensor:
+        torch.manual_seed(torch.randint(1000, ()).item())  # whatever the state of the generator
+        state = torch.get_rng_state()
+        projection = HSKModule(lab.student("narrow"), WIDTH, seed).projection
+        assert projection is not None and torch.equal(torch.get_rng_state(), state)
+        return projection.weight
+
+    assert torch.equal(draw(5), draw(5))
+    assert not torch.equal(draw(5), draw(6))
+
+
+def test_w_is_taken_from_the_students_folder(lab: Lab, tmp_path: Path) -> None:
+    own = nn.Linear(16, WIDTH)
+    drawn = HSKModule(lab.student("narrow"), WIDTH, 0, tmp_path).projection
+    save_file(own.state_dict(), tmp_path / PROJECTION_FILE)
+    taken = HSKModule(lab.student("narrow"), WIDTH, 0, tmp_path).projection
+    assert drawn is not None and taken is not None
+    assert torch.equal(taken.weight, own.weight) and torch.equal(taken.bias, own.bias)
+    assert not torch.equal(drawn.weight, own.weight)
+    assert HSKModule(lab.student("rosita"), WIDTH, 0, tmp_path).projection is None
+
+
+def test_a_trial_writes_w_beside_the_student_and_another_can_start_from_it(lab: Lab, tmp_path: Path) -> None:
+    lab.trial(tmp_path, kind="narrow")
+    module = HSKModule(lab.student("narrow"), WIDTH, 0, tmp_path / "student")
+    drawn = HSKModule(lab.student("narrow"), WIDTH, 0)
+    assert module.projection is not None and drawn.projection is not None
+    assert not torch.equal(module.projection.weight, drawn.projection.weight)
+
+
+def test_the_teachers_dropout_is_off_while_the_student_trains(lab: Lab, tmp_path: Path) -> None:
+    batch = lab.train.collate([1, 2, 30])
+    source = lab.online(HSKSpec.parse("all_all_all,precision=fp32"))
+    assert lab.teacher.model.config.hidden_dropout_prob > 0
+    trainer = make_trainer("hsk", lab, tmp_path, source=source, epochs=1)
+    first, logits = source.kept(batch), source.logits(batch)
+    trainer.train()
+    assert trainer.model.training
+    lab.teacher.model.train()  # even if someone else has switched it on
+    assert torch.equal(source.kept(batch).values, first.values)
+    lab.teacher.model.train()
+    assert torch.equal(source.logits(batch), logits)
+    assert not any(parameter.grad is not None for parameter in lab.teacher.model.parameters())
+
+
+def test_the_students_dropout_is_on(lab: Lab, tmp_path: Path) -> None:
+    def trace(dropout: float, folder: Path) -> list[float]:
+        module = HSKModule(lab.student("rosita", dropout), WIDTH)
+        return losses(HSKTrainer(module, arguments(folder, epochs=1), lab.train, lab.offline(SPEC)))
+
+    assert trace(0.3, tmp_path / "a") != pytest.approx(trace(0.0, tmp_path / "b"), rel=1e-2)

@@ -1,0 +1,264 @@
+"""A run killed with SIGKILL goes on where it was and ends with the bytes of a run that was left alone."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from store.conftest import SMALL_SHARD, Setting
+
+from hskd.errors import HskdError, MismatchError
+from hskd.spec import HSKSpec
+from hskd.store.derive import derive
+from hskd.store.extract import Superset
+from hskd.store.layout import MANIFEST, shard_name
+from hskd.store.reader import Store
+
+SPEC = HSKSpec.parse("2l_4t_0.3w")
+DERIVED_SHARD = 2**12
+KILLED = -signal.SIGKILL
+
+# Importing the libraries takes seconds: one process does it, and forks one that is killed for every test.
+NURSERY = """
+import json, os, signal, sys, traceback
+from pathlib import Path
+
+import torch
+from hskd.spec import HSKSpec
+from hskd.store.derive import derive
+from hskd.store.extract import Superset, extract
+from hskd.store.reader import Store
+from hskd.tasks import load_task, tokenize
+from hskd.teachers.loading import Teacher
+
+teacher_folder, data_folder, tokens = sys.argv[1:]
+
+def work(job):
+    torch.set_num_threads(1)
+    done = 0
+
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def advance(examples):
+        nonlocal done
+        done += examples
+        if job.get("die_after") is not None and done >= job["die_after"]:
+            die()
+
+    if job.get("die_at_sync") is not None:
+        fsync, syncs = os.fsync, 0
+
+        def last_sync(handle):
+            nonlocal syncs
+            syncs += 1
+            if syncs == job["die_at_sync"]:
+                die()
+            fsync(handle)
+
+        os.fsync = last_sync
+    options = {"advance": advance, "shard_bytes": job["shard_bytes"]}
+    if job["what"] == "extract":
+        data = load_task("custom", data_folder, ["sentence"], "mood")
+        teacher = Teacher.load(teacher_folder, data.task)
+        train = tokenize(data, teacher.tokenizer, Path(tokens))["train"]
+        superset = Superset((0, 1, 2), (1, 2))
+        extract(teacher, data.task, train, superset, Path(job["folder"]), batch_size=4, **options)
+    else:
+        derive(Store.open(job["superset"]), HSKSpec.parse(job["spec"]), 2, Path(job["folder"]), **options)
+    return done
+
+for line in sys.stdin:
+    pids = []
+    for i, job in enumerate(json.loads(line)):
+        pid = os.fork()
+        if not pid:
+            try:
+                done = work(job)
+                Path(f"{job['folder']}.{i}.done").write_text(str(done))
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        pids.append(pid)
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
+"""
+
+
+class Nursery:
+    """Runs jobs in processes of their own, at the same time, and gives their exit codes."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def run(self, *jobs: dict[str, Any]) -> list[int]:
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(json.dumps(jobs) + "\n")
+        self._process.stdin.flush()
+        codes: list[int] = json.loads(self._process.stdout.readline())
+        return codes
+
+
+@pytest.fixture(scope="module")
+def nursery(setting: Setting) -> Iterator[Nursery]:
+    tokens = setting.teacher_folder.parent / "work" / "tokens"
+    arguments = [sys.executable, "-c", NURSERY, str(setting.teacher_folder), str(setting.data_folder), str(tokens)]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield Nursery(process)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """An extraction that nobody killed."""
+    return setting.extract(tmp_path_factory.mktemp("undisturbed") / "store", shard_bytes=SMALL_SHARD, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def undisturbed_derived(undisturbed: Store, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return derive(undisturbed, SPEC, 2, tmp_path_factory.mktemp("undisturbed") / "derived", shard_bytes=DERIVED_SHARD)
+
+
+def files(folder: Path) -> dict[str, tuple[int, int]]:
+    """Whole shards: name -> time of the last change, inode."""
+    return {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.glob("shard-*")}
+
+
+def assert_resumed(store: Store, alone: Store, kept: dict[str, tuple[int, int]], computed: int) -> None:
+    """``store`` has the bytes of ``alone``, and the shards ``kept`` by the killed run were not made again."""
+    assert store.manifest.shards == alone.manifest.shards
+    assert store.manifest.fingerprint == alone.manifest.fingerprint
+    store.verify()
+    now = files(store.folder)
+    assert {name: now[name] for name in kept} == kept
+    spared = sum(shard.examples for shard in store.manifest.shards if shard.file in kept)
+    assert computed == len(store) - spared
+    assert {path.name for path in store.folder.iterdir()} == {MANIFEST, *now}
+    assert not store.folder.with_name(store.folder.name + ".partial").exists()
+
+
+# The shards' last examples are taken from the undisturbed run: (shard, examples into it).
+@pytest.mark.parametrize(("shard", "into", "whole"), [(0, 1, 0), (1, 1, 1), (1, "all", 1), (2, 5, 2), (-1, "all", -1)])
+def test_extract_killed_from_its_callback(
+    setting: Setting, undisturbed: Store, nursery: Nursery, tmp_path: Path, shard: int, into: int | str, whole: int
+) -> None:
+    shards = undisturbed.manifest.shards
+    assert len(shards) > 4
+    shard, whole = shard % len(shards), whole % len(shards)
+    before = sum(entry.examples for entry in shards[:shard])
+    job = {"what": "extract", "folder": str(tmp_path / "store"), "shard_bytes": SMALL_SHARD}
+    assert nursery.run(job | {"die_after": before + (shards[shard].examples if into == "all" else int(into))}) == [
+        KILLED
+    ]
+    assert not (tmp_path / "store").exists()
+    kept = files(tmp_path / "store.partial")
+    assert sorted(kept) == [shard_name(i) for i in range(whole)]
+    with pytest.raises(HskdError, match="was not finished; run the same command again"):
+        Store.open(tmp_path / "store")
+    done: list[int] = []
+    resumed = setting.extract(tmp_path / "store", shard_bytes=SMALL_SHARD, batch_size=4, advance=done.append)
+    assert_resumed(resumed, undisturbed, kept, sum(done))
+
+
+@pytest.mark.parametrize(("sync", "whole"), [(1, 0), (2, 0), (4, 2), ("manifest", "all")])
+def test_extract_killed_while_it_writes(
+    setting: Setting, undisturbed: Store, nursery: Nursery, tmp_path: Path, sync: int | str, whole: int | str
+) -> None:
+    """Syncs are: the plan, then every shard, then the manifest; each finds a temporary file not yet in its place."""
+    shards = len(undisturbed.manifest.shards)
+    job = {"what": "extract", "folder": str(tmp_path / "store"), "shard_bytes": SMALL_SHARD}
+    assert nursery.run(job | {"die_at_sync": shards + 2 if sync == "manifest" else sync}) == [KILLED]
+    partial = tmp_path / "store.partial"
+    assert len([path for path in partial.iterdir() if path.name.startswith(".")]) == 1
+    kept = files(partial)
+    assert len(kept) == (shards if whole == "all" else whole)
+    # Killed twice, and finished by another process.
+    assert nursery.run(job | {"die_at_sync": 1}) == [KILLED]
+    assert nursery.run(job) == [0]
+    resumed = Store.open(tmp_path / "store")
+    now = files(resumed.folder)
+    assert {name: now[name] for name in kept} == kept
+    assert_resumed(resumed, undisturbed, {}, len(resumed))
+
+
+@pytest.mark.parametrize("shard", [0, 1, -1])
+def test_derive_killed(
+    undisturbed: Store, undisturbed_derived: Store, nursery: Nursery, tmp_path: Path, shard: int
+) -> None:
+    shards = undisturbed_derived.manifest.shards
+    assert len(shards) > 2
+    shard %= len(shards)
+    job = {
+        "what": "derive",
+        "superset": str(undisturbed.folder),
+        "spec": SPEC.canonical,
+        "folder": str(tmp_path / "store"),
+        "shard_bytes": DERIVED_SHARD,
+        "die_after": sum(entry.examples for entry in shards[: shard + 1]),
+    }
+    assert nursery.run(job) == [KILLED]
+    kept = files(tmp_path / "store.partial")
+    assert len(kept) == shard
+    done: list[int] = []
+    resumed = derive(undisturbed, SPEC, 2, tmp_path / "store", shard_bytes=DERIVED_SHARD, advance=done.append)
+    assert_resumed(resumed, undisturbed_derived, kept, sum(done))
+
+
+def test_two_processes_extract_once(undisturbed: Store, nursery: Nursery, tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    job = {"what": "extract", "folder": str(folder), "shard_bytes": SMALL_SHARD}
+    assert nursery.run(job, job) == [0, 0]
+    store = Store.open(folder)
+    assert_resumed(store, undisturbed, {}, len(store))
+    done = sorted(int((tmp_path / f"store.{i}.done").read_text()) for i in range(2))
+    assert done == [0, len(store)]
+
+
+def test_two_processes_with_different_plans(
+    undisturbed: Store, nursery: Nursery, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever waited must not take the other's store for its own."""
+    job = {
+        "what": "derive",
+        "superset": str(undisturbed.folder),
+        "folder": str(tmp_path / "store"),
+        "shard_bytes": 1,  # a file per example: the two overlap
+    }
+    texts = ["2l_2t_0.1w", "2l_3t_0.2w"]
+    codes = nursery.run(*(job | {"spec": text} for text in texts))
+    assert sorted(codes) == [0, 1]
+    assert Store.open(tmp_path / "store").spec == HSKSpec.parse(texts[codes.index(0)])
+
+
+def test_a_finished_store_is_reused(
+    setting: Setting, undisturbed: Store, undisturbed_derived: Store, tmp_path: Path
+) -> None:
+    calls: list[int] = []
+    said: list[str] = []
+    for folder in (undisturbed.folder, undisturbed_derived.folder):
+        before = files(folder)
+        if folder == undisturbed.folder:
+            again = setting.extract(folder, report=said.append, advance=calls.append)
+        else:
+            again = derive(undisturbed, SPEC, 2, folder, report=said.append, advance=calls.append)
+        assert any("is there already" in line for line in said)
+        said.clear()
+        assert files(folder) == before
+        assert again.manifest.shards == Store.open(folder).manifest.shards
+    assert not calls
+
+
+def test_the_beginning_of_another_store_is_refused(setting: Setting, nursery: Nursery, tmp_path: Path) -> None:
+    job = {"what": "extract", "folder": str(tmp_path / "store"), "shard_bytes": SMALL_SHARD, "die_after": 20}
+    assert nursery.run(job) == [KILLED]
+    kept = files(tmp_path / "store.partial")
+    with pytest.raises(MismatchError, match=r"store.partial: holds the beginning of another store .* Delete it"):
+        setting.extract(tmp_path / "store", Superset((0, 1), (1, 2)), shard_bytes=SMALL_SHARD)
+    with pytest.raises(MismatchError, match="shards of another size"):
+        setting.extract(tmp_path / "store", shard_bytes=SMALL_SHARD * 2)
+    assert files(tmp_path / "store.partial") == kept
