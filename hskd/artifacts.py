@@ -16,6 +16,8 @@ from filelock import FileLock
 
 from hskd.errors import CorruptionError, HskdError
 
+RECIPE_SUFFIX = ".recipe.json"
+
 
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text."""
@@ -101,7 +103,7 @@ def build(folder: Path, builder: Callable[[Path], None]) -> Path:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{folder.name}.lock")):
+        with FileLock(lock_path(folder)):
             if not folder.exists():
                 partial = folder.with_name(folder.name + ".partial")
                 partial.mkdir(exist_ok=True)
@@ -110,6 +112,11 @@ def build(folder: Path, builder: Callable[[Path], None]) -> Path:
     except OSError as error:
         raise HskdError(f"{folder}: cannot be written ({error.strerror or error}).") from error
     return folder
+
+
+def lock_path(folder: Path) -> Path:
+    """The lock that whoever makes ``folder`` holds."""
+    return folder.with_name(f".{folder.name}.lock")
 
 
 class Workspace:
@@ -124,8 +131,10 @@ class Workspace:
         The recipe is kept beside it, so that a person can tell what a key stands for.
         """
         folder = self.root / kind / fingerprint(recipe)
-        note = folder.with_name(folder.name + ".recipe.json")
-        if not note.exists():
+        note = folder.with_name(folder.name + RECIPE_SUFFIX)
+        if note.exists():
+            note.touch()  # when it was last used
+        else:
             write_json(note, recipe)
         return folder
 

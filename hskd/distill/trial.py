@@ -20,13 +20,13 @@ from hskd.artifacts import atomic_path, fingerprint, read_json, write_json
 from hskd.distill.settings import DistillSettings
 from hskd.distill.source import KnowledgeSource
 from hskd.distill.trainer import PROJECTION_FILE, HSKModule, HSKTrainer, PredictionTrainer, mean_hsk_loss
-from hskd.distill.vocabulary import touched_rows
 from hskd.errors import HskdError, MismatchError
 from hskd.runtime import provenance
 from hskd.students.create import STUDENT_FILE
 from hskd.tasks import Task, TokenizedSplit, compute_metrics
 from hskd.teachers.loading import load_tokenizer
 from hskd.training import Callbacks, GoldTrainer, StageTrainer, predict_logits, score, training_arguments
+from hskd.vocabulary import touched_rows
 
 RESULT_FILE = "result.json"
 PREDICTIONS_FILE = "predictions.npz"

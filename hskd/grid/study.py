@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock
 from transformers import AutoConfig
 
-from hskd.artifacts import Workspace, read_json
+from hskd.artifacts import Workspace, lock_path, read_json
 from hskd.distill.prepare import Student, from_store
 from hskd.distill.source import StoreSource
 from hskd.distill.trial import HeldOut, Run, run_trial
@@ -207,7 +207,7 @@ class Study:
         folder = self._folder("trials", config.model_dump(mode="json"))
         set_threads(config.threads)
         student = self.student(config)
-        with FileLock(folder.with_name(f".{folder.name}.lock")):
+        with FileLock(lock_path(folder)):
             prepared = from_store(
                 self.superset,
                 config.settings,

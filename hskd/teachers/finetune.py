@@ -17,6 +17,7 @@ from hskd.runtime import provenance
 from hskd.tasks import Task, TokenizedSplit
 from hskd.teachers.loading import load_classifier, load_tokenizer
 from hskd.training import Callbacks, GoldTrainer, score, training_arguments
+from hskd.vocabulary import touched_rows
 
 METRICS_FILE = "metrics.json"
 
@@ -97,7 +98,8 @@ def finetune(
         begin_stage("teacher", settings.epochs * len(trainer.get_train_dataloader()))
         set_seed(settings.seed)
         start = time.perf_counter()
-        trainer.run()
+        with touched_rows(model, [split.input_ids for split in splits.values()]):
+            trainer.run()
         seconds = time.perf_counter() - start
         model.save_pretrained(partial)
         load_tokenizer(model_name).save_pretrained(partial)

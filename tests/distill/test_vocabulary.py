@@ -13,8 +13,8 @@ from distill.lab import KINDS, Lab, StudentKind, arguments
 from transformers import PreTrainedModel
 
 from hskd.distill.trainer import HSKModule, HSKTrainer, PredictionTrainer
-from hskd.distill.vocabulary import touched_rows
 from hskd.spec import HSKSpec
+from hskd.vocabulary import touched_rows
 
 
 def table(student: PreTrainedModel) -> torch.Tensor:

@@ -222,6 +222,21 @@ def test_token_ids_of_a_large_vocabulary(tmp_path: Path) -> None:
         assert found.token_ids(np.array([0, 1])).tolist() == split.input_ids.tolist()
 
 
+@pytest.mark.parametrize("length", [255, 256, 257, 300])
+def test_lengths_and_positions_at_the_end_of_a_byte(tmp_path: Path, length: int) -> None:
+    model = make_bert(max_position_embeddings=300, hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
+    long = Teacher("long", model, _NoTokenizer(), TASK.label_names, "long")  # type: ignore[arg-type]
+    split = make_split([length, 3, length], length, 0)
+    store = extract(long, TASK, split, Superset((1,), (1,)), tmp_path / "superset")
+    assert store.lengths.tolist() == [length, 3, length]
+    for text in ("1l_400t_0.5w,length=left", "1l_256t_0.5w,length=random"):
+        spec = HSKSpec.parse(text)
+        derived = derive(store, spec, 1, tmp_path / spec.fingerprint)
+        rows = np.array([2, 0, 1])
+        assert_same(derived.kept(rows), select_hsk(spec, spec.layers(long.shape(1)), store.states(rows)))
+        assert derived.kept(rows).positions.max() >= min(length - 1, 255)
+
+
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)]
 )

@@ -13,19 +13,19 @@ from transformers import PreTrainedModel
 
 
 @contextmanager
-def touched_rows(student: PreTrainedModel, token_ids: Iterable[np.ndarray]) -> Iterator[None]:
-    """Within, ``student`` holds only the word embeddings of ``token_ids``; afterwards it is whole again.
+def touched_rows(model: PreTrainedModel, token_ids: Iterable[np.ndarray]) -> Iterator[None]:
+    """Within, ``model`` holds only the word embeddings of ``token_ids``; afterwards it is whole again.
 
     Exact, to rounding: a row that no example touches has no gradient, and under AdamW it only decays. One row of
     ones is trained along; what the decay leaves of it is what it leaves of every row left out, whatever the
-    schedule. In a small student most parameters are such rows, and clearing their gradients, clipping and updating
+    schedule. In a small model most parameters are such rows, and clearing their gradients, clipping and updating
     them takes longer than the rest of a step.
 
     Args:
-        student: any model with word embeddings; it must not be saved inside the context.
+        model: any model with word embeddings. What is saved inside the context can be loaded only inside another.
         token_ids: all tokens that the model will see inside the context.
     """
-    embedding: nn.Embedding = student.get_input_embeddings()
+    embedding: nn.Embedding = model.get_input_embeddings()
     whole = embedding.weight.detach()
     padding = embedding.padding_idx
     special = [] if padding is None else [padding]

@@ -1,0 +1,63 @@
+"""``hskd cache``: ls, gc."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from hskd.artifacts import format_bytes
+from hskd.cache import DAY, Artifact, artifacts, collect
+
+app = typer.Typer(help="The artifacts in the work folder: teachers, students, stores, trials.", no_args_is_help=True)
+
+
+@app.command("ls")
+def ls(work: Annotated[Path, typer.Option(help="Folder of artifacts.")] = Path("work")) -> None:
+    """List artifacts, the most recently used first."""
+    _show(artifacts(work), str(work))
+
+
+@app.command("gc")
+def gc(
+    work: Annotated[Path, typer.Option(help="Folder of artifacts.")] = Path("work"),
+    older_than: Annotated[float, typer.Option(min=0, help="Days since the last use.")] = 30,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Only teachers, students, stores or trials; repeatable.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Only say what would go.")] = False,
+) -> None:
+    """Remove artifacts that were not used for long; they can be made again. Results are not touched."""
+    removed = collect(work, older_than, tuple(kind or ()), dry_run)
+    _show(removed, "would be removed" if dry_run else "removed")
+
+
+def _show(listed: list[Artifact], title: str) -> None:
+    table = Table(title=f"{title}: {len(listed)} artifacts, {format_bytes(sum(a.bytes for a in listed))}")
+    for column in ("kind", "artifact", "size", "days since used", "made from"):
+        table.add_column(column, overflow="fold")
+    for artifact in listed:
+        days = (time.time() - artifact.used) / DAY
+        note = "" if artifact.finished else " (unfinished)"
+        table.add_row(
+            artifact.kind, artifact.folder.name + note, format_bytes(artifact.bytes), f"{days:.1f}", _summary(artifact)
+        )
+    Console().print(table)
+
+
+def _summary(artifact: Artifact) -> str:
+    recipe = artifact.recipe
+    parts = {
+        "teachers": recipe.get("teacher"),
+        "students": recipe.get("student"),
+        "stores": recipe.get("spec") or recipe.get("superset"),
+        "trials": recipe.get("settings"),
+    }
+    fields = parts.get(artifact.kind)
+    if not isinstance(fields, dict):
+        return "" if fields is None else str(fields)
+    return ", ".join(f"{name} {value}" for name, value in fields.items() if value not in (None, {}, []))
