@@ -88,8 +88,8 @@ def _row(file: Path) -> dict[str, Any]:
     result = read_json(file)
     try:
         return row(result)
-    except (KeyError, TypeError) as error:
-        raise CorruptionError(f"{file}: not a trial's result (it lacks {error}); delete it and run the grid.") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CorruptionError(f"{file}: not a trial's result ({error!r}); delete it and run the grid.") from None
 
 
 def row(result: dict[str, Any]) -> dict[str, Any]:

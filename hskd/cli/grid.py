@@ -137,8 +137,7 @@ def retry(
         print("no trial has failed")
         return
     with display() as shown:
-        chosen = [config for config in trials if config.id in failed]
-        _, progress = run_grid(grid, chosen, folder, work, InProcess(), shown)
+        _, progress = run_grid(grid, trials, folder, work, InProcess(), shown, only=failed)
     print(f"{len(failed) - len(progress.failed)} of {len(failed)} are done now")
     if progress.failed:
         raise typer.Exit(1)

@@ -6,13 +6,14 @@ import os
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from hskd.artifacts import fingerprint
 from hskd.distill.settings import DistillSettings
 from hskd.runtime import DType, resolve_device, resolve_dtype
 from hskd.spec import HSKSpec
 from hskd.students.create import StudentSettings
+from hskd.tasks.registry import TASK_NAMES
 from hskd.teachers.finetune import TeacherSettings
 from hskd.teachers.loading import OFFLINE_MINILM
 
@@ -46,6 +47,13 @@ class TaskPlan(BaseModel):
     train_examples: Annotated[
         int | None, Field(ge=1, description="A fixed random subset for the students [default: all].")
     ] = None
+
+    @field_validator("name")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in TASK_NAMES:
+            raise ValueError(f"unknown task; the tasks are {', '.join(TASK_NAMES)}")
+        return name
 
 
 class TeacherPlan(BaseModel):

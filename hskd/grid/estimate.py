@@ -11,18 +11,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy import stats
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
-from hskd.amount import measure
+from hskd.amount import HSKAmount, measure
 from hskd.grid.config import TrialConfig
 from hskd.grid.run import Progress
 from hskd.grid.spec import GridSpec
 from hskd.grid.study import Study
 from hskd.results import load
 from hskd.runtime import autocast, set_threads
+from hskd.selectors import PRECISION
 from hskd.spec import HSKSpec, Shape
+from hskd.store.layout import superset_arrays, total_bytes
 from hskd.students import RositaConfig, RositaForSequenceClassification
-from hskd.tasks import bucketed_batches, model_inputs
+from hskd.tasks import TokenizedSplit, bucketed_batches, model_inputs
 from hskd.teachers.loading import resolve_model
 from hskd.watch import Watcher
 
@@ -68,19 +70,9 @@ def estimate(
     encoder = AutoConfig.from_pretrained(resolve_model(trials[0].teacher.model))
     done = {config.id for config in progress.done}
     rows: list[tuple[str, ...]] = []
-    derived: dict[tuple[str, Shape], float] = {}
     for config in trials:
         spec = config.spec
-        shape = Shape(
-            config.student.layers,
-            encoder.num_hidden_layers,
-            encoder.hidden_size,
-            study.task.num_labels,
-            encoder.vocab_size,
-        )
-        amount = measure(spec, study.train.tokens, shape, study.train.max_length) if spec else None
-        if spec and amount:
-            derived[spec.canonical, shape] = amount.bytes_per_example * len(study.train)
+        amount = _amount(spec, config, study, study.train, encoder) if spec else None
         if config.settings.seed == grid.seed_list[0]:
             same = [
                 other.id
@@ -96,26 +88,54 @@ def estimate(
                     f"{len(done.intersection(same))}/{len(same)}",
                 )
             )
-    layers = {layer for trial in trials if trial.spec for layer in _layers(trial.spec, trial, encoder)}
-    superset = int(study.train.offsets[-1]) * len(layers) * encoder.hidden_size * 2
     existing = work
     while not existing.exists():
         existing = existing.parent if existing != existing.parent else Path()
     return Estimate(
         rows=rows,
-        store_bytes=superset + int(sum(derived.values())),
+        store_bytes=_store_bytes(study, encoder),
         free_bytes=shutil.disk_usage(existing).free,
         time=_time(study, progress, encoder, watcher),
         seeds=_seeds(out, difference) if progress.done else "unknown: no pilot yet; run the grid with --seeds 3 first",
     )
 
 
-def _layers(spec: HSKSpec, trial: TrialConfig, encoder: AutoConfig) -> set[int]:
-    shape = Shape(trial.student.layers, encoder.num_hidden_layers, encoder.hidden_size, 1, 1)
-    return {layer.teacher for layer in spec.layers(shape)}
+def _amount(
+    spec: HSKSpec, trial: TrialConfig, study: Study, examples: TokenizedSplit, encoder: PretrainedConfig
+) -> HSKAmount:
+    sizes = (trial.student.layers, encoder.num_hidden_layers, encoder.hidden_size)
+    shape = Shape(*sizes, study.task.num_labels, encoder.vocab_size)
+    return measure(spec, examples.tokens, shape, examples.max_length)
 
 
-def _time(study: Study, progress: Progress, encoder: AutoConfig, watcher: Watcher) -> str:
+def _store_bytes(study: Study, encoder: PretrainedConfig) -> int:
+    """Bytes of all stores, of training and of held-out examples: supersets and what is derived from them."""
+    total = 0.0
+    for examples, specs in (
+        (study.train, [trial.spec for trial in study.trials]),
+        (study.held_out_examples, [trial.spec and trial.spec.full() for trial in study.trials]),
+    ):
+        superset = study.union(specs, encoder)
+        tokens = int(examples.offsets[-1])
+        arrays = superset_arrays(
+            len(superset.layers),
+            len(superset.attention_layers),
+            encoder.hidden_size,
+            study.task.num_labels,
+            PRECISION[superset.precision](),  # type: ignore[call-arg]
+            examples.max_length,
+            encoder.vocab_size,
+        )
+        derived = {
+            (spec.canonical, trial.student.layers): _amount(spec, trial, study, examples, encoder).bytes_per_example
+            for spec, trial in zip(specs, study.trials, strict=True)
+            if spec is not None
+        }
+        total += total_bytes(arrays, len(examples), tokens, tokens) + len(examples) * sum(derived.values())
+    return round(total)
+
+
+def _time(study: Study, progress: Progress, encoder: PretrainedConfig, watcher: Watcher) -> str:
     if not progress.pending:
         return "nothing to do"
     watcher.begin("calibration", CALIBRATION_STEPS)
@@ -158,17 +178,16 @@ def _time(study: Study, progress: Progress, encoder: AutoConfig, watcher: Watche
 
 def _seeds(out: Path, difference: float) -> str:
     table = load(out)
-    scores = table[table["arm"].isin(["spec", "full"])].pivot_table(
-        index="seed", columns=["student", "arm", "spec"], values="score"
-    )
-    specs, fulls = (scores.xs(arm, axis=1, level="arm").to_numpy() for arm in ("spec", "full"))
-    spread = np.nanmean(np.nanstd(specs - fulls.mean(axis=1, keepdims=True), axis=0, ddof=1))
-    if len(scores) < 2 or not np.isfinite(spread):
+    fulls = table[table["arm"] == "full"].groupby(["student", "seed"])["score"].mean().rename("full")
+    specs = table[table["arm"] == "spec"].join(fulls, on=["student", "seed"], how="inner")
+    gaps = (specs["score"] - specs["full"]).groupby([specs["student"], specs["spec"]])
+    spread = float(gaps.std().mean())  # a spec with one seed has none, and is skipped
+    if not np.isfinite(spread):
         return "unknown: the spread between paired seeds needs two or more; run the grid with --seeds 3 first"
     return (
-        f"{seeds_needed(float(spread), difference)} to see {100 * difference:.2g} points between a spec and full HSK "
+        f"{seeds_needed(spread, difference)} to see {100 * difference:.2g} points between a spec and full HSK "
         f"({100 * CONFIDENCE:.0f} % confidence, {100 * POWER:.0f} % power; paired spread {100 * spread:.2f} points, "
-        f"from {len(scores)} seeds)"
+        f"from {specs['seed'].nunique()} seeds)"
     )
 
 

@@ -94,7 +94,9 @@ class RayCluster:
             raise HskdError("--ray needs Ray: pip install 'hskd[cluster]'.") from None
         started = not ray.is_initialized()
         if started:
-            local = {"include_dashboard": False} if self.address is None else {}
+            # One for this run alone is nobody else's business: loopback only.
+            own = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+            local = own if self.address is None else {}
             try:
                 ray.init(address=self.address or "local", log_to_driver=False, **local)
             except ConnectionError as error:
@@ -118,7 +120,8 @@ def _outcome(config: TrialConfig, get: Callable[[], dict[str, Any]]) -> Outcome:
         return config, get(), None
     except BrokenProcessPool:
         raise
-    except Exception as error:
+    except Exception as raised:
+        error = getattr(raised, "cause", None) or raised  # Ray wraps what a task raised
         return config, None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 

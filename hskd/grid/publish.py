@@ -25,6 +25,20 @@ def error_path(out: Path, config: TrialConfig) -> Path:
     return out / TRIALS / f"{config.id}.error.json"
 
 
+def write_error(out: Path, config: TrialConfig, error: str, trace: str) -> None:
+    """Keep what went wrong with a trial."""
+    write_json(
+        error_path(out, config),
+        {
+            "id": config.id,
+            "title": config.title,
+            "error": error,
+            "traceback": trace,
+            "config": config.model_dump(mode="json"),
+        },
+    )
+
+
 def publish(study: Study, config: TrialConfig, out: Path) -> dict[str, Any]:
     """Run a trial, or find it done, and write its result into ``out``; a failure is written too, and raised again."""
     path = result_path(out, config)
@@ -33,16 +47,7 @@ def publish(study: Study, config: TrialConfig, out: Path) -> dict[str, Any]:
     try:
         folder, result = study.run(config)
     except Exception as error:
-        write_json(
-            error_path(out, config),
-            {
-                "id": config.id,
-                "title": config.title,
-                "error": f"{type(error).__name__}: {error}",
-                "traceback": traceback.format_exc(),
-                "config": config.model_dump(mode="json"),
-            },
-        )
+        write_error(out, config, f"{type(error).__name__}: {error}", traceback.format_exc())
         raise
     with atomic_path(path.with_suffix(".npz")) as temporary:
         shutil.copyfile(folder / PREDICTIONS_FILE, temporary)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ from hskd.artifacts import read_json, write_json
 from hskd.errors import HskdError, MismatchError
 from hskd.grid.config import TrialConfig
 from hskd.grid.executors import Executor
-from hskd.grid.publish import error_path, result_path
+from hskd.grid.publish import error_path, result_path, write_error
 from hskd.grid.spec import GridSpec
 from hskd.grid.study import Study
 from hskd.results import write_table
@@ -58,16 +58,18 @@ def run_grid(
     work: Path,
     executor: Executor,
     watcher: GridWatcher,
+    only: Container[str] | None = None,
 ) -> tuple[pd.DataFrame, Progress]:
     """Run the trials of a grid that are not done, and rebuild its table.
 
     Args:
         grid: the grid, recorded in ``out``.
-        trials: its trials, or some of them.
+        trials: all its trials: what they share is the union of what they ask for, whichever of them run now.
         out: folder of results; a trial whose result is there is not run.
         work: folder of artifacts, shared by all grids.
         executor: where trials run.
         watcher: is told the progress.
+        only: ids of the trials to run [default: all that are not done].
 
     Returns:
         The table, and what became of the trials.
@@ -80,12 +82,15 @@ def run_grid(
     progress = Progress.of(trials, out)
     watcher.trials(len(progress.done), 0, len(trials), f"{len(progress.done)} of {len(trials)} trials are done already")
     progress.failed = {}
-    if progress.pending:
+    waiting = [config for config in progress.pending if only is None or config.id in only]
+    if waiting:
         study = Study(trials, work, watcher)
         study.build()
-        for config, result, error in executor.run(study, progress.pending, out):
+        for config, result, error in executor.run(study, waiting, out):
             if result is None:
                 progress.failed[config.id] = error or "failed"
+                if not error_path(out, config).is_file():  # its process died before it could
+                    write_error(out, config, error or "failed", "")
                 news = f"{config.title}: failed: {error}"
             else:
                 progress.done.append(config)

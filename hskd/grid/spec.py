@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from hskd.distill.settings import DistillSettings
 from hskd.errors import HskdError
@@ -18,7 +27,31 @@ from hskd.spec import HSKSpec
 from hskd.students.create import StudentSettings
 
 PRESETS = Path(__file__).parent / "presets"
-_AMOUNTS = {"n": "depth", "l_top": "depth", "k": "length", "w": "width"}
+_FIELDS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "n": lambda value: {"depth": {"selector": "top_n", "n": value}},
+    "l_top": lambda value: {"depth": {"selector": "top_n", "l_top": value}},
+    "k": lambda value: {"length": {"selector": "left", "k": value}},
+    "length": lambda value: {"length": {"selector": value}},
+    "w": lambda value: {"width": {"selector": "uniform", "w": value}},
+    "width": lambda value: {"width": {"selector": value}},
+    "precision": lambda value: {"precision": {"selector": value}},
+}
+"""The part of a spec that a value of a sweep's field decides."""
+
+
+def _spec(written: str | dict[str, Any]) -> HSKSpec:
+    try:
+        return HSKSpec.parse(written)
+    except HskdError as error:
+        raise ValueError(str(error)) from None
+
+
+def _label(text: str) -> str:
+    _spec(text)
+    return text
+
+
+Label = Annotated[str, AfterValidator(_label)]
 
 
 class Sweep(BaseModel):
@@ -37,6 +70,21 @@ class Sweep(BaseModel):
     w: Annotated[tuple[float | Literal["all"], ...], Field(description="Share of the neurons.")] = ("all",)
     width: Annotated[tuple[str, ...], Field(description="Selectors along width.")] = ("magnitude",)
     precision: Annotated[tuple[str, ...], Field(description="Precisions.")] = ("fp16",)
+
+    @field_validator(*_FIELDS)
+    @classmethod
+    def _are_known(cls, values: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+        for value in values:
+            _spec(_FIELDS[str(info.field_name)](value))
+        return values
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Sweep:
+        try:
+            list(self.specs())
+        except HskdError as error:
+            raise ValueError(str(error)) from None
+        return self
 
     def specs(self) -> Iterator[HSKSpec]:
         """The specs of the sweep."""
@@ -59,7 +107,7 @@ class GridSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Annotated[str, Field(description="Name of the grid; results lie in results/NAME.", pattern=r"[\w.-]+")]
+    name: Annotated[str, Field(description="Name of the grid; results lie in results/NAME.", pattern=r"^\w[\w.-]*$")]
     task: TaskPlan = TaskPlan()
     teacher: TeacherPlan = TeacherPlan()
     students: Annotated[tuple[StudentSettings, ...], Field(min_length=1)] = (StudentSettings(),)
@@ -69,51 +117,48 @@ class GridSpec(BaseModel):
     none_lr: Annotated[
         float | None, Field(gt=0, description="Learning rate of none and gold [default: training.prediction_lr].")
     ] = None
-    seeds: Annotated[int | tuple[int, ...], Field(description="How many, from 0; or which.")] = 1
+    seeds: Annotated[
+        Annotated[int, Field(ge=1)] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)],
+        Field(description="How many, from 0; or which."),
+    ] = 1
     arms: Annotated[
         tuple[Literal["paper_none", "gold", "shuffled"], ...], Field(description="Arms beside none and full.")
     ] = ()
     sweeps: Annotated[tuple[Sweep, ...], Field(description="Products of amounts and selectors.")] = ()
-    include: Annotated[tuple[str, ...], Field(description="Further specs, such as 1l_3t_0.1w.")] = ()
-    exclude: Annotated[tuple[str, ...], Field(description="Specs to leave out.")] = ()
+    include: Annotated[tuple[Label, ...], Field(description="Further specs, such as 1l_3t_0.1w.")] = ()
+    exclude: Annotated[tuple[Label, ...], Field(description="Specs to leave out.")] = ()
 
-    @field_validator("include", "exclude")
+    @field_validator("training")
     @classmethod
-    def _are_specs(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
-        for label in labels:
-            _spec(label)
-        return labels
-
-    @field_validator("sweeps")
-    @classmethod
-    def _make_specs(cls, sweeps: tuple[Sweep, ...]) -> tuple[Sweep, ...]:
-        for sweep in sweeps:
-            try:
-                list(sweep.specs())
-            except HskdError as error:
-                raise ValueError(str(error)) from None
-        return sweeps
+    def _leaves_arm_and_seed(cls, training: DistillSettings) -> DistillSettings:
+        written = [field for field in ("arm", "seed") if field in training.model_fields_set]
+        if written:
+            raise ValueError(f"{' and '.join(written)}: set by the grid; use the keys arms and seeds")
+        return training
 
     @property
     def seed_list(self) -> tuple[int, ...]:
-        """The seeds."""
-        return tuple(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+        """The seeds, each once."""
+        return tuple(range(self.seeds)) if isinstance(self.seeds, int) else tuple(dict.fromkeys(self.seeds))
 
-    def specs(self) -> list[HSKSpec]:
-        """Every spec once, in the order written, without those excluded and without full HSK itself."""
+    def _written(self) -> list[HSKSpec]:
         excluded = {HSKSpec.parse(label).canonical for label in self.exclude}
         specs = [spec for sweep in self.sweeps for spec in sweep.specs()]
         specs += [HSKSpec.parse(label) for label in self.include]
         unique = {spec.canonical: spec for spec in specs}
-        return [spec for text, spec in unique.items() if text not in excluded and spec != spec.full()]
+        return [spec for text, spec in unique.items() if text not in excluded]
+
+    def specs(self) -> list[HSKSpec]:
+        """Every spec once, in the order written, without those excluded and without full HSK itself."""
+        return [spec for spec in self._written() if spec != spec.full()]
 
     def fulls(self) -> list[HSKSpec]:
-        """Full HSK of every mapping and precision that the specs use; the plain one where there are no specs."""
-        unique = {spec.full().canonical: spec.full() for spec in self.specs()}
+        """Full HSK of every mapping and precision that is written; the plain one where nothing is."""
+        unique = {spec.full().canonical: spec.full() for spec in self._written()}
         return list(unique.values()) or [HSKSpec()]
 
     def trials(self, machine: Machine) -> list[TrialConfig]:
-        """The trials, seed by seed, so that a grid cut short has whole seeds."""
+        """The trials, each once, seed by seed, so that a grid cut short has whole seeds."""
         none_lr = self.none_lr or self.training.prediction_lr
         trials = []
         for seed, student in itertools.product(self.seed_list, self.students):
@@ -136,14 +181,7 @@ class GridSpec(BaseModel):
                         **asdict(machine),
                     )
                 )
-        return trials
-
-
-def _spec(label: str) -> HSKSpec:
-    try:
-        return HSKSpec.parse(label)
-    except HskdError as error:
-        raise ValueError(str(error)) from None
+        return list({trial.id: trial for trial in trials}.values())
 
 
 def load_grid(name: str) -> GridSpec:
@@ -163,6 +201,8 @@ def load_grid(name: str) -> GridSpec:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise HskdError(f"{path}: no such file.") from None
+    except UnicodeDecodeError as error:
+        raise HskdError(f"{path}: not UTF-8 text ({error}).") from None
     try:
         content = yaml.safe_load(text)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -189,7 +229,7 @@ def _located(path: Path, node: Any, problem: Any) -> str:
         keys.append(str(part))
         if isinstance(part, str) and model is not None:
             model = _model_of(model, part)
-    message = problem["msg"].removeprefix("Value error, ")
+    message = problem["msg"].removeprefix("Value error, ").replace("valid tuple", "valid list").removesuffix(".")
     if problem["type"] == "extra_forbidden":
         parent = _parent_model(problem["loc"])
         message = f"unknown key; known here: {', '.join(parent.model_fields)}"

@@ -6,7 +6,6 @@ two processes from making the same thing.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -16,14 +15,14 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from hskd.artifacts import Workspace, lock_path, read_json
 from hskd.distill.prepare import Student, from_store
 from hskd.distill.source import StoreSource
 from hskd.distill.trial import HeldOut, Run, run_trial
 from hskd.grid.config import TrialConfig
-from hskd.runtime import set_threads
+from hskd.runtime import release_memory, set_threads
 from hskd.spec import HSKSpec, Shape
 from hskd.store.derive import derive
 from hskd.store.extract import Superset, extract
@@ -151,24 +150,31 @@ class Study:
     @cached_property
     def held_out(self) -> tuple[TokenizedSplit, Store]:
         """Full HSK of some dev examples, on which the HSK stage's loss is compared between specs."""
-        dev = self.splits["dev"]
-        examples = dev if len(dev) <= HELD_OUT else dev.first(HELD_OUT)
         fulls = [trial.spec and trial.spec.full() for trial in self.trials]
-        return examples, self._extract(examples, "store: held-out examples", fulls)
+        return self.held_out_examples, self._extract(self.held_out_examples, "store: held-out examples", fulls)
 
-    def _extract(self, examples: TokenizedSplit, title: str, specs: Sequence[HSKSpec | None]) -> Store:
-        config = AutoConfig.from_pretrained(self.teacher_folder)
+    @cached_property
+    def held_out_examples(self) -> TokenizedSplit:
+        """The dev examples on which the held-out HSK loss is measured."""
+        dev = self.splits["dev"]
+        return dev if len(dev) <= HELD_OUT else dev.first(HELD_OUT)
+
+    def union(self, specs: Sequence[HSKSpec | None], teacher: PretrainedConfig) -> Superset:
+        """What a superset must hold that serves ``specs``, one for each trial."""
         parts = [
-            Superset.of([spec], Shape(trial.student.layers, config.num_hidden_layers, config.hidden_size, 1, 1))
+            Superset.of([spec], Shape(trial.student.layers, teacher.num_hidden_layers, teacher.hidden_size, 1, 1))
             for spec, trial in zip(specs, self.trials, strict=True)
             if spec is not None
         ]
         precisions = {part.precision for part in parts} or {"fp16"}
-        superset = Superset(
+        return Superset(
             layers=tuple(sorted({layer for part in parts for layer in part.layers})),
             attention_layers=tuple(sorted({layer for part in parts for layer in part.attention_layers})),
             precision=precisions.pop() if len(precisions) == 1 else "fp32",
         )
+
+    def _extract(self, examples: TokenizedSplit, title: str, specs: Sequence[HSKSpec | None]) -> Store:
+        superset = self.union(specs, AutoConfig.from_pretrained(self.teacher_folder))
         folder = self._folder(
             "stores",
             self._first.recipe()
@@ -199,7 +205,7 @@ class Study:
         _ = self.superset, self.held_out
         for config in {config.student_name: config for config in self.trials}.values():
             self.student_folder(config)
-        gc.collect()  # the teacher is not needed any more: from here on students train alone
+        release_memory()  # the teacher's: from here on students train alone
 
     def run(self, config: TrialConfig) -> tuple[Path, dict[str, Any]]:
         """Run a trial, or find it done: its folder, and what its ``result.json`` holds."""

@@ -22,12 +22,6 @@ SMALL_SHARD = 2**15
 """Cuts the 64 training examples into several shards."""
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(_two_threads: None) -> None:
-    """Two threads on models this small wait for each other, and the resume tests fork."""
-    torch.set_num_threads(1)
-
-
 @dataclass(frozen=True, eq=False)
 class Setting:
     """The tiny teacher, loaded, and its task's examples."""

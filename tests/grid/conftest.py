@@ -1,0 +1,104 @@
+"""The tiny grid, and one run of it that nothing disturbed."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_bert
+from grid.lab import GRID, Ran, run
+from transformers import BertTokenizerFast
+
+from hskd.cli import main
+from hskd.store import extract
+from hskd.training import StageTrainer
+
+Write = Callable[..., Path]
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def _one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line builds the teacher on every core there is, and their number changes its bits."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+
+
+@pytest.fixture(scope="session")
+def body(tmp_path_factory: pytest.TempPathFactory, tokenizer: BertTokenizerFast) -> Path:
+    """A model to fine-tune a teacher from: 4 layers."""
+    folder = tmp_path_factory.mktemp("body")
+    make_bert(num_hidden_layers=4).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def write(tmp_path_factory: pytest.TempPathFactory, body: Path, data_folder: Path) -> Write:
+    """Write the tiny grid with lines added, or replaced where they begin with a key that it has."""
+
+    def write(*lines: str, name: str = "tiny") -> Path:
+        text = GRID.format(name=name, data=data_folder, model=body)
+        for line in lines:
+            key = line.partition(":")[0]
+            text = "".join(old for old in text.splitlines(keepends=True) if not old.startswith(f"{key}:"))
+            text += line + "\n"
+        file = tmp_path_factory.mktemp("grid") / f"{name}.yaml"
+        file.write_text(text, encoding="utf-8")
+        return file
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def grid_file(write: Write) -> Path:
+    """The tiny grid."""
+    return write()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, grid_file: Path) -> Ran:
+    """The tiny grid, run in this process from nothing, with a record of what the teacher and the students saw."""
+    torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # Trainer collects garbage at every end: among all that is imported, that takes longer than it trains
+    forwarded: list[int] = []
+    batches: dict[str, list[list[int]]] = {}
+    teacher_forward, compute_loss = extract.teacher_forward, StageTrainer.compute_loss
+
+    def forward(model: Any, batch: Any, *args: Any) -> Any:
+        forwarded.extend(batch["example_ids"].tolist())
+        return teacher_forward(model, batch, *args)
+
+    def loss(self: StageTrainer, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        trial = str(Path(self.args.output_dir).parent)
+        batches.setdefault(trial, []).append(inputs["example_ids"].tolist())
+        return compute_loss(self, model, inputs, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extract, "teacher_forward", forward)
+        patch.setattr(StageTrainer, "compute_loss", loss)
+        ran = run(grid_file, tmp_path_factory.mktemp("undisturbed"))
+    ran.forwarded, ran.batches = forwarded, batches
+    return ran
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
+    """Run ``hskd grid`` with these arguments in a folder of its own: exit code, output, messages."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["hskd", "grid", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capfd.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return call

@@ -1,0 +1,114 @@
+"""In process, in workers, on Ray: the same bits."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from grid.conftest import Cli, Write
+from grid.lab import OPTIONS, TRIALS, Ran, Recorder, run, same_predictions, same_scores, stamps
+
+from hskd.errors import HskdError
+from hskd.grid.executors import RayCluster, Workers
+
+
+class Once(Recorder):
+    """Does something after the first trial."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        super().__init__()
+        self._act = act
+
+    def trials(self, done: int, failed: int, total: int, news: str) -> None:
+        super().trials(done, failed, total, news)
+        if len(self.news) == 2:
+            self._act()
+
+
+def named(word: str) -> list[psutil.Process]:
+    """The processes below this one whose command has ``word`` in it."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if word in " ".join(process.cmdline()):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_workers_give_the_same_bits_and_one_may_die(undisturbed: Ran, grid_file: Path, tmp_path: Path) -> None:
+    def kill_a_worker() -> None:
+        workers = named("spawn_main")
+        assert len(workers) == 2
+        workers[0].kill()
+
+    with pytest.raises(HskdError, match=r"a worker process died.*run the same command again.*fewer --workers"):
+        run(grid_file, tmp_path, Workers(2), Once(kill_a_worker))
+    assert not named("spawn_main")
+    before = stamps(tmp_path)
+    assert 0 < len(before) < 2 * TRIALS
+
+    ran = run(grid_file, tmp_path, Workers(2))
+    assert not ran.progress.failed
+    after = stamps(tmp_path)
+    assert {path: after[path] for path in before} == before
+    same_scores(ran.table, undisturbed.table)
+    same_predictions(ran.out, undisturbed.out)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_a_local_ray_gives_the_same_bits(
+    undisturbed: Ran, grid_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+    def look_and_kill() -> None:
+        nodes = ray.nodes()
+        assert [node["NodeManagerAddress"] for node in nodes] == ["127.0.0.1"]
+        for process in named("raylet/raylet") + named("gcs_server"):
+            listening = [c for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+            assert {c.laddr.ip for c in listening} <= {"127.0.0.1", "::1"}, process.name()
+        busy = named("ray::_publish_on_node")
+        if busy:  # its trial is tried again
+            busy[0].kill()
+
+    ran = run(grid_file, tmp_path, RayCluster(), Once(look_and_kill))
+    assert not ray.is_initialized()
+    assert not named("raylet/raylet")
+    assert ran.progress.failed == {}
+    same_scores(ran.table, undisturbed.table)
+    same_predictions(ran.out, undisturbed.out)
+
+
+@pytest.mark.timeout(600)
+def test_a_trial_that_fails_in_a_worker_says_why(undisturbed: Ran, write: Write, cli: Cli, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed.work, tmp_path / "work")
+    file = write("none_lr: 1.0e+38", "seeds: 1")
+    code, out, err = cli("run", file, "--out", "out", "--work", "work", "--workers", 2, *OPTIONS)
+    assert code == 1
+    assert "5 trials in" in out
+    assert "none, seed 0: failed: HskdError: prediction stage: the" in " ".join(err.split())
+    [kept] = (tmp_path / "out" / "trials").glob("*.error.json")
+    assert "hskd/training.py" in kept.read_text()
+
+
+def test_workers_or_ray(grid_file: Path, cli: Cli) -> None:
+    code, _, err = cli("run", grid_file, "--workers", 2, "--ray")
+    assert code == 2
+    assert "not both" in err
+
+
+@pytest.mark.ray
+def test_a_cluster_that_is_not_there(undisturbed: Ran, grid_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    shutil.copytree(undisturbed.work, tmp_path / "work")
+    with pytest.raises(HskdError, match=r"--ray 127\.0\.0\.1:9"):
+        run(grid_file, tmp_path, RayCluster("127.0.0.1:9"))
