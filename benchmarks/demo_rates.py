@@ -21,14 +21,18 @@ OUT = Path("work/demo-rates")
 
 
 def searched() -> list[TrialConfig]:
-    """*none* at every rate; *full* at every pair of rates of its two stages."""
+    """*none* at every rate; *full* at every rate of either stage, the other stage at the demo's."""
     grid = load_grid("demo").model_copy(update={"include": (), "seeds": SEEDS})
     trials = []
     for rate in RATES:
         for hsk_rate in RATES:
+            if grid.training.hsk_lr != hsk_rate and grid.training.prediction_lr != rate:
+                continue
             training = grid.training.model_copy(update={"hsk_lr": hsk_rate, "prediction_lr": rate})
             candidates = grid.model_copy(update={"training": training, "none_lr": rate}).trials(Machine.here())
-            trials += [trial for trial in candidates if trial.settings.arm == "full" or hsk_rate == RATES[0]]
+            trials += [
+                trial for trial in candidates if trial.settings.arm == "full" or hsk_rate == grid.training.hsk_lr
+            ]
     return trials
 
 

@@ -11,6 +11,7 @@ from hskd.artifacts import atomic_path, read_json, write_json
 from hskd.distill.trial import PREDICTIONS_FILE
 from hskd.grid.config import TrialConfig
 from hskd.grid.study import Study
+from hskd.runtime import release_memory
 
 TRIALS = "trials"
 
@@ -59,5 +60,6 @@ def publish(study: Study, config: TrialConfig, out: Path) -> dict[str, Any]:
         **result,
     }
     write_json(path, result)
+    release_memory()  # a worker runs many trials
     error_path(out, config).unlink(missing_ok=True)
     return result
