@@ -5,6 +5,7 @@ Run as a script, it is what the kill tests kill.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -35,8 +36,7 @@ teacher: {{model: "{model}", settings: {{epochs: 1, lr: 3.0e-3, batch_size: 16}}
 students: [{{layers: 2, heads: 2, ffn: 24, importance_examples: 32}}]
 training: {{hsk_epochs: 2, prediction_epochs: 1, hsk_lr: 1.0e-3, prediction_lr: 5.0e-3, batch_size: 16}}
 seeds: 2
-sweeps:
-  - {{n: [1, 2], k: [1, 3], w: [0.25]}}
+sweeps: [{{n: [1, 2], k: [1, 3], w: [0.25]}}]
 """
 """Two seeds of none, full and four specs."""
 OPTIONS = ["--dtype", "fp32", "--threads", "1"]
@@ -194,6 +194,8 @@ def kill_and_resume(file: Path, root: Path, kills: int, seed: int, total: int) -
 if __name__ == "__main__":
     import hskd.cli  # noqa: F401  before the forks
 
+    gc.collect()
+    gc.freeze()  # as in the tests: Trainer collects garbage at every end
     _, file, root, kills, seed, total = sys.argv
     Path(root).mkdir(parents=True, exist_ok=True)
     print(json.dumps(kill_and_resume(Path(file), Path(root), int(kills), int(seed), int(total))))

@@ -110,16 +110,12 @@ def test_options_that_do_not_fit(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_error_is_one_message_and_with_debug_a_traceback(tmp_path: Path) -> None:
-    """The installed command itself."""
-    command = Path(sys.executable).with_name("hskd")
+def test_an_error_is_one_message_and_with_debug_a_traceback(tmp_path: Path, hskd: Hskd) -> None:
     arguments = ["store", "inspect", str(tmp_path / "none")]
-    runs = [
-        subprocess.Popen([str(command), *flags, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for flags in ([], ["--debug"])
-    ]
-    (out, err), (_, debug) = (run.communicate() for run in runs)
-    assert [run.returncode for run in runs] == [2, 1]
-    assert out == ""
-    assert err == f"error: {tmp_path / 'none'}: no store (there is no manifest.json).\n"
-    assert "Traceback (most recent call last)" in debug and "HskdError: " in debug
+    message = f"error: {tmp_path / 'none'}: no store (there is no manifest.json).\n"
+    assert hskd(*arguments) == (2, "", message)
+    # The installed command itself, in a process of its own.
+    command = [str(Path(sys.executable).with_name("hskd")), "--debug", *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 1 and run.stdout == ""
+    assert "Traceback (most recent call last)" in run.stderr and "HskdError: " in run.stderr

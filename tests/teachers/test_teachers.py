@@ -308,7 +308,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 from hskd.tasks import load_task, tokenize
 from hskd.teachers.finetune import TeacherSettings, finetune
 from hskd.teachers.loading import load_tokenizer
@@ -339,7 +339,7 @@ def encoder(tokenizer: BertTokenizerFast, tmp_path_factory: pytest.TempPathFacto
 
 
 def tune(encoder: Path, data: Data, folder: Path, settings: TeacherSettings = SETTINGS, **options: Any) -> Path:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     cpu = torch.device("cpu")
     return finetune(str(encoder), data.task, data.splits, settings, folder, dtype="fp32", device=cpu, **options)
 
@@ -366,7 +366,7 @@ def test_fine_tuned_teacher(undisturbed: Path, encoder: Path, data: Data) -> Non
     assert metrics["model"] == str(encoder) and metrics["task"] == "custom"
     assert TeacherSettings.model_validate(metrics["settings"]) == SETTINGS
     assert metrics["train_examples"] == 64
-    assert (metrics["dtype"], metrics["device"], metrics["threads"]) == ("fp32", "cpu", 2)
+    assert (metrics["dtype"], metrics["device"], metrics["threads"]) == ("fp32", "cpu", 1)
     assert metrics["made_by"]["torch"] == version("torch")
     assert 0 <= metrics["clipped_share"] <= 1 and metrics["seconds"] > 0
     assert metrics["metrics"].keys() == {"dev", "test"}
