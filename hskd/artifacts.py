@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from hskd.errors import CorruptionError, HskdError
+from hskd.errors import CorruptionError, HskdError, MismatchError
 
 RECIPE_SUFFIX = ".recipe.json"
 
@@ -87,6 +87,19 @@ def read_json(path: Path) -> Any:
         raise HskdError(f"{path}: no such file.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CorruptionError(f"{path}: not valid JSON ({error}).") from None
+
+
+def claim(note: Path, recipe: Any, holds: str) -> None:
+    """Write down in the file ``note`` what a folder is for, or make sure that it is for the same as before.
+
+    Raises:
+        MismatchError: the note says something else; ``holds`` says what the folder holds then.
+    """
+    key = {"recipe": fingerprint(recipe)}
+    if not note.is_file():
+        write_json(note, key)
+    elif read_json(note) != key:
+        raise MismatchError(f"{note.parent}: holds {holds}. Choose another folder, or delete that one.")
 
 
 def build(folder: Path, builder: Callable[[Path], None]) -> Path:

@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, set_seed
 
-from hskd.artifacts import atomic_path, fingerprint, read_json, write_json
+from hskd.artifacts import atomic_path, claim, read_json, write_json
 from hskd.distill.settings import DistillSettings
 from hskd.distill.source import KnowledgeSource
 from hskd.distill.trainer import PROJECTION_FILE, HSKModule, HSKTrainer, PredictionTrainer, mean_hsk_loss
-from hskd.errors import HskdError, MismatchError
+from hskd.errors import HskdError
 from hskd.runtime import provenance
 from hskd.students.create import STUDENT_FILE
 from hskd.tasks import Task, TokenizedSplit, compute_metrics
@@ -108,7 +108,7 @@ def run_trial(
         "device": str(run.device),
         "threads": torch.get_num_threads(),
     }
-    _claim(folder, identity)
+    claim(folder / _RECIPE_FILE, identity, "a trial with other settings, data, student, precision or threads")
     finished = folder / RESULT_FILE
     if finished.is_file():
         return read_json(finished)  # type: ignore[no-any-return]
@@ -163,18 +163,6 @@ def run_trial(
     (folder / _STAGE_FILE).unlink(missing_ok=True)
     (folder / _STAGE_RECORD).unlink(missing_ok=True)
     return result
-
-
-def _claim(folder: Path, identity: dict[str, Any]) -> None:
-    """Make sure that whatever ``folder`` holds belongs to this trial."""
-    path = folder / _RECIPE_FILE
-    if not path.is_file():
-        write_json(path, {"recipe": fingerprint(identity)})
-    elif read_json(path)["recipe"] != fingerprint(identity):
-        raise MismatchError(
-            f"{folder}: holds a trial with other settings, data, student, precision or threads; "
-            "choose another folder, or delete that one."
-        )
 
 
 def _hsk_stage(

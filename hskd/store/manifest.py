@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from hskd.artifacts import fingerprint, read_json
+from hskd.artifacts import fingerprint, read_json, write_json
 from hskd.errors import CorruptionError, HskdError, MismatchError
 from hskd.selectors import PRECISION
 from hskd.selectors.base import describe
@@ -131,6 +131,13 @@ class Manifest(BaseModel):
                 f"{path}: store format {content.get('format')} is not the format {FORMAT} that this version reads; "
                 "extract it again."
             )
+        if isinstance(content, dict):
+            checksum = content.pop("checksum", None)
+            if checksum != fingerprint(content):
+                raise CorruptionError(
+                    f"{path}: its content is not what its checksum says: it is damaged, or was edited; copy the store "
+                    "again, or extract it again."
+                )
         try:
             manifest = cls.model_validate(content)
         except ValidationError as error:
@@ -143,6 +150,11 @@ class Manifest(BaseModel):
                 "the store again, or extract it again."
             )
         return manifest
+
+    def write(self, folder: Path) -> None:
+        """Write ``manifest.json`` into ``folder``, with a checksum of its own."""
+        content = self.model_dump(mode="json")
+        write_json(folder / MANIFEST, content | {"checksum": fingerprint(content)})
 
     def require(self, where: Path, **expected: str | int | tuple[str, ...]) -> None:
         """Refuse a store that was made from something else.

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from hskd.artifacts import atomic_path, build, file_sha256, format_bytes, read_json, require_space, write_json
+from hskd.artifacts import atomic_path, build, claim, file_sha256, format_bytes, require_space
 from hskd.errors import CorruptionError, HskdError, MismatchError
 from hskd.store.layout import MANIFEST, shard_name
 from hskd.store.manifest import Manifest, ShardEntry
@@ -52,14 +52,18 @@ def write_store(
         raise HskdError(f"{folder}: exists and is not a store; choose another folder.")
 
     def builder(partial: Path) -> None:
-        _claim(partial, plan, ranges)
+        claim(
+            partial / PLAN,
+            [plan.plan, [len(span) for span in ranges]],
+            "the beginning of another store (of another teacher, data set or selection, or in shards of another size)",
+        )
         for leftover in partial.glob(".*"):  # what a killed run was writing
             leftover.unlink()
         done = sum(path.stat().st_size for path in partial.glob("shard-*.safetensors"))
         what = "this store" if not done else f"the rest of this store ({format_bytes(done)} are there)"
         report(require_space(partial, needed_bytes - done, what))
         shards = tuple(_write_shard(partial / shard_name(i), span, make_shard) for i, span in enumerate(ranges))
-        write_json(partial / MANIFEST, plan.model_copy(update={"shards": shards}).model_dump(mode="json"))
+        plan.model_copy(update={"shards": shards}).write(partial)
         (partial / PLAN).unlink()
 
     build(folder, builder)
@@ -71,19 +75,6 @@ def _finished(folder: Path, plan: Manifest) -> Manifest:
     if finished.plan != plan.plan:
         raise MismatchError(f"{folder}: holds another store already; choose another folder or delete that one.")
     return finished
-
-
-def _claim(partial: Path, plan: Manifest, ranges: Sequence[range]) -> None:
-    """Make sure that shards already in ``partial`` belong to ``plan``, cut in the same places."""
-    path = partial / PLAN
-    claim = {"plan": plan.plan, "examples": [len(span) for span in ranges]}
-    if not path.is_file():
-        write_json(path, claim)
-    elif read_json(path) != claim:
-        raise MismatchError(
-            f"{partial}: holds the beginning of another store (of another teacher, data set or selection, or in "
-            "shards of another size). Delete it, or choose another folder."
-        )
 
 
 def _write_shard(path: Path, span: range, make_shard: Callable[[range], Shard]) -> ShardEntry:

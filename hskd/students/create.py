@@ -9,7 +9,8 @@ from typing import Annotated
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from hskd.artifacts import build, write_json
+from hskd.artifacts import build, read_json, write_json
+from hskd.errors import HskdError, MismatchError
 from hskd.runtime import provenance
 from hskd.students.importance import require_bert_shaped, taylor_importance
 from hskd.students.prune import prune_rosita, require_sizes
@@ -55,7 +56,8 @@ def create_rosita(
         advance: receives the number of batches done.
 
     Raises:
-        HskdError: the teacher is not BERT-shaped, or a size is out of its range.
+        HskdError: the teacher is not BERT-shaped, a size is out of its range, or ``folder`` was not made here.
+        MismatchError: ``folder`` holds another student.
     """
 
     def builder(partial: Path) -> None:
@@ -80,7 +82,13 @@ def create_rosita(
             },
         )
 
-    return build(folder, builder)
+    build(folder, builder)
+    if not (folder / STUDENT_FILE).is_file():
+        raise HskdError(f"{folder}: exists, and was not made by this command; choose another folder.")
+    made = read_json(folder / STUDENT_FILE)
+    if made["settings"] != settings.model_dump(mode="json") or made["teacher"] != teacher.fingerprint:
+        raise MismatchError(f"{folder}: holds a student of other sizes or of another teacher; choose another folder.")
+    return folder
 
 
 def _batches(split: TokenizedSplit, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:

@@ -12,7 +12,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import set_seed
 
-from hskd.artifacts import build, read_json, write_json
+from hskd.artifacts import build, claim, read_json, write_json
+from hskd.errors import HskdError
 from hskd.runtime import provenance
 from hskd.tasks import Task, TokenizedSplit
 from hskd.teachers.loading import load_classifier, load_tokenizer
@@ -20,6 +21,8 @@ from hskd.training import Callbacks, GoldTrainer, score, training_arguments
 from hskd.vocabulary import touched_rows
 
 METRICS_FILE = "metrics.json"
+RECIPE_FILE = "recipe.json"
+_OTHER = "a teacher of another model, task or data, or fine-tuned with other settings"
 
 
 class TeacherSettings(BaseModel):
@@ -65,10 +68,20 @@ def finetune(
         advance: called after every step.
 
     Raises:
-        HskdError: the model cannot be loaded, or the loss is not finite.
+        HskdError: the model cannot be loaded, the loss is not finite, or ``folder`` was not made by this function.
+        MismatchError: ``folder`` holds another teacher, or the beginning of one.
     """
 
+    recipe = {
+        "model": model_name,
+        "task": task.name,
+        "data": splits["train"].fingerprint,
+        "settings": settings.model_dump(mode="json"),
+        "dtype": dtype,
+    }
+
     def builder(partial: Path) -> None:
+        claim(partial / RECIPE_FILE, recipe, _OTHER)
         set_seed(settings.seed)
         labels = dict(enumerate(task.label_names)) or {0: "score"}
         model = load_classifier(
@@ -125,7 +138,11 @@ def finetune(
         )
         shutil.rmtree(partial / "training")
 
-    return build(folder, builder)
+    build(folder, builder)
+    if not (folder / RECIPE_FILE).is_file():
+        raise HskdError(f"{folder}: exists, and was not made by this command; choose another folder.")
+    claim(folder / RECIPE_FILE, recipe, _OTHER)
+    return folder
 
 
 def teacher_metrics(folder: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from store.conftest import SMALL_SHARD, Hskd, Setting
 from tokenizers import BertWordPieceTokenizer
 from transformers import BertTokenizerFast
 
+from hskd.artifacts import fingerprint
 from hskd.distill.prepare import Student, from_store
 from hskd.distill.settings import DistillSettings
 from hskd.errors import CorruptionError, HskdError, MismatchError
@@ -113,6 +114,21 @@ def test_truncated_and_missing_shards(copy: Path, hskd: Hskd) -> None:
     assert not (copy.parent / "out").exists()
 
 
+def with_checksum(manifest: dict[str, Any]) -> str:
+    """A manifest whose checksum fits, as JSON: written wrong, not damaged."""
+    content = {name: value for name, value in manifest.items() if name != "checksum"}
+    return json.dumps(content | {"checksum": fingerprint(content)})
+
+
+@pytest.mark.parametrize("field", ["mapped", "special_ids", "made_by", "examples"])
+def test_an_edited_manifest(copy: Path, field: str) -> None:
+    manifest = json.loads((copy / MANIFEST).read_text())
+    manifest[field] = {"mapped": [2, 1], "special_ids": {"sep": 0}, "made_by": {}, "examples": 1}[field]
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(CorruptionError, match="not what its checksum says"):
+        Store.open(copy)
+
+
 def test_two_shards_swapped(copy: Path) -> None:
     first, second, *_ = sorted(copy.glob("shard-*"))
     manifest = json.loads((copy / MANIFEST).read_text())
@@ -121,7 +137,7 @@ def test_two_shards_swapped(copy: Path) -> None:
     (copy / "aside").rename(second)
     for entry in manifest["shards"][:2]:  # sizes that fit do not make it right
         entry["bytes"] = (copy / entry["file"]).stat().st_size
-    (copy / MANIFEST).write_text(json.dumps(manifest))
+    (copy / MANIFEST).write_text(with_checksum(manifest))
     with pytest.raises(CorruptionError, match="shard-0000"):
         Store.open(copy).verify()
 
@@ -151,7 +167,7 @@ def test_two_shards_swapped(copy: Path) -> None:
 def test_damaged_manifest(copy: Path, hskd: Hskd, change: bytes | dict[str, Any], said: str) -> None:
     path = copy / MANIFEST
     path.write_bytes(
-        change if isinstance(change, bytes) else json.dumps(json.loads(path.read_text()) | change).encode()
+        change if isinstance(change, bytes) else with_checksum(json.loads(path.read_text()) | change).encode()
     )
     assert said in refused(hskd("store", "verify", copy))
 
@@ -159,7 +175,7 @@ def test_damaged_manifest(copy: Path, hskd: Hskd, change: bytes | dict[str, Any]
 def test_a_manifest_names_shards_of_its_folder_only(copy: Path) -> None:
     manifest = json.loads((copy / MANIFEST).read_text())
     manifest["shards"][0]["file"] = "../elsewhere.safetensors"
-    (copy / MANIFEST).write_text(json.dumps(manifest))
+    (copy / MANIFEST).write_text(with_checksum(manifest))
     with pytest.raises(CorruptionError, match=f"{MANIFEST}: .*damaged"):
         Store.open(copy)
 

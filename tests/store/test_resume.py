@@ -257,7 +257,7 @@ def test_the_beginning_of_another_store_is_refused(setting: Setting, nursery: Nu
     job = {"what": "extract", "folder": str(tmp_path / "store"), "shard_bytes": SMALL_SHARD, "die_after": 20}
     assert nursery.run(job) == [KILLED]
     kept = files(tmp_path / "store.partial")
-    with pytest.raises(MismatchError, match=r"store.partial: holds the beginning of another store .* Delete it"):
+    with pytest.raises(MismatchError, match=r"store.partial: holds the beginning of another store .* delete that one"):
         setting.extract(tmp_path / "store", Superset((0, 1), (1, 2)), shard_bytes=SMALL_SHARD)
     with pytest.raises(MismatchError, match="shards of another size"):
         setting.extract(tmp_path / "store", shard_bytes=SMALL_SHARD * 2)

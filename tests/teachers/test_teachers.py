@@ -451,3 +451,13 @@ def test_a_loss_that_is_not_finite_is_refused(encoder: Path, data: Data, tmp_pat
         tune(encoder, data, tmp_path / "teacher", SETTINGS.model_copy(update={"lr": 1e30, "warmup": 0.0}))
     assert not (tmp_path / "teacher").exists()
     assert os.listdir(tmp_path)  # noqa: PTH208  # what a next attempt goes on from
+
+
+def test_a_folder_with_another_teacher_is_refused(undisturbed: Path, encoder: Path, data: Data, tmp_path: Path) -> None:
+    before = (undisturbed / METRICS_FILE).read_bytes()
+    with pytest.raises(MismatchError, match="teacher: holds a teacher of another model"):
+        tune(encoder, data, undisturbed, SETTINGS.model_copy(update={"epochs": 7}))
+    assert (undisturbed / METRICS_FILE).read_bytes() == before
+    (tmp_path / "other").mkdir()
+    with pytest.raises(HskdError, match="not made by this command"):
+        tune(encoder, data, tmp_path / "other")
