@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -88,19 +90,23 @@ class RayCluster:
         Raises:
             HskdError: Ray is not installed, or the cluster cannot be reached.
         """
+        if self.address is None:
+            # A cluster for this run alone is nobody else's business. Where Ray expects no second node (its default on
+            # Windows and macOS; read on import), it binds to the loopback address.
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         try:
             import ray
         except ImportError:
             raise HskdError("--ray needs Ray: pip install 'hskd[cluster]'.") from None
         started = not ray.is_initialized()
+        if started and self.address is not None:
+            _require_reachable(self.address)
         if started:
-            # One for this run alone is nobody else's business: loopback only.
-            own = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-            local = own if self.address is None else {}
+            local = {"include_dashboard": False} if self.address is None else {}
             try:
-                ray.init(address=self.address or "local", log_to_driver=False, **local)
-            except ConnectionError as error:
-                raise HskdError(f"--ray {self.address}: {error}") from None
+                ray.init(address=self.address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
+            except (ConnectionError, ray.exceptions.RayError) as error:
+                raise HskdError(f"--ray-address {self.address}: {error}") from None
         try:
             task = ray.remote(**self.resources)(_publish_on_node)
             shared = ray.put([config.model_dump_json() for config in study.trials])
@@ -113,6 +119,24 @@ class RayCluster:
         finally:
             if started:
                 ray.shutdown()
+
+
+def _require_reachable(address: str) -> None:
+    """Refuse an address at which no one listens; Ray itself would go on trying for minutes.
+
+    Raises:
+        HskdError: there is no one.
+    """
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    if not host or not port.isdecimal():
+        return  # such as auto: Ray knows where
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise HskdError(
+            f"--ray-address {address}: no Ray cluster can be reached there ({error}); start one (ray start --head), "
+            "or leave the address out for one on this machine."
+        ) from None
 
 
 def _outcome(config: TrialConfig, get: Callable[[], dict[str, Any]]) -> Outcome:
