@@ -42,6 +42,9 @@ class StageTrainer(Trainer):
     # The loss is a mean over the batch: with accumulation, Trainer has to divide it.
     loss_is_scaled_for_ga = False
 
+    first_epoch = 0
+    """Epochs of the stages before: the batches go on from there, so that arms with and without them agree."""
+
     def __init__(self, model: nn.Module, args: TrainingArguments, split: TokenizedSplit, stage: str) -> None:
         super().__init__(model=model, args=args, train_dataset=split)
         self.split = split
@@ -62,7 +65,7 @@ class StageTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches as a pure function of (seed, epoch), so that a resumed run and every arm of a seed see the same."""
-        sampler = BucketedBatchSampler(self.split.lengths, self.args.train_batch_size, self.args.seed)
+        sampler = BucketedBatchSampler(self.split.lengths, self.args.train_batch_size, self.args.seed, self.first_epoch)
         return EpochDataLoader(self.split, sampler)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:

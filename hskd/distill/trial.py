@@ -127,7 +127,7 @@ def run_trial(
                 stages["hsk"]["held_out_loss"] = mean_hsk_loss(module, *held_out, run.dtype)
         if last_epochs:
             stages["prediction"] = _last_stage(
-                student, settings, task, last_epochs, splits, source, folder, run, dev_scores
+                student, settings, task, last_epochs, splits, source, folder, run, dev_scores, hsk_epochs
             )
         logits = {
             name: predict_logits(student, split, run.dtype)
@@ -206,6 +206,7 @@ def _last_stage(
     folder: Path,
     run: Run,
     dev_scores: list[float],
+    first_epoch: int,
 ) -> dict[str, Any]:
     arguments = training_arguments(
         folder / "prediction",
@@ -220,6 +221,7 @@ def _last_stage(
     else:
         assert source is not None
         trainer = PredictionTrainer(student, arguments, splits["train"], source, settings.tau)
+    trainer.first_epoch = first_epoch
     dev = splits["dev"]
 
     def score_dev() -> None:

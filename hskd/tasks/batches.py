@@ -73,12 +73,13 @@ def sequential_batches(lengths: NDArray[np.integer], batch_size: int) -> list[In
 class BucketedBatchSampler(Sampler[list[int]]):
     """:func:`bucketed_batches` of the epoch that was set last (0 at first), as a torch batch sampler."""
 
-    def __init__(self, lengths: NDArray[np.integer], batch_size: int, seed: int) -> None:
-        """See :func:`bucketed_batches`."""
+    def __init__(self, lengths: NDArray[np.integer], batch_size: int, seed: int, first_epoch: int = 0) -> None:
+        """See :func:`bucketed_batches`; epochs are counted from ``first_epoch``."""
         self.lengths = lengths
         # accelerate reads it when it shares a batch out among processes.
         self.batch_size = batch_size
         self.seed = seed
+        self.first_epoch = first_epoch
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -92,7 +93,7 @@ class BucketedBatchSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         """The batches of the epoch that is set."""
         # Lists: accelerate concatenates batches with +.
-        for batch in bucketed_batches(self.lengths, self.batch_size, self.seed, self.epoch):
+        for batch in bucketed_batches(self.lengths, self.batch_size, self.seed, self.first_epoch + self.epoch):
             yield batch.tolist()
 
 

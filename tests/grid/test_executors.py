@@ -88,7 +88,6 @@ def test_a_local_ray_gives_the_same_bits(
             process.kill()  # its trial is tried again
 
     ran = run(grid_file, tmp_path, RayCluster(), Once(look_and_kill))
-    print("killed", killed)
     assert not named("raylet/raylet")
     assert ran.progress.failed == {}
     same_scores(ran.table, undisturbed.table)
