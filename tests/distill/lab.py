@@ -41,7 +41,7 @@ RESUMED = {
     "batch_size": 12,
     "hsk_lr": 1e-3,
     "prediction_lr": 5e-3,
-    "tau": 0.5,
+    "tau": 1.3,
     "max_grad_norm": 3.1,
 }
 """What is killed: 6 steps an epoch, so 12 of the HSK stage and 18 of the prediction stage."""
