@@ -11,6 +11,8 @@ from hskd.artifacts import atomic_path, read_json
 from hskd.errors import CorruptionError, HskdError
 
 TABLE = "trials"
+GRID_FILE = "grid.json"
+"""The grid that the results are of, and the ids of its trials."""
 
 COLUMNS = {
     "trial": "fingerprint of the trial's config; names its files in trials/",
@@ -59,6 +61,9 @@ COLUMNS = {
 def load(path: str | Path) -> pd.DataFrame:
     """The table of a results folder (or of its ``trials`` folder): one row per trial that is done.
 
+    Where ``grid.json`` lists the grid's trials, others that lie there too (from before the grid was changed, say)
+    are left out.
+
     Raises:
         HskdError: there is no results folder, or no trial is done.
         CorruptionError: a result cannot be read.
@@ -68,6 +73,10 @@ def load(path: str | Path) -> pd.DataFrame:
     if not trials.is_dir():
         raise HskdError(f"{folder}: no results there (there is no folder {TABLE}); run the grid first (hskd grid run).")
     files = sorted(file for file in trials.glob("*.json") if not file.name.endswith(".error.json"))
+    grid = trials.with_name(GRID_FILE)
+    if grid.is_file():
+        planned = set(read_json(grid).get("trials", ()))
+        files = [file for file in files if file.stem in planned]
     if not files:
         raise HskdError(f"{trials}: no trial is done yet; run the grid first (hskd grid run).")
     table = pd.DataFrame([_row(file) for file in files], columns=list(COLUMNS))

@@ -26,15 +26,14 @@ class Display:
         self._progress = progress
         self._bar: TaskID | None = None
         self._overall: TaskID | None = None
-        self.prefix = ""
 
     def begin(self, title: str, total: int) -> None:
         """Start a bar of ``total`` steps; the one before is finished."""
         self.end()
         if console.is_terminal:
-            self._bar = self._progress.add_task(self.prefix + title, total=total)
+            self._bar = self._progress.add_task(title, total=total)
         else:
-            console.print(f"{self.prefix}{title}: {total} steps")
+            console.print(f"{title}: {total} steps")
 
     def advance(self, steps: int = 1) -> None:
         """Move the bar on."""
@@ -51,18 +50,19 @@ class Display:
             self._progress.remove_task(self._bar)
             self._bar = None
 
-    def trials(self, done: int, failed: int, total: int, news: str) -> None:
+    def trials(self, done: int, failed: int, total: int, news: str, running: int = 0) -> None:
         """A trial of a grid ended."""
         if self._overall is None and console.is_terminal:
             self._overall = self._progress.add_task("trials", total=total)
         if self._overall is not None:
-            wrong = f", {failed} failed" if failed else ""
-            self._progress.update(self._overall, completed=done + failed, description=f"trials{wrong}")
+            parts = ["trials", f"{running} running" if running else "", f"{failed} failed" if failed else ""]
+            description = ", ".join(part for part in parts if part)
+            self._progress.update(self._overall, completed=done + failed, description=description)
         self.say(f"{done + failed}/{total} {news}")
 
     def say(self, message: str) -> None:
         """Print a line above the bar."""
-        console.print(self.prefix + message)
+        console.print(message)
 
 
 @contextmanager

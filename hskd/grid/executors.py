@@ -27,12 +27,17 @@ Outcome = tuple[TrialConfig, dict[str, Any] | None, str | None]
 class Executor(Protocol):
     """Runs trials and yields their outcomes as they come."""
 
+    slots: int
+    """Trials at a time; 0 where that is not known."""
+
     def run(self, study: Study, trials: Sequence[TrialConfig], out: Path) -> Iterator[Outcome]:
         """Run ``trials``, whose shared artifacts ``study`` has built; a failure does not stop the others."""
 
 
 class InProcess:
     """One trial after the other, here."""
+
+    slots = 1
 
     def run(self, study: Study, trials: Sequence[TrialConfig], out: Path) -> Iterator[Outcome]:
         """See :class:`Executor`."""
@@ -48,7 +53,7 @@ class Workers:
     """
 
     def __init__(self, count: int) -> None:
-        self.count = count
+        self.slots = count
 
     def run(self, study: Study, trials: Sequence[TrialConfig], out: Path) -> Iterator[Outcome]:
         """See :class:`Executor`.
@@ -58,7 +63,7 @@ class Workers:
         """
         context = multiprocessing.get_context("spawn")
         arguments = (os.getpid(), [config.model_dump_json() for config in study.trials], str(study.work))
-        with ProcessPoolExecutor(self.count, context, _start_worker, arguments) as pool:
+        with ProcessPoolExecutor(self.slots, context, _start_worker, arguments) as pool:
             futures = {pool.submit(_publish_in_worker, config.model_dump_json(), str(out)): config for config in trials}
             try:
                 for future in as_completed(futures):
@@ -79,6 +84,8 @@ class RayCluster:
         num_gpus: GPUs of a trial, perhaps a fraction.
         retries: how often a trial is tried again when its node dies.
     """
+
+    slots = 0
 
     def __init__(self, address: str | None = None, num_cpus: float = 1, num_gpus: float = 0, retries: int = 3) -> None:
         self.address = address

@@ -16,10 +16,8 @@ from hskd.grid.executors import Executor
 from hskd.grid.publish import error_path, result_path, write_error
 from hskd.grid.spec import GridSpec
 from hskd.grid.study import Study
-from hskd.results import write_table
+from hskd.results import GRID_FILE, write_table
 from hskd.watch import Watcher
-
-GRID_FILE = "grid.json"
 
 
 @dataclass
@@ -47,8 +45,8 @@ class Progress:
 class GridWatcher(Watcher, Protocol):
     """Also hears of whole trials."""
 
-    def trials(self, done: int, failed: int, total: int, news: str) -> None:
-        """A trial ended; ``news`` says how."""
+    def trials(self, done: int, failed: int, total: int, news: str, running: int = 0) -> None:
+        """A trial ended, and ``running`` go on (0 where that is not known); ``news`` says how it ended."""
 
 
 def run_grid(
@@ -78,7 +76,7 @@ def run_grid(
         HskdError: no trial could be run.
         MismatchError: ``out`` holds another grid.
     """
-    _claim(out, grid)
+    _claim(out, grid, trials)
     progress = Progress.of(trials, out)
     watcher.trials(len(progress.done), 0, len(trials), f"{len(progress.done)} of {len(trials)} trials are done already")
     progress.failed = {}
@@ -86,6 +84,7 @@ def run_grid(
     if waiting:
         study = Study(trials, work, watcher)
         study.build()
+        left = len(waiting)
         for config, result, error in executor.run(study, waiting, out):
             if result is None:
                 progress.failed[config.id] = error or "failed"
@@ -96,18 +95,19 @@ def run_grid(
                 progress.done.append(config)
                 split = "test" if "test" in result["metrics"] else "dev"
                 news = f"{config.title}: {100 * result['metrics'][split]['score']:.1f} % on {split}"
-            watcher.trials(len(progress.done), len(progress.failed), len(trials), news)
+            left -= 1
+            watcher.trials(len(progress.done), len(progress.failed), len(trials), news, min(executor.slots, left))
         progress.pending = [config for config in trials if not result_path(out, config).is_file()]
     if not progress.done:
         raise HskdError(f"no trial could be run; the first error: {next(iter(progress.failed.values()), 'unknown')}")
     return write_table(out), progress
 
 
-def _claim(out: Path, grid: GridSpec) -> None:
+def _claim(out: Path, grid: GridSpec, trials: Sequence[TrialConfig]) -> None:
     path = out / GRID_FILE
     content: dict[str, Any] = grid.model_dump(mode="json")
     if path.is_file() and read_json(path).get("name") != grid.name:
         raise MismatchError(
             f"{out}: holds the results of another grid ({read_json(path).get('name')}); choose another --out."
         )
-    write_json(path, content)
+    write_json(path, content | {"trials": [config.id for config in trials]})

@@ -61,7 +61,7 @@ class Recorder(Silent):
     def begin(self, title: str, total: int) -> None:
         self.titles.append(title)
 
-    def trials(self, done: int, failed: int, total: int, news: str) -> None:
+    def trials(self, done: int, failed: int, total: int, news: str, running: int = 0) -> None:
         self.news.append((done, failed, total, news))
 
 

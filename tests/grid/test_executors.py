@@ -25,7 +25,7 @@ class Once(Recorder):
         super().__init__()
         self._act = act
 
-    def trials(self, done: int, failed: int, total: int, news: str) -> None:
+    def trials(self, done: int, failed: int, total: int, news: str, running: int = 0) -> None:
         super().trials(done, failed, total, news)
         if len(self.news) == 2:
             self._act()

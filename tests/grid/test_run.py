@@ -389,3 +389,11 @@ def test_two_runs_at_a_time_wait_for_each_other(undisturbed: Ran, grid_file: Pat
         assert config is trials[0]
         assert result is not None, error
     assert held == ["none, seed 0: prediction stage"]
+
+
+def test_trials_from_before_the_grid_was_changed_are_left_out(undisturbed: Ran, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed.out, out)
+    grid = json.loads((out / "grid.json").read_text())
+    (out / "grid.json").write_text(json.dumps(grid | {"trials": grid["trials"][1:]}))
+    assert set(undisturbed.table["trial"]) - set(results.load(out)["trial"]) == {grid["trials"][0]}
