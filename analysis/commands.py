@@ -8,6 +8,7 @@ from typing import Annotated
 
 import pandas as pd
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -52,16 +53,27 @@ def demo(
 
 
 def _table(trials: pd.DataFrame) -> Table:
-    """Scores of every arm and spec, a column for each seed."""
+    """A line for every arm and spec: share of full HSK, bytes an example, scores, and what it gains over *none*."""
+    from analysis.paired import above
+
     seeds = sorted(trials["seed"].unique())
-    table = Table(title=f"{trials['task'].iloc[0]}: score on {trials['score_split'].iloc[0]}, per cent")
-    for column in ("arm", "spec", "share of full HSK", "bytes an example", *(f"seed {seed}" for seed in seeds)):
-        table.add_column(column, justify="left" if column in ("arm", "spec") else "right")
+    gains = {(gain["arm"], gain["spec"]): gain for gain in above(trials).to_dict("records")}
+    table = Table(title=f"{trials['task'].iloc[0]}: score on {trials['score_split'].iloc[0]}, per cent", box=SIMPLE)
+    scores = [f"seed {seed}" for seed in seeds] if len(seeds) <= 3 else [f"mean of {len(seeds)}"]
+    for column in ("spec or arm", "HSK %", "bytes", *scores, *(["above none, 95 %"] if gains else [])):
+        table.add_column(column, justify="left" if column == "spec or arm" else "right", no_wrap=True)
     for (arm, spec), group in trials.sort_values("fraction", kind="stable").groupby(["arm", "spec"], sort=False):
         first = group.iloc[0]
         by_seed = group.set_index("seed")["score"]
-        scores = [f"{100 * by_seed[seed]:.1f}" if seed in by_seed else "" for seed in seeds]
-        share = f"{100 * first['fraction']:.2g} %" if first["fraction"] < 0.995 else "100 %"
-        table.add_row(str(arm), str(spec), share, f"{first['bytes_per_example']:,.0f}", *scores)
-    table.add_row("teacher", "", "", "", *[f"{100 * trials['teacher_score'].iloc[0]:.1f}"] * len(seeds))
+        shown = [by_seed.get(seed) for seed in seeds] if len(seeds) <= 3 else [by_seed.mean()]
+        share = f"{100 * first['fraction']:.2g}" if first["fraction"] < 0.995 else "100"
+        gain = gains.get((arm, spec))
+        table.add_row(
+            str(spec if arm == "spec" else arm),
+            share,
+            f"{first['bytes_per_example']:,.0f}",
+            *["" if score is None else f"{100 * score:.1f}" for score in shown],
+            *([f"{100 * gain['mean']:.1f} ({100 * gain['low']:.1f} to {100 * gain['high']:.1f})"] if gain else []),
+        )
+    table.add_row("teacher", "", "", *[f"{100 * trials['teacher_score'].iloc[0]:.1f}"] * len(scores))
     return table
