@@ -35,6 +35,12 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def content_fingerprint(path: Path) -> str:
+    """16 hexadecimal digits that stand for a file's bytes, or for the names and bytes of all files in a folder."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return fingerprint([[file.relative_to(path).as_posix(), file_sha256(file)] for file in files])
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A path beside ``path`` to write a file to; it takes ``path``'s place only once whole and on disk.

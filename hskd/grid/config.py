@@ -85,11 +85,18 @@ class TrialConfig(BaseModel):
     """CPU threads of the trial; one is the best use of a machine that runs a trial on every core."""
     build_threads: int
     """CPU threads of what trials share: teacher, students, superset."""
+    files: dict[str, str] = {}
+    """Fingerprints of the user's own files behind ``task.data`` and ``teacher.model``: a path says nothing of them."""
 
     @property
     def id(self) -> str:
         """16 hexadecimal digits: the name of the trial's result."""
-        return fingerprint(self.model_dump(mode="json"))
+        return fingerprint(self.identity)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The config as JSON; without ``files`` where nothing of it lies in files of the user's."""
+        return self.model_dump(mode="json", exclude=None if self.files else {"files"})
 
     @property
     def title(self) -> str:
@@ -106,4 +113,5 @@ class TrialConfig(BaseModel):
 
     def recipe(self, *parts: str) -> dict[str, Any]:
         """The named parts of the config, and the machine: what an artifact that trials share depends on."""
-        return self.model_dump(mode="json", include={*parts, "dtype", "device", "build_threads"})
+        wanted = {*parts, "dtype", "device", "build_threads", *(["files"] if self.files else [])}
+        return self.model_dump(mode="json", include=wanted)

@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from hskd.artifacts import content_fingerprint
 from hskd.distill.settings import DistillSettings
 from hskd.errors import HskdError
 from hskd.grid.config import Machine, TaskPlan, TeacherPlan, TrialConfig
@@ -160,6 +161,8 @@ class GridSpec(BaseModel):
     def trials(self, machine: Machine) -> list[TrialConfig]:
         """The trials, each once, seed by seed, so that a grid cut short has whole seeds."""
         none_lr = self.none_lr or self.training.prediction_lr
+        local = {"data": self.task.data, "model": self.teacher.model}
+        files = {name: content_fingerprint(Path(path)) for name, path in local.items() if path and Path(path).exists()}
         trials = []
         for seed, student in itertools.product(self.seed_list, self.students):
             arms: list[tuple[str, HSKSpec | None]] = [("none", None)]
@@ -179,6 +182,7 @@ class GridSpec(BaseModel):
                         settings=self.training.model_copy(update=changes),
                         spec=spec,
                         **asdict(machine),
+                        files=files,
                     )
                 )
         return list({trial.id: trial for trial in trials}.values())

@@ -210,7 +210,7 @@ class Study:
     def run(self, config: TrialConfig) -> tuple[Path, dict[str, Any]]:
         """Run a trial, or find it done: its folder, and what its ``result.json`` holds."""
         self.build()
-        folder = self._folder("trials", config.model_dump(mode="json"))
+        folder = self._folder("trials", config.identity)
         set_threads(config.threads)
         student = self.student(config)
         with FileLock(lock_path(folder)):

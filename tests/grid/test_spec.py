@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hskd.errors import HskdError
-from hskd.grid.config import Machine, TrialConfig
+from hskd.grid.config import Machine, TaskPlan, TrialConfig
 from hskd.grid.spec import PRESETS, GridSpec, load_grid
 from hskd.spec import HSKSpec
 
@@ -337,3 +337,16 @@ def test_a_config_survives_json() -> None:
         again = TrialConfig.model_validate_json(trial.model_dump_json())
         assert again == trial
         assert again.id == trial.id
+
+
+def test_other_content_of_the_same_files_is_another_trial(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train.csv").write_text("sentence,mood\na,good\n")
+    task = TaskPlan(name="custom", data=str(data), text_columns=("sentence",), label_column="mood")
+    grid = GridSpec(name="g", task=task)
+    machine = Machine("fp32", "cpu", 1, 2)
+    before = [trial.id for trial in grid.trials(machine)]
+    assert [trial.id for trial in grid.trials(machine)] == before
+    (data / "train.csv").write_text("sentence,mood\na,bad\n")
+    assert not set(before) & {trial.id for trial in grid.trials(machine)}
