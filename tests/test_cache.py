@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from typer.testing import CliRunner
 
 from hskd.artifacts import Workspace, lock_path
 from hskd.cache import DAY, artifacts, collect
+from hskd.cli import app
 from hskd.errors import HskdError
+from hskd.spec import HSKSpec
 
 
 def make(work: Path, kind: str, days: float, size: int = 100, partial: bool = False) -> Path:
@@ -61,3 +64,25 @@ def test_what_is_in_use_stays(tmp_path: Path) -> None:
 def test_no_work_folder(tmp_path: Path) -> None:
     with pytest.raises(HskdError, match="no such folder; --work names"):
         artifacts(tmp_path / "none")
+
+
+def test_commands(tmp_path: Path) -> None:
+    spec = HSKSpec.parse("2l_3t_0.5w,length=left")
+    recipes = {
+        "stores": {"spec": spec.model_dump(mode="json"), "student_layers": 3},
+        "teachers": {"teacher": {"model": "offline:minilm"}},
+        "students": {"student": {"layers": 3, "heads": 2}, "teacher": "key"},
+        "trials": {
+            "settings": {"arm": "spec", "seed": 4},
+            "teacher": {"model": "m"},
+            "spec": spec.model_dump(mode="json"),
+        },
+    }
+    for kind, recipe in recipes.items():
+        Workspace(tmp_path).folder(kind, recipe).mkdir()
+    wide = {"COLUMNS": "200"}
+    listed = CliRunner().invoke(app, ["cache", "ls", "--work", str(tmp_path)], env=wide).stdout
+    for text in ("4 artifacts", spec.label, "model offline:minilm", "layers 3, heads 2", "arm spec, seed 4"):
+        assert text in listed
+    CliRunner().invoke(app, ["cache", "gc", "--work", str(tmp_path), "--older-than", "0", "--kind", "trials"], env=wide)
+    assert sorted(artifact.kind for artifact in artifacts(tmp_path)) == ["stores", "students", "teachers"]

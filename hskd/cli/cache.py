@@ -12,6 +12,7 @@ from rich.table import Table
 
 from hskd.artifacts import format_bytes
 from hskd.cache import DAY, Artifact, artifacts, collect
+from hskd.spec import HSKSpec
 
 app = typer.Typer(help="The artifacts in the work folder: teachers, students, stores, trials.", no_args_is_help=True)
 
@@ -50,14 +51,11 @@ def _show(listed: list[Artifact], title: str) -> None:
 
 
 def _summary(artifact: Artifact) -> str:
-    recipe = artifact.recipe
-    parts = {
-        "teachers": recipe.get("teacher"),
-        "students": recipe.get("student"),
-        "stores": recipe.get("spec") or recipe.get("superset"),
-        "trials": recipe.get("settings"),
-    }
-    fields = parts.get(artifact.kind)
-    if not isinstance(fields, dict):
-        return "" if fields is None else str(fields)
-    return ", ".join(f"{name} {value}" for name, value in fields.items() if value not in (None, {}, []))
+    recipe, kind = artifact.recipe, artifact.kind
+    spec = HSKSpec.parse(recipe["spec"]).label if recipe.get("spec") else None
+    if kind == "stores":
+        return spec or "superset"
+    fields = recipe.get({"teachers": "teacher", "students": "student", "trials": "settings"}.get(kind, ""), {})
+    chosen = {"teachers": ("model",), "trials": ("arm", "seed")}.get(kind, tuple(fields))
+    shown = {name: fields.get(name) for name in chosen} | {"spec": spec}
+    return ", ".join(f"{name} {value}" for name, value in shown.items() if value is not None)
