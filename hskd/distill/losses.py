@@ -12,7 +12,7 @@ from hskd.knowledge import KeptHSK
 
 
 def hsk_loss(hidden_states: Sequence[torch.Tensor], kept: KeptHSK, projection: nn.Module | None = None) -> torch.Tensor:
-    """Loss of the HSK stage: squared error on what is kept, and on nothing else (paper section 3, equation 2).
+    """Loss of the HSK stage: squared error on what is kept, and on nothing else (arXiv 2106.05691).
 
     The sum over kept layers of the mean over examples of the mean over that example's kept tokens and neurons
     of ``(W h^S - h^T)^2``. Pads, dropped tokens and dropped neurons take no part.
@@ -41,7 +41,7 @@ def hsk_loss(hidden_states: Sequence[torch.Tensor], kept: KeptHSK, projection: n
 
 
 def soft_cross_entropy(student_logits: torch.Tensor, teacher_logits: torch.Tensor, tau: float = 1.0) -> torch.Tensor:
-    """Loss of the prediction stage (paper section 3, equation 3): sum over classes, mean over the batch.
+    """Loss of the prediction stage (arXiv 2106.05691): sum over classes, mean over the batch.
 
     Args:
         student_logits: ``(B, C)``.

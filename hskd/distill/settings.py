@@ -13,7 +13,7 @@ ARMS: tuple[Arm, ...] = ("spec", "full", "none", "paper_none", "gold", "shuffled
 
 
 class DistillSettings(BaseModel):
-    """Settings of a distillation; the defaults of rates, batch and decay are the paper's (section 5.1)."""
+    """Settings of a distillation; the defaults of rates, batch and decay are the paper's."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

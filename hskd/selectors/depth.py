@@ -33,7 +33,7 @@ DEPTH: Registry[DepthSelector] = Registry("depth")
 
 
 def uniform_mapping(student_layers: int, top: int) -> Pairs:
-    """``g(l) = round_half_even(l * L_top / L_S)`` for ``l = 0..L_S`` (paper section 3)."""
+    """``g(l) = round_half_even(l * L_top / L_S)`` for ``l = 0..L_S`` (arXiv 2106.05691)."""
     return tuple((layer, round(Fraction(layer * top, student_layers))) for layer in range(student_layers + 1))
 
 

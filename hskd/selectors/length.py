@@ -70,7 +70,7 @@ LENGTH: Registry[LengthSelector] = Registry("length")
 
 @LENGTH.register
 class Attention(LengthSelector):
-    """The ``k`` tokens that ``[CLS]`` attends to most: after softmax, mean over heads (paper section 4.2)."""
+    """The ``k`` tokens that ``[CLS]`` attends to most: after softmax, mean over heads (arXiv 2106.05691)."""
 
     selector: Literal["attention"] = "attention"
     att_map: Literal["same", "top"] = "same"
@@ -92,7 +92,7 @@ class Attention(LengthSelector):
 
 @LENGTH.register
 class AttentionNoSep(Attention):
-    """As ``attention``, but ``[SEP]`` is never kept (paper section 4.2)."""
+    """As ``attention``, but ``[SEP]`` is never kept (arXiv 2106.05691)."""
 
     selector: Literal["attention_no_sep"] = "attention_no_sep"  # type: ignore[assignment]
 

@@ -44,7 +44,7 @@ WIDTH: Registry[WidthSelector] = Registry("width")
 
 @WIDTH.register
 class Magnitude(WidthSelector):
-    """The neurons of largest ``|h|``, token by token; ties go to the lower index (paper section 4.3)."""
+    """The neurons of largest ``|h|``, token by token; ties go to the lower index (arXiv 2106.05691)."""
 
     selector: Literal["magnitude"] = "magnitude"
 

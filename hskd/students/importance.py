@@ -1,7 +1,7 @@
 """How much each attention head and FFN neuron of a BERT matters to its task, by first-order Taylor expansion.
 
 Removing a weight changes the loss by about ``|d loss / d w| * |w|`` (Molchanov et al. 2017; the paper's ROSITA
-student, section 4.1, is pruned by it).
+student is pruned by it).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Cut a ROSITA student out of a fine-tuned BERT (the paper's section 4.1)."""
+"""Cut a ROSITA student out of a fine-tuned BERT."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """ROSITA: a BERT with fewer heads, narrower FFNs and factorised word embeddings, at the teacher's hidden size.
 
-The student of the paper's section 4.1 (Liu et al., ACL 2021). With 6 layers, hidden size 768, 2 heads of 64, FFN 768
+The pruned student of Liu et al. (ACL 2021, arXiv 2106.05691). With 6 layers, hidden size 768, 2 heads of 64, FFN 768
 and rank 128 it has 14,465,282 parameters (vocabulary 30,522, two labels).
 """
 

@@ -26,7 +26,7 @@ _OTHER = "a teacher of another model, task or data, or fine-tuned with other set
 
 
 class TeacherSettings(BaseModel):
-    """Settings of a teacher's fine-tuning; the defaults are the paper's (section 5.1)."""
+    """Settings of a teacher's fine-tuning; the defaults are the paper's."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -1,4 +1,4 @@
-"""The losses against plain loops, as section 3 of the design writes them."""
+"""The losses against plain loops, as docs/design.md writes them."""
 
 from __future__ import annotations
 
