@@ -1,4 +1,4 @@
-"""Dropout whose random numbers are cheap: on a CPU, drawing them costs a small student a third of its step."""
+"""Dropout whose random numbers are cheap: on a CPU, drawing them costs a small student much of its step."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def touched_rows(model: PreTrainedModel, token_ids: Iterable[np.ndarray]) -> Ite
     Exact, to rounding: a row that no example touches has no gradient, and under AdamW it only decays. One row of
     ones is trained along; what the decay leaves of it is what it leaves of every row left out, whatever the
     schedule. In a small model most parameters are such rows, and clearing their gradients, clipping and updating
-    them takes longer than the rest of a step.
+    them is much of a step.
 
     Args:
         model: any model with word embeddings. What is saved inside the context can be loaded only inside another.

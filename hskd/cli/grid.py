@@ -13,13 +13,14 @@ from rich.table import Table
 from hskd.artifacts import format_bytes
 from hskd.cli.progress import display
 from hskd.errors import HskdError
-from hskd.grid.config import Machine
+from hskd.grid.config import Machine, TrialConfig
 from hskd.grid.estimate import estimate
 from hskd.grid.executors import Executor, InProcess, RayCluster, Workers
 from hskd.grid.publish import error_path
 from hskd.grid.run import Progress, run_grid
 from hskd.grid.spec import GridSpec, load_grid
 from hskd.results import load
+from hskd.runtime import DType
 
 app = typer.Typer(help="Planned sets of trials: plan, run, resume.", no_args_is_help=True)
 
@@ -31,12 +32,14 @@ Threads = Annotated[int, typer.Option(min=1, help="CPU threads of a trial; their
 Precision = Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 where it is native.")]
 
 
-def read(name: str, seeds: int | None, out: Path | None) -> tuple[GridSpec, Path]:
-    """The grid of that name, with other seeds if asked for, and its output folder."""
+def read(
+    name: str, out: Path | None, seeds: int | None, threads: int, dtype: DType
+) -> tuple[GridSpec, list[TrialConfig], Path]:
+    """The grid of that name, with other seeds if asked for, its trials on this machine, and its output folder."""
     grid = load_grid(name)
     if seeds is not None:
         grid = grid.model_copy(update={"seeds": seeds})
-    return grid, out or Path("results") / grid.name
+    return grid, grid.trials(Machine.here(threads, dtype)), out or Path("results") / grid.name
 
 
 @app.command()
@@ -50,8 +53,7 @@ def plan(
     difference: Annotated[float, typer.Option(min=0.01, help="Difference to be seen, in points of score.")] = 0.5,
 ) -> None:
     """Say what a grid would do: trials, what is done, disk, time, and how many seeds a difference needs."""
-    grid, folder = read(name, seeds, out)
-    trials = grid.trials(Machine.here(threads, dtype))
+    grid, trials, folder = read(name, out, seeds, threads, dtype)
     progress = Progress.of(trials, folder)
     with display() as shown:
         estimated = estimate(grid, trials, progress, folder, work, difference / 100, shown)
@@ -82,13 +84,12 @@ def run(
     num_gpus: Annotated[float, typer.Option(min=0, help="Ray: GPUs of a trial.")] = 0,
 ) -> None:
     """Run what is not done yet. Kill it and run it again as often as you like."""
-    grid, folder = read(name, seeds, out)
+    grid, trials, folder = read(name, out, seeds, threads, dtype)
     if workers > 1 and (ray or ray_address):
         raise HskdError("give --workers or --ray, not both.")
     executor: Executor = Workers(workers) if workers > 1 else InProcess()
     if ray or ray_address:
         executor = RayCluster(ray_address, num_cpus, num_gpus)
-    trials = grid.trials(Machine.here(threads, dtype))
     with display() as shown:
         table, progress = run_grid(grid, trials, folder, work, executor, shown)
     print(f"{len(table)} trials in {folder / 'trials.csv'}")
@@ -106,8 +107,7 @@ def status(
     dtype: Precision = "auto",
 ) -> None:
     """Say which trials are done, which failed and why, and the scores so far."""
-    grid, folder = read(name, seeds, out)
-    trials = grid.trials(Machine.here(threads, dtype))
+    grid, trials, folder = read(name, out, seeds, threads, dtype)
     progress = Progress.of(trials, folder)
     print(
         f"{grid.name}: {len(progress.done)} done, {len(progress.pending)} to do, of which {len(progress.failed)} failed"
@@ -130,8 +130,7 @@ def retry(
     dtype: Precision = "auto",
 ) -> None:
     """Run only the trials that failed, here, one after the other."""
-    grid, folder = read(name, seeds, out)
-    trials = grid.trials(Machine.here(threads, dtype))
+    grid, trials, folder = read(name, out, seeds, threads, dtype)
     failed = Progress.of(trials, folder).failed
     if not failed:
         print("no trial has failed")
