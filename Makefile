@@ -17,7 +17,7 @@ lint: .venv/installed          ## ruff and mypy
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -c constraints.txt -e '.[offline,cluster,dev]'
+	$(BIN)/pip install -c constraints.txt -e '.[offline,cluster,notebook,dev]'
 	touch $@
 
 clean:                         ## forget installation and artifacts (results stay)
