@@ -45,6 +45,17 @@ class KeptHSK:
     values: torch.Tensor
     neurons: torch.Tensor | None
 
+    @property
+    def example(self) -> torch.Tensor:
+        """Which example of the batch each kept token belongs to, ``(K,)`` int64."""
+        return torch.repeat_interleave(torch.arange(len(self.counts), device=self.counts.device), self.counts)
+
+    @property
+    def rank(self) -> torch.Tensor:
+        """Place of each kept token among the kept ones of its example, ``(K,)`` int64, from 0."""
+        first = torch.repeat_interleave(self.counts.cumsum(0) - self.counts, self.counts)
+        return torch.arange(len(first), device=first.device) - first
+
     def to(self, device: torch.device) -> KeptHSK:
         """The same knowledge on ``device``."""
         return replace(

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from hskd.dropout import cheap_dropout
+from hskd.encoder import cls_only
 from hskd.errors import HskdError
 from hskd.runtime import autocast
 from hskd.tasks import (
@@ -113,7 +115,7 @@ class StageTrainer(Trainer):
     def run(self) -> None:
         """Train, going on from the last whole checkpoint in the output folder where there is one."""
         checkpoint = last_checkpoint(Path(self.args.output_dir))
-        with cheap_dropout(self.model):
+        with cheap_dropout(self.model), cls_only(self.model):
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
@@ -122,8 +124,14 @@ class GoldTrainer(StageTrainer):
 
     def batch_loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Cross-entropy with the labels, or squared error for regression."""
-        loss: torch.Tensor = model(**model_inputs(batch), labels=batch["labels"]).loss
-        return loss
+        return gold_loss(model(**model_inputs(batch)).logits, batch["labels"])
+
+
+def gold_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of logits ``(B, C)`` with labels ``(B,)``, or squared error where there is one output."""
+    if logits.shape[1] == 1:
+        return F.mse_loss(logits.float().squeeze(1), labels.float())
+    return F.cross_entropy(logits.float(), labels)
 
 
 class _LogEveryEpoch(TrainerCallback):
@@ -233,13 +241,14 @@ def predict_logits(model: nn.Module, split: TokenizedSplit, dtype: str, batch_si
     model.eval()
     device = next(model.parameters()).device
     logits: np.ndarray | None = None
-    for order in sequential_batches(split.lengths, batch_size):
-        batch = model_inputs(split.collate(order), device)
-        with autocast(dtype, device):
-            output = model(**batch).logits.float().cpu().numpy()
-        if logits is None:
-            logits = np.empty((len(split), output.shape[1]), np.float32)
-        logits[order] = output
+    with cls_only(model):
+        for order in sequential_batches(split.lengths, batch_size):
+            batch = model_inputs(split.collate(order), device)
+            with autocast(dtype, device):
+                output = model(**batch).logits.float().cpu().numpy()
+            if logits is None:
+                logits = np.empty((len(split), output.shape[1]), np.float32)
+            logits[order] = output
     model.train(was_training)
     assert logits is not None
     return logits

@@ -25,12 +25,27 @@ def hsk_loss(hidden_states: Sequence[torch.Tensor], kept: KeptHSK, projection: n
     Returns:
         The loss, a scalar in fp32.
     """
-    examples = len(kept.counts)
-    example = torch.repeat_interleave(torch.arange(examples, device=kept.counts.device), kept.counts)
-    weight = 1.0 / (examples * kept.counts[example])
+    example = kept.example
+    states = [states_at(hidden_states[layer], example, kept.positions[:, i]) for i, layer in enumerate(kept.layers)]
+    return kept_loss(states, kept, projection)
+
+
+def states_at(states: torch.Tensor, example: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    """Hidden states ``(B, T, d)`` of some tokens, each given by its example and its position: ``(K, d)``."""
+    return states.flatten(0, 1).index_select(0, example * states.shape[1] + position)
+
+
+def kept_loss(states: Sequence[torch.Tensor], kept: KeptHSK, projection: nn.Module | None = None) -> torch.Tensor:
+    """:func:`hsk_loss` of hidden states that are given at the kept tokens alone.
+
+    Args:
+        states: the student's, ``(K, d_S)`` for each kept layer.
+        kept: the targets.
+        projection: ``W``, needed where ``d_S != d_T``.
+    """
+    weight = 1.0 / (len(kept.counts) * kept.counts[kept.example])
     loss = torch.zeros((), device=kept.values.device)
-    for i, layer in enumerate(kept.layers):
-        student = hidden_states[layer][example, kept.positions[:, i]]
+    for i, student in enumerate(states):
         if projection is not None:
             student = projection(student)
         if kept.neurons is not None:

@@ -9,8 +9,10 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
-from hskd.distill.losses import hsk_loss, prediction_loss
+from hskd.distill.losses import kept_loss, prediction_loss, states_at
 from hskd.distill.source import KnowledgeSource
+from hskd.encoder import hidden_states
+from hskd.knowledge import KeptHSK
 from hskd.runtime import autocast
 from hskd.tasks import TokenizedSplit, model_inputs, sequential_batches
 from hskd.training import StageTrainer
@@ -42,10 +44,23 @@ class HSKModule(nn.Module):
             if checkpoint is not None and (checkpoint / PROJECTION_FILE).is_file():
                 self.projection.load_state_dict(load_file(checkpoint / PROJECTION_FILE))
 
-    def forward(self, **inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Hidden states ``(B, T, d_S)``, index 0 the embedding output."""
-        states: tuple[torch.Tensor, ...] = self.student.base_model(**inputs, output_hidden_states=True).hidden_states
-        return states
+    def forward(self, kept: KeptHSK, **inputs: torch.Tensor) -> torch.Tensor:
+        """The HSK loss of a batch (see :func:`hskd.distill.losses.hsk_loss`); what it does not read is not computed.
+
+        ``W`` and the loss run in fp32, whatever the student runs in.
+        """
+        top, example, rank = max(kept.layers), kept.example, kept.rank
+        rows = None
+        if 0 < (most := int(kept.counts.max())) < inputs["input_ids"].shape[1]:
+            rows = torch.zeros((len(kept.counts), most), dtype=torch.long, device=example.device)
+            rows[example, rank] = kept.positions[:, kept.layers.index(top)]
+        states = hidden_states(self.student, inputs, top, rows)
+        at = [
+            states_at(states[layer], example, rank if rows is not None and layer == top else kept.positions[:, i])
+            for i, layer in enumerate(kept.layers)
+        ]
+        with torch.autocast(example.device.type, enabled=False):
+            return kept_loss([state.float() for state in at], kept, self.projection)
 
 
 class HSKTrainer(StageTrainer):
@@ -66,9 +81,8 @@ class HSKTrainer(StageTrainer):
 
     def batch_loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """See :func:`hskd.distill.losses.hsk_loss`."""
-        kept = self.source.kept(batch).to(batch["input_ids"].device)
-        module: HSKModule = self.accelerator.unwrap_model(model)
-        return hsk_loss(model(**model_inputs(batch)), kept, module.projection)
+        loss: torch.Tensor = model(self.source.kept(batch).to(batch["input_ids"].device), **model_inputs(batch))
+        return loss
 
 
 class PredictionTrainer(StageTrainer):
@@ -112,8 +126,7 @@ def mean_hsk_loss(
     for order in sequential_batches(split.lengths, batch_size):
         batch = split.collate(order)
         with autocast(dtype, device):
-            states = module(**model_inputs(batch, device))
-        # Outside autocast, as in training, where only the model's own forward is inside.
-        total += len(order) * float(hsk_loss(states, source.kept(batch).to(device), module.projection))
+            loss = module(source.kept(batch).to(device), **model_inputs(batch, device))
+        total += len(order) * float(loss)
     module.train(was_training)
     return total / len(split)

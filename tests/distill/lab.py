@@ -40,9 +40,9 @@ RESUMED = {
     "prediction_epochs": 3,
     "batch_size": 12,
     "hsk_lr": 1e-3,
-    "prediction_lr": 5e-3,
-    "tau": 1.3,
-    "max_grad_norm": 3.1,
+    "prediction_lr": 1e-2,
+    "tau": 0.7,
+    "max_grad_norm": 3.0,
 }
 """What is killed: 6 steps an epoch, so 12 of the HSK stage and 18 of the prediction stage."""
 

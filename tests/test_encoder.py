@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+
+import pytest
+import torch
+from conftest import make_bert
+from transformers import DistilBertConfig, DistilBertForSequenceClassification, PreTrainedModel
+
+from hskd.dropout import cheap_dropout
+from hskd.encoder import cls_only, hidden_states
+from hskd.students.rosita import RositaConfig, RositaForSequenceClassification
+
+LENGTHS = torch.tensor([9, 4, 12, 7])
+MASK = (torch.arange(12) < LENGTHS[:, None]).long()
+IDS = torch.randint(5, 200, (4, 12), generator=torch.Generator().manual_seed(0)) * MASK
+INPUTS = {"input_ids": IDS, "attention_mask": MASK, "token_type_ids": torch.zeros_like(IDS)}
+ROWS = torch.tensor([[0, 8, 3], [0, 2, 1], [11, 5, 0], [1, 6, 2]])
+
+
+def bert() -> PreTrainedModel:
+    return make_bert(num_hidden_layers=3)
+
+
+def rosita() -> PreTrainedModel:
+    torch.manual_seed(1)
+    config = RositaConfig(
+        vocab_size=200,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        attention_head_size=8,
+        intermediate_size=24,
+        embedding_rank=8,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
+    return RositaForSequenceClassification(config).eval()
+
+
+def distilbert() -> PreTrainedModel:
+    torch.manual_seed(2)
+    config = DistilBertConfig(vocab_size=200, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=64)
+    return DistilBertForSequenceClassification(config).eval()
+
+
+def inputs_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return {name: INPUTS[name] for name in INPUTS if model.config.model_type != "distilbert" or name[:5] != "token"}
+
+
+def at(states: torch.Tensor) -> torch.Tensor:
+    return torch.stack([states[i, rows] for i, rows in enumerate(ROWS)])
+
+
+MODELS = pytest.mark.parametrize("make", [bert, rosita, distilbert])
+
+
+@MODELS
+@pytest.mark.parametrize("masked", [True, False])
+def test_states_and_gradients_are_those_of_the_whole_forward(make: Callable[[], PreTrainedModel], masked: bool) -> None:
+    ours, inputs = make(), dict(inputs_of(make()))
+    if not masked:
+        inputs["attention_mask"] = torch.ones_like(MASK)
+    theirs = deepcopy(ours)
+    layers = ours.config.num_hidden_layers
+    whole = theirs.base_model(**inputs, output_hidden_states=True).hidden_states
+    real = inputs["attention_mask"].bool()
+    for top in range(layers + 1):
+        for rows in (None, ROWS):
+            states = hidden_states(ours, inputs, top, rows)
+            assert len(states) == top + 1
+            for state, expected in zip(states[:-1], whole, strict=False):
+                torch.testing.assert_close(state[real], expected[real])
+            if rows is None:
+                torch.testing.assert_close(states[-1][real], whole[top][real])
+            else:
+                torch.testing.assert_close(states[-1], at(whole[top]))
+    weight = torch.randn(4, 3, 32, generator=torch.Generator().manual_seed(3))
+    (hidden_states(ours, inputs, layers, ROWS)[-1] * weight).sum().backward()
+    (at(whole[layers]) * weight).sum().backward()
+    for (name, mine), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        assert (mine.grad is None) == (other.grad is None), name
+        if mine.grad is not None and other.grad is not None:
+            torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@MODELS
+def test_the_classifier_gives_the_same_logits(make: Callable[[], PreTrainedModel]) -> None:
+    model = make()
+    inputs = inputs_of(model)
+    expected = model(**inputs).logits
+    with cls_only(model):
+        torch.testing.assert_close(model(**inputs).logits, expected)
+        lean = model.__dict__.get("forward")
+        with cls_only(model):  # scoring within training
+            torch.testing.assert_close(model(**inputs).logits, expected)
+        assert model.__dict__.get("forward") == lean
+    assert "forward" not in model.__dict__
+
+
+@pytest.mark.parametrize("make", [bert, rosita])
+def test_other_tokens_of_the_last_layer_are_not_computed(make: Callable[[], PreTrainedModel]) -> None:
+    model = make()
+    seen: list[tuple[int, ...]] = []
+    last = model.base_model.encoder.layer[-1].intermediate
+    last.register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape[:2])))
+    hidden_states(model, INPUTS, model.config.num_hidden_layers, ROWS)
+    with cls_only(model):
+        model(**INPUTS)
+    assert seen == [(4, 3), (4, 1)]
+
+
+@pytest.mark.parametrize("make", [bert, rosita])
+def test_layers_above_and_the_pooler_do_not_run(make: Callable[[], PreTrainedModel]) -> None:
+    model = make()
+    for unread in (model.base_model.encoder.layer[-1], model.base_model.pooler, model.classifier):
+        unread.register_forward_hook(lambda module, args, output: pytest.fail(f"{type(module).__name__} ran"))
+    hidden_states(model, INPUTS, model.config.num_hidden_layers - 1)
+
+
+@pytest.mark.parametrize("make", [bert, rosita])
+def test_attention_with_dropout_is_that_of_torch(make: Callable[[], PreTrainedModel]) -> None:
+    """With a probability that rounds to nothing, the path with dropout gives what the path without gives."""
+    model = make()
+    expected = hidden_states(model, INPUTS, 2)[-1]
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 1e-9
+    model.train()
+    with cheap_dropout(model):
+        torch.testing.assert_close(hidden_states(model, INPUTS, 2)[-1], expected)
+
+
+def test_attention_dropout_drops_what_it_says() -> None:
+    model = bert().train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    for layer in model.base_model.encoder.layer:
+        layer.attention.self.dropout.p = 0.5
+    torch.manual_seed(0)
+    with cheap_dropout(model), torch.no_grad():
+        drawn = torch.stack([hidden_states(model, INPUTS, 1)[-1] for _ in range(400)])
+        model.eval()
+        mean = hidden_states(model, INPUTS, 1)[-1]
+    assert drawn.std(0).max() > 0.05
+    # The layer after the attention is not linear: the mean over draws is near what no dropout gives, not equal to it.
+    assert (drawn.mean(0) - mean).abs().mean() < 0.25 * drawn.std(0).mean()
