@@ -52,6 +52,7 @@ class StageTrainer(Trainer):
         self.split = split
         self.stage = stage
         self._clipped_since_log = 0
+        self._unread: list[tuple[str, int, torch.Tensor]] = []
         self.remove_callback(PrinterCallback)
         self.add_callback(_LogEveryEpoch)
 
@@ -77,27 +78,34 @@ class StageTrainer(Trainer):
             HskdError: the loss is not finite.
         """
         loss: torch.Tensor = super().training_step(*args, **kwargs)
-        self._require_finite("loss", loss)
+        self._unread.append(("loss", self.state.global_step + 1, loss))
+        # Reading a value waits for the device: on an accelerator it is that of the step before, which is done.
+        self._read(keep=0 if loss.device.type == "cpu" else 2)
         return loss
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         norm: torch.Tensor = super()._clip_grad_norm(model)
-        self._require_finite("gradient norm", norm)
-        self._clipped_since_log += int(norm > self.args.max_grad_norm)
+        self._unread.append(("gradient norm", self.state.global_step + 1, norm))
+        self._read(keep=0 if norm.device.type == "cpu" else 2)
         return norm
 
-    def _require_finite(self, what: str, value: torch.Tensor) -> None:
-        if not torch.isfinite(value):
-            raise HskdError(
-                f"{self.stage}: the {what} is {float(value)} at step {self.state.global_step + 1}. "
-                "Lower the learning rate, or train in fp32 (--dtype fp32)."
-            )
+    def _read(self, keep: int = 0) -> None:
+        """Check the losses and gradient norms that were set aside, but for the last ``keep``; count clipped steps."""
+        while len(self._unread) > keep:
+            what, step, value = self._unread.pop(0)
+            if not torch.isfinite(value):
+                raise HskdError(
+                    f"{self.stage}: the {what} is {float(value)} at step {step}. "
+                    "Lower the learning rate, or train in fp32 (--dtype fp32)."
+                )
+            self._clipped_since_log += what == "gradient norm" and float(value) > self.args.max_grad_norm
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """See ``Trainer``; the clipped steps since the last log go with it."""
         super().log({**logs, **self._take_clipped()}, *args, **kwargs)
 
     def _take_clipped(self) -> dict[str, int]:
+        self._read()
         taken, self._clipped_since_log = self._clipped_since_log, 0
         return {"clipped_steps": taken}
 
