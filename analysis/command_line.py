@@ -1,0 +1,99 @@
+"""What passes through the command line: sizes that people write, and commands that they can paste."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from typing import Any
+
+import pandas as pd
+
+from analysis.table import Study
+from hskd.artifacts import canonical_json, read_json
+from hskd.distill.settings import DistillSettings
+from hskd.errors import HskdError
+from hskd.grid.config import TaskPlan
+from hskd.results import TABLE
+from hskd.spec import HSKSpec
+
+_SIZE = re.compile(r"(\d+\.?\d*|\.\d+)\s*(?:([kmgt])(i?))?(b|bytes?)?", re.IGNORECASE)
+_FROM_TABLE = ("hsk_epochs", "prediction_epochs", "hsk_lr", "prediction_lr")
+
+
+def parse_bytes(text: str, flag: str = "size") -> float:
+    """Bytes that ``text`` names: ``50MB``, ``1.5GiB``, ``200 kB``, ``5000``; units without ``i`` are powers of 1000.
+
+    Raises:
+        HskdError: ``text`` is no size; the message names ``flag``.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if not match or float(match[1]) == 0:
+        raise HskdError(f"{flag} {text!r}: expected a size above 0 such as 50MB, 1.5GiB or 200 kB.")
+    number, unit, binary, _ = match.groups()
+    power = "kmgt".index(unit.lower()) + 1 if unit else 0
+    return float(number) * (1024 if binary else 1000) ** power
+
+
+def distil_command(study: Study, name: str, examples: int | None = None) -> str:
+    """The ``hskd distill`` command that distils point ``name`` of ``study`` as its trials did, quoted for a shell.
+
+    Settings come from the trial's file where the study's folder has it, else from the table, which does not hold all
+    of them (no batch size, say). Those that are the defaults are left out, and so are seed and machine. The table does
+    not know where a student or a store lies: ``runs/student`` and ``runs/superset`` stand for them.
+
+    Args:
+        study: the trials.
+        name: a point of the arm *spec* or *full*.
+        examples: training examples, if not as many as the trials had.
+    """
+    row = study.trials[study.trials["name"] == name].iloc[0]
+    file = study.folder / TABLE / f"{row['trial']}.json" if study.folder and "trial" in row else None
+    result = read_json(file) if file and file.is_file() else {}
+    config = result.get("config", {})
+    task: dict[str, Any] = {"task": study.task}
+    if "task" in config:
+        task = _task(TaskPlan.model_validate(config["task"]))
+    if examples is not None or "task" not in config:
+        task["train_examples"] = examples or study.train_examples
+    settings = config.get("settings") or {column: row[column] for column in _FROM_TABLE if column in row}
+    options = {
+        **task,
+        "student": "runs/student",
+        "store": "runs/superset",
+        "spec": _spec(str(row["spec"]), result),
+        **_changed(settings),
+        "out": "runs/" + re.sub(r"[^\w.]+", "-", str(row["spec"])),
+    }
+    words = ["hskd", "distill"]
+    for option, value in options.items():
+        words += [f"--{option.replace('_', '-')}", str(value)]
+    return shlex.join(words)
+
+
+def _task(plan: TaskPlan) -> dict[str, Any]:
+    fields = plan.model_dump(exclude_none=True)
+    if plan.text_columns:
+        fields["text_columns"] = ",".join(plan.text_columns)
+    return {"task": fields.pop("name"), **fields}
+
+
+def _changed(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that are not the defaults; whole numbers as such, though a table may hold them as floats."""
+    changed = {}
+    for field, declared in DistillSettings.model_fields.items():
+        value = settings.get(field)
+        if field in ("arm", "seed") or value is None or pd.isna(value) or value == declared.default:
+            continue
+        whole = isinstance(value, float) and value.is_integer() and math.isfinite(value) and field.endswith("epochs")
+        changed[field] = int(value) if whole else value
+    return changed
+
+
+def _spec(label: str, result: dict[str, Any]) -> str:
+    """The label, or JSON where no label says it all (explicit layer pairs)."""
+    try:
+        return HSKSpec.parse(label).label
+    except HskdError:
+        fields = result.get("spec_fields")
+        return canonical_json(fields) if fields else label

@@ -1,0 +1,186 @@
+"""Intervals and bounds of means and of ratios of means over few seeds; nothing here knows of trials."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import special, stats
+
+CONFIDENCE = 0.95
+POWER = 0.8
+"""With which the number of seeds asked for would show what there is to show."""
+MIN_SEEDS = 3
+"""Fewer say next to nothing about chance."""
+MOST_SEEDS = 1000
+"""More are not worth asking for."""
+
+
+class Interval(NamedTuple):
+    """A mean and its two-sided interval, in the unit of the values; the bounds are NaN where ``n`` < 2."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean, how sure it is, and after how many degrees of freedom.
+
+    Attributes:
+        mean: of ``n`` values, NaN where there is none.
+        variance: of that mean, not of the values; NaN where ``n`` < 2.
+        df: degrees of freedom of ``variance``.
+        n: values.
+        own: the part of ``variance`` that shows in the values, with ``n`` - 1 degrees of freedom.
+    """
+
+    mean: float
+    variance: float
+    df: float
+    n: int
+    own: float
+
+    @classmethod
+    def of(cls, values: ArrayLike, more_variance: float = 0.0, more_df: float = math.inf) -> Estimate:
+        """The mean of independent ``values`` ``(n,)``.
+
+        Args:
+            values: one for each seed, say.
+            more_variance: variance of the mean from another source, independent of what makes the values differ.
+            more_df: degrees of freedom of ``more_variance``; those of the sum follow Welch and Satterthwaite.
+        """
+        array = np.asarray(values, dtype=np.float64)
+        n = len(array)
+        if n < 2:
+            return cls(float(array.mean()) if n else math.nan, math.nan, math.nan, n, math.nan)
+        own = float(array.var(ddof=1)) / n
+        total = own + more_variance
+        parts = own**2 / (n - 1) + more_variance**2 / more_df
+        return cls(float(array.mean()), total, total**2 / parts if parts else n - 1.0, n, own)
+
+    def _half(self, quantile: float) -> float:
+        # More variance comes with more degrees of freedom, and might make the interval narrower: that cannot be right.
+        own = quantile_of_t(self.n - 1, quantile) * math.sqrt(self.own)
+        return max(own, quantile_of_t(self.df, quantile) * math.sqrt(self.variance))
+
+    def lower(self, confidence: float = CONFIDENCE) -> float:
+        """The one-sided bound that the true mean lies above."""
+        return self.mean - self._half(confidence)
+
+    def upper(self, confidence: float = CONFIDENCE) -> float:
+        """The one-sided bound that the true mean lies below."""
+        return self.mean + self._half(confidence)
+
+    def interval(self, confidence: float = CONFIDENCE) -> Interval:
+        """The two-sided interval of the true mean."""
+        half = self._half((1 + confidence) / 2)
+        return Interval(self.mean, self.mean - half, self.mean + half, self.n)
+
+
+def quantile_of_t(df: float, quantile: float) -> float:
+    """The quantile of Student's t with ``df`` degrees of freedom (perhaps infinite); NaN where ``df`` is."""
+    return float(special.stdtrit(df, quantile))  # stats.t.ppf is the same after 100 times the work
+
+
+def t_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
+    """The t-interval of the mean of ``values`` ``(n,)``."""
+    return Estimate.of(values).interval(confidence)
+
+
+def lower_bound(values: ArrayLike, confidence: float = CONFIDENCE) -> float:
+    """The one-sided t-bound that the true mean of ``values`` ``(n,)`` lies above; NaN where n < 2."""
+    return Estimate.of(values).lower(confidence)
+
+
+def upper_bound(values: ArrayLike, confidence: float = CONFIDENCE) -> float:
+    """The one-sided t-bound that the true mean of ``values`` ``(n,)`` lies below; NaN where n < 2."""
+    return Estimate.of(values).upper(confidence)
+
+
+def ratio_interval(numerator: ArrayLike, denominator: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
+    """Fieller's interval of mean(numerator) / mean(denominator), the two paired value by value, ``(n,)`` each.
+
+    It holds every ratio ``r`` for which the mean of ``numerator - r * denominator`` is within its t-limits of 0. So
+    its coverage is exact, and it is bounded only if the denominator's mean differs from 0: where it does not, the
+    bounds are NaN.
+    """
+    top, bottom = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
+    return ratio_of(Estimate.of(top), Estimate.of(bottom), Estimate.of(top - bottom), confidence)
+
+
+def ratio_of(
+    numerator: Estimate, denominator: Estimate, difference: Estimate, confidence: float = CONFIDENCE
+) -> Interval:
+    """Fieller's interval (see :func:`ratio_interval`) from estimates; ``difference`` is numerator - denominator's.
+
+    The degrees of freedom are the fewest of the three, and the covariance follows from the three variances.
+    """
+    y, x = numerator.mean, denominator.mean
+    n = min(numerator.n, denominator.n)
+    # A loss of all digits in x means that there is no denominator at all.
+    ratio = y / x if abs(x) > 1e-12 else math.nan
+    covariance = (numerator.variance + denominator.variance - difference.variance) / 2
+    df = min(numerator.df, denominator.df, difference.df)
+    squared = quantile_of_t(df, (1 + confidence) / 2) ** 2
+    a = x**2 - squared * denominator.variance
+    b = x * y - squared * covariance
+    c = y**2 - squared * numerator.variance
+    if not a > 0 or math.isnan(ratio):
+        return Interval(ratio, math.nan, math.nan, n)
+    root = math.sqrt(max(b**2 - a * c, 0.0))
+    return Interval(ratio, (b - root) / a, (b + root) / a, n)
+
+
+def seeds_needed(estimate: Estimate, limit: float, confidence: float = CONFIDENCE) -> int | None:
+    """Seeds at which a one-sided test shows that a loss of 0 is below ``limit``, with 80 % power.
+
+    Args:
+        estimate: of the loss, whose spread is taken as the true one; a part of its variance that the values of the
+            seeds do not show stays whatever their number.
+        limit: what may be lost.
+        confidence: of the test.
+
+    Returns:
+        None where ``MOST_SEEDS`` are too few.
+    """
+    spread, fixed = estimate.own * estimate.n, estimate.variance - estimate.own
+    if not limit > 0 or math.isnan(spread):
+        return None
+
+    def enough(n: int) -> bool:
+        error = math.sqrt(spread / n + fixed)
+        if error == 0:
+            return True
+        df = n - 1 if fixed <= 0 else (spread / n + fixed) ** 2 / max((spread / n) ** 2 / (n - 1), 1e-300)
+        df = min(df, 1e6)
+        return float(stats.nct.sf(quantile_of_t(df, confidence), df, limit / error)) >= POWER
+
+    low, high = MIN_SEEDS - 1, MOST_SEEDS
+    if not enough(high):
+        return None
+    while high - low > 1:  # more seeds never make it worse
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Holm's adjusted p-values, in the order given; the family-wise error is kept whatever their dependence.
+
+    NaN (a test that could not be made) stays NaN and does not count.
+    """
+    values = np.asarray(p, dtype=np.float64)
+    adjusted = np.full(len(values), np.nan)
+    order = [index for index in np.argsort(values, kind="stable") if not np.isnan(values[index])]
+    highest = 0.0
+    for place, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - place) * values[index]))
+        adjusted[index] = highest
+    return adjusted

@@ -1,0 +1,244 @@
+"""Which spec to use: the cheapest that is shown to be as good as full HSK, or the best that fits a budget."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from analysis.command_line import distil_command
+from analysis.curves import NONE, contrast
+from analysis.examples import Answers
+from analysis.intervals import CONFIDENCE, Interval
+from analysis.sufficiency import MARGIN, Sufficiency, minimum_sufficient
+from analysis.table import Study
+from hskd.artifacts import format_bytes
+from hskd.errors import HskdError
+
+ARMS = ("spec", "full")
+"""The arms whose points can be recommended."""
+
+
+@dataclass(frozen=True, eq=False)
+class Recommendation:
+    """What to distil, and why.
+
+    Attributes:
+        spec: label of the spec.
+        shown: whether the evidence shows what was asked for; if not, ``spec`` is a guess.
+        evidence: sentences, the answer first.
+        table: a row per point of the arms spec, full and none, by rising bytes: name, bytes_per_example, store_bytes
+            (for all the examples), mean (share of 1), n (seeds), below_full, above_none (paired differences, shares of
+            1), each with _low and _high, and remark.
+        command: distils the spec; for a shell.
+    """
+
+    spec: str
+    shown: bool
+    evidence: tuple[str, ...]
+    table: pd.DataFrame
+    command: str
+
+
+def recommend(
+    study: Study,
+    tolerance: float | None = None,
+    budget: float | None = None,
+    examples: int | None = None,
+    share: float | None = None,
+    confidence: float = CONFIDENCE,
+    answers: Answers | None = None,
+) -> Recommendation:
+    """The spec to distil, given what may be lost against full HSK, or what its store may take.
+
+    *What may be lost* (``tolerance`` or ``share``; half a point where nothing is given): the spec of fewest bytes that
+    :func:`~analysis.sufficiency.minimum_sufficient` shows to be enough. Each strategy is a sequence of tests of its
+    own, at ``1 - (1 - confidence) / strategies``, so that the choice among them costs no error. With several mappings
+    or precisions, all are held against the *full* of the best mean, which is the stricter for having been picked. Where
+    nothing is shown, the guess is the spec of fewest bytes down to which the mean losses stay within what is allowed.
+
+    *A budget*: of the specs that fit, the one of the best mean over the seeds that all of them have. Cheaper ones that
+    are not shown to be worse are named, not recommended: with few seeds hardly anything is shown to be worse, and the
+    fewer the seeds, the worse a spec such a rule would pick, while bytes within the budget cost nothing.
+
+    Args:
+        study: the trials.
+        tolerance: points of score (0.5 is half a per cent).
+        budget: bytes.
+        examples: in the store; as many as the study's students trained on where not given.
+        share: share of the gap from *none* to *full*.
+        confidence: of the claim; for a budget, of each two-sided interval.
+        answers: makes claims hold for new test examples too.
+
+    Raises:
+        HskdError: more than one of tolerance, share and budget is given, or one is out of range; no spec fits; the
+            study has no trial of the arm spec.
+    """
+    if sum(given is not None for given in (tolerance, budget, share)) > 1:
+        raise HskdError("give one of --tolerance, --margin-share and --budget.")
+    if not study.strategies:
+        raise HskdError(f"{study.title}: no trial of the arm spec, so there is nothing to recommend. Run the grid.")
+    if tolerance is not None and not 0 < tolerance < 100:
+        raise HskdError(f"--tolerance {tolerance:g}: expected points of score above 0, such as 0.5.")
+    if share is not None and not 0 < share < 1:
+        raise HskdError(f"--margin-share {share:g}: expected a share of the gap between 0 and 1, such as 0.1.")
+    if not 0.5 < confidence < 1:
+        raise HskdError(f"--confidence {confidence:g}: expected a number between 0.5 and 1, such as 0.95.")
+    if examples is not None and examples < 1:
+        raise HskdError(f"--examples {examples}: expected 1 or more.")
+    stored = examples or study.train_examples
+    full = _best_full(study)
+    if budget is not None:
+        name, evidence, remarks = _within(study, budget, stored, full, confidence, answers)
+        shown = True
+    else:
+        margin = MARGIN if tolerance is None else tolerance / 100
+        name, shown, evidence, remarks = _enough(study, margin, share, full, confidence, answers)
+    table = _table(study, stored, full, confidence, answers, remarks)
+    label = str(study.points.at[name, "spec"])
+    return Recommendation(label, shown, tuple(evidence), table, distil_command(study, name, examples))
+
+
+def _best_full(study: Study) -> str:
+    """The *full* of the best mean among those above each strategy's specs; empty where there is none."""
+    fulls = {study.ladder(strategy, "bytes_per_example")[1] for strategy in study.strategies} - {""}
+    return max(sorted(fulls), key=lambda name: study.scores[name].mean(), default="")
+
+
+def _enough(
+    study: Study, margin: float, share: float | None, full: str, confidence: float, answers: Answers | None
+) -> tuple[str, bool, list[str], dict[str, str]]:
+    """Name, whether it is shown, sentences, and a remark on each point."""
+    strategies = study.strategies
+    elsewhere = [strategy for strategy in strategies if study.ladder(strategy, "bytes_per_example")[1] != full]
+    moved = (study.trials["arm"] == "spec") & study.trials["strategy"].isin(elsewhere)
+    against = study
+    if moved.any():
+        against = replace(study, trials=study.trials.assign(reference=study.trials["reference"].mask(moved, full)))
+    each = 1 - (1 - confidence) / len(strategies)
+    answered = minimum_sufficient(against, margin, share, each, "bytes_per_example", answers)
+    remarks = {
+        name: text for one in answered for name, text in zip(one.tests["name"], one.tests["verdict"], strict=True)
+    }
+    if full:
+        remarks[full] = "full"
+    note = []
+    if len(strategies) > 1:
+        note = [
+            f"{len(strategies)} strategies were tried; each is tested at {100 * each:.4g} %, to be sure of the choice."
+        ]
+
+    enough = [one for one in answered if one.verdict == "sufficient"]
+    if enough:
+        best = min(enough, key=lambda one: (one.bytes_per_example, -study.scores[one.name].mean()))
+        evidence = [f"{best.name}: the cheapest spec that is shown to be enough.", best.sentence]
+        return best.name, True, evidence + note, remarks
+    if all(one.verdict == "all" for one in answered):
+        return full, True, ["All of it: " + one.sentence for one in answered] + note, remarks
+    guess, why = _guess(against, answered, full)
+    undetermined = [one.sentence for one in answered if one.verdict == "undetermined"]
+    evidence = [f"No spec is shown to be enough. {why}", *undetermined]
+    return guess, False, evidence + note, remarks
+
+
+def _guess(study: Study, answered: list[Sufficiency], full: str) -> tuple[str, str]:
+    """The cheapest point down to which, in its strategy, the mean losses stay within the limit; and a sentence."""
+    within = {}
+    for one in answered:
+        steps, reference = study.ladder(one.strategy, "bytes_per_example")
+        for name in steps[::-1] if reference else []:
+            loss = contrast(study, {reference: 1.0, name: -1.0}).mean
+            if not loss < one.limit:
+                break
+            within[name] = loss
+    stored = study.points["bytes_per_example"]
+    if within:
+        name = min(within, key=lambda found: (stored[found], within[found]))
+        loses = f"{100 * within[name]:.2f} points against {full}"
+        return name, f"{name} is a guess, not shown: on average it loses {loses}."
+    if full:
+        return full, f"None below {full} loses so little even on average, which leaves {full}."
+    specs = study.points.index[study.points["arm"] == "spec"]
+    name = str(study.scores[specs].mean().idxmax())
+    return name, f"{name} is a guess, not shown: it has the best mean, and there is no full to compare it with."
+
+
+def _within(
+    study: Study, budget: float, examples: int, full: str, confidence: float, answers: Answers | None
+) -> tuple[str, list[str], dict[str, str]]:
+    """Name, sentences, and a remark on each point."""
+    points = study.points[study.points["arm"].isin(ARMS)]
+    stores = points["bytes_per_example"] * examples
+    fitting = list(points.index[stores <= budget])
+    size = f"for {examples:,} examples"
+    if not fitting:
+        least = str(stores.idxmin())
+        raise HskdError(
+            f"no spec of {study.title} fits a budget of {format_bytes(budget)}: the smallest, {least}, takes "
+            f"{format_bytes(float(stores[least]))} {size}. Allow more, or run smaller specs."
+        )
+    scores = study.scores[fitting]
+    shared = scores.dropna()
+    means = (scores if shared.empty else shared).mean()
+    best = str(means.idxmax())  # of equals the cheapest, as points rise in amount
+    evidence = [
+        f"{best}: its store takes {format_bytes(stores[best])} {size}, of {format_bytes(budget)}; of the "
+        f"{len(fitting)} specs that fit it scores best, {100 * means[best]:.2f} % on average."
+    ]
+    ahead = {other: _difference(study, best, other, confidence, answers) for other in (full, NONE, *fitting)}
+    evidence += [
+        f"Against {other} it scores {_say(ahead[other], confidence)}."
+        for other in (full, NONE)
+        if other in study.points.index and other != best
+    ]
+    if len(fitting) > 1:
+        evidence.append(
+            f"The best of {len(fitting)} means flatters: its lead is part luck, and new seeds will rather score less."
+        )
+    cheaper = [name for name in fitting if stores[name] < stores[best]]
+    unshown = [name for name in cheaper if not ahead[name].low > 0]
+    if unshown:
+        evidence.append(
+            "Cheaper, and not shown to be worse (which does not show that they are as good): "
+            + ", ".join(f"{name} ({format_bytes(stores[name])})" for name in unshown)
+            + "."
+        )
+    remarks = (
+        dict.fromkeys(fitting, "fits") | dict.fromkeys(cheaper, "worse") | dict.fromkeys(unshown, "not shown worse")
+    )
+    return best, evidence, remarks | {best: "best mean that fits"}
+
+
+def _difference(study: Study, name: str, other: str, confidence: float, answers: Answers | None) -> Interval:
+    """Score of ``name`` minus that of ``other``, paired by seed; NaN where one of them is not in the study."""
+    if name == other or not {name, other} <= set(study.points.index):
+        return Interval(0.0 if name == other else math.nan, math.nan, math.nan, 0)
+    return contrast(study, {name: 1.0, other: -1.0}, answers).interval(confidence)
+
+
+def _say(difference: Interval, confidence: float) -> str:
+    if math.isnan(difference.mean):
+        return "an unknown amount more or less: they share no seed"
+    more = "more" if difference.mean >= 0 else "less"
+    text = f"{100 * abs(difference.mean):.2f} points {more}"
+    if math.isnan(difference.low):
+        return f"{text} (one shared seed, so no interval)"
+    low, high = 100 * difference.low, 100 * difference.high
+    return f"{text} (difference {low:.2f} to {high:.2f}, {100 * confidence:g} %, {difference.n} seeds)"
+
+
+def _table(
+    study: Study, examples: int, full: str, confidence: float, answers: Answers | None, remarks: dict[str, str]
+) -> pd.DataFrame:
+    rows = []
+    shown = study.points[study.points["arm"].isin([*ARMS, NONE])].sort_values("bytes_per_example", kind="stable")
+    for name, stored in shown["bytes_per_example"].items():
+        scores = study.scores[str(name)].dropna()
+        row = {"name": name, "bytes_per_example": stored, "store_bytes": stored * examples}
+        row |= {"mean": scores.mean(), "n": len(scores)}
+        for column, a, b in (("below_full", full, str(name)), ("above_none", str(name), NONE)):
+            found = _difference(study, a, b, confidence, answers)
+            row |= {column: found.mean, f"{column}_low": found.low, f"{column}_high": found.high}
+        rows.append(row | {"remark": remarks.get(str(name), "")})
+    return pd.DataFrame(rows)

@@ -1,0 +1,190 @@
+"""Which strategy is better at equal amounts: selectors, mappings and precisions compared in pairs, seed by seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import special
+
+from analysis.intervals import Estimate, holm
+from analysis.parts import Part, as_kept, named
+from analysis.table import Study
+from hskd.spec import DIMENSIONS
+
+UNDETERMINED = "undetermined"
+COLUMNS = ["dimension", "a", "b", "matched", "difference", "low", "high", "p", "p_holm", "n", "verdict"]
+
+Setting = tuple[float, tuple[Part, ...]]
+"""What two points must share to be compared along a dimension: its amount there, and all other dimensions."""
+
+
+def compare(study: Study, confidence: float = 0.95) -> pd.DataFrame:
+    """Every pair of strategies of each dimension, over all the settings in which both were tried.
+
+    A setting is an amount along the dimension and one choice of everything else. For each seed the difference is
+    averaged over the settings, and a paired t-test is made of the seeds' averages: seeds vary, the settings are those
+    of the study. Only trials that make a complete block (the same seeds in every setting) count. Settings in which the
+    two keep the very same values (all tokens, all neurons, ``cls`` and the first token) say nothing and are left out;
+    with all tokens even the selectors that differ in ``[SEP]`` are, since nothing is ranked there.
+
+    Args:
+        study: one task, teacher and student.
+        confidence: of the intervals; a verdict needs an adjusted p below ``1 - confidence``.
+
+    Returns:
+        A row per pair: dimension; a, b (strategies); matched (settings); difference (score of a minus that of b, a
+        share), low, high (its t-interval, for this pair alone; NaN where it cannot be estimated), p (two-sided, NaN
+        with fewer than two seeds), p_holm (adjusted over the pairs of the dimension), n (seeds), verdict (the better
+        strategy, or ``undetermined``).
+    """
+    rows: list[dict[str, Any]] = []
+    for dimension in DIMENSIONS:
+        pairs = [_row(dimension, a, b, block, confidence) for a, b, block, _ in _blocks(study, dimension)]
+        rows += _adjusted(pairs, confidence)
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def by_amount(study: Study, confidence: float = 0.95) -> pd.DataFrame:
+    """As :func:`compare`, at each amount separately; adjusted over all the rows of the table.
+
+    Returns:
+        The same columns, and behind dimension: amount (number of layers or tokens or share of neurons, as text; for
+        precision, which has no amount of its own, the short form of the spec).
+    """
+    rows = [
+        {"amount": amount} | _row(dimension, a, b, block[:, [other == amount for other in amounts]], confidence)
+        for dimension in DIMENSIONS
+        for a, b, block, amounts in _blocks(study, dimension)
+        for amount in dict.fromkeys(amounts)
+    ]
+    return pd.DataFrame(_adjusted(rows, confidence), columns=["dimension", "amount", *COLUMNS[1:]])
+
+
+def winners(comparison: pd.DataFrame) -> dict[str, tuple[str, str]]:
+    """For each dimension of a comparison, the strategy that beats every other, or ``undetermined``; and a sentence.
+
+    A strategy wins if it was compared with every other in the table and each verdict names it, so that, over all the
+    dimension's pairs, a false winner is as rare as the comparison's confidence says.
+    """
+    found = {}
+    for dimension, rows in comparison.groupby("dimension", sort=False):
+        leader, against = _leader(rows)
+        beaten = against[against["verdict"] == leader]
+        unshown = against[against["verdict"] != leader]
+        untried = sorted((set(rows["a"]) | set(rows["b"])) - {leader} - set(against["other"]))
+        if unshown.empty and not untried:
+            by = ", ".join(_against(row) for row in beaten.to_dict("records"))
+            found[str(dimension)] = (leader, f"{leader} beats every other strategy: {by}.")
+            continue
+        said = [f"beats {', '.join(_against(row) for row in beaten.to_dict('records'))}"] if len(beaten) else []
+        said += [f"is {_against(row, lead=True)}, which is not shown" for row in unshown.to_dict("records")]
+        said += [f"was never tried at the same amount as {', '.join(untried)}"] if untried else []
+        found[str(dimension)] = (UNDETERMINED, f"Undetermined: {leader} {', and '.join(said)}.")
+    return found
+
+
+def _blocks(study: Study, dimension: str) -> Iterator[tuple[str, str, np.ndarray, list[str]]]:
+    """Pairs of strategies; their differences in score, seeds by settings, NaN where a trial is missing; the amounts."""
+    points = named(study)
+    scores = {name: study.scores[name].to_numpy() for name in points}
+    kept = {name: as_kept(parts) for name, parts in points.items()}
+    settings: dict[Setting, dict[str, str]] = {}
+    for name, parts in points.items():
+        strategy, amount = parts[dimension]
+        if dimension in ("length", "width") and math.isinf(amount):
+            continue
+        rest = tuple(kept[name][other] for other in DIMENSIONS if other != dimension)
+        key = (0.0 if dimension == "precision" else amount, rest)
+        settings.setdefault(key, {}).setdefault(strategy, name)
+    by_rising_amount = sorted(settings.items(), key=lambda setting: setting[0][0])
+    strategies = list(dict.fromkeys(strategy for tried in settings.values() for strategy in tried))
+    for a, b in combinations(strategies, 2):
+        matched = [
+            (scores[tried[a]] - scores[tried[b]], _amount_text(dimension, tried[a], amount))
+            for (amount, _), tried in by_rising_amount
+            if a in tried and b in tried and kept[tried[a]] != kept[tried[b]]
+        ]
+        if matched:
+            differences, amounts = zip(*matched, strict=True)
+            yield a, b, np.stack(differences, axis=1), list(amounts)
+
+
+def _amount_text(dimension: str, name: str, amount: float) -> str:
+    if dimension == "precision":
+        return name.split(",")[0]
+    return "all" if math.isinf(amount) else f"{amount:g}"
+
+
+def _row(dimension: str, a: str, b: str, block: np.ndarray, confidence: float) -> dict[str, Any]:
+    complete = _complete(block)
+    seeds, settings = complete.shape
+    found = paired_test(complete.mean(axis=1), confidence) if seeds else (math.nan,) * 4
+    named = dict(zip(("difference", "low", "high", "p"), found, strict=True))
+    return {"dimension": dimension, "a": a, "b": b, "matched": settings, **named, "n": seeds}
+
+
+def paired_test(differences: np.ndarray, confidence: float) -> tuple[float, float, float, float]:
+    """Mean, t-interval and two-sided p of paired differences ``(n,)``; NaN but for the mean where n < 2.
+
+    Where all differences are equal their spread, and so the interval, cannot be estimated (scores are counts of
+    correct examples, so that with few seeds this does happen): p is then that of the sign test.
+    """
+    estimate = Estimate.of(differences)
+    if estimate.n < 2:
+        return estimate.mean, math.nan, math.nan, math.nan
+    if np.ptp(differences) < 1e-12:
+        p = 1.0 if abs(estimate.mean) < 1e-12 else 2.0 ** (1 - estimate.n)
+        return estimate.mean, math.nan, math.nan, p
+    p = 2 * float(special.stdtr(estimate.df, -abs(estimate.mean) / math.sqrt(estimate.variance)))
+    return (*estimate.interval(confidence)[:3], p)
+
+
+def _complete(block: np.ndarray) -> np.ndarray:
+    """The complete part of ``block`` (seeds by settings, NaN where missing) with the most cells, two seeds or more."""
+    there = ~np.isnan(block)
+    best, best_size = block[:0], (False, 0, 0)
+    for setting in range(block.shape[1]):
+        seeds = there[:, setting]
+        settings = there[seeds].all(axis=0)
+        size = (seeds.sum() > 1, seeds.sum() * settings.sum(), seeds.sum())
+        if seeds.any() and size > best_size:
+            best, best_size = block[seeds][:, settings], size
+    return best
+
+
+def _adjusted(rows: list[dict[str, Any]], confidence: float) -> list[dict[str, Any]]:
+    """``rows``, one family of tests, with adjusted p and verdict."""
+    for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        shown = p < 1 - confidence
+        better = row["a"] if row["difference"] > 0 else row["b"]
+        row |= {"p_holm": p, "verdict": better if shown else UNDETERMINED}
+    return rows
+
+
+def _leader(rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Who is ahead of most others, then by most; and its rows, seen from its side, with the column ``other``."""
+    flipped = rows.rename(columns={"a": "b", "b": "a"})
+    flipped = flipped.assign(difference=-rows["difference"], low=-rows["high"], high=-rows["low"])
+    both = pd.concat([rows, flipped]).rename(columns={"a": "strategy", "b": "other"})
+    standing = both.assign(ahead=both["difference"] > 0).groupby("strategy", sort=False)[["ahead", "difference"]].sum()
+    leader = str(standing.sort_values(["ahead", "difference"], ascending=False, kind="stable").index[0])
+    return leader, both[both["strategy"] == leader]
+
+
+def _against(row: dict[Hashable, Any], lead: bool = False) -> str:
+    """What is known of the leader and one other; with ``lead``, whether it is ahead at all."""
+    difference = 100 * row["difference"]
+    place = f"{'ahead of' if difference > 0 else 'behind' if difference < 0 else 'level with'} " if lead else ""
+    if row["n"] < 2:
+        evidence = f"{row['n']} shared seed, so no interval"
+    elif math.isnan(row["low"]):
+        evidence = f"the same in each of {row['n']} seeds, so no interval; p {row['p_holm']:.2g} after Holm"
+    else:
+        interval = f"{100 * row['low']:.2f} to {100 * row['high']:.2f}"
+        evidence = f"{interval}, p {row['p_holm']:.2g} after Holm, {row['n']} seeds"
+    return f"{place}{row['other']} by {abs(difference):.2f} points ({evidence})"

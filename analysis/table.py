@@ -1,0 +1,255 @@
+"""The results table, read and checked, and cut into studies: the trials that may be compared with each other."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.naming import with_names
+from hskd.errors import HskdError
+from hskd.results import TABLE, load
+
+DIMENSIONS = {"depth": "n", "length": "k", "width": "w", "precision": "precision"}
+"""Each dimension, and the column that holds its amount."""
+AMOUNTS = ("fraction", "bytes_per_example")
+"""The columns that order points by how much HSK they keep."""
+
+_KEYS = ("task", "teacher", "student", "train_examples", "score_split")
+_FIELDS = ("n", "l_top", "length", "k", "width", "precision")
+_TEXT = ("task", "teacher", "student", "arm", "spec", *_FIELDS, "score_split")
+_MAY_BE_EMPTY = ("spec", *_FIELDS)
+_NUMBERS = ("train_examples", "seed", "fraction", "bytes_per_example", "score", "teacher_score")
+_SCORES = ("score", "teacher_score")
+
+
+def read_trials(path: Path) -> pd.DataFrame:
+    """Read a table of trials, one row each, and check every cell that the analysis uses.
+
+    Args:
+        path: a results folder (its ``trials.csv``, else its ``trials/``), or a CSV file with the columns of
+            ``hskd.results.COLUMNS``; those that the analysis does not use may be missing, others are kept.
+
+    Raises:
+        HskdError: there is no table, it is no CSV table, it is empty, or a column is missing or holds what it may not.
+    """
+    path = Path(path)
+    file = path / f"{TABLE}.csv" if path.is_dir() else path
+    if path.is_dir() and not file.is_file():
+        return check(load(path), path)
+    try:
+        trials = pd.read_csv(file, dtype=dict.fromkeys(_TEXT, "str"))
+    except FileNotFoundError:
+        raise HskdError(
+            f"{file}: no such file or folder. Run the grid first (hskd grid run), or give the path of its results."
+        ) from None
+    except pd.errors.EmptyDataError:
+        raise HskdError(f"{file}: the file is empty. Run the grid again to write its table.") from None
+    except (pd.errors.ParserError, UnicodeDecodeError, OSError) as error:
+        raise HskdError(f"{file}: cannot be read as a CSV table ({error}). Give the table of a grid.") from None
+    return check(trials, file)
+
+
+def check(trials: pd.DataFrame, source: Path | str = "the table") -> pd.DataFrame:
+    """A copy of ``trials`` whose columns have the right types; ``source`` is what messages call it.
+
+    Raises:
+        HskdError: it is empty, or a column is missing or holds what it may not.
+    """
+    missing = [column for column in (*_TEXT, "w", *_NUMBERS) if column not in trials]
+    if missing:
+        raise HskdError(f"{source}: no column {', '.join(missing)}. Give the table of a grid, with its header row.")
+    if trials.empty:
+        raise HskdError(f"{source}: no trials, only a header row. Run the grid until one trial is done.")
+    trials = trials.copy()
+    for column in _MAY_BE_EMPTY:
+        trials[column] = trials[column].fillna("").astype("str")
+    for column in (*_NUMBERS, "w"):
+        trials[column] = pd.to_numeric(trials[column], errors="coerce")
+    for column in _TEXT:
+        _refuse(source, trials, column, trials[column].isna(), "is missing")
+    for column in _NUMBERS:
+        bad = ~np.isfinite(trials[column].to_numpy(dtype=np.float64))
+        _refuse(source, trials, column, pd.Series(bad), "is missing or not a number")
+    for column in _SCORES:
+        _refuse(source, trials, column, trials[column].abs() > 1, "is not a share (a score of 79 % is written 0.79)")
+    on_curve = trials["arm"].isin(("spec", "full"))
+    bad_fraction = on_curve & ~trials["fraction"].between(0, 1, inclusive="right")
+    _refuse(source, trials, "fraction", bad_fraction, "is not above 0 and at most 1")
+    no_bytes = on_curve & (trials["bytes_per_example"] <= 0)
+    _refuse(source, trials, "bytes_per_example", no_bytes, "is not above 0")
+    _refuse(source, trials, "spec", (trials["arm"] == "spec") & (trials["spec"] == ""), "has no label")
+    return trials
+
+
+def _refuse(source: Path | str, trials: pd.DataFrame, column: str, bad: pd.Series[bool], what: str) -> None:
+    if bad.any():
+        index = int(np.flatnonzero(bad.to_numpy())[0])
+        value = trials[column].iloc[index]
+        shown = "" if pd.isna(value) or value == "" else f" ({value})"
+        raise HskdError(
+            f"{source}: column {column}{shown} {what} in {int(bad.sum())} of {len(trials)} trials, first in data row "
+            f"{index + 1}. Run those trials again, or take their rows out."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """Trials of one task, teacher, student and training set: what may be compared. Make it with :meth:`of`.
+
+    A *point* is what has one place on a curve: a spec, or an arm (of *full* there may be one for each mapping and
+    precision). ``trials`` has a row per trial, with the columns of the table and
+
+    * ``name``: of the point: the spec's label, or the arm, with its mapping where an arm has several;
+    * ``strategy``: how the spec chooses, apart from how much: the settings that vary among the study's specs, such
+      as ``left`` or ``l_top=5, random``; empty where none does, and for other arms. A dimension kept whole needs no
+      strategy: such a spec belongs to the one that it fits, if there is just one;
+    * ``reference``: name of the full point of the same mapping and precision; for arms without a mapping that of the
+      only one; empty where there is none.
+    """
+
+    task: str
+    teacher: str
+    student: str
+    train_examples: int
+    score_split: str
+    trials: pd.DataFrame
+    folder: Path | None = None
+    """The results folder, where the trials come from one."""
+
+    @classmethod
+    def of(cls, trials: pd.DataFrame, folder: Path | None = None, source: Path | str = "the table") -> Study:
+        """The study of ``trials``, a table as :func:`read_trials` gives it, checked here as there.
+
+        Raises:
+            HskdError: the table is refused by :func:`check`; holds several tasks, teachers, students, training sets
+                or splits; or has two trials of one point and seed.
+        """
+        return cls._of_checked(check(trials, source), folder, source)
+
+    @classmethod
+    def _of_checked(cls, trials: pd.DataFrame, folder: Path | None, source: Path | str) -> Study:
+        for column in (*_KEYS, "teacher_score"):
+            values = trials[column].unique()
+            if len(values) > 1:
+                shown = ", ".join(map(str, values[:4]))
+                raise HskdError(
+                    f"{source}: column {column} has {len(values)} values ({shown}), and trials that differ in it "
+                    "cannot be compared. Keep the rows of one value."
+                )
+        named = with_names(trials)
+        twice = named.duplicated(["name", "seed"])
+        if twice.any():
+            row = named[twice].iloc[0]
+            raise HskdError(
+                f"{source}: column seed: {row['name']} has two trials with seed {row['seed']}. They differ in "
+                "something the label does not say, or one is a repeat: keep the rows of one."
+            )
+        first = trials.iloc[0]
+        return cls(
+            task=first["task"],
+            teacher=first["teacher"],
+            student=first["student"],
+            train_examples=int(first["train_examples"]),
+            score_split=first["score_split"],
+            trials=named,
+            folder=folder,
+        )
+
+    @property
+    def title(self) -> str:
+        """For people: task, student, training examples and split."""
+        return f"{self.task} · {self.student} · {self.train_examples:,} training examples · {self.score_split}"
+
+    @property
+    def slug(self) -> str:
+        """For file names: all that sets the study apart, in letters, digits, dots and hyphens."""
+        parts = (self.task, self.teacher, self.student, self.train_examples, self.score_split)
+        return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(map(str, parts))).strip("-.")
+
+    @property
+    def teacher_score(self) -> float:
+        """The teacher's score, a share of 1."""
+        return float(self.trials["teacher_score"].iloc[0])
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """Scores, shares of 1: a row per seed, a column per point; NaN where there is no such trial."""
+        return self.trials.pivot(index="seed", columns="name", values="score")
+
+    @cached_property
+    def points(self) -> pd.DataFrame:
+        """What each point is, by its name, from the least HSK up: arm, spec, strategy, reference, amounts."""
+        first = self.trials.drop_duplicates("name").set_index("name")
+        kept = ["arm", "spec", "strategy", "reference", *AMOUNTS, *_FIELDS, "w"]
+        return first[kept].sort_values([*AMOUNTS], kind="stable")
+
+    @cached_property
+    def _rows(self) -> dict[str, dict[str, Any]]:
+        """:attr:`points` as plain dicts, for questions that are asked often."""
+        return self.points.to_dict("index")  # type: ignore[return-value]
+
+    def amount(self, name: str, column: str = "fraction") -> float:
+        """How much HSK a point keeps, by one of ``AMOUNTS``."""
+        return float(self._rows[name][column])
+
+    @cached_property
+    def strategies(self) -> list[str]:
+        """The strategies of the study's specs, in the order of the table."""
+        return list(self.trials.loc[self.trials["arm"] == "spec", "strategy"].unique())
+
+    @property
+    def dimension(self) -> str:
+        """The dimension whose amount varies over the specs, or ``joint`` where several do.
+
+        A lone spec varies in nothing: then it is the dimension in which it is less than full.
+        """
+        specs = self.trials[self.trials["arm"] == "spec"]
+        for rows in (specs, self.trials[self.trials["arm"].isin(("spec", "full"))]):
+            varying = [name for name, column in DIMENSIONS.items() if rows[column].nunique(dropna=False) > 1]
+            if varying:
+                return varying[0] if len(varying) == 1 else "joint"
+        return "joint"
+
+    def ladder(self, strategy: str, by: str = "fraction") -> tuple[list[str], str]:
+        """A strategy's points from the least amount up, and the name of the full point above them.
+
+        Where specs differ in precision, full is the one of most bytes; the others of its mapping are steps below it.
+        A spec that holds as much as full, or more, is no step. Full is empty where the strategy has none.
+
+        Raises:
+            HskdError: ``by`` is not one of ``AMOUNTS``.
+        """
+        if by not in AMOUNTS:
+            raise HskdError(f"by: {by!r} is no column of amounts; expected {' or '.join(AMOUNTS)}.")
+        order = (by, *(column for column in AMOUNTS if column != by))
+
+        def amounts(name: str) -> tuple[float, ...]:
+            return tuple(self.amount(name, column) for column in order)
+
+        rows = self._rows
+        specs = [name for name, row in rows.items() if row["arm"] == "spec" and row["strategy"] == strategy]
+        fulls = sorted({rows[name]["reference"] for name in specs} - {""}, key=amounts)
+        steps = sorted([*specs, *fulls[:-1]], key=amounts)
+        if not fulls:
+            return steps, ""
+        return [name for name in steps if amounts(name) < amounts(fulls[-1])], fulls[-1]
+
+
+def studies(path: Path) -> list[Study]:
+    """The studies of a results folder or table (see :func:`read_trials`), in the order of the table.
+
+    Raises:
+        HskdError: the table is refused by :func:`read_trials` or :meth:`Study.of`.
+    """
+    path = Path(path)
+    trials = read_trials(path)
+    folder = path if path.is_dir() else path.parent
+    kept = folder if (folder / TABLE).is_dir() else None
+    groups = trials.groupby(list(_KEYS), sort=False)
+    return [Study._of_checked(group.reset_index(drop=True), kept, path) for _, group in groups]
