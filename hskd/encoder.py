@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,7 +49,7 @@ def hidden_states(
     states = [hidden]
     for index in range(top):
         last = index == top - 1
-        states.append(_layer(base.encoder.layer[index], states[-1], attended, rows if last else None))
+        states.append(_run_layer(base.encoder.layer[index], states[-1], attended, rows if last else None))
     return states if top or rows is None else [_at(hidden, rows)]
 
 
@@ -89,6 +89,22 @@ def _attend(
     if attended is not None:
         scores = scores.masked_fill(~attended, torch.finfo(scores.dtype).min)
     return torch.matmul(dropout(scores.softmax(-1)), value)
+
+
+_run_layer: Callable[..., torch.Tensor] = _layer
+
+
+@contextmanager
+def compiled_layers(backend: str | None = "inductor") -> Iterator[None]:
+    """Within, the layers run through ``torch.compile``, for every length with one compilation; None changes nothing."""
+    global _run_layer
+    before = _run_layer
+    if backend is not None:
+        _run_layer = torch.compile(_layer, dynamic=True, backend=backend)
+    try:
+        yield
+    finally:
+        _run_layer = before
 
 
 @contextmanager

@@ -29,6 +29,9 @@ def command(
     spec: Annotated[str | None, typer.Option(help=SPEC_HELP + " Default: the store's spec, or everything.")] = None,
     checkpoints: Annotated[bool, typer.Option(help="Save one after every epoch, to resume from.")] = True,
     report_to: Annotated[str, typer.Option(help="tensorboard, wandb, mlflow, ...")] = "none",
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Run the student's layers through torch.compile (takes a minute first).")
+    ] = False,
     *,
     task: TaskOptions,
     settings: DistillSettings,
@@ -62,7 +65,7 @@ def command(
             prepared.teacher_width,
             prepared.source,
             out,
-            Run(machine.dtype, machine.device, checkpoints, report_to, shown.begin, shown.step),
+            Run(machine.dtype, machine.device, checkpoints, report_to, compile, shown.begin, shown.step),
             student_folder=student,
             record=prepared.record,
         )

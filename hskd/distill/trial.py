@@ -20,6 +20,7 @@ from hskd.artifacts import atomic_path, claim, read_json, write_json
 from hskd.distill.settings import DistillSettings
 from hskd.distill.source import KnowledgeSource
 from hskd.distill.trainer import PROJECTION_FILE, HSKModule, HSKTrainer, PredictionTrainer, mean_hsk_loss
+from hskd.encoder import compiled_layers, is_bert_shaped
 from hskd.errors import HskdError
 from hskd.runtime import provenance
 from hskd.students.create import STUDENT_FILE
@@ -49,6 +50,7 @@ class Run:
         device: where the student trains.
         checkpoints: save one after every epoch, so that a killed trial goes on.
         report_to: a reporter of ``transformers.Trainer``, such as tensorboard.
+        compile: run the student's layers through ``torch.compile``.
         begin_stage: receives a stage's name and its number of steps.
         advance: called after every step.
     """
@@ -57,6 +59,7 @@ class Run:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     checkpoints: bool = True
     report_to: str = "none"
+    compile: bool = False
     begin_stage: Callable[[str, int], None] = lambda stage, steps: None
     advance: Callable[[], None] = lambda: None
 
@@ -107,18 +110,24 @@ def run_trial(
         "dtype": run.dtype,
         "device": str(run.device),
         "threads": torch.get_num_threads(),
+        **({"compile": True} if run.compile else {}),
     }
     claim(folder / _RECIPE_FILE, identity, "a trial with other settings, data, student, precision or threads")
     finished = folder / RESULT_FILE
     if finished.is_file():
         return read_json(finished)  # type: ignore[no-any-return]
+    if run.compile and not is_bert_shaped(student):
+        raise HskdError(f"--compile: the layers of a {student.config.model_type} student cannot be run one by one.")
     if source is None and settings.arm != "gold":
         raise HskdError(f"the arm {settings.arm} needs the teacher's knowledge: a store, or the teacher itself.")
     hsk_epochs, last_epochs = settings.epochs(task.hsk_epochs)
     student.to(run.device)
     stages: dict[str, Any] = {}
     dev_scores: list[float] = []
-    with touched_rows(student, [split.input_ids for split in splits.values()]):
+    with (
+        compiled_layers("inductor" if run.compile else None),
+        touched_rows(student, [split.input_ids for split in splits.values()]),
+    ):
         if hsk_epochs:
             assert source is not None
             module = HSKModule(student, teacher_width, settings.seed, student_folder)
