@@ -5,67 +5,119 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import seaborn
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from hskd.artifacts import atomic_path
 from hskd.errors import HskdError
 
-SIZE = (6.5, 4.0)  # inches: a figure across the text of a page
-DPI = 200
-SMALL = 7.0  # points: the text of labels and footnotes
+COLUMN, FULL = 3.3, 6.8
+"""Inches: the width of a column, and of a page's text. Fonts are set for a figure printed at its own size."""
+SIZE = (FULL, 4.0)
+DPI = 300
+SMALL = 7.0  # points: the text of labels and footnotes; nothing is smaller
 
-_BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _BROWN, *_ = seaborn.color_palette("colorblind").as_hex()
-CURVE = _BLUE
-ARM_COLOURS = {
-    "teacher": "#333333",
-    "full": _GREEN,
-    "none": _RED,
-    "paper_none": _ORANGE,
-    "gold": _PURPLE,
-    "shuffled": _BROWN,
+INK = "#222222"
+PALE = "#8c8c8c"
+COLOURS: tuple[str, ...] = tuple(seaborn.color_palette("colorblind").as_hex())
+CURVE = COLOURS[0]
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
+DASHES: dict[str, Any] = {
+    "teacher": (0, (7, 2)),
+    "full": (0, (4, 2)),
+    "none": (0, (1.5, 1.5)),
+    "paper_none": (0, (1, 3)),
+    "gold": (0, (6, 2, 1, 2)),
+    "shuffled": (0, (3, 2, 1, 2, 1, 2)),
 }
+"""Horizontal lines are told apart by these and by their names; colour is left to the strategies."""
 
 _RC = {
     **seaborn.axes_style("ticks"),
-    **seaborn.plotting_context("paper"),
-    "axes.spines.top": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 8,
+    "axes.linewidth": 0.7,
     "axes.spines.right": False,
-    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.titlesize": 8,
+    "figure.dpi": DPI,
     "figure.facecolor": "white",
-    "xtick.minor.size": 2,
+    "font.size": 8,
+    "hatch.linewidth": 0.4,
+    "legend.fontsize": SMALL,
+    "legend.frameon": False,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "savefig.dpi": DPI,
+    "text.color": INK,
+    "xtick.color": INK,
+    "xtick.labelsize": SMALL,
+    "xtick.major.size": 3,
+    "xtick.major.width": 0.7,
+    "xtick.minor.size": 1.5,
+    "xtick.minor.width": 0.5,
+    "ytick.color": INK,
+    "ytick.labelsize": SMALL,
+    "ytick.major.size": 3,
+    "ytick.major.width": 0.7,
 }
+# Without a salt the names inside an SVG are random; with the fonts drawn as paths it looks the same everywhere.
+_SVG = {"svg.hashsalt": "hskd", "svg.fonttype": "path"}
 
 
 @contextmanager
-def figure(size: tuple[float, float] = SIZE) -> Iterator[tuple[Figure, Axes]]:
-    """A figure of ``size`` inches with one pair of axes, in the project's style.
+def canvas(size: tuple[float, float]) -> Iterator[Figure]:
+    """An empty figure of ``size`` inches in the project's style, whose parts make room for each other's labels.
 
     It has its own Agg canvas and never enters pyplot's list: no display is needed and there is nothing to close.
     """
     with matplotlib.rc_context(_RC):
-        made = Figure(figsize=size)
+        made = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(made)
+        yield made
+
+
+@contextmanager
+def figure(size: tuple[float, float] = SIZE) -> Iterator[tuple[Figure, Axes]]:
+    """A figure of ``size`` inches with one pair of axes, in the project's style; margins are the caller's.
+
+    As :func:`canvas`, but for that.
+    """
+    with canvas(size) as made:
+        made.set_layout_engine("none")
         yield made, made.subplots()
 
 
+def settle(figure: Figure) -> None:
+    """Arrange the parts of a :func:`canvas` now, and leave them where they are: what follows is placed in pixels."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+
+
 def save(figure: Figure, path: Path) -> Path:
-    """Write ``figure`` to ``path`` as a PNG of 200 dots per inch, whole or not at all; returns ``path``.
+    """Write ``figure`` to ``path``, whole or not at all; returns ``path``.
+
+    Equal figures give equal bytes: nothing in the file says when it was made.
 
     Raises:
-        HskdError: ``path`` does not end in ``.png``, or cannot be written.
+        HskdError: ``path`` does not end in ``.png`` (300 dots per inch) or ``.svg``, or cannot be written.
     """
-    if path.suffix.lower() != ".png":
-        raise HskdError(f"{path}: figures are PNG files. Give a name that ends in .png.")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DPI)
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("png", "svg"):
+        raise HskdError(f"{path}: figures are PNG or SVG files. Give a name that ends in .png or .svg.")
+    with atomic_path(path) as temporary, matplotlib.rc_context(_RC | _SVG):
+        figure.savefig(temporary, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
     return path
 
 
@@ -98,6 +150,28 @@ def pixels_per_point(axes: Axes) -> float:
     return root.dpi / 72
 
 
+def drawn(axes: Axes) -> np.ndarray:
+    """Points along every line in ``axes``, bars too, 1/72 inch apart: ``(n, 2)``, in data units.
+
+    Markers that no line joins are not among them. The limits of ``axes`` and the margins of its figure must be final.
+    """
+    paths = [
+        line.get_transform().transform_path(line.get_path()) for line in axes.lines if line.get_linestyle() != "None"
+    ]
+    for collection in axes.collections:
+        if isinstance(collection, LineCollection):
+            paths += [collection.get_transform().transform_path(path) for path in collection.get_paths()]
+    step = pixels_per_point(axes)
+    found = []
+    for path in paths:
+        corners = np.asarray(path.vertices)
+        for start, end in pairwise(corners[np.isfinite(corners).all(axis=1)]):
+            along = np.linspace(0, 1, 2 + int(np.hypot(*(end - start)) / step))[:, None]
+            found.append(start + along * (end - start))
+    pixels = np.concatenate(found) if found else np.empty((0, 2))
+    return np.asarray(axes.transData.inverted().transform(pixels))
+
+
 def label_points(axes: Axes, labels: Sequence[tuple[float, float, str]], avoid: np.ndarray) -> None:
     """Write each label ``(x, y, text)``, in data units, beside its point where it covers least.
 
@@ -106,9 +180,11 @@ def label_points(axes: Axes, labels: Sequence[tuple[float, float, str]], avoid: 
     Args:
         axes: where to write.
         labels: the points and their texts, written in this order.
-        avoid: what a text should not cover (curves, bars, lines), sampled as points, ``(n, 2)`` in data units.
+        avoid: what a text should not cover (curves, bars, lines), as points about 1/72 inch apart, ``(n, 2)`` in data
+            units; see :func:`drawn`.
     """
     points_to_pixels = pixels_per_point(axes)
+    pad = 1.5 * points_to_pixels
     frame = axes.get_window_extent()
     sampled = axes.transData.transform(avoid)
     anchors = axes.transData.transform([(x, y) for x, y, _ in labels]) if labels else np.empty((0, 2))
@@ -134,15 +210,15 @@ def label_points(axes: Axes, labels: Sequence[tuple[float, float, str]], avoid: 
             for angle in np.arange(0, 2 * math.pi, math.pi / 8):
                 dx = math.cos(angle) * (width / 2 + distance * points_to_pixels)
                 dy = math.sin(angle) * (height / 2 + distance * points_to_pixels)
-                x0, x1 = px + dx - width / 2 - 2, px + dx + width / 2 + 2
-                y0, y1 = py + dy - height / 2 - 1, py + dy + height / 2 + 1
+                x0, x1 = px + dx - width / 2 - pad, px + dx + width / 2 + pad
+                y0, y1 = py + dy - height / 2 - pad / 2, py + dy + height / 2 + pad / 2
                 inside = (sampled[:, 0] > x0) & (sampled[:, 0] < x1) & (sampled[:, 1] > y0) & (sampled[:, 1] < y1)
-                markers = (anchors[:, 0] > x0 - 4) & (anchors[:, 0] < x1 + 4)
-                markers &= (anchors[:, 1] > y0 - 4) & (anchors[:, 1] < y1 + 4)
+                markers = (anchors[:, 0] > x0 - 2 * pad) & (anchors[:, 0] < x1 + 2 * pad)
+                markers &= (anchors[:, 1] > y0 - 2 * pad) & (anchors[:, 1] < y1 + 2 * pad)
                 texts = sum(x0 < b[2] and b[0] < x1 and y0 < b[3] and b[1] < y1 for b in taken)
                 outside = x0 < frame.x0 or x1 > frame.x1 or y0 < frame.y0 or y1 > frame.y1
                 # Legible comes first, then off the other points, then off the lines, then near its own point.
-                cost = 1000 * (texts + outside) + 100 * int(markers.sum()) + 3 * int(inside.sum()) + distance
+                cost = 10_000 * (texts + outside) + 300 * int(markers.sum()) + 3 * int(inside.sum()) + distance
                 if cost < best_cost:
                     best, best_cost, best_distance = (dx, dy), cost, distance
         note.set_position((best[0] / points_to_pixels, best[1] / points_to_pixels))

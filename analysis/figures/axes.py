@@ -1,0 +1,142 @@
+"""What figures share: axes of amounts, strategies told apart, horizontal lines with their names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+from analysis import style
+from analysis.table import Study
+
+AMOUNTS = {
+    "fraction": "fraction of full HSK (%, log scale)",
+    "kept_per_example": "values kept per example (log scale)",
+    "bytes_per_example": "bytes per example on disk (log scale)",
+}
+"""The columns that may lie along x, and what their axis is called."""
+
+
+class Look(NamedTuple):
+    """How a strategy is drawn: no two share a marker, or a colour."""
+
+    colour: str
+    marker: str
+    dashes: Any
+    shift: float
+    """By how much of the axis its points are set aside, so that strategies do not cover each other."""
+
+
+def looks(strategies: Sequence[str]) -> dict[str, Look]:
+    """A look for each strategy, in their order."""
+    dashes = ("-", (0, (5, 1.5)), (0, (2, 1)), (0, (6, 1.5, 1, 1.5)), (0, (1, 1)))
+    middle = (len(strategies) - 1) / 2
+    return {
+        strategy: Look(
+            style.COLOURS[index % len(style.COLOURS)],
+            style.MARKERS[index % len(style.MARKERS)],
+            dashes[index % len(dashes)],
+            (index - middle) * min(0.017, 0.07 / len(strategies)),
+        )
+        for index, strategy in enumerate(strategies)
+    }
+
+
+def scaled(amounts: Any, x: str) -> Any:
+    """Amounts as the axis shows them: fractions in per cent."""
+    return amounts * (100 if x == "fraction" else 1)
+
+
+def amount_axis(axes: Axes, x: str, amounts: np.ndarray) -> None:
+    """A logarithmic axis that holds ``amounts``, already :func:`scaled`, with plain numbers on it."""
+    low, high = float(amounts.min()), float(amounts.max())
+    room = max((high / low) ** 0.07, 1.1)
+    axes.set_xscale("log")
+    axes.set_xlim(low / room, high * room)
+    decades = math.log10(high / low)
+    subs = (1.0,) if decades > 2.2 else (1.0, 3.0) if decades > 1.2 else (1.0, 2.0, 5.0)
+    axes.xaxis.set_major_locator(LogLocator(10, subs=subs, numticks=12))
+    if decades < 0.7:  # less than one decade has no room for a rule
+        axes.xaxis.set_major_locator(FixedLocator([tick for tick in np.unique(amounts) if low <= tick <= high]))
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel(AMOUNTS[x])
+
+
+def plain(value: float) -> str:
+    """A number without an exponent: 0.003, 25, 20,000."""
+    return (
+        f"{value:,.0f}" if value >= 100 else np.format_float_positional(value, precision=3, trim="-", fractional=False)
+    )
+
+
+def aside(axes: Axes, amounts: np.ndarray, shift: float) -> np.ndarray:
+    """Amounts moved by ``shift`` (a share of the axis) along a logarithmic axis whose limits are set."""
+    low, high = np.log10(axes.get_xlim())
+    return amounts * 10 ** (shift * (high - low))
+
+
+def amount_names(axes: Axes, study: Study, points: pd.DataFrame, x: str) -> bool:
+    """Name the amounts along the top, where one dimension alone varies; False where there is nothing to name."""
+    found = {"depth": ("n", "layers kept"), "length": ("k", "tokens kept"), "width": ("w", "neurons kept (%)")}
+    if study.dimension not in found:
+        return False
+    column, title = found[study.dimension]
+    amounts = study.points[column].astype(str).rename("amount")
+    specs = points[points["arm"] == "spec"].join(amounts, on="name")
+    groups = specs.groupby("amount")[x]
+    if (groups.max() > 1.1 * groups.min()).any():  # strategies of one amount lie apart: no tick is right for all
+        return False
+    places = {str(name): scaled(float(place), x) for name, place in groups.mean().items()}
+    if study.dimension == "width":
+        places = {plain(100 * float(name)): place for name, place in places.items()}
+    top = axes.secondary_xaxis("top")
+    top.xaxis.set_major_locator(FixedLocator(list(places.values())))
+    top.xaxis.set_minor_locator(NullLocator())
+    labels = dict(zip(places.values(), places, strict=True))
+    top.xaxis.set_major_formatter(FuncFormatter(lambda value, _: labels.get(value, "")))
+    top.set_xlabel(title)
+    return True
+
+
+def row_names(axes: Axes, names: Sequence[tuple[float, str]]) -> None:
+    """Name rows ``(y, text)`` on the left, the first of them on top; a text that ends in a colon heads a group."""
+    heights = [at for at, _ in names]
+    axes.set_ylim(max(heights) + 0.6, min(heights) - 0.6)
+    axes.set_yticks(heights, [name for _, name in names])
+    for label in axes.get_yticklabels():
+        if label.get_text().endswith(":"):
+            label.set_fontweight("bold")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+
+
+def fill_last_row(panels: Sequence[Axes], used: int, columns: int) -> None:
+    """Hide the panels after the first ``used``; where that leaves a column short, its last panel shows the numbers."""
+    for panel in panels[used:]:
+        panel.set_visible(False)
+    for panel in panels[max(used - columns, 0) : used]:
+        panel.tick_params(labelbottom=True)
+
+
+def level_lines(axes: Axes, levels: Sequence[tuple[str, float]], numbers: bool = True) -> None:
+    """Draw a horizontal line for each arm and level, named in the right margin, apart from each other.
+
+    The height of ``axes`` and the limits of its vertical axis, which is linear, must be final.
+    """
+    height = axes.get_window_extent().height / style.pixels_per_point(axes)  # points
+    wanted = [float(axes.transLimits.transform((0, level))[1]) for _, level in levels]
+    line = 1.25 * style.SMALL / height
+    placed = style.spread(wanted, line, line / 2, 1 - line / 2)
+    for (arm, level), at, moved in zip(levels, wanted, placed, strict=True):
+        axes.axhline(level, color=style.INK, ls=style.DASHES.get(arm, "--"), lw=0.8, zorder=1, label=arm)
+        tie = [1.0, 1.012, 1.03], [at, moved, moved]
+        axes.plot(*tie, color=style.INK, lw=0.6, transform=axes.transAxes, clip_on=False)
+        text = f"{arm} {level:.1f}" if numbers else arm
+        axes.text(1.037, moved, text, fontsize=style.SMALL, va="center", transform=axes.transAxes)

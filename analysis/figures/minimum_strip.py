@@ -1,0 +1,69 @@
+"""The strip below a curve that says between which amounts the least that is enough lies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
+
+from analysis import style
+from analysis.figures.axes import Look, scaled
+from analysis.sufficiency import Sufficiency
+
+
+def draw_minimum(
+    axes: Axes, minimum: Sequence[Sufficiency], table: pd.DataFrame, x: str, look: Mapping[str, Look]
+) -> None:
+    """Draw a row for each strategy: from what is shown not to be enough (open marker) to what is enough (filled).
+
+    A single row shades that span in every panel of the figure.
+
+    Args:
+        axes: the strip, whose limits along x are set.
+        minimum: the answers.
+        table: the points of the study, as ``analysis.curves.points`` gives them.
+        x: the column of ``table`` along x.
+        look: of each strategy.
+    """
+    amounts = scaled(table.set_index("name")[x], x)
+    left, right = axes.get_xlim()
+    axes.set_ylim(len(minimum) - 0.5, -0.5)
+    axes.set_yticks(range(len(minimum)), [one.strategy or "minimum" for one in minimum])
+    axes.tick_params(axis="both", which="both", length=0)
+    axes.spines[:].set_visible(False)
+    for row, one in enumerate(minimum):
+        seen = look.get(one.strategy, Look(style.CURVE, "o", "-", 0.0))
+        known = bool(one.above) and amounts.get(one.above, 0) > 0
+        start = float(amounts[one.above]) if known else left
+        end = float(amounts[one.name]) if one.verdict == "sufficient" else right
+        if known:
+            axes.plot(start, row, marker=seen.marker, mfc="white", color=seen.colour, ls="", zorder=3)
+        if one.verdict == "undetermined":
+            axes.plot([start, end], [row, row], color=seen.colour, lw=0.8, ls=(0, (1, 2)), zorder=1)
+            _beside(axes, start, row, "undetermined")
+            continue
+        axes.plot([start, end], [row, row], color=seen.colour, lw=3, alpha=0.35, solid_capstyle="butt")
+        if one.verdict == "sufficient":
+            axes.plot(end, row, marker=seen.marker, color=seen.colour, ls="")
+            _beside(axes, end, row, one.name.split(",")[0])
+        if len(minimum) == 1:
+            for other in axes.figure.axes:
+                other.axvspan(start, end, color=seen.colour, alpha=0.08, lw=0, zorder=0)
+
+
+def _beside(axes: Axes, x: float, y: float, text: str) -> None:
+    """Write to the right of a place, or to its left where the axes end."""
+    at_left = axes.transLimits.transform((np.log10(x), 0))[0] > 0.8
+    axes.annotate(
+        text,
+        (x, y),
+        xytext=(-6 if at_left else 6, 0),
+        textcoords="offset points",
+        ha="right" if at_left else "left",
+        va="center",
+        fontsize=style.SMALL,
+        path_effects=[withStroke(linewidth=2, foreground="white")],
+    )

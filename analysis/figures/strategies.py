@@ -1,0 +1,76 @@
+"""Strategies compared in pairs: a forest plot of the differences, each with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis import style
+from analysis.figures.axes import row_names
+from analysis.strategies import UNDETERMINED
+from hskd.errors import HskdError
+
+_MINUS = "\N{MINUS SIGN}"
+
+
+def strategies_figure(comparison: pd.DataFrame) -> Figure:
+    """Draw the differences of :func:`analysis.strategies.compare`, a row per pair, in points.
+
+    Raises:
+        HskdError: there is no pair.
+    """
+    if comparison.empty:
+        raise HskdError("strategies: only one per dimension, so there is nothing to compare.")
+    groups = list(comparison.groupby("dimension", sort=False))
+    size = (style.FULL, 0.2 * (len(comparison) + 1.3 * len(groups)) + 0.5)
+    with style.canvas(size) as figure:
+        axes = figure.subplots()
+        axes.axvline(0, color=style.INK, lw=0.8, zorder=1)
+        names: list[tuple[float, str]] = []
+        y = 0.0
+        for index, (dimension, rows) in enumerate(groups):
+            names.append((y, f"{dimension}:"))
+            for row in rows.to_dict("records"):
+                y += 1
+                names.append((y, f"{row['a']} {_MINUS} {row['b']}"))
+                _draw_row(axes, y, row, style.COLOURS[index], style.MARKERS[index])
+            y += 1.3
+        row_names(axes, names)
+        axes.margins(x=0.06)
+        axes.set_xlabel(f"difference in score, first {_MINUS} second (points)")
+        style.settle(figure)
+        return figure
+
+
+def caption(comparison: pd.DataFrame, confidence: float) -> str:
+    """What the figure shows, in sentences."""
+    low, high = int(comparison["n"].min()), int(comparison["n"].max())
+    seeds = f"{low} seed{'' if low == 1 else 's'}" if low == high else f"{low} to {high} seeds"
+    said = (
+        "Strategies compared at equal amounts: differences paired by seed, mean over the settings in which both were "
+        f"tried ({seeds})."
+    )
+    if high < 2:
+        return f"{said} One seed gives no interval and no test."
+    return (
+        f"{said} Bars: {100 * confidence:g} % t-interval of each pair alone. Filled: significant after Holm's "
+        "correction over the pairs of the dimension; open: undetermined."
+    )
+
+
+def _draw_row(axes: Axes, y: float, row: dict[Hashable, Any], colour: str, marker: str) -> None:
+    difference, low, high = (100 * row[name] for name in ("difference", "low", "high"))
+    shown = row["verdict"] != UNDETERMINED
+    if np.isfinite([low, high]).all():
+        axes.plot([low, high], [y, y], color=colour, lw=2.0 if shown else 0.9, zorder=2)
+    axes.plot(difference, y, marker=marker, ms=5, color=colour, mfc=colour if shown else "white", zorder=3)
+    said = f"{difference:+.2f}".replace("-", _MINUS)
+    if np.isfinite(row["p_holm"]):
+        said += f", p {'< 0.001' if row['p_holm'] < 0.001 else format(row['p_holm'], '.2g')}"
+    weight = "bold" if shown else "normal"
+    axes.text(1.01, y, said, fontsize=style.SMALL, weight=weight, va="center", transform=axes.get_yaxis_transform())

@@ -1,0 +1,174 @@
+"""What was run: the facts behind a study, from the files of its results folder, and the commands that make it again."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.table import Study
+from hskd.artifacts import read_json
+from hskd.grid.spec import PRESETS, load_grid
+from hskd.results import GRID_FILE, TABLE
+
+Facts = list[tuple[str, str]]
+
+MARGIN = 0.5
+"""Points: what the command takes where it is told nothing."""
+
+_SETTINGS = {
+    "hsk_epochs": "epochs of the HSK stage",
+    "hsk_lr": "learning rate of the HSK stage",
+    "prediction_epochs": "epochs of the prediction stage",
+    "prediction_lr": "learning rate of the prediction stage",
+    "warmup": "warm-up, share of the steps",
+    "batch_size": "batch size",
+    "weight_decay": "weight decay",
+    "max_grad_norm": "gradients clipped at norm",
+    "tau": "temperature",
+}
+
+
+def facts(study: Study, folder: Path | None) -> Facts:
+    """What is known of how a study was made, as pairs of a name and a text, in reading order.
+
+    Args:
+        study: the trials.
+        folder: the results folder; None where the table stands alone, and less is known.
+    """
+    trials = study.trials
+    arms = trials.groupby("arm", sort=False)["name"].agg(["nunique", "size"])
+    counts = ", ".join(f"{arm} {row['size']}" for arm, row in arms.iterrows())
+    results = _results(trials, folder)
+    first = results[0] if results else {}
+    made_by = first.get("made_by", {})
+    parameters = first.get("student_parameters")
+    found: Facts = [
+        ("task", f"{study.task}, {study.train_examples:,} training examples; scored on {study.score_split}"),
+        ("teacher", f"{study.teacher}{_teacher(first)}; it scores {100 * study.teacher_score:.1f} %"),
+        ("student", study.student + (f", {parameters:,} parameters" if parameters else "")),
+        ("trials", f"{len(trials)}: {counts}"),
+        ("trials not done", _not_done(folder)),
+        ("seeds", ", ".join(map(str, sorted(trials["seed"].unique())))),
+        ("specs", f"{(study.points['arm'] == 'spec').sum()}"),
+        *_settings(trials, first),
+        (
+            "machine",
+            _join(_all(results, "machine"), _values(trials, "device"), _values(trials, "dtype", "arithmetic in")),
+        ),
+        ("threads of a trial", _values(trials, "threads")),
+        ("time", _time(trials)),
+        ("versions", ", ".join(f"{name} {made_by[name]}" for name in _VERSIONS if made_by.get(name))),
+        ("git commit", _values(trials, "git_commit")),
+    ]
+    return [(name, text) for name, text in found if text]
+
+
+def commands(path: Path, out: Path, margin: float) -> list[tuple[str, str]]:
+    """The shell commands behind a report, each with what it does.
+
+    Args:
+        path: what the report was asked for, as it was written.
+        out: where it was written.
+        margin: of the minimum, in points.
+    """
+    found = [_grid_command(path)] if (path / GRID_FILE).is_file() else []
+    report = ["hskd", "report", str(path)]
+    if out != (path if path.is_dir() else path.parent) / "report":
+        report += ["--out", str(out)]
+    if margin != MARGIN:
+        report += ["--margin", f"{margin:g}"]
+    return [*found, ("made this page", shlex.join(report))]
+
+
+_VERSIONS = ("hskd", "python", "torch", "transformers", "datasets", "accelerate", "numpy")
+
+
+def _grid_command(folder: Path) -> tuple[str, str]:
+    """What runs the grid of ``folder``: a preset by its name, where it is one but for the seeds, else its file."""
+    content = {key: value for key, value in read_json(folder / GRID_FILE).items() if key != "trials"}
+    name, seeds = str(content.get("name")), content.get("seeds")
+    command = ["hskd", "grid", "run", f"{name}.yaml"]
+    note = f"runs the grid, from the file that it was planned in; {GRID_FILE} holds what that said"
+    if (PRESETS / f"{name}.yaml").is_file() and isinstance(seeds, int):
+        preset = load_grid(name).model_copy(update={"seeds": seeds})
+        if preset.model_dump(mode="json") == content:
+            command = ["hskd", "grid", "run", name, "--seeds", str(seeds)]
+            note = "runs the grid, a preset"
+    if folder != Path("results") / name:
+        command += ["--out", str(folder)]
+    return note, shlex.join(command)
+
+
+def _results(trials: pd.DataFrame, folder: Path | None) -> list[dict[str, Any]]:
+    if folder is None or "trial" not in trials:
+        return []
+    files = [folder / TABLE / f"{trial}.json" for trial in trials["trial"]]
+    return [read_json(file) for file in files if file.is_file()]
+
+
+def _not_done(folder: Path | None) -> str:
+    """How many trials of the grid the table lacks, whatever their study; empty where none or where it is not known."""
+    if folder is None or not (folder / GRID_FILE).is_file():
+        return ""
+    planned = read_json(folder / GRID_FILE).get("trials", ())
+    missing = [trial for trial in planned if not (folder / TABLE / f"{trial}.json").is_file()]
+    return f"{len(missing)} of the grid's {len(planned)}" if missing else ""
+
+
+def _teacher(result: dict[str, Any]) -> str:
+    plan = result.get("config", {}).get("teacher", {})
+    settings = plan.get("settings") or {}
+    if plan.get("fine_tuned") or not settings:
+        return ""
+    return f", fine-tuned for {settings.get('epochs')} epochs at {settings.get('lr'):g}"
+
+
+def _settings(trials: pd.DataFrame, result: dict[str, Any]) -> Facts:
+    """The settings that trials have in common, of the arms that have an HSK stage; and what none has instead."""
+    staged = trials[trials["arm"] == "spec"]
+    found = []
+    for name, said in _SETTINGS.items():
+        text = _values(staged, name) or _number(result.get("settings", {}).get(name))
+        found.append((said, text))
+    rates = [_values(trials[trials["arm"] == "none"], column) for column in ("prediction_epochs", "prediction_lr")]
+    if all(rates):
+        found.append(("none instead", f"{rates[0]} epochs of the prediction stage at {rates[1]}"))
+    return found
+
+
+def _values(trials: pd.DataFrame, column: str, prefix: str = "") -> str:
+    """The values of a column, each once; empty where it is missing or empty."""
+    if column not in trials:
+        return ""
+    values = trials[column].dropna().unique()
+    text = ", ".join(_number(value) for value in values)
+    return f"{prefix} {text}".strip() if text else ""
+
+
+def _all(results: list[dict[str, Any]], name: str) -> str:
+    return ", ".join(
+        dict.fromkeys(str(result["made_by"][name]) for result in results if name in result.get("made_by", {}))
+    )
+
+
+def _time(trials: pd.DataFrame) -> str:
+    stages = ("hsk_seconds", "prediction_seconds")
+    if any(column not in trials or trials[column].isna().any() for column in stages):
+        return ""
+    seconds = trials[list(stages)].sum(axis=1)
+    total = seconds.sum()
+    text = f"{total / 3600:.1f} hours" if total >= 5400 else f"{total / 60:.0f} minutes"
+    return f"{text} of training in all, {seconds.mean():.0f} s a trial (teacher and store apart)"
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _join(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)

@@ -1,0 +1,229 @@
+"""The report: one page that answers how little is enough, with every figure and table that the results allow."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from analysis import provenance, sheets, style
+from analysis.curves import marginal_utility, points
+from analysis.examples import Answers
+from analysis.figures import marginal_utility as curve
+from analysis.figures import next_byte as next_byte_of
+from analysis.figures import pareto as pareto_of
+from analysis.figures import strategies as strategies_of
+from analysis.figures import sufficiency as sufficiency_of
+from analysis.figures import surface as surface_of
+from analysis.intervals import CONFIDENCE
+from analysis.joint import next_byte, pareto, surface
+from analysis.sheets import Sheet
+from analysis.strategies import by_amount, compare, winners
+from analysis.sufficiency import MARGIN, minimum_sufficient
+from analysis.table import Study, studies
+from hskd.artifacts import write_text
+from hskd.errors import HskdError
+
+INDEX = "index.html"
+
+_CURVES = (
+    ("curve", "Score against the fraction of full HSK", "fraction", False),
+    ("curve_bytes", "Score against bytes", "bytes_per_example", False),
+    ("curve_relative", "Share of the gap that is closed", "fraction", True),
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure on the page: what it shows, the SVG in base64, and whether it is as wide as a column only."""
+
+    title: str
+    caption: str
+    svg: str
+    half: bool
+
+
+@dataclass
+class Part:
+    """A heading of the page, and below it sentences, figures and tables; a sentence says what is missing."""
+
+    title: str
+    said: list[str] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    tables: list[Sheet] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page says of one study."""
+
+    study: Study
+    folder: str
+    answers: list[tuple[str, list[str]]]
+    parts: list[Part]
+    facts: provenance.Facts
+
+
+def report(path: Path, out: Path | None = None, margin: float = MARGIN, confidence: float = CONFIDENCE) -> Path:
+    """Write the report on a table of results.
+
+    ``out`` gets ``index.html``, which needs no other file, ``figures/`` (PNG and SVG) and ``tables/`` (CSV with every
+    number, LaTeX as on the page); of several studies each has these two in a folder of its own. The same table gives
+    the same bytes.
+
+    Args:
+        path: a results folder or a table (see :func:`analysis.table.read_trials`).
+        out: folder of the report [default: ``report`` in the results folder].
+        margin: what may be lost against full HSK and still be called enough, a share of 1.
+        confidence: of intervals and claims.
+
+    Returns:
+        The path of ``index.html``.
+
+    Raises:
+        HskdError: the table is refused, or ``out`` cannot be written. One seed or a missing arm is no error: the
+            report then says what cannot be said.
+    """
+    path = Path(path)
+    out = out or (path if path.is_dir() else path.parent) / "report"
+    found = studies(path)
+    sections = [_section(study, out, study.slug if len(found) > 1 else "", margin, confidence) for study in found]
+    environment = Environment(
+        loader=PackageLoader("analysis"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.j2").render(
+        sections=sections,
+        commands=provenance.commands(path, out, 100 * margin),
+        confidence=confidence,
+    )
+    write_text(out / INDEX, page)
+    return out / INDEX
+
+
+def _section(study: Study, out: Path, folder: str, margin: float, confidence: float) -> Section:
+    maker = _Maker(study, out / folder, margin, confidence)
+    parts = [maker.curve_part(), maker.minimum_part(), maker.strategies_part(), maker.joint_part()]
+    return Section(study, folder, maker.answers, parts, provenance.facts(study, study.folder))
+
+
+class _Maker:
+    """Makes the parts of one study's section, and writes their files."""
+
+    def __init__(self, study: Study, out: Path, margin: float, confidence: float) -> None:
+        self.study = study
+        self.out = out
+        self.confidence = confidence
+        kept = Answers.read(study.folder, study)
+        self.these = minimum_sufficient(study, margin, confidence=confidence)
+        self.new = minimum_sufficient(study, margin, confidence=confidence, answers=kept) if kept else []
+        self.comparison = compare(study, confidence)
+
+    @property
+    def answers(self) -> list[tuple[str, list[str]]]:
+        """Headings and the sentences that answer the question, the minimum first."""
+        if not self.study.strategies:
+            return [("Nothing can be said", ["No trial of the arm spec is done, so there is nothing to compare."])]
+        found = [("On these very test examples", [answer.sentence for answer in self.these])]
+        missing = "Not known: the predictions of the trials, or the labels, are not kept beside this table."
+        found.append(("For new test examples like these", [answer.sentence for answer in self.new] or [missing]))
+        better = [f"{dimension}: {said}" for dimension, (_, said) in winners(self.comparison).items()]
+        return [*found, ("Which strategy", better)] if better else found
+
+    def curve_part(self) -> Part:
+        """The curves, and the scores behind them."""
+        study, confidence = self.study, self.confidence
+        part = Part("Score against amount")
+        for name, title, x, relative in _CURVES if study.strategies else _CURVES[:1]:
+            draw = partial(curve.marginal_utility_figure, study, x, relative, self.these, confidence=confidence)
+            self._draw(part, name, title, draw, partial(curve.caption, study, relative, self.these, confidence))
+        self._tabulate(part, sheets.points_sheet(points(study, confidence)))
+        steps = marginal_utility(study, confidence)
+        if steps.empty:
+            part.said.append("Marginal utility: it takes two amounts of one strategy.")
+        else:
+            self._tabulate(part, sheets.marginal_utility_sheet(steps))
+        return part
+
+    def minimum_part(self) -> Part:
+        """The tests that the answers rest on."""
+        part = Part("How sure the minimum is")
+        for name, title, answers in (
+            ("sufficiency", "Loss against full HSK, these test examples", self.these),
+            ("sufficiency_new_examples", "Loss against full HSK, new test examples", self.new),
+        ):
+            if answers or answers is self.these:
+                draw = partial(sufficiency_of.sufficiency_figure, answers)
+                self._draw(part, name, title, draw, partial(sufficiency_of.caption, answers))
+        tested = [answer for answer in (*self.these, *self.new) if not answer.tests.empty]
+        if tested:
+            self._tabulate(part, sheets.minimum_sheet(tested))
+        return part
+
+    def strategies_part(self) -> Part:
+        """Which selector, mapping or precision is better."""
+        part = Part("Strategies at equal amounts")
+        if self.comparison.empty:
+            part.said.append("Strategies: only one per dimension, so there is nothing to compare.")
+            return part
+        draw = partial(strategies_of.strategies_figure, self.comparison)
+        say = partial(strategies_of.caption, self.comparison, self.confidence)
+        self._draw(part, "strategies", "Differences between strategies", draw, say)
+        self._tabulate(part, sheets.strategies_sheet(self.comparison))
+        self._tabulate(part, sheets.by_amount_sheet(by_amount(self.study, self.confidence)))
+        return part
+
+    def joint_part(self) -> Part:
+        """All dimensions together."""
+        study, confidence = self.study, self.confidence
+        part = Part("Several dimensions at once")
+        if study.dimension != "joint":
+            part.said.append(f"Joint: only {study.dimension} varies in this study.")
+            return part
+        scores, front, steps = surface(study), pareto(study, confidence), next_byte(study, confidence)
+        title = "Mean scores by layers, tokens and neurons"
+        self._draw(
+            part, "surface", title, partial(surface_of.surface_figure, scores), partial(surface_of.caption, scores)
+        )
+        draw, say = partial(pareto_of.pareto_figure, study, front), partial(pareto_of.caption, front, confidence)
+        self._draw(part, "pareto", "Pareto front of score against bytes", draw, say)
+        draw, say = (
+            partial(next_byte_of.next_byte_figure, study, steps),
+            partial(next_byte_of.caption, steps, confidence),
+        )
+        self._draw(part, "next_byte", "Where the next byte goes", draw, say)
+        if not scores.empty:
+            self._tabulate(part, sheets.surface_sheet(scores))
+        if front["front"].any():
+            self._tabulate(part, sheets.pareto_sheet(front))
+        if not steps.empty:
+            self._tabulate(part, sheets.next_byte_sheet(steps))
+        return part
+
+    def _draw(self, part: Part, name: str, title: str, draw: Callable[[], Figure], say: Callable[[], str]) -> None:
+        """Add a figure to a part; where the results do not allow it, the sentence that says why."""
+        try:
+            figure = draw()
+        except HskdError as error:
+            part.said.append(f"{title}: not drawn. {_sentence(str(error))}")
+            return
+        style.save(figure, self.out / "figures" / f"{name}.png")
+        vector = style.save(figure, self.out / "figures" / f"{name}.svg")
+        encoded = base64.b64encode(vector.read_bytes()).decode()
+        part.pictures.append(Picture(title, say(), encoded, figure.get_figwidth() <= style.COLUMN))
+
+    def _tabulate(self, part: Part, sheet: Sheet) -> None:
+        sheet.write(self.out / "tables")
+        part.tables.append(sheet)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,249 @@
+"""Tables of a report: the numbers whole for machines, and rounded, with their intervals, for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.sufficiency import Sufficiency, percent
+from hskd.artifacts import atomic_path, write_text
+
+
+@dataclass(frozen=True, eq=False)
+class Sheet:
+    """One table.
+
+    Attributes:
+        name: of its files.
+        title: for people.
+        about: what its columns are, in a sentence or two.
+        data: every number, scores as shares of 1.
+        shown: the same for people: text only, scores in per cent or points.
+        numeric: the columns of ``shown`` that are set flush right.
+    """
+
+    name: str
+    title: str
+    about: str
+    data: pd.DataFrame
+    shown: pd.DataFrame
+    numeric: tuple[str, ...]
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write ``<name>.csv`` (data) and ``<name>.tex`` (shown) into ``folder``; returns the paths.
+
+        Raises:
+            HskdError: the folder cannot be written.
+        """
+        table, source = folder / f"{self.name}.csv", folder / f"{self.name}.tex"
+        with atomic_path(table) as temporary:
+            self.data.to_csv(temporary, index=False, float_format="%.10g")
+        write_text(source, self.latex())
+        return [table, source]
+
+    def latex(self) -> str:
+        """The table as a LaTeX ``tabular`` with booktabs rules, to be put into a document by ``\\input``."""
+        styler = self.shown.style.hide(axis="index").format(escape="latex").format_index(axis="columns", escape="latex")
+        sides = "".join("r" if column in self.numeric else "l" for column in self.shown)
+        return f"% {self.title}. Needs \\usepackage{{booktabs}}.\n{styler.to_latex(hrules=True, column_format=sides)}"
+
+
+def points_sheet(points: pd.DataFrame) -> Sheet:
+    """The table of :func:`analysis.curves.points`."""
+    shown = pd.DataFrame(
+        {
+            "point": points["name"],
+            "strategy": points["strategy"],
+            "share of full HSK": [percent(value) if value else "0" for value in points["fraction"]],
+            "values an example": _each(points["kept_per_example"], _whole),
+            "bytes an example": _each(points["bytes_per_example"], _whole),
+            "score, %": _intervals(points, "mean", "low", "high"),
+            "seeds": points["n"].astype(str),
+            "above none, points": _intervals(points, "above_none", "above_none_low", "above_none_high", 2),
+            "gap closed, %": _intervals(points, "relative", "relative_low", "relative_high", 0),
+        }
+    )
+    about = (
+        "Intervals: t over seeds; above none paired by seed; gap closed by Fieller, without one where the gap itself "
+        "is not shown."
+    )
+    return _sheet("points", "Scores", about, points, shown, ("point", "strategy"))
+
+
+def marginal_utility_sheet(steps: pd.DataFrame) -> Sheet:
+    """The table of :func:`analysis.curves.marginal_utility` along the fraction of full HSK."""
+    shown = pd.DataFrame(
+        {
+            "from": steps["from_name"],
+            "to": steps["to_name"],
+            "strategy": steps["strategy"],
+            "share of full HSK": [
+                f"{percent(low)} to {percent(high)}" for low, high in zip(steps["low_x"], steps["high_x"], strict=True)
+            ],
+            "gain per doubling, points": _intervals(steps, "gain", "low", "high", 2),
+            "seeds": steps["n"].astype(str),
+        }
+    )
+    about = "Score gained for each doubling of the HSK, paired by seed. Points closer than half a doubling are pooled."
+    return _sheet("marginal_utility", "Marginal utility", about, steps, shown, ("strategy", "from", "to"))
+
+
+def minimum_sheet(answers: Sequence[Sufficiency]) -> Sheet:
+    """The tests behind answers of :func:`analysis.sufficiency.minimum_sufficient`, whatever their scope."""
+    parts = [
+        answer.tests.assign(
+            strategy=answer.strategy,
+            scope="new examples" if answer.new_examples else "these examples",
+            margin=answer.limit,
+        )
+        for answer in answers
+    ]
+    data = pd.concat([part for part in parts if not part.empty], ignore_index=True)
+    data = data[["scope", "strategy", *(column for column in data if column not in ("scope", "strategy"))]]
+    shown = pd.DataFrame(
+        {
+            "point": data["name"],
+            "strategy": data["strategy"],
+            "speaks of": data["scope"],
+            "loss against full, points": _each(data["loss"], lambda value: _points(value, 2)),
+            "at least": _each(data["low"], lambda value: _points(value, 2)),
+            "at most": _each(data["high"], lambda value: _points(value, 2)),
+            "margin": _each(data["margin"], lambda value: _points(value, 2)),
+            "seeds": data["n"].astype(str),
+            "by itself": data["verdict"],
+        }
+    )
+    about = (
+        f"At least, at most: one-sided {100 * answers[0].confidence:g} % bounds, each of one test alone; the answer "
+        "above follows from testing them in their order."
+    )
+    text = ("speaks of", "strategy", "point", "by itself")
+    return _sheet("minimum", "Tests of the minimum", about, data, shown, text)
+
+
+def strategies_sheet(comparison: pd.DataFrame) -> Sheet:
+    """The table of :func:`analysis.strategies.compare`."""
+    shown = _compared(comparison)
+    about = "Differences paired by seed, mean over the matched settings; p from a paired t-test, by Holm per dimension."
+    return _sheet("strategies", "Strategies", about, comparison, shown, _COMPARED)
+
+
+def by_amount_sheet(comparison: pd.DataFrame) -> Sheet:
+    """The table of :func:`analysis.strategies.by_amount`."""
+    shown = _compared(comparison)
+    shown.insert(1, "amount", comparison["amount"].astype(str))
+    about = "As the table of strategies, at each amount; Holm over all rows."
+    return _sheet("strategies_by_amount", "Strategies at each amount", about, comparison, shown, _COMPARED)
+
+
+def surface_sheet(surface: pd.DataFrame) -> Sheet:
+    """The table of :func:`analysis.joint.surface`."""
+    shown = pd.DataFrame(
+        {
+            "point": surface["name"],
+            "layers": surface["n"].astype(str),
+            "tokens": surface["k"].astype(str),
+            "neurons": [percent(value) for value in surface["w"]],
+            "share of full HSK": [percent(value) for value in surface["fraction"]],
+            "bytes an example": _each(surface["bytes_per_example"], _whole),
+            "score, %": _each(surface["score"], lambda value: _points(value, 1)),
+            "seeds": surface["n_seeds"].astype(str),
+        }
+    )
+    return _sheet("surface", "All dimensions at once", "Mean scores over the seeds.", surface, shown, ("point",))
+
+
+def pareto_sheet(pareto: pd.DataFrame) -> Sheet:
+    """The front of :func:`analysis.joint.pareto`; the data holds what is beaten too."""
+    front = pareto[pareto["front"]]
+    shown = pd.DataFrame(
+        {
+            "point": front["name"],
+            "share of full HSK": [percent(value) if value else "0" for value in front["fraction"]],
+            "bytes an example": _each(front["bytes_per_example"], _whole),
+            "score, %": _intervals(front, "mean", "low", "high"),
+            "seeds": front["n"].astype(str),
+        }
+    )
+    return _sheet(
+        "pareto", "Pareto front", "What no other point beats at its price in bytes.", pareto, shown, ("point",)
+    )
+
+
+def next_byte_sheet(steps: pd.DataFrame) -> Sheet:
+    """The table of :func:`analysis.joint.next_byte`."""
+    shown = pd.DataFrame(
+        {
+            "from": steps["from_name"],
+            "dimension": steps["dimension"],
+            "to": steps["to_name"],
+            "more bytes": _each(steps["extra_bytes"], _whole),
+            "gain, points": _intervals(steps, "gain", "low", "high", 2),
+            "per doubling": _each(steps["gain_per_doubling"], lambda value: _points(value, 2)),
+            "p (Holm)": _each(steps["p_holm"], _p),
+            "seeds": steps["n"].astype(str),
+            "verdict": steps["verdict"],
+        }
+    )
+    about = "From each point of the front, the next larger amount of each dimension; gains paired by seed."
+    return _sheet("next_byte", "Where the next byte goes", about, steps, shown, ("from", "dimension", "to", "verdict"))
+
+
+_COMPARED = ("dimension", "amount", "first", "second", "better")
+
+
+def _compared(comparison: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "dimension": comparison["dimension"],
+            "first": comparison["a"],
+            "second": comparison["b"],
+            "settings": comparison["matched"].astype(str),
+            "first - second, points": _intervals(comparison, "difference", "low", "high", 2),
+            "p": _each(comparison["p"], _p),
+            "p (Holm)": _each(comparison["p_holm"], _p),
+            "seeds": comparison["n"].astype(str),
+            "better": comparison["verdict"],
+        }
+    )
+
+
+def _sheet(name: str, title: str, about: str, data: pd.DataFrame, shown: pd.DataFrame, text: Sequence[str]) -> Sheet:
+    # A column of empty texts (strategies, where there is only one) tells nobody anything.
+    shown = shown[[str(column) for column in shown if (shown[column] != "").any()]].reset_index(drop=True)
+    return Sheet(name, title, about, data, shown, tuple(str(column) for column in shown if column not in text))
+
+
+def _intervals(table: pd.DataFrame, mean: str, low: str, high: str, digits: int = 1) -> list[str]:
+    rows = zip(table[mean], table[low], table[high], strict=True)
+    return [_interval(*row, digits) for row in rows]
+
+
+def _interval(mean: float, low: float, high: float, digits: int) -> str:
+    if math.isnan(mean):
+        return ""
+    # Bounds that equal the mean are those of a difference with itself.
+    if math.isnan(low) or math.isnan(high) or low == mean == high:
+        return _points(mean, digits)
+    return f"{_points(mean, digits)} ({_points(low, digits)} to {_points(high, digits)})"
+
+
+def _each(values: pd.Series[float], say: Callable[[float], str]) -> list[str]:
+    return ["" if math.isnan(value) else say(value) for value in values]
+
+
+def _points(score: float, digits: int) -> str:
+    text = f"{100 * score:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text
+
+
+def _whole(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.2g}"

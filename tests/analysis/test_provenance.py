@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import simulated
+
+from analysis import provenance
+from analysis.table import Study, studies
+
+DEMO = Path(__file__).resolve().parents[2] / "results" / "demo-3-seeds"
+
+
+def test_facts_of_a_committed_study() -> None:
+    [study] = studies(DEMO)
+    facts = dict(provenance.facts(study, DEMO))
+    assert facts["task"] == "mr, 2,000 training examples; scored on test"
+    assert facts["teacher"] == "offline:minilm, fine-tuned for 2 epochs at 5e-05; it scores 81.7 %"
+    assert facts["student"] == "rosita-3l-2h-96ffn, 12,591,074 parameters"
+    assert facts["trials"] == "24: none 3, spec 18, full 3"
+    assert (facts["seeds"], facts["specs"], facts["threads of a trial"]) == ("0, 1, 2", "6", "1")
+    assert facts["epochs of the HSK stage"] == "4" and facts["learning rate of the HSK stage"] == "0.0008"
+    assert facts["none instead"] == "6 epochs of the prediction stage at 0.0008"
+    assert facts["batch size"] == "32"
+    assert facts["machine"] == "AMD EPYC, cpu, arithmetic in bf16"
+    assert "torch 2.13.0+cpu" in facts["versions"]
+    assert len(facts["git commit"]) == 40
+    seconds = study.trials[["hsk_seconds", "prediction_seconds"]].sum().sum()
+    assert facts["time"].startswith(f"{seconds / 60:.0f} minutes of training in all")
+    assert "trials not done" not in facts
+
+
+def test_a_table_alone_says_less_and_nothing_false() -> None:
+    table = simulated.simulate()
+    facts = dict(provenance.facts(Study.of(table), None))
+    assert facts["student"] == "rosita-3l-2h-96ffn"
+    assert "versions" not in facts and "batch size" not in facts
+    bare = table.drop(columns=["hsk_seconds", "git_commit", "threads", "hsk_lr"])
+    facts = dict(provenance.facts(Study.of(bare), None))
+    assert not {"time", "git commit", "threads of a trial", "learning rate of the HSK stage"} & set(facts)
+    assert "none instead" not in dict(provenance.facts(Study.of(table[table["arm"] != "none"]), None))
+
+
+def test_trials_that_the_grid_lacks_are_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    shutil.copytree(DEMO, folder)
+    [study] = studies(folder)
+    (folder / "trials" / f"{study.trials['trial'].iloc[3]}.json").unlink()
+    assert dict(provenance.facts(study, folder))["trials not done"] == "1 of the grid's 24"
+
+
+def test_the_commands_can_be_pasted() -> None:
+    demo = Path("results/demo-3-seeds")
+    note, command = provenance.commands(DEMO, DEMO / "report", 0.5)[0]
+    assert note == "runs the grid, a preset"
+    assert command == f"hskd grid run demo --seeds 3 --out {DEMO}"
+    assert provenance.commands(demo, demo / "report", 0.5)[-1][1] == "hskd report results/demo-3-seeds"
+    changed = provenance.commands(Path("my results.csv"), Path("out"), 1.0)
+    assert changed == [("made this page", "hskd report 'my results.csv' --out out --margin 1")]
+    beside = provenance.commands(Path("runs/trials.csv"), Path("runs/report"), 0.5)
+    assert beside == [("made this page", "hskd report runs/trials.csv")]
+
+
+def test_a_grid_that_is_no_preset_is_run_by_its_file(tmp_path: Path) -> None:
+    grid = json.loads((DEMO / "grid.json").read_text())
+    for name, training in (("mine", grid["training"]), ("demo", grid["training"] | {"hsk_epochs": 9})):
+        (tmp_path / "grid.json").write_text(json.dumps(grid | {"name": name, "training": training}))
+        note, command = provenance.commands(tmp_path, tmp_path / "report", 0.5)[0]
+        assert command == f"hskd grid run {name}.yaml --out {tmp_path}"
+        assert "from the file" in note
+
+
+def test_the_time_of_long_studies_is_in_hours() -> None:
+    table = simulated.simulate().assign(hsk_seconds=3600.0, prediction_seconds=0.0)
+    assert dict(provenance.facts(Study.of(table), None))["time"].startswith(f"{len(table):.1f} hours")
