@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from hskd.artifacts import Workspace, lock_path
 from hskd.cache import DAY, artifacts, collect
-from hskd.cli import app
+from hskd.cli.app import app
 from hskd.errors import HskdError
 from hskd.spec import HSKSpec
 

@@ -15,7 +15,7 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 
 
 def hskd(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from hskd.cli import main; main()", *arguments]
+    command = [sys.executable, "-c", "from hskd.cli.app import main; main()", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from analysis.command_line import distil_command, parse_bytes
 from analysis.table import Study, studies
-from hskd.cli import app
+from hskd.cli.app import app
 from hskd.distill.settings import DistillSettings
 from hskd.errors import HskdError
 from hskd.spec import HSKSpec

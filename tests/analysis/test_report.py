@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from analysis.report import report
 from analysis.table import studies
-from hskd.cli import app
+from hskd.cli.app import app
 from hskd.errors import HskdError
 
 DEMO = Path(__file__).resolve().parents[2] / "results" / "demo-3-seeds"

@@ -14,7 +14,7 @@ import torch
 from conftest import make_bert
 from transformers import BertTokenizerFast, pipeline
 
-from hskd.cli import main
+from hskd.cli.app import main
 
 CPU = ["--device", "cpu", "--dtype", "fp32"]
 Cli = Callable[..., tuple[int, str, str]]

@@ -15,7 +15,7 @@ from conftest import make_bert
 from grid.lab import GRID, Ran, run
 from transformers import BertTokenizerFast
 
-from hskd.cli import main
+from hskd.cli.app import main
 from hskd.store import extract
 from hskd.training import StageTrainer
 

@@ -40,7 +40,7 @@ sweeps: [{{n: [1, 2], k: [1, 3], w: [0.25]}}]
 """
 """Two seeds of none, full and four specs."""
 OPTIONS = ["--dtype", "fp32", "--threads", "1"]
-CLI = "import os; os.cpu_count = lambda: 1; from hskd.cli import main; main()"
+CLI = "import os; os.cpu_count = lambda: 1; from hskd.cli.app import main; main()"
 """The command line on a machine of one core: how many build the teacher changes its bits."""
 UNSTABLE = ["hsk_seconds", "prediction_seconds", "examples_per_second", "peak_memory_bytes", "git_commit"]
 """Columns in which the same trial may differ: what it cost, and whether someone committed meanwhile."""
@@ -149,7 +149,7 @@ def _start(file: Path, root: Path) -> int:
     """``hskd grid run`` in a fork of this process, since importing the libraries takes longer than the grid."""
     child = os.fork()
     if child == 0:
-        from hskd.cli import main
+        from hskd.cli.app import main
 
         torch.set_num_threads(1)
         os.cpu_count = lambda: 1  # type: ignore[assignment]
@@ -192,7 +192,7 @@ def kill_and_resume(file: Path, root: Path, kills: int, seed: int, total: int) -
 
 
 if __name__ == "__main__":
-    import hskd.cli  # noqa: F401  before the forks
+    import hskd.cli.app  # noqa: F401  before the forks
 
     gc.collect()
     gc.freeze()  # as in the tests: Trainer collects garbage at every end

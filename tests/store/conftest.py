@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from hskd.cli import main
+from hskd.cli.app import main
 from hskd.store.extract import Superset, extract
 from hskd.store.reader import Store
 from hskd.tasks import Task, TokenizedSplit, load_task, tokenize

@@ -1,0 +1,5 @@
+"""``python -m hskd`` is ``hskd``."""
+
+from hskd.cli.app import main
+
+main()

@@ -1,0 +1,61 @@
+"""The command ``hskd``: every command under one name, and errors as one line."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import entry_points
+from typing import Annotated
+
+import typer
+from safetensors import SafetensorError
+
+from hskd.cli import cache, distill, grid, store, student, teacher
+from hskd.cli.progress import console
+from hskd.errors import HskdError
+
+app = typer.Typer(
+    help="How little of a teacher's hidden-state knowledge (HSK) does a student need?\n\n"
+    "Try [bold]hskd demo[/bold] first. By hand: [bold]teacher[/bold] fine-tunes a teacher, [bold]student[/bold] "
+    "prunes it, [bold]store extract[/bold] runs it once over the data, [bold]distill[/bold] trains the student from "
+    "the store.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("teacher")(teacher.command)
+app.command("student")(student.command)
+app.add_typer(store.app, name="store")
+app.command("distill")(distill.command)
+app.add_typer(grid.app, name="grid")
+app.add_typer(cache.app, name="cache")
+for _command in entry_points(group="hskd.commands"):
+    # Packages built on the engine add commands of their own; the engine need not know them.
+    app.command(_command.name)(_command.load())
+
+_debug = False
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+) -> None:
+    global _debug
+    _debug = debug
+    import datasets
+    from transformers.utils import logging
+
+    datasets.disable_progress_bars()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def main() -> None:
+    """Run the command line; an error that the user can mend is one message and exit code 2."""
+    try:
+        app()
+    except (HskdError, OSError, SafetensorError) as error:
+        if _debug:
+            raise
+        console.print(f"error: {error}", style="bold red", markup=False)
+        sys.exit(2)
