@@ -158,7 +158,7 @@ def _guess(study: Study, answered: list[Sufficiency], full: str) -> tuple[str, s
         loses = f"{100 * within[name]:.2f} points against {full}"
         return name, f"{name} is a guess, not shown: on average it loses {loses}."
     if full:
-        return full, f"None below {full} loses so little even on average, which leaves {full}."
+        return full, f"Every spec loses more than that on average, so {full} is what is left."
     specs = study.points.index[study.points["arm"] == "spec"]
     name = str(study.scores[specs].mean().idxmax())
     return name, f"{name} is a guess, not shown: it has the best mean, and there is no full to compare it with."

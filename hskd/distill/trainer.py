@@ -45,10 +45,7 @@ class HSKModule(nn.Module):
                 self.projection.load_state_dict(load_file(checkpoint / PROJECTION_FILE))
 
     def forward(self, kept: KeptHSK, **inputs: torch.Tensor) -> torch.Tensor:
-        """The HSK loss of a batch (see :func:`hskd.distill.losses.hsk_loss`); what it does not read is not computed.
-
-        ``W`` and the loss run in fp32, whatever the student runs in.
-        """
+        """The HSK loss of a batch (see :func:`hskd.distill.losses.hsk_loss`); what it does not read is not computed."""
         top, example, rank = max(kept.layers), kept.example, kept.rank
         rows = None
         if 0 < (most := int(kept.counts.max())) < inputs["input_ids"].shape[1]:
@@ -59,8 +56,7 @@ class HSKModule(nn.Module):
             states_at(states[layer], example, rank if rows is not None and layer == top else kept.positions[:, i])
             for i, layer in enumerate(kept.layers)
         ]
-        with torch.autocast(example.device.type, enabled=False):
-            return kept_loss([state.float() for state in at], kept, self.projection)
+        return kept_loss(at, kept, self.projection)
 
 
 class HSKTrainer(StageTrainer):

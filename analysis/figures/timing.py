@@ -1,0 +1,70 @@
+"""Figures of timing: how much faster offline is than online, and when a store has paid for itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis import style
+from analysis.timing import PAPER, with_extraction
+
+_PASSES = np.geomspace(1, 1000, 200)
+
+
+def speedup_figure(table: pd.DataFrame) -> Figure:
+    """Speed-up of offline over online distillation, with quartiles, the ceiling and what the paper reports.
+
+    Args:
+        table: see :func:`analysis.timing.speedups`.
+    """
+    students = list(dict.fromkeys(table["student"]))
+    settings = list(dict.fromkeys(zip(table["lengths"], table["dtype"], strict=True)))
+    with style.canvas((style.FULL, 1.0 + 0.32 * len(settings))) as figure:
+        panels = figure.subplots(1, len(students), sharey=True, sharex=True, squeeze=False)[0]
+        for axes, student in zip(panels, students, strict=True):
+            mine = table[table["student"] == student]
+            y = [settings.index(setting) for setting in zip(mine["lengths"], mine["dtype"], strict=True)]
+            spread = [mine["speedup"] - mine["speedup_low"], mine["speedup_high"] - mine["speedup"]]
+            axes.axvspan(*PAPER, color="0.9", lw=0, label="reported by the paper")
+            axes.errorbar(
+                mine["speedup"], y, xerr=np.array(spread), fmt="o", color=style.CURVE, capsize=2, label="measured"
+            )
+            axes.plot(
+                mine["ceiling"], y, "|", color=style.INK, ms=9, label="ceiling: (teacher + fine-tuning) / fine-tuning"
+            )
+            axes.set_title(student)
+            axes.set_xlabel("online time / offline time, same batches")
+            axes.set_xlim(left=1)
+        panels[0].set_yticks(range(len(settings)), [f"{lengths}, {dtype}" for lengths, dtype in settings])
+        panels[0].set_ylim(len(settings) - 0.5, -0.5)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def payback_figure(table: pd.DataFrame) -> Figure:
+    """Speed-up with the extraction counted in, by the epochs that all trials of a store train together.
+
+    Args:
+        table: see :func:`analysis.timing.speedups`; the rows of padded examples are left out where there are others.
+    """
+    real = table[~table["lengths"].str.startswith("pad")]
+    shown = real if len(real) else table
+    students = list(dict.fromkeys(shown["student"]))
+    settings = list(dict.fromkeys(zip(shown["lengths"], shown["dtype"], strict=True)))
+    with style.canvas((style.FULL, 3.0)) as figure:
+        panels = figure.subplots(1, len(students), sharey=True, squeeze=False)[0]
+        for axes, student in zip(panels, students, strict=True):
+            axes.axhspan(*PAPER, color="0.9", lw=0, label="reported by the paper")
+            axes.axhline(1, color=style.PALE, lw=0.7)
+            for row in shown[shown["student"] == student].to_dict("records"):
+                at = settings.index((row["lengths"], row["dtype"]))
+                label = f"{row['lengths']}, {row['dtype']}"
+                colour = style.COLOURS[at % len(style.COLOURS)]
+                axes.plot(_PASSES, with_extraction(row, _PASSES), color=colour, label=label)
+            axes.set_xscale("log")
+            axes.set_title(student)
+            axes.set_xlabel("epochs of the HSK stage, all trials together")
+        panels[0].set_ylabel("speed-up over online,\nextraction counted in")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
+    return figure

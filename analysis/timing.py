@@ -1,0 +1,223 @@
+"""From the timing files of ``hskd bench`` to tables: speed-ups, and what must be reached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from hskd.artifacts import read_json
+from hskd.errors import CorruptionError, HskdError
+
+PAPER = (2.7, 3.4)
+"""Speed-up of offline over online distillation that arXiv 2106.05691 reports, lowest and highest."""
+MIB = 2**20
+Seconds = Mapping[str, np.ndarray]
+"""Seconds a batch of a group's cases, one for each round."""
+
+
+class Spread(NamedTuple):
+    """Median and quartiles of a quantity over the rounds."""
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+
+    @classmethod
+    def of(cls, values: np.ndarray | list[float]) -> Spread:
+        """Of one value for each round."""
+        low, median, high = np.quantile(np.asarray(values, float), [0.25, 0.5, 0.75])
+        return cls(float(median), float(low), float(high), len(values))
+
+
+@dataclass(frozen=True, eq=False)
+class Timings:
+    """What a device's timing files hold.
+
+    Attributes:
+        cases: one row per case: suite, group, case, ``seconds`` (tuple, a batch in each round), all of ``extra_info``.
+        device: for people.
+    """
+
+    cases: pd.DataFrame
+    device: str
+
+    @classmethod
+    def read(cls, folder: Path) -> Timings:
+        """Read every timing file in ``folder``.
+
+        Raises:
+            HskdError: there is none.
+            CorruptionError: a file is not one that ``hskd bench`` wrote.
+        """
+        files = sorted(folder.glob("*.json"))
+        if not files:
+            raise HskdError(f"{folder}: no timing files (*.json) there; make them with `hskd bench`.")
+        rows: list[dict[str, Any]] = []
+        for file in files:
+            content = read_json(file)
+            try:
+                rows += [
+                    {**bench["extra_info"], "seconds": tuple(bench["stats"]["data"])} for bench in content["benchmarks"]
+                ]
+                [row["suite"] + row["group"] + row["case"] for row in rows]
+            except (KeyError, TypeError):
+                raise CorruptionError(f"{file}: not a timing file of `hskd bench`; delete it and run that.") from None
+        if not rows:
+            raise HskdError(f"{folder}: the timing files hold no times; run `hskd bench` again.")
+        first = rows[0]
+        threads = f"{first['threads']} thread{'' if first['threads'] == 1 else 's'}"
+        return cls(pd.DataFrame(rows), f"{first['device_name']}, {threads}, torch {first['torch']}")
+
+    def groups(self, suite: str) -> Iterator[tuple[pd.DataFrame, Seconds]]:
+        """The groups of a suite: their cases as rows indexed by name, and the seconds of each."""
+        for _, group in self.cases[self.cases["suite"] == suite].groupby("group", sort=False):
+            group = group.set_index("case")
+            rounds = min(len(seconds) for seconds in group["seconds"])
+            yield group, {str(name): np.array(seconds[:rounds]) for name, seconds in group["seconds"].items()}
+
+
+def speedups(timings: Timings) -> pd.DataFrame:
+    """One row per student, length setting and precision of the training suite.
+
+    Columns: student, lengths, dtype; for each way of training its median ``<way>_ms`` a batch; ``speedup``,
+    ``speedup_low``, ``speedup_high`` (online / offline time, median and quartiles of paired rounds); ``ceiling``
+    ((teacher + fine-tuning) / fine-tuning); ``extraction_ms`` a batch; ``pays_off``: passes over the data after which
+    a store, extraction included, has cost less time than the teacher in the loop.
+    """
+    extraction = {
+        (first["lengths"], first["dtype"]): float(np.median(seconds["extraction"]))
+        for group, seconds in timings.groups("extraction")
+        for first in [group.iloc[0]]
+    }
+    rows = []
+    for group, seconds in timings.groups("training"):
+        first = group.iloc[0]
+        speedup = Spread.of(seconds["online"] / seconds["offline"])
+        medians = {name: float(np.median(values)) for name, values in seconds.items() if name != "matmul"}
+        # Where an extraction over these very batches was not timed, the teacher's forward pass stands for it.
+        extract = extraction.get((first["lengths"], first["dtype"]), medians["teacher"])
+        rows.append(
+            {
+                "student": first["student"],
+                "lengths": first["lengths"],
+                "dtype": first["dtype"],
+                **{f"{name}_ms": 1000 * value for name, value in medians.items()},
+                "speedup": speedup.median,
+                "speedup_low": speedup.low,
+                "speedup_high": speedup.high,
+                "ceiling": float(np.median(_ceiling(seconds))),
+                "extraction_ms": 1000 * extract,
+                "pays_off": extract / max(medians["online"] - medians["offline"], 1e-12),
+                "share_of_matmul_peak": group["share_of_matmul_peak"].get("offline", np.nan)
+                if "share_of_matmul_peak" in group
+                else np.nan,
+                "examples_per_second": group["examples_per_second"]["offline"],
+                "peak_rss_mib": group["peak_rss_bytes"]["offline"] / MIB,
+                "rounds": speedup.rounds,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def with_extraction(row: Mapping[str, Any], passes: np.ndarray) -> np.ndarray:
+    """Speed-up over online distillation with the extraction counted in.
+
+    Args:
+        row: a row of :func:`speedups`.
+        passes: epochs of the HSK stage, over all trials that share the store, ``(P,)``.
+    """
+    online, offline, extraction = (row[f"{name}_ms"] for name in ("online", "offline", "extraction"))
+    shared: np.ndarray = passes * online / (extraction + passes * offline)
+    return shared
+
+
+def bars(timings: Timings) -> pd.DataFrame:
+    """What must be reached: quantity, setting, measured (median), low, high (quartiles), rounds, bar, side, met.
+
+    ``side`` is ``at least`` or ``at most``. What was not measured has no row.
+    """
+    rows = [*_training_bars(timings), *_lengths_bars(timings), *_store_bars(timings)]
+    table = pd.DataFrame(
+        [
+            {
+                "quantity": quantity,
+                "setting": setting,
+                "measured": measured.median,
+                "low": measured.low,
+                "high": measured.high,
+                "rounds": measured.rounds,
+                "side": side,
+                "bar": bar,
+                "met": bool(measured.median >= bar if side == "at least" else measured.median <= bar),
+            }
+            for quantity, setting, measured, side, bar in rows
+        ],
+        columns=["quantity", "setting", "measured", "low", "high", "rounds", "side", "bar", "met"],
+    )
+    return table.sort_values("quantity", key=lambda names: names.map(_order(table)), kind="stable", ignore_index=True)
+
+
+Bar = tuple[str, str, Spread, str, float]
+
+
+def _order(table: pd.DataFrame) -> dict[str, int]:
+    return {name: place for place, name in enumerate(dict.fromkeys(table["quantity"]))}
+
+
+def _ceiling(seconds: Seconds) -> np.ndarray:
+    """What offline could be faster by if the student cost what fine-tuning costs, round by round."""
+    ceiling: np.ndarray = (seconds["teacher"] + seconds["fine-tuning"]) / seconds["fine-tuning"]
+    return ceiling
+
+
+def _training_bars(timings: Timings) -> Iterator[Bar]:
+    for group, t in timings.groups("training"):
+        first = group.iloc[0]
+        setting = f"{first['student']} {first['lengths']} {first['dtype']}"
+        yield "offline / fine-tuning", setting, Spread.of(t["fine-tuning"] / t["offline"]), "at least", 0.97
+        share = t["online"] / t["offline"] / _ceiling(t)
+        yield "offline / online, share of the ceiling", setting, Spread.of(share), "at least", 0.95
+        if first["lengths"] == "pad64":
+            yield "offline / stock fine-tuning", setting, Spread.of(t["stock"] / t["offline"]), "at least", 1.05
+
+
+def _lengths_bars(timings: Timings) -> Iterator[Bar]:
+    for group, t in timings.groups("lengths"):
+        offline = [str(name) for name, what in group["what"].items() if what == "offline"]
+        best = min(offline, key=lambda name: float(np.median(t[name])))
+        for what, name in (("fp32", "offline-cola-fp32"), ("best precision", best)):
+            student = t[name.replace("offline", "fine-tuning")]
+            ceiling = (t["teacher-pad64-fp32"] + t["fine-tuning-pad64-fp32"]) / student
+            speedup = t["online-pad64-fp32"] / t[name]
+            setting = f"{group['student'].iloc[0]}, {np.median(speedup):.1f}x of {np.median(ceiling):.1f}x"
+            quantity = f"offline on CoLA's lengths, {what} / online at 64, fp32, share of the ceiling"
+            yield quantity, setting, Spread.of(speedup / ceiling), "at least", 0.9
+
+
+def _store_bars(timings: Timings) -> Iterator[Bar]:
+    for group, t in timings.groups("extraction"):
+        first = group.iloc[0]
+        ratio = Spread.of(t["forward"] / t["extraction"])
+        yield "extraction / bare teacher forward", f"{first['lengths']} {first['dtype']}", ratio, "at least", 0.95
+    for group, _ in timings.groups("size"):
+        for name, row in group.iterrows():
+            yield "store size / floor", str(name), Spread.of([row["store_bytes"] / row["floor_bytes"]]), "at most", 1.05
+    for group, t in timings.groups("store"):
+        setting = f"rosita6 cola {group['dtype'].iloc[0]}"
+        yield "reading / what training consumes", setting, Spread.of(t["offline"] / t["read"]), "at least", 50
+    for group, _ in timings.groups("memory"):
+        small, large = group.sort_values("mebibytes")["anonymous_bytes"]
+        setting = f"{group['mebibytes'].max():.0f} MiB above {group['mebibytes'].min():.0f} MiB, in MiB"
+        if None not in (*small, *large):
+            more = Spread.of((np.array(large) - np.array(small)) / MIB)
+            yield "RssAnon in training from a large store, above a small one", setting, more, "at most", 200
+    for group, t in timings.groups("scale"):
+        few, many = int(group["examples"].min()), int(group["examples"].max())
+        ratio = Spread.of(t[str(many)] / t[str(few)])
+        yield "time a step, many stored examples / few", f"{many:,} / {few:,}", ratio, "at most", 1.05

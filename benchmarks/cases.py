@@ -1,0 +1,116 @@
+"""What is measured: cases, in groups that are measured together, in suites."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from benchmarks.shapes import SPEC, STUDENTS, Sizes
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing that is timed, in a process of its own.
+
+    Attributes:
+        name: its name in the group.
+        what: which function of :mod:`benchmarks.workers` does it.
+        lengths: length setting of the examples.
+        dtype: fp32, or bf16 for autocast.
+        student: kind of the student; empty where there is none.
+        spec: what the HSK stage distils.
+        examples: examples stored, or trials of a grid; None for the setting's default.
+        mebibytes: size of the store, where that decides the number of examples.
+    """
+
+    name: str
+    what: str
+    lengths: str = "cola"
+    dtype: str = "fp32"
+    student: str = ""
+    spec: str = SPEC
+    examples: int | None = None
+    mebibytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cases whose times are compared round by round."""
+
+    suite: str
+    name: str
+    cases: tuple[Case, ...]
+
+
+TRAINING = ("fine-tuning", "fine-tuning-cls", "offline", "online", "prediction", "stock", "teacher", "matmul")
+
+
+def training(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:
+    """Every way of training a student, the teacher alone, and the peak of matrix products."""
+    for dtype in dtypes:
+        for lengths in sizes.lengths:
+            for student in STUDENTS:
+                cases = tuple(Case(what, what, lengths, dtype, student) for what in TRAINING)
+                yield Group("training", f"{student}-{lengths}-{dtype}", cases)
+
+
+def lengths(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:
+    """Offline on real lengths against online at the paper's padding: what speed-up a user of the paper's way sees."""
+    for student in STUDENTS:
+        wanted = [(what, "pad64", "fp32") for what in ("online", "teacher", "fine-tuning")]
+        wanted += [(what, "cola", dtype) for dtype in dtypes for what in ("offline", "fine-tuning")]
+        cases = tuple(Case(f"{what}-{at}-{dtype}", what, at, dtype, student) for what, at, dtype in wanted)
+        yield Group("lengths", student, cases)
+
+
+def extraction(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:
+    """Writing a superset against the teacher's bare forward pass over the same batches."""
+    for dtype in dtypes:
+        for at in sizes.extraction_lengths:
+            cases = tuple(Case(what, what, at, dtype, "rosita6") for what in ("extraction", "forward"))
+            yield Group("extraction", f"{at}-{dtype}", cases)
+
+
+def store(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:
+    """How fast random batches are read, against how fast training consumes them."""
+    yield Group(
+        "store",
+        "reading",
+        tuple(
+            Case(what, what, "cola", dtypes[-1], "rosita6", examples=sizes.store_examples)
+            for what in ("read", "offline")
+        ),
+    )
+
+
+def size(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:
+    """What stores take on disk."""
+    cases = tuple(
+        Case(what, what, "cola", student="rosita6", examples=sizes.size_examples) for what in ("superset", "derived")
+    )
+    yield Group("size", "disk", cases)
+
+
+def memory(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:
+    """Memory while training from a small store and from a large one, of full HSK."""
+    cases = tuple(
+        Case(f"{mebibytes}-MiB", "offline", "cola", dtypes[-1], "rosita6", "all_all_all", mebibytes=mebibytes)
+        for mebibytes in sizes.store_mebibytes
+    )
+    yield Group("memory", "training", cases)
+
+
+def scale(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:
+    """Training from stores of more and more examples, all of one length."""
+    cases = tuple(
+        Case(str(examples), "offline", "short", dtypes[-1], "tinybert4", examples=examples) for examples in sizes.scale
+    )
+    yield Group("scale", "examples", cases)
+
+
+def grid(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:
+    """What a trial of a grid costs beside its training, with tiny models."""
+    yield Group("grid", "trials", tuple(Case(str(trials), "grid", examples=trials) for trials in sizes.trials))
+
+
+SUITES = {suite.__name__: suite for suite in (training, lengths, extraction, store, size, memory, scale, grid)}

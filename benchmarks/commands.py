@@ -1,0 +1,100 @@
+"""``hskd bench``: run the suites on a device, then put their numbers into tables and figures."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import typer
+
+from benchmarks.cases import SUITES
+from hskd.artifacts import read_json, write_json
+from hskd.errors import HskdError
+
+
+def bench(
+    device: Annotated[
+        Literal["cpu", "cuda", "mps", "all"], typer.Option(help="Where; all: the CPU, then what accelerator is there.")
+    ] = "cpu",
+    quick: Annotated[bool, typer.Option(help="Small batches and few rounds: a first look, in minutes.")] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(help=f"Run this suite only; may be given again. One of {', '.join(SUITES)}.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the results; each device has one in it.")] = Path(
+        "results/bench"
+    ),
+    work: Annotated[Path, typer.Option(help="Folder of what is done, which a second run does not repeat.")] = Path(
+        "work"
+    ),
+    fresh: Annotated[bool, typer.Option(help="Measure again what is done.")] = False,
+) -> None:
+    """Time training, extraction and stores on this machine, with random weights in the paper's shapes.
+
+    A killed run goes on where it was, as long as the code and the settings are the same. Close other programs first.
+    """
+    from analysis.timing_report import write_report
+
+    unknown = sorted(set(only or ()) - set(SUITES))
+    if unknown:
+        raise HskdError(f"--only {unknown[0]}: no such suite; there are {', '.join(SUITES)}.")
+    for name in devices(device):
+        folder = out / (slug(torch.device(name)) + ("-quick" if quick else ""))
+        run_suites(only or list(SUITES), name, "quick" if quick else "full", folder, work / "bench", fresh)
+        print(write_report(folder))
+
+
+def devices(asked: str) -> list[str]:
+    """The devices that ``asked`` stands for.
+
+    Raises:
+        HskdError: this machine has no such device.
+    """
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if asked == "all":
+        return [name for name, available in there.items() if available]
+    if not there[asked]:
+        raise HskdError(f"--device {asked}: this machine, or this build of torch, has none; use --device cpu.")
+    return [asked]
+
+
+def slug(device: torch.device) -> str:
+    """The name of a device's folder: lower case, words joined by dashes."""
+    from benchmarks.driver import device_name
+
+    return re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
+
+
+def run_suites(suites: Sequence[str], device: str, sizes: str, folder: Path, cases: Path, fresh: bool) -> None:
+    """Run suites in a pytest of their own, and write one file of pytest-benchmark for each into ``folder``.
+
+    Args:
+        suites: which.
+        device: cpu, cuda or mps.
+        sizes: full, quick or tiny.
+        folder: where the files will lie.
+        cases: folder of the groups that are done.
+        fresh: measure again what is done.
+
+    Raises:
+        HskdError: a benchmark failed; nothing is written, and what is done is kept in ``cases``.
+    """
+    tests = [f"{Path(__file__).with_name('bench.py')}::test_{suite}" for suite in suites]
+    options = ["--sizes", sizes, "--device", device, "--cases", str(cases.resolve()), *(["--fresh"] if fresh else [])]
+    quiet = ["-x", "-q", "-s", "--no-header", "--no-summary", "--benchmark-quiet", "-p", "no:cacheprovider"]
+    with tempfile.TemporaryDirectory() as temporary:
+        timings = Path(temporary) / "timings.json"
+        command = [sys.executable, "-m", "pytest", *tests, *options, *quiet, f"--benchmark-json={timings}"]
+        # Whatever pytest is told where this runs, here it is told this.
+        ran = subprocess.run([*command, "-o", "addopts=", "--import-mode=importlib"], check=False, stdout=sys.stderr)
+        if ran.returncode:
+            raise HskdError("a benchmark failed, see above. Run the same command again: what is done is kept.")
+        content = read_json(timings)
+    for suite in suites:
+        mine = [case for case in content["benchmarks"] if case["extra_info"]["suite"] == suite]
+        write_json(folder / f"{suite}.json", content | {"benchmarks": mine})

@@ -1,0 +1,48 @@
+"""How long the examples of three GLUE tasks are: what ``benchmarks/lengths.json`` holds.
+
+Training examples, tokenised with BERT's uncased WordPiece vocabulary (the offline package carries it) and cut to the
+task's maximum length. Needs the official files.
+
+    python -m benchmarks.count_lengths ../shared/glue
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.data import LENGTHS_FILE
+from hskd.artifacts import write_json
+from hskd.tasks import load_task, tokenize
+from hskd.teachers.loading import OFFLINE_MINILM, load_tokenizer
+
+TASKS = ("cola", "sst2", "rte")
+
+
+def counted(task: str, folder: Path) -> dict[str, object]:
+    """Of a task's training examples: how many there are of each length, and how many different tokens they use."""
+    with tempfile.TemporaryDirectory() as cache:
+        train = tokenize(load_task(task, str(folder)), load_tokenizer(OFFLINE_MINILM), Path(cache))["train"]
+        lengths, examples = np.unique(train.lengths, return_counts=True)
+        return {
+            "examples": len(train),
+            "max_length": train.max_length,
+            "mean_length": round(float(train.lengths.mean()), 2),
+            "vocabulary": len(np.unique(train.input_ids)),
+            "lengths": {str(length): int(count) for length, count in zip(lengths, examples, strict=True)},
+        }
+
+
+def main() -> None:
+    """Count, and write the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("glue", type=Path, help="folder that holds CoLA, SST-2 and RTE")
+    folder = parser.parse_args().glue
+    write_json(LENGTHS_FILE, {task: counted(task, folder) for task in TASKS})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""Random examples with the lengths of real ones, and random stores of them: no data set and no network is needed.
+
+Length settings: ``cola``, ``sst2``, ``rte`` (lengths as in the training set, padded to the longest of a batch),
+``pad64`` (CoLA's, padded to 64, as in the paper), ``pad128`` (RTE's, padded to 128), ``short`` (always 12 tokens).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hskd.artifacts import read_json
+from hskd.spec import HSKSpec, Shape
+from hskd.store.layout import ArraySpec, derived_arrays, plan_shards, ragged_rows, superset_arrays, total_bytes
+from hskd.store.manifest import Manifest, Origin
+from hskd.store.reader import Store, pack_neurons
+from hskd.store.writer import Shard, write_store
+from hskd.tasks import TokenizedSplit
+from hskd.tasks.token_cache import read_arrays, write_arrays
+
+LENGTHS_FILE = Path(__file__).with_name("lengths.json")
+TASK_OF = {"pad64": "cola", "pad128": "rte", "short": "cola"}
+PADDED = {"pad64": 64, "pad128": 128}
+CLS, SEP, PAD, FIRST = 101, 102, 0, 1000
+EPOCH_BATCHES = 50
+"""Batches that the engine sorts by length together; of a real epoch's, a few that stand for all are taken."""
+_POOL = 1024
+"""Different rows of random values in a store: more would take longer to draw, and reading them costs the same."""
+
+
+def draw_lengths(setting: str, count: int) -> np.ndarray:
+    """``count`` lengths, ascending, spread evenly over the quantiles of the setting's task, ``(count,)`` int64."""
+    if setting == "short":
+        return np.full(count, 12)
+    table = read_json(LENGTHS_FILE)[TASK_OF.get(setting, setting)]["lengths"]
+    lengths = np.repeat([int(length) for length in table], list(table.values()))
+    return np.sort(lengths)[((np.arange(count) + 0.5) / count * len(lengths)).astype(np.int64)]
+
+
+def epoch_lengths(setting: str, batch: int, batches: int) -> np.ndarray:
+    """Lengths of an epoch of a few ``batches`` that stand for a real epoch's, ``(batches * batch,)``.
+
+    A real epoch's batches, sorted by length, are cut into as many parts, and of each part the batch nearest to the
+    part's mean is taken. Sorted again, the same batches come out, as tight as a real epoch's are.
+    """
+    real = draw_lengths(setting, EPOCH_BATCHES * batch).reshape(EPOCH_BATCHES, batch)
+    parts = np.array_split(real, batches)
+    return np.concatenate([part[np.abs(part.max(1) - part.max(1).mean()).argmin()] for part in parts])
+
+
+def make_split(setting: str, lengths: np.ndarray, cache: Path, seed: int = 0) -> TokenizedSplit:
+    """Random tokens of the given ``lengths``, in random order, mapped from a file in ``cache`` as real ones are.
+
+    They are drawn from as many different tokens as the real training set uses.
+    """
+    rng = np.random.default_rng(seed)
+    lengths = rng.permutation(lengths)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    vocabulary = read_json(LENGTHS_FILE)[TASK_OF.get(setting, setting)]["vocabulary"]
+    tokens = rng.integers(FIRST, FIRST + vocabulary, offsets[-1]).astype(np.int32)
+    tokens[offsets[:-1]], tokens[offsets[1:] - 1] = CLS, SEP
+    cache.mkdir(parents=True)
+    write_arrays(cache, {"offsets": offsets, "input_ids": tokens, "token_type_ids": np.zeros(len(tokens), np.uint8)})
+    arrays = read_arrays(cache)
+    scrambled = np.arange(len(lengths), dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # odd: all differ
+    return TokenizedSplit(
+        ids=scrambled.view(np.int64),
+        offsets=arrays["offsets"],
+        input_ids=arrays["input_ids"],
+        token_type_ids=arrays["token_type_ids"],
+        labels=rng.integers(2, size=len(lengths)),
+        cls_id=CLS,
+        sep_id=SEP,
+        pad_id=PAD,
+        max_length=int(PADDED.get(setting, 128)),
+        pad_to=PADDED.get(setting),
+    )
+
+
+def vocabulary_of(setting: str) -> np.ndarray:
+    """All token ids that the real training set would use as many of."""
+    vocabulary = read_json(LENGTHS_FILE)[TASK_OF.get(setting, setting)]["vocabulary"]
+    return np.concatenate([[PAD, CLS, SEP], np.arange(FIRST, FIRST + vocabulary)])
+
+
+def spec_store(folder: Path, split: TokenizedSplit, spec: HSKSpec, shape: Shape) -> Store:
+    """A store of random values: what ``derive`` would write for ``spec``, ``split`` and models of ``shape``."""
+    arrays = derived_arrays(spec, shape, split.max_length)
+    layers = spec.layers(shape)
+    mask = spec.width.fixed(shape.teacher_width)
+    plan = _plan(split, shape, "derived").model_copy(
+        update={
+            "layers": tuple(layer.student for layer in layers),
+            "mapped": tuple(layer.teacher for layer in layers),
+            "student_layers": shape.student_layers,
+            "precision": spec.precision.selector,
+            "spec": spec.model_dump(mode="json"),
+            "fixed_neurons": None
+            if mask is None or len(mask) == shape.teacher_width
+            else tuple(int(neuron) for neuron in mask),
+        }
+    )
+    return _write(folder, split, plan, arrays, spec.length.counts(split.tokens), spec.width.count(shape.teacher_width))
+
+
+def superset_store(folder: Path, split: TokenizedSplit, specs: list[HSKSpec], shape: Shape) -> Store:
+    """A superset of random values that serves ``specs``."""
+    from hskd.selectors import PRECISION
+    from hskd.store.extract import Superset
+
+    held = Superset.of(specs, shape)
+    arrays = superset_arrays(
+        len(held.layers),
+        len(held.attention_layers),
+        shape.teacher_width,
+        shape.labels,
+        PRECISION[held.precision](),  # type: ignore[call-arg]
+        split.max_length,
+        shape.vocab_size,
+    )
+    plan = _plan(split, shape, "superset").model_copy(
+        update={
+            "layers": held.layers,
+            "mapped": held.layers,
+            "attention_layers": held.attention_layers,
+            "precision": held.precision,
+        }
+    )
+    return _write(folder, split, plan, arrays, split.lengths, shape.teacher_width)
+
+
+def examples_for(mebibytes: int, setting: str, spec: HSKSpec, shape: Shape) -> int:
+    """How many examples of a length setting make a store of ``spec`` of so many MiB."""
+    arrays = derived_arrays(spec, shape, 128)
+    lengths = draw_lengths(setting, 1000)
+    kept = lengths if getattr(spec.length, "k", "all") == "all" else np.minimum(lengths - 1, spec.length.k)
+    return int(1000 * mebibytes * 2**20 / total_bytes(arrays, 1000, int(lengths.sum()), int(kept.sum())))
+
+
+def _plan(split: TokenizedSplit, shape: Shape, kind: Any) -> Manifest:
+    origin = Origin(
+        teacher="random",
+        tokenizer="none",
+        data=split.fingerprint,
+        task="random",
+        label_names=("0", "1"),
+        max_length=split.max_length,
+        dtype="fp32",
+    )
+    return Manifest(
+        kind=kind,
+        origin=origin,
+        teacher_layers=shape.teacher_layers,
+        teacher_width=shape.teacher_width,
+        vocab_size=shape.vocab_size,
+        special_ids={"cls": CLS, "sep": SEP, "pad": PAD},
+        layers=(),
+        mapped=(),
+        precision="fp16",
+        examples=len(split),
+    )
+
+
+def _write(
+    folder: Path, split: TokenizedSplit, plan: Manifest, arrays: dict[str, ArraySpec], counts: np.ndarray, neurons: int
+) -> Store:
+    rng = np.random.default_rng(0)
+    pools = {name: _pool(rng, name, array, plan, neurons) for name, array in arrays.items()}
+
+    def make_shard(span: range) -> Shard:
+        mine = slice(span.start, span.stop)
+        part = replace(split.take(np.arange(span.start, span.stop)), labels=None)
+        kept = counts[mine]
+        place = ragged_rows(np.zeros(len(span), np.int64), kept)
+        # Spread over the example, in every layer alike, [SEP] left out.
+        spread = place * np.repeat(np.maximum(part.lengths - 1, 1), kept) // np.repeat(kept, kept)
+        given = {
+            "example_ids": part.ids,
+            "lengths": part.lengths,
+            "token_ids": part.input_ids,
+            "counts": kept,
+            "positions": np.repeat(spread[:, None], len(plan.layers), axis=1),
+        }
+        rows = {"example": len(span), "token": len(part.input_ids), "kept": int(kept.sum())}
+        shard = {}
+        for name, array in arrays.items():
+            if name in given:
+                shard[name] = torch.from_numpy(np.array(given[name])).to(array.dtype)
+            else:
+                shard[name] = pools[name][torch.from_numpy(rng.integers(_POOL, size=rows[array.per]))]
+        return shard
+
+    needed = total_bytes(arrays, len(split), int(split.offsets[-1]), int(counts.sum()))
+    write_store(folder, plan, plan_shards(arrays, split.lengths, counts), needed, make_shard)
+    return Store.open(folder)
+
+
+def _pool(rng: np.random.Generator, name: str, array: ArraySpec, plan: Manifest, neurons: int) -> torch.Tensor:
+    """Random rows of an array."""
+    if name == "neurons":
+        layers = len(plan.layers)
+        order = rng.random((_POOL, layers, plan.teacher_width)).argsort(axis=2)[:, :, :neurons]
+        chosen = torch.from_numpy(np.sort(order, axis=2))
+        return pack_neurons(chosen, plan.teacher_width, array.dtype == torch.uint8)
+    return torch.from_numpy(rng.standard_normal((_POOL, array.elements), np.float32)).to(array.dtype)

@@ -1,0 +1,190 @@
+"""The driver: one process per case, one of them at work at a time, round after round."""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.cases import Case, Group
+from benchmarks.shapes import Sizes
+from hskd.artifacts import file_sha256, fingerprint, read_json, write_json
+from hskd.errors import HskdError
+
+PACKAGES = ("hskd", "benchmarks")
+"""The code that decides what is measured."""
+
+
+@dataclass
+class Measured:
+    """What became of a case: seconds per batch, one for each round, and what else is known of it."""
+
+    seconds: list[float] = field(default_factory=list)
+    known: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Driver:
+    """Measures groups on one device.
+
+    Args:
+        sizes: how much is run.
+        device: where.
+        threads: CPU threads of a worker.
+        cases: folder of the groups that are done, which are not measured again; None to keep nothing.
+        fresh: measure again what is done.
+    """
+
+    sizes: Sizes
+    device: torch.device
+    threads: int
+    cases: Path | None = None
+    fresh: bool = False
+
+    def measure(self, group: Group) -> dict[str, Measured]:
+        """The cases of ``group``, by name; from their file where it is done.
+
+        Raises:
+            HskdError: a worker failed.
+        """
+        recipe = self._recipe(group)
+        done = None if self.cases is None else self.cases / f"{group.suite}-{group.name}-{fingerprint(recipe)}.json"
+        if done is not None and done.is_file() and not self.fresh:
+            return {name: Measured(**fields) for name, fields in read_json(done)["measured"].items()}
+        with tempfile.TemporaryDirectory(prefix="hskd-bench-") as folder, self._workers(group, Path(folder)) as workers:
+            measured = self._rounds(group, workers)
+        if done is not None:
+            write_json(done, {"recipe": recipe, "measured": {name: asdict(case) for name, case in measured.items()}})
+        return measured
+
+    def _recipe(self, group: Group) -> dict[str, Any]:
+        return {
+            "group": asdict(group),
+            "sizes": asdict(self.sizes),
+            "device": [str(self.device), device_name(self.device)],
+            "threads": self.threads,
+            "versions": [version("torch"), version("transformers")],
+            "code": code_fingerprint(),
+        }
+
+    @contextmanager
+    def _workers(self, group: Group, folder: Path) -> Iterator[dict[str, Connection]]:
+        from benchmarks.workers import Job, run
+
+        # Forks of a process that has imported everything and computed nothing start at once. An accelerator's
+        # libraries do not survive forks everywhere.
+        forked = self.device.type == "cpu" and sys.platform == "linux"
+        context: Any = multiprocessing.get_context("forkserver" if forked else "spawn")
+        if forked:
+            context.set_forkserver_preload(["benchmarks.workers", "benchmarks.store_workers"])
+        pipes, processes = {}, []
+        try:
+            for i, case in enumerate(group.cases):
+                mine, theirs = context.Pipe()
+                place = folder / str(i)
+                place.mkdir()
+                job = Job(case, self.sizes, self.device, self.threads, place)
+                process = context.Process(target=run, args=(theirs, job), daemon=True)
+                process.start()
+                theirs.close()
+                pipes[case.name] = mine
+                processes.append(process)
+            for name, pipe in pipes.items():
+                self._receive(group, name, pipe)
+            yield pipes
+        finally:
+            for pipe in pipes.values():
+                pipe.close()  # who still waits for a turn goes home
+            for process in processes:
+                process.join(timeout=10)
+                if process.is_alive():
+                    process.kill()
+                    process.join()
+
+    def _rounds(self, group: Group, workers: dict[str, Connection]) -> dict[str, Measured]:
+        measured = {case.name: Measured(known=self._describe(case)) for case in group.cases}
+        names = list(workers)
+        steps = self.sizes.steps.get(group.cases[0].lengths, 1)
+        # The first turn is slowed by the counting of operations.
+        warmup = 1 + max(0, -(-(self.sizes.warmup_steps - steps) // steps))
+        fewest, most = self.sizes.rounds
+        rounds, done = most, 0
+        start = time.monotonic()
+        while done < warmup + rounds:
+            # Nobody always goes after the same one.
+            for name in names[done % len(names) :] + names[: done % len(names)]:
+                workers[name].send("go")
+                report = self._receive(group, name, workers[name])
+                if done >= warmup:
+                    measured[name].seconds.append(report["seconds"])
+                    measured[name].known.setdefault("anonymous_bytes", []).append(report["anonymous_bytes"])
+            done += 1
+            if done == warmup:
+                start = time.monotonic()
+            elif done == warmup + 1:
+                rounds = min(max(fewest, int(self.sizes.seconds / (time.monotonic() - start))), most)
+        for name, pipe in workers.items():
+            pipe.send("stop")
+            known = measured[name].known | self._receive(group, name, pipe)["known"]
+            batches = known.pop("batches_per_turn")
+            measured[name].known = known | _rates(statistics.median(measured[name].seconds) / batches, known)
+            measured[name].seconds = [seconds / batches for seconds in measured[name].seconds]
+        return measured
+
+    def _describe(self, case: Case) -> dict[str, Any]:
+        return {
+            **{name: value for name, value in asdict(case).items() if name != "name" and value not in ("", None)},
+            "device": str(self.device),
+            "device_name": device_name(self.device),
+            "threads": self.threads,
+            "torch": version("torch"),
+            "transformers": version("transformers"),
+        }
+
+    def _receive(self, group: Group, name: str, pipe: Connection) -> dict[str, Any]:
+        try:
+            message: dict[str, Any] = pipe.recv()
+        except (EOFError, ConnectionError):
+            raise HskdError(
+                f"benchmark {group.suite} {group.name}: the process of {name} died: out of memory? Run the same "
+                "command again; what is done is kept."
+            ) from None
+        if "error" in message:
+            raise HskdError(f"benchmark {group.suite} {group.name}: {name} failed:\n{message['error']}")
+        return message
+
+
+def _rates(seconds: float, known: dict[str, Any]) -> dict[str, float]:
+    """Per second, at a median of ``seconds`` a batch: examples, real tokens, floating-point operations."""
+    per_batch = {
+        name: known[f"{name}_per_batch"] for name in ("examples", "tokens", "flops") if f"{name}_per_batch" in known
+    }
+    return {f"{name}_per_second": amount / seconds for name, amount in per_batch.items()}
+
+
+def device_name(device: torch.device) -> str:
+    """What the device is called: the processor and how many cores of it, or the accelerator."""
+    from hskd.runtime import provenance
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    made_by = provenance()
+    return f"{made_by['machine']} {made_by['cores']} cores{' mps' if device.type == 'mps' else ''}"
+
+
+def code_fingerprint() -> str:
+    """16 hexadecimal digits that stand for the code of the engine and of the benchmarks."""
+    root = Path(__file__).resolve().parents[1]
+    files = sorted(file for package in PACKAGES for file in (root / package).rglob("*.py"))
+    return fingerprint([[str(file.relative_to(root)), file_sha256(file)] for file in files])

@@ -1,0 +1,164 @@
+"""The models that are timed, with random weights, and how much is run: fully, quickly, or just to see that it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+
+from hskd.students.rosita import RositaConfig, RositaForSequenceClassification
+from hskd.teachers.loading import Teacher
+
+STUDENTS = ("tinybert4", "rosita6")
+SPEC = "1l_10t_0.1w"
+"""What the HSK stage distils, unless a case says otherwise."""
+PAPER_SHAPES: dict[str, dict[str, Any]] = {
+    "teacher": {},
+    "tinybert4": {
+        "num_hidden_layers": 4,
+        "hidden_size": 312,
+        "num_attention_heads": 12,
+        "intermediate_size": 1200,
+    },
+    "rosita6": {
+        "num_hidden_layers": 6,
+        "num_attention_heads": 2,
+        "attention_head_size": 64,
+        "intermediate_size": 768,
+        "embedding_rank": 128,
+    },
+}
+"""What differs from BERT-base's configuration (12 layers, width 768, 12 heads, ffn 3072, vocabulary 30,522)."""
+TINY_SHAPES: dict[str, dict[str, Any]] = {
+    "teacher": {
+        "num_hidden_layers": 3,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    },
+    "tinybert4": {
+        "num_hidden_layers": 2,
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+    },
+    "rosita6": {
+        "num_hidden_layers": 3,
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "attention_head_size": 8,
+        "intermediate_size": 24,
+        "embedding_rank": 8,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is run.
+
+    Attributes:
+        name: full, quick or tiny.
+        shapes: fields of the models' configurations.
+        lengths: length settings of the training suite (see :mod:`benchmarks.data`).
+        extraction_lengths: length settings of the extraction suite.
+        batch: examples in a batch.
+        steps: batches in a turn of a length setting; a turn is one time that is written down.
+        rounds: fewest and most rounds; in a round every case of a group has one turn.
+        seconds: a group gets as many rounds as fit in this time.
+        warmup_steps: steps before the first turn that counts, at least.
+        matmul: side of the square matrices whose product gives the peak.
+        store_examples: examples in the store whose reading is timed.
+        size_examples: examples in the stores whose size is measured.
+        store_mebibytes: sizes of the two stores between which memory is compared.
+        scale: numbers of stored examples.
+        trials: numbers of trials of the grid.
+    """
+
+    name: str
+    shapes: dict[str, dict[str, Any]] = field(default_factory=lambda: PAPER_SHAPES)
+    lengths: tuple[str, ...] = ("pad64", "pad128", "cola", "sst2", "rte")
+    extraction_lengths: tuple[str, ...] = ("cola", "rte")
+    batch: int = 32
+    steps: dict[str, int] = field(
+        default_factory=lambda: {"pad64": 1, "pad128": 1, "cola": 6, "sst2": 6, "rte": 2, "short": 8}
+    )
+    rounds: tuple[int, int] = (5, 15)
+    seconds: float = 40.0
+    warmup_steps: int = 3
+    matmul: int = 2048
+    store_examples: int = 100_000
+    size_examples: int = 4_000
+    store_mebibytes: tuple[int, int] = (40, 4096)
+    scale: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000)
+    trials: tuple[int, ...] = (3, 6, 12)
+
+
+SIZES = {
+    sizes.name: sizes
+    for sizes in (
+        Sizes("full"),
+        Sizes(
+            "quick",
+            lengths=("pad64",),
+            extraction_lengths=("cola",),
+            batch=8,
+            steps={"pad64": 1, "cola": 4, "short": 4},
+            rounds=(3, 3),
+            seconds=0.0,
+            warmup_steps=2,
+            store_examples=20_000,
+            size_examples=1_000,
+            store_mebibytes=(40, 512),
+            scale=(1_000, 100_000),
+            trials=(3,),
+        ),
+        Sizes(
+            "tiny",
+            shapes=TINY_SHAPES,
+            lengths=("cola",),
+            extraction_lengths=("cola",),
+            batch=4,
+            steps={"pad64": 1, "cola": 2, "short": 2},
+            rounds=(1, 1),
+            seconds=0.0,
+            warmup_steps=1,
+            matmul=64,
+            store_examples=100,
+            size_examples=100,
+            store_mebibytes=(1, 2),
+            scale=(50, 100),
+            trials=(3,),
+        ),
+    )
+}
+
+
+def student_of(kind: str, sizes: Sizes) -> PreTrainedModel:
+    """A random student of ``kind`` (see ``STUDENTS``), as its class in ``transformers`` or :mod:`hskd` makes it."""
+    torch.manual_seed(1)
+    fields = sizes.shapes[kind]
+    model: PreTrainedModel
+    if kind == "rosita6":
+        model = RositaForSequenceClassification(RositaConfig(**fields))
+    else:
+        model = BertForSequenceClassification(BertConfig(**fields))
+    return model
+
+
+class RandomTeacher(Teacher):
+    """A teacher with random weights, which no tokenizer goes with."""
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """A constant."""
+        return "none"
+
+
+def teacher_of(sizes: Sizes, device: torch.device) -> RandomTeacher:
+    """A random teacher, in eval mode."""
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(BertConfig(**sizes.shapes["teacher"])).eval().to(device)
+    return RandomTeacher("random", model, None, ("0", "1"), "random")  # type: ignore[arg-type]

@@ -1,0 +1,220 @@
+"""What the workers of the other suites do: extraction, reading, sizes on disk, the cost of a grid."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from transformers import BertTokenizerFast
+
+from benchmarks.data import superset_store
+from benchmarks.pace import Pace
+from benchmarks.shapes import TINY_SHAPES, Sizes, teacher_of
+from hskd.distill.source import StoreSource
+from hskd.grid.config import Machine
+from hskd.grid.executors import InProcess
+from hskd.grid.run import run_grid
+from hskd.grid.spec import GridSpec
+from hskd.runtime import autocast
+from hskd.spec import HSKSpec, Shape
+from hskd.store.derive import derive
+from hskd.store.extract import Superset, extract
+from hskd.tasks import Task, TokenizedSplit, model_inputs, sequential_batches
+from hskd.watch import Silent
+
+if TYPE_CHECKING:
+    from benchmarks.workers import Job
+
+READS = 100
+"""Batches read in a turn."""
+TASK = Task("random", ("text",), "label", "classification", ("0", "1"), ("accuracy",), 1, 128)
+
+
+def _specs(shape: Shape) -> list[HSKSpec]:
+    """What a superset is asked to serve: full HSK, and tokens ranked by attention in every mapped layer."""
+    return [HSKSpec(), HSKSpec.parse(f"{shape.student_layers + 1}l_10t_0.1w")]
+
+
+def extraction(job: Job, pace: Pace) -> None:
+    """A superset is written, ``[CLS]`` rows included; a turn is a whole extraction."""
+    split = job.split()
+    teacher, shape = teacher_of(job.sizes, job.device), job.shape
+    _whole_turns(pace, job.steps, split, job.sizes)
+    more = pace.begin()
+    for turn in itertools.count():
+        if not more:
+            return
+        folder = job.folder / f"store-{turn}"
+        extract(
+            teacher,
+            TASK,
+            split,
+            Superset.of(_specs(shape), shape),
+            folder,
+            dtype=job.case.dtype,
+            batch_size=job.sizes.batch,
+        )
+        more = pace.step()
+        shutil.rmtree(folder)
+
+
+@torch.no_grad()
+def forward(job: Job, pace: Pace) -> None:
+    """The teacher's forward pass over the batches of an extraction; a turn is all of them."""
+    split = job.split()
+    model = teacher_of(job.sizes, job.device).model
+    _whole_turns(pace, job.steps, split, job.sizes)
+    more = pace.begin()
+    while more:
+        for rows in sequential_batches(split.lengths, job.sizes.batch):
+            with autocast(job.case.dtype, job.device):
+                model(**model_inputs(split.collate(rows), job.device))
+        more = pace.step()
+
+
+def read(job: Job, pace: Pace) -> None:
+    """Random batches are read, as the HSK stage does."""
+    from benchmarks.data import spec_store
+
+    split = job.split()
+    source = StoreSource(spec_store(job.folder / "store", split, job.spec, job.shape), split, job.shape.student_layers)
+    rng = np.random.default_rng(0)
+    batches = [split.collate(rng.integers(len(split), size=job.sizes.batch)) for _ in range(READS)]
+    _whole_turns(pace, READS, split, job.sizes)
+    more = pace.begin()
+    while more:
+        for batch in batches:
+            source.kept(batch)
+        more = pace.step()
+
+
+def superset(job: Job, pace: Pace) -> None:
+    """A superset of random values is written."""
+    split, shape = job.split(), job.shape
+    _whole_turns(pace, len(split) // job.sizes.batch, split, job.sizes)
+    held = Superset.of(_specs(shape), shape)
+    values = int(split.offsets[-1]) * len(held.layers) * shape.teacher_width
+    more = pace.begin()
+    for turn in itertools.count():
+        if not more:
+            break
+        folder = job.folder / f"store-{turn}"
+        store = superset_store(folder, split, _specs(shape), shape)
+        more = pace.step()
+        pace.known |= {
+            "store_bytes": _on_disk(folder),
+            "floor_bytes": values * store.precision.dtype.itemsize + 4 * shape.labels * len(split),
+        }
+        shutil.rmtree(folder)
+
+
+def derived(job: Job, pace: Pace) -> None:
+    """The store of one spec is derived from a superset.
+
+    The floor: kept values, for each kept token and layer the smaller of a bit a neuron and 16 bits a kept neuron and
+    one byte for its position, and the logits.
+    """
+    split, shape, spec = job.split(), job.shape, job.spec
+    held = superset_store(job.folder / "superset", split, _specs(shape), shape)
+    _whole_turns(pace, len(split) // job.sizes.batch, split, job.sizes)
+    kept = int(spec.length.counts(split.tokens).sum()) * len(spec.layers(shape))
+    neurons = spec.width.count(shape.teacher_width)
+    index_bytes = min(shape.teacher_width, 16 * neurons) / 8
+    floor = kept * (neurons * spec.precision.dtype.itemsize + index_bytes + 1) + 4 * shape.labels * len(split)
+    more = pace.begin()
+    for turn in itertools.count():
+        if not more:
+            break
+        folder = job.folder / f"store-{turn}"
+        derive(held, spec, shape.student_layers, folder)
+        more = pace.step()
+        pace.known |= {"store_bytes": _on_disk(folder), "floor_bytes": floor}
+        shutil.rmtree(folder)
+
+
+class _Unwatched(Silent):
+    def trials(self, done: int, failed: int, total: int, news: str, running: int = 0) -> None:
+        """A trial ended; nobody is told."""
+
+
+def grid(job: Job, pace: Pace) -> None:
+    """A grid of so many trials is run, with models so small that little of its time is training."""
+    trials = job.case.examples or 3
+    spec = _grid(job, trials // 3)
+    _whole_turns(pace, trials, None, job.sizes)
+    more = pace.begin()
+    for turn in itertools.count():
+        if not more:
+            break
+        out, work = job.folder / f"out-{turn}", job.folder / f"work-{turn}"
+        start = time.perf_counter()
+        table, progress = run_grid(
+            spec, spec.trials(Machine.here(job.threads, "fp32")), out, work, InProcess(), _Unwatched()
+        )
+        seconds = time.perf_counter() - start
+        assert len(table) == trials and not progress.failed, progress.failed
+        trained = float((table["hsk_seconds"] + table["prediction_seconds"]).sum())
+        pace.known.setdefault("overhead_seconds", []).append((seconds - trained) / trials)
+        more = pace.step()
+        shutil.rmtree(out)
+        shutil.rmtree(work)
+
+
+def _grid(job: Job, seeds: int) -> GridSpec:
+    """Three arms for every seed (none, full, one spec), of a teacher, a tokenizer and examples made on the spot."""
+    words = ["good", "bad", "fine", "dull", "warm", "cold"]
+    (job.folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+    teacher = teacher_of(Sizes("tiny", TINY_SHAPES), torch.device("cpu"))
+    teacher.model.save_pretrained(job.folder / "teacher")
+    BertTokenizerFast(vocab=str(job.folder / "vocab.txt")).save_pretrained(job.folder / "teacher")
+    data = job.folder / "data"
+    data.mkdir()
+    for split, count in (("train", 64), ("dev", 16)):
+        rows = [f"{' '.join(words[(i + j) % 6] for j in range(i % 5 + 1))} {i},{i % 2}" for i in range(count)]
+        (data / f"{split}.csv").write_text("\n".join(["sentence,label", *rows]) + "\n")
+    return GridSpec.model_validate(
+        {
+            "name": "overhead",
+            "task": {
+                "name": "custom",
+                "data": str(data),
+                "text_columns": ["sentence"],
+                "label_column": "label",
+            },
+            "teacher": {"model": str(job.folder / "teacher"), "settings": {"epochs": 1}},
+            "students": [{"layers": 2, "heads": 2, "ffn": 24, "importance_examples": 32}],
+            "training": {"hsk_epochs": 1, "prediction_epochs": 1, "batch_size": 32},
+            "seeds": seeds,
+            "include": ["1l_3t_0.5w"],
+        }
+    )
+
+
+def _whole_turns(pace: Pace, batches: int, split: TokenizedSplit | None, sizes: Sizes) -> None:
+    """A turn is one call that does so many ``batches``."""
+    pace.steps, pace.batches = 1, batches
+    if split is not None:
+        pace.known |= {
+            "examples_per_batch": sizes.batch,
+            "tokens_per_batch": sizes.batch * float(split.lengths.mean()),
+        }
+
+
+def _on_disk(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+STORE_WORK: dict[str, Callable[[Job, Pace], None]] = {
+    "extraction": extraction,
+    "forward": forward,
+    "read": read,
+    "superset": superset,
+    "derived": derived,
+    "grid": grid,
+}
