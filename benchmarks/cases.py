@@ -64,11 +64,12 @@ def lengths(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:
 
 
 def extraction(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:
-    """Writing a superset against the teacher's bare forward pass over the same batches."""
+    """Writing a superset, for one spec and for full HSK, against the bare teacher on the same batches."""
     for dtype in dtypes:
         for at in sizes.extraction_lengths:
+            whole = Case("extraction-full", "extraction", at, dtype, "rosita6", "all_all_all")
             cases = tuple(Case(what, what, at, dtype, "rosita6") for what in ("extraction", "forward"))
-            yield Group("extraction", f"{at}-{dtype}", cases)
+            yield Group("extraction", f"{at}-{dtype}", (whole, *cases))
 
 
 def store(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:

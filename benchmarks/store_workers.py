@@ -36,8 +36,10 @@ READS = 100
 TASK = Task("random", ("text",), "label", "classification", ("0", "1"), ("accuracy",), 1, 128)
 
 
-def _specs(shape: Shape) -> list[HSKSpec]:
-    """What a superset is asked to serve: full HSK, and tokens ranked by attention in every mapped layer."""
+def _specs(shape: Shape, spec: HSKSpec | None = None) -> list[HSKSpec]:
+    """What a superset is asked to serve: ``spec``, or full HSK and tokens ranked by attention in every mapped layer."""
+    if spec is not None and spec != spec.full():
+        return [spec]
     return [HSKSpec(), HSKSpec.parse(f"{shape.student_layers + 1}l_10t_0.1w")]
 
 
@@ -55,7 +57,7 @@ def extraction(job: Job, pace: Pace) -> None:
             teacher,
             TASK,
             split,
-            Superset.of(_specs(shape), shape),
+            Superset.of(_specs(shape, job.spec), shape),
             folder,
             dtype=job.case.dtype,
             batch_size=job.sizes.batch,

@@ -140,10 +140,9 @@ def extract(
                 dtype,
             )
             rows = torch.from_numpy(ragged_rows(starts[order], output.states.tokens.lengths))
-            if superset.layers:
-                hidden = torch.stack([output.states.hidden[layer].cpu() for layer in superset.layers], dim=1)
-                for name, tensor in precision.encode(hidden).items():
-                    shard[name][rows] = tensor.flatten(1)
+            for i, layer in enumerate(superset.layers):
+                for name, tensor in precision.encode(output.states.hidden[layer].cpu()).items():
+                    shard[name].unflatten(1, (len(superset.layers), -1))[:, i].index_copy_(0, rows, tensor)
             if superset.attention_layers:
                 shares = np.stack([output.states.attention[layer] for layer in superset.attention_layers], axis=1)
                 shard["attention"][rows] = torch.from_numpy(shares)

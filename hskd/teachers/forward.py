@@ -69,9 +69,10 @@ def teacher_forward(
     mask = inputs["attention_mask"].bool()
     with autocast(dtype, device), _cls_rows(model, attention_layers, mask) as rows:
         output = model(**inputs, output_hidden_states=bool(layers))
-    hidden = {layer: output.hidden_states[layer][mask].float() for layer in layers}
+    real = mask.flatten().nonzero()[:, 0]
+    hidden = {layer: output.hidden_states[layer].flatten(0, 1).index_select(0, real).float() for layer in layers}
     for layer, values in hidden.items():
-        if not torch.isfinite(values).all():
+        if not torch.isfinite(values.sum()):  # one number that is not finite makes the sum so, and a sum is quick
             raise HskdError(f"the teacher's hidden state {layer} is not finite; its weights are damaged or overflow.")
     attention = {layer: row[mask].float().cpu().numpy() for layer, row in rows.items()}
     return TeacherOutput(TeacherStates(tokens_of(batch, sep_id), hidden, attention), output.logits.float())
@@ -89,8 +90,9 @@ def _cls_rows(
     rows: dict[int, torch.Tensor] = {}
     handles = []
     heads = model.config.num_attention_heads
+    queries, keys = _projections(model) if attention_layers else ([], [])
     for layer in attention_layers:
-        query, key = _projections(model, layer)
+        query, key = queries[layer - 1], keys[layer - 1]
         seen: dict[str, torch.Tensor] = {}
 
         def keep_query(
@@ -120,12 +122,13 @@ def _cls_rows(
             handle.remove()
 
 
-def _projections(model: PreTrainedModel, layer: int) -> tuple[nn.Module, nn.Module]:
-    """The query and key projections of an attention layer (1-based), under the names that encoders give them."""
-    for query, key in _PROJECTIONS:
-        found = {name: [m for path, m in model.named_modules() if path.endswith(f".{name}")] for name in (query, key)}
-        if len(found[query]) == len(found[key]) == model.config.num_hidden_layers:
-            return found[query][layer - 1], found[key][layer - 1]
+def _projections(model: PreTrainedModel) -> tuple[list[nn.Module], list[nn.Module]]:
+    """The query and the key projections of all attention layers, under the names that encoders give them."""
+    modules = list(model.named_modules())
+    for names in _PROJECTIONS:
+        query, key = ([module for path, module in modules if path.endswith(f".{name}")] for name in names)
+        if len(query) == len(key) == model.config.num_hidden_layers:
+            return query, key
     raise HskdError(
         f"the attention of a {model.config.model_type} model cannot be read; use a length selector that needs none "
         "(left, cls, random)."
