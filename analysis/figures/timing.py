@@ -61,7 +61,8 @@ def payback_figure(table: pd.DataFrame) -> Figure:
                 at = settings.index((row["lengths"], row["dtype"]))
                 label = f"{row['lengths']}, {row['dtype']}"
                 colour = style.COLOURS[at % len(style.COLOURS)]
-                axes.plot(_PASSES, with_extraction(row, _PASSES), color=colour, label=label)
+                dashes = "-" if row["dtype"] == "fp32" else "--"
+                axes.plot(_PASSES, with_extraction(row, _PASSES), dashes, color=colour, label=label)
             axes.set_xscale("log")
             axes.set_title(student)
             axes.set_xlabel("epochs of the HSK stage, all trials together")
