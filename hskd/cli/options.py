@@ -20,7 +20,9 @@ class TaskOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    task: Annotated[str, Field(description="mr, cola, rte, sst2, or custom for your own files.")] = "mr"
+    task: Annotated[
+        str, Field(description="mr; cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb (GLUE); custom for your own files.")
+    ] = "mr"
     data: Annotated[
         str | None,
         Field(description="Folder of official TSV files, or (custom) a folder with train/dev[/test], or one file."),

@@ -13,6 +13,7 @@ from hskd.artifacts import format_bytes
 from hskd.cli.options import RunOptions, TaskOptions, with_settings
 from hskd.cli.progress import display
 from hskd.cli.setting import Machine, load_splits, require_folder
+from hskd.cli.store_size import size
 from hskd.errors import HskdError
 from hskd.selectors import PRECISION
 from hskd.spec import HSKSpec
@@ -24,6 +25,7 @@ from hskd.store.reader import Store
 from hskd.teachers.loading import Teacher
 
 app = typer.Typer(help="The teacher's knowledge on disk: extract once, derive many.", no_args_is_help=True)
+app.command()(size)
 
 SPEC_HELP = (
     "What to keep: layers_tokens_width such as 1l_10t_0.1w or all_all_all, then changes such as length=left or l_top=5 "

@@ -39,7 +39,7 @@ class TaskPlan(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Annotated[str, Field(description="mr, cola, rte, sst2, or custom.")] = "mr"
+    name: Annotated[str, Field(description="mr, a task of GLUE, or custom.")] = "mr"
     data: Annotated[str | None, Field(description="Folder or file of the examples.")] = None
     text_columns: Annotated[tuple[str, ...] | None, Field(description="custom: the text columns.")] = None
     label_column: Annotated[str | None, Field(description="custom: the label column.")] = None

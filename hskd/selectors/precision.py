@@ -17,6 +17,8 @@ class PrecisionSelector(Selector):
     """
 
     dtype: ClassVar[torch.dtype]
+    superset: ClassVar[str] = "fp32"
+    """The precision of a superset for specs of this one alone: itself where storing twice changes nothing."""
 
     def layout(self, count: int) -> dict[str, tuple[torch.dtype, int]]:
         """The arrays stored for ``count`` values of one token in one layer: name -> (dtype, elements)."""
@@ -55,6 +57,7 @@ class FP16(PrecisionSelector):
 
     selector: Literal["fp16"] = "fp16"
     dtype: ClassVar[torch.dtype] = torch.float16
+    superset: ClassVar[str] = "fp16"
 
 
 @PRECISION.register
@@ -63,3 +66,75 @@ class BF16(PrecisionSelector):
 
     selector: Literal["bf16"] = "bf16"
     dtype: ClassVar[torch.dtype] = torch.bfloat16
+    superset: ClassVar[str] = "bf16"
+
+
+class _Quantiser(PrecisionSelector):
+    """Whole numbers from ``-largest`` to ``largest``, times one scale for each kept token and layer.
+
+    The scale depends on which neurons are kept, so neurons are ranked before any rounding, and a superset cannot
+    be stored like this.
+    """
+
+    largest: ClassVar[int]
+
+    def ranked(self, values: torch.Tensor) -> torch.Tensor:
+        """``values`` as they are."""
+        return values
+
+    def _codes(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scale = (values.abs().amax(dim=-1, keepdim=True) / self.largest).half()
+        # A scale that fp16 rounds to 0 belongs to values that are as good as 0.
+        codes = (values / scale.float()).nan_to_num(0.0).round().clamp(-self.largest, self.largest)
+        return codes.to(torch.int8), scale
+
+
+@PRECISION.register
+class Int8(_Quantiser):
+    """8 bits, from -127 to 127 times a scale in fp16 for each kept token and layer."""
+
+    selector: Literal["int8"] = "int8"
+    dtype: ClassVar[torch.dtype] = torch.int8
+    largest: ClassVar[int] = 127
+
+    def layout(self, count: int) -> dict[str, tuple[torch.dtype, int]]:
+        """A byte for each value, and the scale."""
+        return {"values": (torch.int8, count), "scale": (torch.float16, 1)}
+
+    def encode(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
+        """See :class:`PrecisionSelector`."""
+        codes, scale = self._codes(values)
+        return {"values": codes, "scale": scale}
+
+    def decode(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
+        """See :class:`PrecisionSelector`."""
+        return arrays["values"].float() * arrays["scale"].float()
+
+
+@PRECISION.register
+class Int4(_Quantiser):
+    """4 bits, from -7 to 7 times a scale in fp16 for each kept token and layer; two values to a byte."""
+
+    selector: Literal["int4"] = "int4"
+    dtype: ClassVar[torch.dtype] = torch.uint8
+    largest: ClassVar[int] = 7
+
+    def layout(self, count: int) -> dict[str, tuple[torch.dtype, int]]:
+        """Half a byte for each value, and the scale."""
+        return {"values": (torch.uint8, -(-count // 2)), "scale": (torch.float16, 1)}
+
+    def encode(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
+        """See :class:`PrecisionSelector`; 8 is added to each number, so that 0 marks the missing one of an odd count."""
+        codes, scale = self._codes(values)
+        nibbles = (codes + 8).to(torch.uint8)
+        if nibbles.shape[-1] % 2:
+            nibbles = torch.cat([nibbles, torch.zeros_like(nibbles[..., :1])], dim=-1)
+        return {"values": nibbles[..., 0::2] | nibbles[..., 1::2] << 4, "scale": scale}
+
+    def decode(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
+        """See :class:`PrecisionSelector`."""
+        packed = arrays["values"]
+        nibbles = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2)
+        if nibbles.numel() and not nibbles[..., -1].any():
+            nibbles = nibbles[..., :-1]
+        return (nibbles.float() - 8) * arrays["scale"].float()

@@ -46,7 +46,7 @@ class Superset:
         """
         specs = list(specs)
         kept = [layer for spec in specs for layer in spec.layers(shape)]
-        precisions = {spec.precision.selector for spec in specs}
+        precisions = {spec.precision.superset for spec in specs}
         return cls(
             layers=tuple(sorted({layer.teacher for layer in kept})),
             attention_layers=tuple(sorted({layer.attention for layer in kept if layer.attention is not None})),
@@ -95,6 +95,11 @@ def extract(
                 f"{first}..{config.num_hidden_layers}."
             )
     precision = PRECISION[superset.precision]()  # type: ignore[call-arg]
+    if precision.superset != superset.precision:
+        raise HskdError(
+            f"precision {superset.precision}: depends on which neurons are kept, which a superset leaves open; "
+            f"extract with --precision {precision.superset}."
+        )
     arrays = superset_arrays(
         len(superset.layers),
         len(superset.attention_layers),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,29 @@ class GlueTask:
     """Name of the folder of official files."""
     tsv_labels: tuple[str, ...] = ("0", "1")
     """How the official files write the labels, in the order of ``task.label_names``."""
+    tsv_texts: tuple[str, ...] = ()
+    """Text columns of the official files, where they have other names than on the hub."""
+    tsv_label: str = ""
+    """The same for the label."""
+    drops_short_rows: bool = False
+    """Some rows of the official files lack fields: they are left out, and counted in a warning."""
     sources: tuple[tuple[str, Source], ...] = tuple(SOURCES.items())
+
+
+def _pair_task(
+    name: str, columns: tuple[str, str], label_names: tuple[str, ...], metrics: tuple[str, ...], hsk_epochs: int
+) -> Task:
+    """A task on pairs of sentences; the paper cuts all of them to 128 tokens."""
+    return Task(
+        name=name,
+        text_columns=columns,
+        label_column="label",
+        label_type="classification" if label_names else "regression",
+        label_names=label_names,
+        metrics=metrics,
+        hsk_epochs=hsk_epochs,
+        max_length=128,
+    )
 
 
 GLUE_TASKS = {
@@ -73,16 +96,7 @@ GLUE_TASKS = {
             ),
         ),
         GlueTask(
-            Task(
-                name="rte",
-                text_columns=("sentence1", "sentence2"),
-                label_column="label",
-                label_type="classification",
-                label_names=("entailment", "not_entailment"),
-                metrics=("accuracy",),
-                hsk_epochs=20,
-                max_length=128,
-            ),
+            _pair_task("rte", ("sentence1", "sentence2"), ("entailment", "not_entailment"), ("accuracy",), 20),
             config="rte",
             folder="RTE",
             tsv_labels=("entailment", "not_entailment"),
@@ -100,6 +114,49 @@ GLUE_TASKS = {
             ),
             config="sst2",
             folder="SST-2",
+        ),
+        GlueTask(
+            _pair_task("mrpc", ("sentence1", "sentence2"), ("not_equivalent", "equivalent"), ("accuracy", "f1"), 20),
+            config="mrpc",
+            folder="MRPC",
+            tsv_texts=("#1 String", "#2 String"),
+            tsv_label="Quality",
+        ),
+        GlueTask(
+            _pair_task("stsb", ("sentence1", "sentence2"), (), ("pearson", "spearman"), 20),
+            config="stsb",
+            folder="STS-B",
+            tsv_label="score",
+        ),
+        GlueTask(
+            _pair_task("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1"), 5),
+            config="qqp",
+            folder="QQP",
+            tsv_label="is_duplicate",
+            drops_short_rows=True,
+        ),
+        GlueTask(
+            _pair_task(
+                "mnli", ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), ("accuracy",), 5
+            ),
+            config="mnli",
+            folder="MNLI",
+            tsv_labels=("entailment", "neutral", "contradiction"),
+            tsv_texts=("sentence1", "sentence2"),
+            tsv_label="gold_label",
+            sources=(
+                ("train", SOURCES["train"]),
+                ("dev", Source("dev_matched.tsv", "validation_matched")),
+                ("dev_mismatched", Source("dev_mismatched.tsv", "validation_mismatched")),
+                ("test", Source("test_matched.tsv", "test_matched", labelled=False)),
+                ("test_mismatched", Source("test_mismatched.tsv", "test_mismatched", labelled=False)),
+            ),
+        ),
+        GlueTask(
+            _pair_task("qnli", ("question", "sentence"), ("entailment", "not_entailment"), ("accuracy",), 5),
+            config="qnli",
+            folder="QNLI",
+            tsv_labels=("entailment", "not_entailment"),
         ),
     )
 }
@@ -144,23 +201,39 @@ def _from_tsv(glue: GlueTask, folder: Path, name: str, source: Source) -> Split:
     if lines == [""] or (source.header is None and len(rows) == 1):
         raise HskdError(f"{path}: no rows; expected the official {name} file of task {task.name}.")
     header, first = (source.header, 1) if source.header else (tuple(rows.pop(0)), 2)
-    wanted = (*task.text_columns, task.label_column) if source.labelled else task.text_columns
-    for column in wanted:
+    columns, label = glue.tsv_texts or task.text_columns, glue.tsv_label or task.label_column
+    for column in (*columns, label) if source.labelled else columns:
         if column not in header:
             raise HskdError(f"{path}, line 1: no column {column!r}; it has {list(header)}.")
-    for line, row in enumerate(rows, first):
+    numbered = list(enumerate(rows, first))
+    if glue.drops_short_rows:
+        numbered = _without_short_rows(path, numbered, len(header))
+    for line, row in numbered:
         if len(row) != len(header):
             raise HskdError(f"{path}, line {line}: {len(row)} fields; expected {len(header)}: {list(header)}.")
-    texts = [[row[header.index(column)] for row in rows] for column in task.text_columns]
+    texts = [[row[header.index(column)] for _, row in numbered] for column in columns]
     if not source.labelled:
         return Split.of(name, texts, None)
-    position = header.index(task.label_column)
-    return Split.of(
-        name, texts, _parse_labels(glue, path, ((line, row[position]) for line, row in enumerate(rows, first)))
-    )
+    position = header.index(label)
+    return Split.of(name, texts, _parse_labels(glue, path, label, ((line, row[position]) for line, row in numbered)))
 
 
-def _parse_labels(glue: GlueTask, path: Path, fields: Iterable[tuple[int, str]]) -> list[int] | list[float]:
+def _without_short_rows(path: Path, rows: list[tuple[int, list[str]]], fields: int) -> list[tuple[int, list[str]]]:
+    whole = [(line, row) for line, row in rows if len(row) >= fields]
+    if not whole:
+        raise HskdError(f"{path}: no row has {fields} fields, as its header says.")
+    if len(whole) < len(rows):
+        first = next(line for line, row in rows if len(row) < fields)
+        warnings.warn(
+            f"{path}: {len(rows) - len(whole)} of {len(rows)} rows lack fields (the first: line {first}); left out.",
+            stacklevel=2,
+        )
+    return whole
+
+
+def _parse_labels(
+    glue: GlueTask, path: Path, column: str, fields: Iterable[tuple[int, str]]
+) -> list[int] | list[float]:
     regression = glue.task.label_type == "regression"
     meanings: dict[str, int] = {text: index for index, text in enumerate(glue.tsv_labels)}
     labels: list[Any] = []
@@ -169,9 +242,7 @@ def _parse_labels(glue: GlueTask, path: Path, fields: Iterable[tuple[int, str]])
             labels.append(float(field) if regression else meanings[field])
         except (KeyError, ValueError):
             expected = "a number" if regression else f"one of {list(glue.tsv_labels)}"
-            raise HskdError(
-                f"{path}, line {line}, column {glue.task.label_column!r}: {field!r}; expected {expected}."
-            ) from None
+            raise HskdError(f"{path}, line {line}, column {column!r}: {field!r}; expected {expected}.") from None
     return labels
 
 

@@ -12,6 +12,9 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ROUNDOFF = {"fp32": 0.0, "fp16": 2.0**-11, "bf16": 2.0**-8}
 """Largest relative error of a normal number: half a unit in the last place."""
 
+STEPS = {"int8": 127, "int4": 7}
+"""Numbers between 0 and the largest value of a token."""
+
 
 def values() -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
@@ -20,7 +23,7 @@ def values() -> torch.Tensor:
 
 
 def test_every_precision_is_tested() -> None:
-    assert set(PRECISION) == set(DTYPES)
+    assert set(PRECISION) == {*DTYPES, *STEPS}
 
 
 @pytest.mark.parametrize("name", DTYPES)
@@ -51,3 +54,30 @@ def test_same_neurons_from_full_and_from_rounded_values(name: str) -> None:
     stored = exact.to(DTYPES[name])
     assert torch.equal(width.neurons(precision.ranked(exact)), width.neurons(precision.ranked(stored.float())))
     assert not torch.equal(width.neurons(exact), width.neurons(stored.float()))  # ranking before rounding differs
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("count", [1, 2, 7, 64])
+def test_a_quantiser_is_wrong_by_half_a_step_at_most(name: str, count: int) -> None:
+    precision, original = PRECISION.parse({"selector": name}), values()[:, :count].reshape(5, 10, count)
+    arrays = precision.encode(original)
+    assert {key: (array.dtype, array.shape[-1]) for key, array in arrays.items()} == precision.layout(count)
+    decoded = precision.decode(arrays)
+    assert decoded.shape == original.shape and decoded.dtype == torch.float32
+    step = original.abs().amax(-1, keepdim=True) / STEPS[name]
+    error = ((decoded - original).abs() / step).max().item()
+    assert error <= 0.5 + STEPS[name] * 2.0**-11  # and what fp16 rounds off the scale
+    assert error > 0.25 or count == 1
+
+
+def test_four_bits_take_half_a_byte() -> None:
+    arrays = PRECISION.parse({"selector": "int4"}).encode(torch.tensor([[7.0, -7.0, 1.0]]))
+    assert arrays["values"].tolist() == [[15 | 1 << 4, 9]]
+    assert PRECISION.parse({"selector": "int4"}).decode(arrays).tolist() == [[7.0, -7.0, 1.0]]
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_zeros_stay_zeros(name: str) -> None:
+    precision = PRECISION.parse({"selector": name})
+    for nothing in (torch.zeros(3, 5), torch.full((3, 5), 1e-12)):
+        assert torch.equal(precision.decode(precision.encode(nothing)), torch.zeros(3, 5))

@@ -27,10 +27,10 @@ class Right(LengthSelector):
         return tokens.position
 
 
-class Int8(PrecisionSelector):
+class Mine(PrecisionSelector):
     """A byte per value and one scale per token."""
 
-    selector: Literal["int8"] = "int8"
+    selector: Literal["mine"] = "mine"
     dtype: ClassVar[torch.dtype] = torch.int8
 
     def layout(self, count: int) -> dict[str, tuple[torch.dtype, int]]:
@@ -51,9 +51,9 @@ class Int8(PrecisionSelector):
 def _registered() -> Iterator[None]:
     """The selectors above are registered, and gone after the test."""
     LENGTH.register(Right)
-    PRECISION.register(Int8)
+    PRECISION.register(Mine)
     yield
-    del LENGTH._classes["right"], PRECISION._classes["int8"]
+    del LENGTH._classes["right"], PRECISION._classes["mine"]
 
 
 def states() -> TeacherStates:
@@ -77,7 +77,7 @@ def test_a_users_length_selector() -> None:
 
 
 def test_a_users_quantiser() -> None:
-    spec = HSKSpec.parse("1l_all_0.5w,precision=int8")
+    spec = HSKSpec.parse("1l_all_0.5w,precision=mine")
     assert spec.kept_arrays(SHAPE, 16) == {
         "codes": (torch.int8, 4),
         "scale": (torch.float32, 1),
@@ -96,7 +96,7 @@ def test_a_users_quantiser() -> None:
         (DEPTH, "top_n"),
         (LENGTH, "attention, attention_no_sep, left, cls, random, right"),
         (WIDTH, "magnitude, random, uniform"),
-        (PRECISION, "fp32, fp16, bf16, int8"),
+        (PRECISION, "fp32, fp16, bf16, int8, int4, mine"),
     ],
     ids=lambda value: value.dimension if isinstance(value, Registry) else "",
 )

@@ -93,7 +93,7 @@ def specs(draw: st.DrawFn, student_layers: int) -> HSKSpec:
                 "selector": draw(st.sampled_from(["magnitude", "random", "uniform"])),
                 "w": draw(st.sampled_from([0.01, 0.05, 0.1, 0.3, 0.5, 0.99, 1.0])),
             },
-            "precision": {"selector": draw(st.sampled_from(["fp32", "fp16", "bf16"]))},
+            "precision": {"selector": draw(st.sampled_from(["fp32", "fp16", "bf16", "int8", "int4"]))},
         }
     )
 
@@ -133,7 +133,7 @@ def stores(case: Case) -> Iterator[tuple[Store, Store, Shape]]:
     everything = Superset(
         tuple(range(LAYERS + 1)),
         tuple(range(1, LAYERS + 1)),
-        case.spec.precision.selector if case.own_precision else "fp32",
+        case.spec.precision.superset if case.own_precision else "fp32",
     )
     split = make_split(case.lengths, case.max_length, case.seed)
     with TemporaryDirectory() as name:

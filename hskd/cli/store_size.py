@@ -1,0 +1,88 @@
+"""``hskd store size``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoConfig
+
+from hskd.artifacts import format_bytes
+from hskd.errors import HskdError
+from hskd.spec import HSKSpec, Shape
+from hskd.store.size import size_of, size_of_many
+from hskd.tasks import load_task, tokenize
+from hskd.tasks.glue import GLUE_TASKS
+from hskd.teachers.loading import load_tokenizer, resolve_model
+
+KNOWN = {
+    "bert-base-uncased": (12, 768, 30_522),
+    "bert-large-uncased": (24, 1024, 30_522),
+    "distilbert-base-uncased": (6, 768, 30_522),
+    "roberta-base": (12, 768, 50_265),
+    "roberta-large": (24, 1024, 50_265),
+}
+"""Layers, width and vocabulary of teachers that are on the hub: a size needs no download."""
+
+
+def size(
+    teacher: Annotated[str, typer.Option(help="Folder, hub name, or offline:minilm; only its sizes are read.")],
+    spec: Annotated[str, typer.Option(help="What to keep, such as 1l_10t_0.1w.")],
+    task: Annotated[str, typer.Option(help="Decides labels and maximum length.")],
+    student_layers: Annotated[int, typer.Option(min=1, help="Layers of the student.")] = 4,
+    data: Annotated[str | None, typer.Option(help="Count the real tokens of these training examples.")] = None,
+    examples: Annotated[int | None, typer.Option(min=1, help="Instead of --data: how many examples.")] = None,
+    mean_tokens: Annotated[float | None, typer.Option(help="Goes with --examples: real tokens of one.")] = None,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(min=1e-9, help="Real tokens the teacher computes a second (see hskd bench).")
+    ] = None,
+) -> None:
+    """Say what a store will take, from counts alone: bytes, passes of the teacher, hours. Downloads nothing."""
+    if (data is None) == (examples is None) or (examples is None) != (mean_tokens is None):
+        raise HskdError("give either --data, or --examples and --mean-tokens.")
+    layers, width, vocabulary = _sizes(teacher)
+    parsed = HSKSpec.parse(spec)
+    if examples is not None and mean_tokens is not None:
+        if task not in GLUE_TASKS:
+            raise HskdError(f"--task {task}: with --examples, expected one of {', '.join(GLUE_TASKS)}.")
+        kind = GLUE_TASKS[task].task
+        shape = Shape(student_layers, layers, width, kind.num_labels, vocabulary)
+        found = size_of_many(parsed, shape, examples, mean_tokens, kind.max_length)
+    else:
+        loaded = load_task(task, data)
+        shape = Shape(student_layers, layers, width, loaded.task.num_labels, vocabulary)
+        with TemporaryDirectory() as folder:
+            train = tokenize(loaded, load_tokenizer(teacher), Path(folder))["train"]
+            found = size_of(parsed, shape, train.lengths, train.max_length)
+    table = Table(show_header=False, title=f"{parsed.label} of {teacher} on {task}")
+    for name, text in {
+        "examples": f"{found.examples:,}",
+        "real tokens": f"{found.tokens:,}",
+        "kept tokens a layer": f"{found.kept_tokens:,}",
+        "share of full HSK": f"{100 * found.fraction:.3g} %",
+        "store": f"{format_bytes(found.derived_bytes)} in {found.shards:,} shards, "
+        f"{found.derived_bytes / found.examples:,.0f} bytes an example",
+        "superset, until derived": format_bytes(found.superset_bytes),
+        "passes of the teacher": "1",
+        "hours": f"{found.tokens / tokens_per_second / 3600:,.2f} at {tokens_per_second:,.0f} tokens a second"
+        if tokens_per_second
+        else "unknown: give --tokens-per-second",
+    }.items():
+        table.add_row(name, text)
+    Console().print(table)
+
+
+def _sizes(teacher: str) -> tuple[int, int, int]:
+    if teacher in KNOWN:
+        return KNOWN[teacher]
+    try:
+        config = AutoConfig.from_pretrained(resolve_model(teacher), local_files_only=True)
+    except (OSError, ValueError):
+        raise HskdError(
+            f"--teacher {teacher}: no configuration is on this disk; give a folder, or one of {', '.join(KNOWN)}."
+        ) from None
+    return config.num_hidden_layers, config.hidden_size, config.vocab_size

@@ -1,0 +1,98 @@
+"""What a store will take, from counts alone: nothing is loaded and nothing is run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from hskd.errors import HskdError
+from hskd.selectors import Tokens
+from hskd.spec import HSKSpec, Shape
+from hskd.store.extract import Superset
+from hskd.store.layout import SHARD_BYTES, derived_arrays, superset_arrays, total_bytes
+
+
+@dataclass(frozen=True)
+class StoreSize:
+    """Sizes of the two stores of a spec.
+
+    Attributes:
+        examples: in the data set.
+        tokens: real tokens, over all examples.
+        kept_tokens: tokens kept in a layer, over all examples.
+        fraction: kept values / values of full HSK.
+        derived_bytes: of the store that a student trains from.
+        superset_bytes: of the superset that it is derived from, and that can be deleted then.
+        shards: of the derived store.
+    """
+
+    examples: int
+    tokens: int
+    kept_tokens: int
+    fraction: float
+    derived_bytes: int
+    superset_bytes: int
+    shards: int
+
+
+def size_of(spec: HSKSpec, shape: Shape, lengths: np.ndarray, max_length: int) -> StoreSize:
+    """Sizes for examples of known lengths.
+
+    Args:
+        spec: what is kept.
+        shape: sizes of teacher and student.
+        lengths: real tokens of each example, ``(N,)``.
+        max_length: tokens that an example is cut to.
+    """
+    return _size(spec, shape, max_length, len(lengths), int(lengths.sum()), int(_kept(spec, lengths).sum()))
+
+
+def size_of_many(spec: HSKSpec, shape: Shape, examples: int, mean_tokens: float, max_length: int) -> StoreSize:
+    """Sizes for so many examples of so many real tokens on average, special tokens counted.
+
+    Every example is taken to be as long as the average. Short ones keep fewer tokens and long ones no more, so what
+    is kept is, if anything, less than this says.
+
+    Raises:
+        HskdError: fewer than three tokens on average, or more than ``max_length``.
+    """
+    if not 3 <= mean_tokens <= max_length:
+        raise HskdError(f"--mean-tokens {mean_tokens:g}: expected 3 to {max_length}, the maximum length.")
+    below = math.floor(mean_tokens)
+    few, many = _kept(spec, np.array([below, below + 1]))
+    kept = few + (mean_tokens - below) * (many - few)
+    return _size(spec, shape, max_length, examples, round(examples * mean_tokens), round(examples * kept))
+
+
+def _kept(spec: HSKSpec, lengths: np.ndarray) -> np.ndarray:
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    ids = np.zeros(offsets[-1], np.int64)
+    ids[offsets[1:] - 1] = 1  # [SEP] closes every example
+    return spec.length.counts(Tokens(np.arange(len(lengths)), offsets, ids, sep_id=1))
+
+
+def _size(spec: HSKSpec, shape: Shape, max_length: int, examples: int, tokens: int, kept: int) -> StoreSize:
+    superset = Superset.of([spec], shape)
+    wide = superset_arrays(
+        len(superset.layers),
+        len(superset.attention_layers),
+        shape.teacher_width,
+        shape.labels,
+        spec.precision,
+        max_length,
+        shape.vocab_size,
+    )
+    derived = total_bytes(derived_arrays(spec, shape, max_length), examples, tokens, kept)
+    mapped = len(spec.depth.mapping(shape.student_layers, shape.teacher_layers))
+    values = kept * len(spec.layers(shape)) * spec.width.count(shape.teacher_width)
+    return StoreSize(
+        examples=examples,
+        tokens=tokens,
+        kept_tokens=kept,
+        fraction=values / (tokens * mapped * shape.teacher_width),
+        derived_bytes=derived,
+        superset_bytes=total_bytes(wide, examples, tokens, tokens),
+        shards=-(-derived // SHARD_BYTES),
+    )

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from hskd.cli.app import app
+from hskd.errors import HskdError
+from hskd.spec import HSKSpec, Shape
+from hskd.store.derive import derive
+from hskd.store.layout import SHARD_BYTES
+from hskd.store.reader import Store
+from hskd.store.size import size_of, size_of_many
+
+BERT = Shape(student_layers=4, teacher_layers=12, teacher_width=768, labels=3, vocab_size=30_522)
+PAPER = HSKSpec.parse("1l_10t_0.1w")
+
+
+@pytest.mark.parametrize("label", ["1l_2t_0.1w", "all_all_all", "2l_3t_0.5w,length=left,width=uniform"])
+def test_is_what_a_store_takes(superset: Store, tmp_path: Path, label: str) -> None:
+    spec = HSKSpec.parse(label)
+    derived = derive(superset, spec, 2, tmp_path / "store")
+    manifest = derived.manifest
+    shape = Shape(2, manifest.teacher_layers, manifest.teacher_width, 2, manifest.vocab_size)
+    found = size_of(spec, shape, derived.lengths, manifest.origin.max_length)
+    assert found.derived_bytes == sum(tensor.nbytes for shard in derived._shards for tensor in shard.values())
+    assert found.kept_tokens == derived.counts.sum() and found.tokens == derived.lengths.sum()
+
+
+def test_many_of_one_length_are_those_examples() -> None:
+    one = size_of(PAPER, BERT, np.full(1000, 30), 128)
+    assert size_of_many(PAPER, BERT, 1000, 30, 128) == one
+    assert one.kept_tokens == 10_000  # 10 of 30
+    assert one.fraction == pytest.approx(10 * 76 / (30 * 5 * 768))
+
+
+def test_a_billion_sentences_need_no_memory() -> None:
+    found = size_of_many(PAPER, BERT, 10**9, 25.5, 128)
+    assert found.tokens == 25_500_000_000
+    # values and index bits of ten tokens, their positions, token ids, id, lengths, logits
+    assert found.derived_bytes == 10**9 * (10 * (2 * 76 + 96 + 1) + 8 + 1 + 1 + 3 * 4) + 25_500_000_000 * 2
+    assert found.shards == -(-found.derived_bytes // SHARD_BYTES)
+
+
+def test_short_examples_keep_what_they_have() -> None:
+    assert size_of_many(PAPER, BERT, 100, 7.5, 128).kept_tokens == 650  # all but [SEP]
+    with pytest.raises(HskdError, match=r"--mean-tokens 200: expected 3 to 128"):
+        size_of_many(PAPER, BERT, 100, 200, 128)
+
+
+def test_command(tmp_path: Path) -> None:
+    arguments = ["store", "size", "--task", "mnli", "--teacher", "bert-base-uncased", "--spec", "1l_10t_0.1w"]
+    counts = ["--examples", "392702", "--mean-tokens", "39.2", "--tokens-per-second", "1000"]
+    shown = CliRunner().invoke(app, [*arguments, *counts], catch_exceptions=False).output
+    assert "392,702" in shown and "4.28 at 1,000 tokens a second" in shown
+    for wrong in ([], ["--examples", "5"], ["--data", "x", *counts]):
+        with pytest.raises(HskdError, match="either --data, or --examples and --mean-tokens"):
+            CliRunner().invoke(app, [*arguments, *wrong], catch_exceptions=False)
+    with pytest.raises(HskdError, match="--teacher nobody/none: no configuration is on this disk"):
+        CliRunner().invoke(
+            app, [*arguments[:4], "--teacher", "nobody/none", *arguments[6:], *counts], catch_exceptions=False
+        )
