@@ -124,7 +124,7 @@ class Int4(_Quantiser):
         return {"values": (torch.uint8, -(-count // 2)), "scale": (torch.float16, 1)}
 
     def encode(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """See :class:`PrecisionSelector`; 8 is added to each number, so that 0 marks the missing one of an odd count."""
+        """See :class:`PrecisionSelector`; 8 is added to each number, and 0 marks the missing one of an odd count."""
         codes, scale = self._codes(values)
         nibbles = (codes + 8).to(torch.uint8)
         if nibbles.shape[-1] % 2:

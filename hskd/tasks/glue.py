@@ -136,9 +136,7 @@ GLUE_TASKS = {
             drops_short_rows=True,
         ),
         GlueTask(
-            _pair_task(
-                "mnli", ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), ("accuracy",), 5
-            ),
+            _pair_task("mnli", ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), ("accuracy",), 5),
             config="mnli",
             folder="MNLI",
             tsv_labels=("entailment", "neutral", "contradiction"),

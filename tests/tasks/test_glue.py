@@ -156,7 +156,7 @@ def test_mrpc(tmp_path: Path) -> None:
     header = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"
     write(
         tmp_path / "MRPC",
-        train=f'\ufeff{header}\r\n1\t702876\t702977\tAmrozi accused "the witness\tHe called him that\r\n0\t1\t2\ta\tb\r\n',
+        train=f'\ufeff{header}\r\n1\t7028\t7029\tAmrozi accused "the witness\tHe called him that\r\n0\t1\t2\ta\tb\r\n',
         dev=f"{header}\n0\t3\t4\tc\td\n",
         test="index\t#1 ID\t#2 ID\t#1 String\t#2 String\n0\t5\t6\te\tf\n",
     )
@@ -207,7 +207,9 @@ def test_qqp_leaves_short_rows_out_and_counts_them(tmp_path: Path) -> None:
         load_task("qqp", str(folder))
 
 
-MNLI = "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\tsentence2_parse"
+MNLI = (
+    "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\tsentence2_parse"
+)
 
 
 def test_mnli_has_two_dev_and_two_test_sets(tmp_path: Path) -> None:
