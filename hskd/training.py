@@ -56,8 +56,15 @@ class StageTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(_LogEveryEpoch)
 
-    def batch_loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The loss of a batch, a scalar, mean over its examples."""
+    def targets(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What a batch is to learn, beside what the split says of it; it joins the batch.
+
+        Asked for one batch ahead (see :class:`hskd.tasks.EpochDataLoader`).
+        """
+        return {}
+
+    def batch_loss(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        """The loss of a batch with its targets, a scalar, mean over its examples."""
         raise NotImplementedError
 
     def compute_loss(  # type: ignore[no-untyped-def]
@@ -69,7 +76,7 @@ class StageTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches as a pure function of (seed, epoch), so that a resumed run and every arm of a seed see the same."""
         sampler = BucketedBatchSampler(self.split.lengths, self.args.train_batch_size, self.args.seed, self.first_epoch)
-        return EpochDataLoader(self.split, sampler)
+        return EpochDataLoader(self.split, sampler, collate_fn=lambda batch: batch | self.targets(batch))
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """See ``Trainer``.
@@ -130,7 +137,7 @@ class StageTrainer(Trainer):
 class GoldTrainer(StageTrainer):
     """Fine-tuning on hard labels: a teacher, or the arm *gold*."""
 
-    def batch_loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def batch_loss(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
         """Cross-entropy with the labels, or squared error for regression."""
         return gold_loss(model(**model_inputs(batch)).logits, batch["labels"])
 

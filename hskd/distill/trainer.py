@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -75,9 +76,13 @@ class HSKTrainer(StageTrainer):
         super().__init__(model, args, split, "HSK stage")
         self.source = source
 
-    def batch_loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def targets(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What the source keeps of the batch."""
+        return {"kept": self.source.kept(batch)}
+
+    def batch_loss(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
         """See :func:`hskd.distill.losses.hsk_loss`."""
-        loss: torch.Tensor = model(self.source.kept(batch).to(batch["input_ids"].device), **model_inputs(batch))
+        loss: torch.Tensor = model(batch["kept"].to(batch["input_ids"].device), **model_inputs(batch))
         return loss
 
 
@@ -104,10 +109,13 @@ class PredictionTrainer(StageTrainer):
         self.source = source
         self.tau = tau
 
-    def batch_loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def targets(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The teacher's logits of the batch."""
+        return {"teacher_logits": self.source.logits(batch)}
+
+    def batch_loss(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
         """See :func:`hskd.distill.losses.prediction_loss`."""
-        logits = model(**model_inputs(batch)).logits
-        return prediction_loss(logits, self.source.logits(batch).to(logits.device), self.tau)
+        return prediction_loss(model(**model_inputs(batch)).logits, batch["teacher_logits"], self.tau)
 
 
 @torch.no_grad()

@@ -104,6 +104,8 @@ def _identity(batch: Any) -> Any:
 class EpochDataLoader(DataLoader[Any]):
     """A loader of whole batches whose ``set_epoch``, which ``Trainer`` calls, reaches the batch sampler.
 
+    It is one batch ahead: the next batch is read before a step begins, while an accelerator is busy with the last one.
+
     Resuming inside an epoch, ``Trainer`` has accelerate rebuild the loader around the same sampler, and sets the
     sampler's epoch itself.
     """
@@ -115,6 +117,14 @@ class EpochDataLoader(DataLoader[Any]):
             batch_sampler=batch_sampler,
             **{"collate_fn": _identity, **options},
         )
+
+    def __iter__(self) -> Any:
+        """The batches of the epoch that is set."""
+        batches = super().__iter__()
+        ahead = next(batches, None)
+        while ahead is not None:
+            batch, ahead = ahead, next(batches, None)
+            yield batch
 
     def set_epoch(self, epoch: int) -> None:
         """The next iteration gives this epoch's batches."""

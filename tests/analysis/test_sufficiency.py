@@ -199,7 +199,6 @@ def test_answers_make_the_claim_one_for_new_examples() -> None:
     assert anew.sentence.endswith("for new test examples like these.)")
     assert (anew.tests["high"] >= here.tests["high"] - 1e-12).all()
     assert (anew.tests["low"] <= here.tests["low"] + 1e-12).all()
-    assert (here.verdict, here.name) == ("sufficient", "2l_all_0.5w")
     [small] = minimum_sufficient(demo, 0.001, answers=answers)
     assert small.seeds_needed is None
     assert "it takes more test examples" in small.reason

@@ -46,7 +46,7 @@ def make_trainer(
 
 
 def loss_of(trainer: StageTrainer, batch: dict[str, torch.Tensor]) -> float:
-    return trainer.batch_loss(trainer.model, batch).item()
+    return trainer.batch_loss(trainer.model, batch | trainer.targets(batch)).item()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -230,3 +230,16 @@ def test_the_students_dropout_is_on(lab: Lab, tmp_path: Path) -> None:
         return losses(HSKTrainer(module, arguments(folder, epochs=1), lab.train, lab.offline(SPEC)))
 
     assert trace(0.3, tmp_path / "a") != pytest.approx(trace(0.0, tmp_path / "b"), rel=1e-2)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_targets_are_read_one_batch_ahead(lab: Lab, stage: str, tmp_path: Path) -> None:
+    """While a step computes, the next batch and its targets are there already."""
+    trainer = make_trainer(stage, lab, tmp_path, epochs=1)
+    order: list[str] = []
+    targets, batch_loss = trainer.targets, trainer.batch_loss
+    trainer.targets = lambda batch: (order.append("read"), targets(batch))[1]  # type: ignore[method-assign]
+    trainer.batch_loss = lambda model, batch: (order.append("step"), batch_loss(model, batch))[1]  # type: ignore
+    trainer.train()
+    steps = order.count("step")
+    assert order[:3] == ["read", "read", "step"] and order.count("read") == steps
