@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ def row(result: dict[str, Any]) -> dict[str, Any]:
         "precision": _text(spec, "precision", "selector"),
         "score": result["metrics"][split]["score"],
         "score_split": split,
-        "mismatched_score": result["metrics"].get(f"{split}_mismatched", {}).get("score"),
+        "mismatched_score": result["metrics"].get(f"{split}_mismatched", {}).get("score", math.nan),
         "dev_score": result["metrics"]["dev"]["score"],
         "best_dev_score": result["best_dev_score"],
         "dev_scores": " ".join(str(score) for score in result["dev_scores"]),

@@ -93,7 +93,7 @@ def test_extract_what_specs_need(setting: Setting, tmp_path: Path, hskd: Hskd) -
         (("--layers", "0,7"), "--layers 0,7: the teacher has 0..2."),
         (("--attention-layers", "0"), "--attention-layers 0: the teacher has 1..2."),
         (("--layers", "all"), "--layers all: expected whole numbers separated by commas"),
-        (("--precision", "int4"), "unknown selector 'int4'"),
+        (("--precision", "int3"), "unknown selector 'int3'"),
         (("--train-examples", 65), "65 examples asked for; the split has 64"),
         (("--teacher", "nowhere"), "--teacher nowhere: no such folder; make one with `hskd teacher`"),
         (("--max-length", 2), "--max-length 2"),
