@@ -16,6 +16,7 @@ from hskd.spec import HSKSpec, Shape
 SHAPE = Shape(student_layers=3, teacher_layers=5, teacher_width=16, labels=2, vocab_size=10)
 CLS_ID, SEP_ID = 2, 3
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+STEPS = {"int8": 127, "int4": 7}
 EXAMPLES = ((40, 6), (7, 2), (1_000_003, 11), (8, 3))
 """Id and length of each example."""
 
@@ -91,9 +92,13 @@ def check(spec: HSKSpec) -> None:
                 place = of_layer[i][t]
                 assert kept.positions[row, i] == place
                 hidden = states.hidden[teachers[layer]][states.tokens.offsets[b] + place]
-                rounded = hidden.to(DTYPES[spec.precision.selector]).tolist()
+                rounded = hidden.to(DTYPES.get(spec.precision.selector, torch.float32)).tolist()
                 neurons = plain_neurons(spec, rounded)
-                assert kept.values[row, i].tolist() == [rounded[j] for j in neurons]
+                values = torch.tensor([rounded[j] for j in neurons])
+                if spec.precision.selector in STEPS:
+                    scale = (values.abs().max() / STEPS[spec.precision.selector]).half().float()
+                    values = (values / scale).round() * scale
+                assert kept.values[row, i].tolist() == values.tolist()
                 if kept.neurons is None:
                     assert neurons == list(range(16))
                 else:

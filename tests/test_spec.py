@@ -15,7 +15,7 @@ from hskd.errors import HskdError
 from hskd.selectors import DEPTH, LENGTH, PRECISION, WIDTH
 from hskd.selectors.depth import TopN
 from hskd.selectors.length import Attention, AttentionNoSep, Cls, Left, Random
-from hskd.selectors.precision import BF16, FP16, FP32
+from hskd.selectors.precision import BF16, FP16, FP32, Int4, Int8
 from hskd.selectors.width import Magnitude, RandomNeurons, UniformNeurons
 from hskd.spec import DIMENSIONS, HSKSpec, Layer, Shape
 
@@ -41,7 +41,13 @@ BY_NAME: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "random": st.builds(RandomNeurons, w=WS, seed=SEEDS),
         "uniform": st.builds(UniformNeurons, w=WS),
     },
-    "precision": {"fp32": st.builds(FP32), "fp16": st.builds(FP16), "bf16": st.builds(BF16)},
+    "precision": {
+        "fp32": st.builds(FP32),
+        "fp16": st.builds(FP16),
+        "bf16": st.builds(BF16),
+        "int8": st.builds(Int8),
+        "int4": st.builds(Int4),
+    },
 }
 SPECS = st.builds(HSKSpec, **{name: st.one_of(*by_name.values()) for name, by_name in BY_NAME.items()})
 
