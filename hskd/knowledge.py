@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -45,12 +46,12 @@ class KeptHSK:
     values: torch.Tensor
     neurons: torch.Tensor | None
 
-    @property
+    @cached_property
     def example(self) -> torch.Tensor:
         """Which example of the batch each kept token belongs to, ``(K,)`` int64."""
         return torch.repeat_interleave(torch.arange(len(self.counts), device=self.counts.device), self.counts)
 
-    @property
+    @cached_property
     def rank(self) -> torch.Tensor:
         """Place of each kept token among the kept ones of its example, ``(K,)`` int64, from 0."""
         first = torch.repeat_interleave(self.counts.cumsum(0) - self.counts, self.counts)

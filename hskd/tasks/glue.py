@@ -57,10 +57,15 @@ class GlueTask:
     sources: tuple[tuple[str, Source], ...] = tuple(SOURCES.items())
 
 
-def _pair_task(
-    name: str, columns: tuple[str, str], label_names: tuple[str, ...], metrics: tuple[str, ...], hsk_epochs: int
+def _task(
+    name: str,
+    columns: tuple[str, ...],
+    label_names: tuple[str, ...],
+    metrics: tuple[str, ...],
+    hsk_epochs: int,
+    max_length: int = 128,
 ) -> Task:
-    """A task on pairs of sentences; the paper cuts all of them to 128 tokens."""
+    """A task as GLUE has them: its labels are in the column ``label``, and without names they are numbers to fit."""
     return Task(
         name=name,
         text_columns=columns,
@@ -69,7 +74,7 @@ def _pair_task(
         label_names=label_names,
         metrics=metrics,
         hsk_epochs=hsk_epochs,
-        max_length=128,
+        max_length=max_length,
     )
 
 
@@ -77,16 +82,7 @@ GLUE_TASKS = {
     glue.task.name: glue
     for glue in (
         GlueTask(
-            Task(
-                name="cola",
-                text_columns=("sentence",),
-                label_column="label",
-                label_type="classification",
-                label_names=("unacceptable", "acceptable"),
-                metrics=("matthews",),
-                hsk_epochs=30,
-                max_length=64,
-            ),
+            _task("cola", ("sentence",), ("unacceptable", "acceptable"), ("matthews",), 30, max_length=64),
             config="cola",
             folder="CoLA",
             sources=(
@@ -96,47 +92,38 @@ GLUE_TASKS = {
             ),
         ),
         GlueTask(
-            _pair_task("rte", ("sentence1", "sentence2"), ("entailment", "not_entailment"), ("accuracy",), 20),
+            _task("rte", ("sentence1", "sentence2"), ("entailment", "not_entailment"), ("accuracy",), 20),
             config="rte",
             folder="RTE",
             tsv_labels=("entailment", "not_entailment"),
         ),
         GlueTask(
-            Task(
-                name="sst2",
-                text_columns=("sentence",),
-                label_column="label",
-                label_type="classification",
-                label_names=("negative", "positive"),
-                metrics=("accuracy",),
-                hsk_epochs=10,
-                max_length=64,
-            ),
+            _task("sst2", ("sentence",), ("negative", "positive"), ("accuracy",), 10, max_length=64),
             config="sst2",
             folder="SST-2",
         ),
         GlueTask(
-            _pair_task("mrpc", ("sentence1", "sentence2"), ("not_equivalent", "equivalent"), ("accuracy", "f1"), 20),
+            _task("mrpc", ("sentence1", "sentence2"), ("not_equivalent", "equivalent"), ("accuracy", "f1"), 20),
             config="mrpc",
             folder="MRPC",
             tsv_texts=("#1 String", "#2 String"),
             tsv_label="Quality",
         ),
         GlueTask(
-            _pair_task("stsb", ("sentence1", "sentence2"), (), ("pearson", "spearman"), 20),
+            _task("stsb", ("sentence1", "sentence2"), (), ("pearson", "spearman"), 20),
             config="stsb",
             folder="STS-B",
             tsv_label="score",
         ),
         GlueTask(
-            _pair_task("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1"), 5),
+            _task("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1"), 5),
             config="qqp",
             folder="QQP",
             tsv_label="is_duplicate",
             drops_short_rows=True,
         ),
         GlueTask(
-            _pair_task("mnli", ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), ("accuracy",), 5),
+            _task("mnli", ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), ("accuracy",), 5),
             config="mnli",
             folder="MNLI",
             tsv_labels=("entailment", "neutral", "contradiction"),
@@ -151,7 +138,7 @@ GLUE_TASKS = {
             ),
         ),
         GlueTask(
-            _pair_task("qnli", ("question", "sentence"), ("entailment", "not_entailment"), ("accuracy",), 5),
+            _task("qnli", ("question", "sentence"), ("entailment", "not_entailment"), ("accuracy",), 5),
             config="qnli",
             folder="QNLI",
             tsv_labels=("entailment", "not_entailment"),
