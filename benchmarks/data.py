@@ -15,7 +15,7 @@ import torch
 
 from hskd.artifacts import read_json
 from hskd.spec import HSKSpec, Shape
-from hskd.store.layout import ArraySpec, derived_arrays, plan_shards, ragged_rows, superset_arrays, total_bytes
+from hskd.store.layout import ArraySpec, derived_arrays, plan_shards, ragged_rows, total_bytes
 from hskd.store.manifest import Manifest, Origin
 from hskd.store.reader import Store, pack_neurons
 from hskd.store.writer import Shard, write_store
@@ -109,19 +109,10 @@ def spec_store(folder: Path, split: TokenizedSplit, spec: HSKSpec, shape: Shape)
 
 def superset_store(folder: Path, split: TokenizedSplit, specs: list[HSKSpec], shape: Shape) -> Store:
     """A superset of random values that serves ``specs``."""
-    from hskd.selectors import PRECISION
     from hskd.store.extract import Superset
 
     held = Superset.of(specs, shape)
-    arrays = superset_arrays(
-        len(held.layers),
-        len(held.attention_layers),
-        shape.teacher_width,
-        shape.labels,
-        PRECISION[held.precision](),  # type: ignore[call-arg]
-        split.max_length,
-        shape.vocab_size,
-    )
+    arrays = held.arrays(shape.teacher_width, shape.labels, split.max_length, shape.vocab_size)
     plan = _plan(split, shape, "superset").model_copy(
         update={
             "layers": held.layers,

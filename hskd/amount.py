@@ -35,7 +35,17 @@ def measure(spec: HSKSpec, tokens: Tokens, shape: Shape, max_length: int) -> HSK
         HskdError: the spec names a layer that the student or the teacher lacks.
     """
     kept_tokens = int(spec.length.counts(tokens).sum())
-    examples, real_tokens = len(tokens.lengths), len(tokens.input_ids)
+    return amount_of(spec, shape, max_length, len(tokens.lengths), len(tokens.input_ids), kept_tokens)
+
+
+def amount_of(
+    spec: HSKSpec, shape: Shape, max_length: int, examples: int, real_tokens: int, kept_tokens: int
+) -> HSKAmount:
+    """:func:`measure` from counts over all examples: real tokens, and tokens kept in each layer.
+
+    Raises:
+        HskdError: the spec names a layer that the student or the teacher lacks.
+    """
     kept = kept_tokens * len(spec.layers(shape)) * spec.width.count(shape.teacher_width)
     per_token = len(spec.depth.mapping(shape.student_layers, shape.teacher_layers)) * shape.teacher_width
     arrays = derived_arrays(spec, shape, max_length)

@@ -20,9 +20,8 @@ from hskd.grid.spec import GridSpec
 from hskd.grid.study import Study
 from hskd.results import load
 from hskd.runtime import autocast, set_threads
-from hskd.selectors import PRECISION
 from hskd.spec import HSKSpec, Shape
-from hskd.store.layout import superset_arrays, total_bytes
+from hskd.store.layout import total_bytes
 from hskd.students import RositaConfig, RositaForSequenceClassification
 from hskd.tasks import TokenizedSplit, bucketed_batches, model_inputs
 from hskd.teachers.loading import resolve_model
@@ -117,15 +116,7 @@ def _store_bytes(study: Study, encoder: PretrainedConfig) -> int:
     ):
         superset = study.union(specs, encoder)
         tokens = int(examples.offsets[-1])
-        arrays = superset_arrays(
-            len(superset.layers),
-            len(superset.attention_layers),
-            encoder.hidden_size,
-            study.task.num_labels,
-            PRECISION[superset.precision](),  # type: ignore[call-arg]
-            examples.max_length,
-            encoder.vocab_size,
-        )
+        arrays = superset.arrays(encoder.hidden_size, study.task.num_labels, examples.max_length, encoder.vocab_size)
         derived = {
             (spec.canonical, trial.student.layers): _amount(spec, trial, study, examples, encoder).bytes_per_example
             for spec, trial in zip(specs, study.trials, strict=True)

@@ -53,6 +53,18 @@ class Superset:
             precision=precisions.pop() if len(precisions) == 1 else "fp32",
         )
 
+    def arrays(self, width: int, labels: int, max_length: int, vocab_size: int) -> dict[str, ArraySpec]:
+        """The arrays of this superset, for a teacher of that width, labels and vocabulary (see ``superset_arrays``)."""
+        return superset_arrays(
+            len(self.layers),
+            len(self.attention_layers),
+            width,
+            labels,
+            PRECISION[self.precision](),  # type: ignore[call-arg]
+            max_length,
+            vocab_size,
+        )
+
 
 def extract(
     teacher: Teacher,
@@ -100,15 +112,7 @@ def extract(
             f"precision {superset.precision}: depends on which neurons are kept, which a superset leaves open; "
             f"extract with --precision {precision.superset}."
         )
-    arrays = superset_arrays(
-        len(superset.layers),
-        len(superset.attention_layers),
-        config.hidden_size,
-        config.num_labels,
-        precision,
-        split.max_length,
-        config.vocab_size,
-    )
+    arrays = superset.arrays(config.hidden_size, config.num_labels, split.max_length, config.vocab_size)
     plan = Manifest(
         kind="superset",
         origin=Origin(

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hskd.amount import amount_of
 from hskd.errors import HskdError
 from hskd.selectors import Tokens
 from hskd.spec import HSKSpec, Shape
 from hskd.store.extract import Superset
-from hskd.store.layout import SHARD_BYTES, derived_arrays, superset_arrays, total_bytes
+from hskd.store.layout import SHARD_BYTES, derived_arrays, total_bytes
 
 
 @dataclass(frozen=True)
@@ -75,23 +76,13 @@ def _kept(spec: HSKSpec, lengths: np.ndarray) -> np.ndarray:
 
 def _size(spec: HSKSpec, shape: Shape, max_length: int, examples: int, tokens: int, kept: int) -> StoreSize:
     superset = Superset.of([spec], shape)
-    wide = superset_arrays(
-        len(superset.layers),
-        len(superset.attention_layers),
-        shape.teacher_width,
-        shape.labels,
-        spec.precision,
-        max_length,
-        shape.vocab_size,
-    )
+    wide = superset.arrays(shape.teacher_width, shape.labels, max_length, shape.vocab_size)
     derived = total_bytes(derived_arrays(spec, shape, max_length), examples, tokens, kept)
-    mapped = len(spec.depth.mapping(shape.student_layers, shape.teacher_layers))
-    values = kept * len(spec.layers(shape)) * spec.width.count(shape.teacher_width)
     return StoreSize(
         examples=examples,
         tokens=tokens,
         kept_tokens=kept,
-        fraction=values / (tokens * mapped * shape.teacher_width),
+        fraction=amount_of(spec, shape, max_length, examples, tokens, kept).fraction,
         derived_bytes=derived,
         superset_bytes=total_bytes(wide, examples, tokens, tokens),
         shards=-(-derived // SHARD_BYTES),

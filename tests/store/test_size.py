@@ -44,6 +44,14 @@ def test_a_billion_sentences_need_no_memory() -> None:
     assert found.shards == -(-found.derived_bytes // SHARD_BYTES)
 
 
+def test_a_superset_of_a_quantiser_is_in_fp32() -> None:
+    """Scales depend on what is kept, which a superset leaves open."""
+    eight, full = (
+        size_of_many(HSKSpec.parse(f"1l_10t_0.1w,precision={name}"), BERT, 100, 30, 128) for name in ("int8", "fp32")
+    )
+    assert eight.superset_bytes == full.superset_bytes and eight.derived_bytes < full.derived_bytes
+
+
 def test_short_examples_keep_what_they_have() -> None:
     assert size_of_many(PAPER, BERT, 100, 7.5, 128).kept_tokens == 650  # all but [SEP]
     with pytest.raises(HskdError, match=r"--mean-tokens 200: expected 3 to 128"):
