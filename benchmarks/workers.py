@@ -27,7 +27,7 @@ from benchmarks.shapes import Sizes, student_of, teacher_of
 from hskd.distill.source import OnlineSource, StoreSource
 from hskd.distill.trainer import HSKModule, HSKTrainer, PredictionTrainer
 from hskd.dropout import cheap_dropout
-from hskd.encoder import hidden_states
+from hskd.encoder import class_logits
 from hskd.runtime import autocast
 from hskd.spec import HSKSpec, Shape
 from hskd.tasks import BucketedBatchSampler, TokenizedSplit, model_inputs
@@ -121,8 +121,7 @@ class WholeGoldTrainer(GoldTrainer):
         student = self.model
 
         def forward(**inputs: torch.Tensor) -> SequenceClassifierOutput:
-            last = hidden_states(student, inputs, student.config.num_hidden_layers)[-1]
-            return SequenceClassifierOutput(logits=student.classifier(student.dropout(student.base_model.pooler(last))))
+            return SequenceClassifierOutput(logits=class_logits(student, inputs))
 
         student.forward = forward
         with cheap_dropout(student):

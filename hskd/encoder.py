@@ -107,6 +107,13 @@ def compiled_layers(backend: str | None = "inductor") -> Iterator[None]:
         _run_layer = before
 
 
+def class_logits(model: Any, inputs: dict[str, torch.Tensor], rows: torch.Tensor | None = None) -> torch.Tensor:
+    """Logits ``(B, C)`` of a BERT classifier, its last layer computed at ``rows`` (see :func:`hidden_states`) alone."""
+    pooled = model.base_model.pooler(hidden_states(model, inputs, model.config.num_hidden_layers, rows)[-1])
+    logits: torch.Tensor = model.classifier(model.dropout(pooled))
+    return logits
+
+
 @contextmanager
 def cls_only(model: nn.Module) -> Iterator[None]:
     """Within, a BERT classifier computes in its last layer what its pooler reads: ``[CLS]``. Others stay as they are.
@@ -118,9 +125,7 @@ def cls_only(model: nn.Module) -> Iterator[None]:
 
     def forward(self: Any, **inputs: torch.Tensor) -> SequenceClassifierOutput:
         first = torch.zeros((len(inputs["input_ids"]), 1), dtype=torch.long, device=inputs["input_ids"].device)
-        top = self.config.num_hidden_layers
-        pooled = self.base_model.pooler(hidden_states(self, inputs, top, first)[-1])
-        return SequenceClassifierOutput(logits=self.classifier(self.dropout(pooled)))
+        return SequenceClassifierOutput(logits=class_logits(self, inputs, first))
 
     if lean:
         model.forward = types.MethodType(forward, model)
