@@ -43,7 +43,7 @@ def command(
     machine = Machine.of(run)
     require_folder("--student", student, "hskd student")
     wanted = HSKSpec.parse(spec) if spec else None
-    data, splits = load_splits(task, str(student))
+    data, splits = load_splits(task, str(student), augmented=True)
     loaded = Student.load(student, data.task)
     with display() as shown:
         if store is not None:

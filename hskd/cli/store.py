@@ -50,19 +50,26 @@ def extract(
         str | None, typer.Option(help="fp32 serves every spec; fp16 takes half (default: the specs', else fp16).")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples in a forward pass.")] = 32,
+    extend: Annotated[
+        Path | None,
+        typer.Option(
+            help="A superset of some of the examples: it is taken over, the teacher runs on the others alone."
+        ),
+    ] = None,
     *,
     task: TaskOptions,
     run: RunOptions,
 ) -> None:
     """Run the teacher over the training examples once and write a superset store. Run again to resume.
 
-    Without --spec and --layers it holds every layer and every attention row.
+    Without --spec and --layers it holds every layer and every attention row, or with --extend what that store holds.
     """
     machine = Machine.of(run)
     require_folder("--teacher", teacher, "hskd teacher")
     if precision is not None:
         PRECISION[precision]
-    data, splits = load_splits(task, str(teacher))
+    data, splits = load_splits(task, str(teacher), augmented=True)
+    old = Store.open(extend) if extend else None
     loaded = Teacher.load(str(teacher), data.task)
     loaded.model.to(machine.device)
     depth = loaded.model.config.num_hidden_layers
@@ -71,6 +78,8 @@ def extract(
             raise HskdError("--spec goes with --student-layers, and without --layers and --attention-layers.")
         superset = Superset.of([HSKSpec.parse(text) for text in spec], loaded.shape(student_layers))
         superset = Superset(superset.layers, superset.attention_layers, precision or superset.precision)
+    elif old and not (layers or attention_layers or precision):
+        superset = Superset(old.manifest.layers, old.manifest.attention_layers, old.manifest.precision)
     else:
         superset = Superset(
             _numbers("--layers", layers, range(depth + 1)),
@@ -79,7 +88,7 @@ def extract(
         )
     examples = splits["train"]
     with display() as shown:
-        shown.begin("extract", len(examples))
+        shown.begin("extract", len(examples) - (len(old) if old else 0))
         store = extract_store(
             loaded,
             data.task,
@@ -88,6 +97,7 @@ def extract(
             out,
             dtype=machine.dtype,
             batch_size=batch_size,
+            extend=old,
             report=shown.say,
             advance=shown.advance,
         )

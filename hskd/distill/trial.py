@@ -101,9 +101,14 @@ def run_trial(
         What ``result.json`` holds.
 
     Raises:
-        HskdError: a loss is not finite, or the arm needs a source and there is none.
+        HskdError: a loss is not finite, the arm needs a source and there is none, or labels and there are none.
         MismatchError: ``folder`` holds another trial.
     """
+    if settings.arm == "gold" and splits["train"].labels is None:
+        raise HskdError(
+            "the arm gold learns from labels, and the training examples have none: augmented sentences are for the "
+            "arms whose targets the teacher gives. Leave out --augment, or choose another arm."
+        )
     identity = {
         **(record or {}),
         "settings": settings.model_dump(mode="json"),

@@ -137,6 +137,13 @@ class GridSpec(BaseModel):
             raise ValueError(f"{' and '.join(written)}: set by the grid; use the keys arms and seeds")
         return training
 
+    @field_validator("arms")
+    @classmethod
+    def _have_labels(cls, arms: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if "gold" in arms and "task" in info.data and info.data["task"].augment is not None:
+            raise ValueError("gold learns from labels, and the sentences of task.augment have none; leave one out")
+        return arms
+
     @property
     def seed_list(self) -> tuple[int, ...]:
         """The seeds, each once."""
@@ -161,7 +168,7 @@ class GridSpec(BaseModel):
     def trials(self, machine: Machine) -> list[TrialConfig]:
         """The trials, each once, seed by seed, so that a grid cut short has whole seeds."""
         none_lr = self.none_lr or self.training.prediction_lr
-        local = {"data": self.task.data, "model": self.teacher.model}
+        local = {"data": self.task.data, "augment": self.task.augment, "model": self.teacher.model}
         files = {name: content_fingerprint(Path(path)) for name, path in local.items() if path and Path(path).exists()}
         trials = []
         for seed, student in itertools.product(self.seed_list, self.students):
