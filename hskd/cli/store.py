@@ -88,7 +88,7 @@ def extract(
         )
     examples = splits["train"]
     with display() as shown:
-        shown.begin("extract", len(examples) - (len(old) if old else 0))
+        shown.begin("extract", max(len(examples) - (len(old) if old else 0), 0))
         store = extract_store(
             loaded,
             data.task,

@@ -22,8 +22,12 @@ def in_order_of(old: Store, split: TokenizedSplit) -> TokenizedSplit:
     """``split`` in the order of a store that extends ``old``: its examples as they lie there, then the others.
 
     Raises:
-        MismatchError: ``old`` holds examples that are not in ``split``.
+        MismatchError: ``old`` is no superset, or holds examples that are not in ``split``.
     """
+    if old.manifest.kind != "superset":
+        raise MismatchError(
+            f"{old.folder}: is derived; extend the superset that it was derived from, then derive the spec again."
+        )
     order = np.argsort(split.ids)
     place = np.minimum(np.searchsorted(split.ids[order], old.example_ids), len(split) - 1)
     held = order[place]
@@ -50,10 +54,6 @@ def require_extends(old: Store, plan: Manifest, split: TokenizedSplit) -> None:
         MismatchError: names what differs, both values, and what to do.
     """
     held, wanted = old.manifest, plan.origin
-    if held.kind != "superset":
-        raise MismatchError(
-            f"{old.folder}: is derived; extend the superset that it was derived from, then derive the spec again."
-        )
     held.require(
         old.folder,
         teacher=wanted.teacher,

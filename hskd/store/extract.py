@@ -175,7 +175,7 @@ def extract(
 
     needed = total_bytes(arrays, len(split), int(split.offsets[-1]), int(split.offsets[-1]))
     ranges = plan_parts(arrays, split, shard_bytes, extend)
-    place = (lambda partial: None) if extend is None else partial(place_shards, extend)
+    place = (lambda unfinished: None) if extend is None else partial(place_shards, extend)
     manifest = write_store(folder, plan, ranges, needed, make_shard, report, place)
     report(f"{folder}: {manifest.examples} examples, {format_bytes(manifest.bytes)}")
     return Store.open(folder)

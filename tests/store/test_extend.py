@@ -170,7 +170,7 @@ def test_a_damaged_shard_is_not_taken_over(setting: Setting, grown: TokenizedSpl
     old = setting.extract(tmp_path / "old", shard_bytes=SMALL_SHARD)
     shard = old.folder / shard_name(1)
     content = bytearray(shard.read_bytes())
-    content[-1] ^= 1
+    content[len(content) // 2] ^= 1  # a hidden state
     shard.write_bytes(content)
     with pytest.raises(CorruptionError, match=r"shard-00001\.safetensors: its SHA-256 is not the one in the manifest"):
         run(setting, grown, tmp_path / "grown", extend=Store.open(old.folder))
@@ -193,7 +193,7 @@ def test_command_line(setting: Setting, tmp_path: Path, hskd: Hskd) -> None:
     assert store.manifest.layers == (1, 2) and store.manifest.attention_layers == (2,)  # those of the old store
     spec = ("--spec", "1l_3t_0.1w", "--student-layers", 2)
     assert hskd("store", "derive", both, *spec, "--out", tmp_path / "derived")[0] == 0
-    code, _, err = hskd(*command, *few, "--extend", tmp_path / "derived", "--out", tmp_path / "no")
+    code, _, err = hskd(*command, *few, "--augment", extra, "--extend", tmp_path / "derived", "--out", tmp_path / "no")
     assert code == 2 and "is derived; extend the superset" in " ".join(err.split())
     with pytest.raises(HskdError, match="no store"):
         Store.open(tmp_path / "no")
