@@ -80,7 +80,7 @@ class Steps:
             "went_on": partial.exists() or makes.exists(),
             "load_average_before": os.getloadavg()[0],
         }
-        start, peak, began, killed = time.perf_counter(), 0, None, False
+        start, peak, cpu, began, killed = time.perf_counter(), 0, 0.0, None, False
         environment = os.environ | {"OMP_NUM_THREADS": self._threads}
         with (self.work / f"{name}.log").open("w", encoding="utf-8") as log:
             process = subprocess.Popen(
@@ -88,6 +88,7 @@ class Steps:
             )
             while process.poll() is None:
                 peak = max(peak, anonymous_bytes_of(process.pid))
+                cpu = max(cpu, cpu_seconds_of(process.pid))
                 if began is None and (partial.exists() or makes.exists()):
                     began = time.perf_counter() - start
                 if kill():
@@ -100,6 +101,7 @@ class Steps:
             raise SystemExit(f"{self.work / f'{name}.log'}: {command[1]} failed with code {process.returncode}")
         step |= {
             "seconds": time.perf_counter() - start,
+            "cpu_seconds": cpu,
             "start_up_seconds": began,
             "killed": killed,
             "peak_anonymous_bytes": peak,
@@ -118,6 +120,15 @@ def anonymous_bytes_of(pid: int) -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), 0)
+
+
+def cpu_seconds_of(pid: int) -> float:
+    """Seconds of CPU that a process has used, whatever else the machine did; 0 once it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class HalfWay:
@@ -215,14 +226,17 @@ def _figures(
             "kept_examples": sum(shard.examples for shard in kept),
             "kept_bytes": sum(shard.bytes for shard in kept),
             "resumed_seconds": resumed["seconds"],
+            "resumed_cpu_seconds": resumed["cpu_seconds"],
             "resumed_start_up_seconds": resumed["start_up_seconds"],
             "computed_tokens_after": left,
             "extract_tokens_per_second": left / working,
+            "extract_tokens_per_cpu_second": left / resumed["cpu_seconds"],
         },
         "hsk_epoch": result["stages"]["hsk"]
         | {
             "tokens_per_second": predicted.tokens / result["stages"]["hsk"]["seconds"],
             "peak_anonymous_bytes": steps.done["distill"]["peak_anonymous_bytes"],
+            "cpu_seconds_of_both_epochs": steps.done["distill"]["cpu_seconds"],
         },
         "prediction_epoch": result["stages"]["prediction"],
         "dev": result["metrics"]["dev"],
@@ -255,9 +269,11 @@ def show(figures: dict[str, Any]) -> None:
         "killed after": f"{kill['killed_after_seconds']:.0f} s: {kill['whole_shards']} of {kill['of_shards']} shards, "
         f"{kill['kept_examples']:,} sentences kept",
         "rest of the extraction": f"{kill['resumed_seconds']:.0f} s, of which {kill['resumed_start_up_seconds']:.0f} "
-        f"to start; {kill['extract_tokens_per_second']:,.0f} tokens a second",
+        f"to start; {kill['extract_tokens_per_second']:,.0f} tokens a second, "
+        f"{kill['extract_tokens_per_cpu_second']:,.0f} a second of CPU",
         "derive": f"{figures['steps']['derive']['seconds']:.0f} s",
-        "HSK epoch": f"{epoch['seconds']:.0f} s, {epoch['tokens_per_second']:,.0f} tokens a second",
+        "HSK epoch": f"{epoch['seconds']:.0f} s, {epoch['tokens_per_second']:,.0f} tokens a second; with the "
+        f"prediction epoch and all else {epoch['cpu_seconds_of_both_epochs']:.0f} s of CPU",
         "peak RssAnon, distill": format_bytes(epoch["peak_anonymous_bytes"]),
         "dev accuracy": f"{100 * figures['dev']['score']:.1f} %, teacher {100 * figures['teacher_dev']['score']:.1f} %",
     }
