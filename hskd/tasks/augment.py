@@ -76,7 +76,9 @@ def _read(file: Path, data: TaskData) -> list[list[str]]:
             first = opened.readline().rstrip("\r\n").split("\t")
         named = _first_in(names, first)
         header = dict(glue.sources)["train"].header if glue and not set(named) <= set(first) else None
-        numbers, columns = read_tsv(file, named, header, False, f"augmented sentences of task {task.name}")
+        numbers, columns = read_tsv(
+            file, named, header, bool(glue and glue.drops_short_rows), f"augmented sentences of task {task.name}"
+        )
         for name in named:
             for line, text in zip(numbers, columns[name], strict=True):
                 if not text:
