@@ -83,7 +83,7 @@ def _read(file: Path, data: TaskData) -> list[list[str]]:
             for line, text in zip(numbers, columns[name], strict=True):
                 if not text:
                     raise HskdError(f"{file}, line {line}, column {name!r}: empty; expected a text.")
-        return [columns[name] for name in named]
+        return [[_unquoted(text) for text in columns[name]] for name in named]
     if file.suffix not in FORMATS:
         raise HskdError(
             f"{file}: unknown format {file.suffix!r}; expected one of {', '.join((*FORMATS, '.tsv', '.txt'))}."
@@ -95,6 +95,13 @@ def _read(file: Path, data: TaskData) -> list[list[str]]:
 def _first_in(names: list[tuple[str, ...]], there: list[str]) -> tuple[str, ...]:
     """The first of ``names`` that a file has; the first of all where it has none, for the message."""
     return next((columns for columns in names if set(columns) <= set(there)), names[0])
+
+
+def _unquoted(field: str) -> str:
+    """A field as it was before Python's ``csv`` wrote it: official files quote nothing, but those made from them do."""
+    inner = field[1:-1]
+    quoted = field[:1] == field[-1:] == '"' and '""' in inner and '"' not in inner.replace('""', "")
+    return inner.replace('""', '"') if quoted else field
 
 
 def _lines(file: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import warnings
 from pathlib import Path
@@ -112,6 +113,22 @@ def test_augmented_glue_has_the_columns_of_train(tmp_path: Path) -> None:
     (tmp_path / "extra.csv").write_text("premise,hypothesis\np,h\n")
     extra = load_task("mnli", str(tmp_path), augment=str(tmp_path / "extra.csv")).splits[AUGMENTED]
     assert extra.texts == (["p"], ["h"])
+
+
+def test_fields_that_a_csv_writer_quoted(tmp_path: Path) -> None:
+    """TinyBERT's script writes with Python's ``csv``, which doubles the quotes that official files have as they are."""
+    (tmp_path / "train.tsv").write_text("sentence\tlabel\ntrain\t1\n")
+    (tmp_path / "dev.tsv").write_text('sentence\tlabel\nsaid " no "\t1\n')
+    (tmp_path / "test.tsv").write_text("index\tsentence\n0\ttest\n")
+    sentences = ['a " quote', '"', '" whole "', '""', "plain", 'said " no "']
+    with (tmp_path / "train_aug.tsv").open("w", newline="") as file:
+        csv.writer(file, delimiter="\t").writerows([["sentence", "label"], *([text, "1"] for text in sentences)])
+    with pytest.warns(UserWarning, match="1 occur in dev or test and 0 in train"):
+        data = load_task("sst2", str(tmp_path), augment=str(tmp_path / "train_aug.tsv"))
+    assert data.splits[AUGMENTED].texts == (sentences[:-1],)
+    (tmp_path / "plain.tsv").write_text('sentence\n"as it is"\na "word"\n"\n')
+    data = load_task("sst2", str(tmp_path), augment=str(tmp_path / "plain.tsv"))
+    assert data.splits[AUGMENTED].texts == (['"as it is"', 'a "word"', '"'],)
 
 
 def test_augmented_cola_has_no_header(tmp_path: Path) -> None:
