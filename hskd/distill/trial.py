@@ -86,7 +86,7 @@ def run_trial(
     Args:
         settings: arm, epochs, rates, seed.
         task: the task.
-        splits: train and dev, perhaps test; scores are computed for those that have labels.
+        splits: train, perhaps dev and test; scores are computed for those that have labels.
         student: the initialised student.
         teacher_width: ``d_T``, which decides whether there is a ``W``.
         source: the teacher's knowledge; None only for the arm *gold*.
@@ -143,8 +143,9 @@ def run_trial(
             for name, split in splits.items()
             if name != "train" and split.labels is not None
         }
-    with atomic_path(folder / PREDICTIONS_FILE) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **{name: values.astype(np.float16) for name, values in logits.items()})  # type: ignore[arg-type]
+    if logits:
+        with atomic_path(folder / PREDICTIONS_FILE) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **{name: values.astype(np.float16) for name, values in logits.items()})  # type: ignore[arg-type]
     result = {
         **identity,
         "metrics": {
@@ -231,9 +232,11 @@ def _last_stage(
         assert source is not None
         trainer = PredictionTrainer(student, arguments, splits["train"], source, settings.tau)
     trainer.first_epoch = first_epoch
-    dev = splits["dev"]
+    dev = splits.get("dev")
 
     def score_dev() -> None:
+        if dev is None:
+            return
         # In the trainer's state, so that a resumed trial knows the scores of the epochs before.
         value = score(student, task, dev, run.dtype)["score"]
         trainer.state.log_history.append({"step": trainer.state.global_step, "dev_score": value})
