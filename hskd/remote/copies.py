@@ -99,10 +99,10 @@ def publish(folder: Path, url: str, watcher: Watcher = _SILENT) -> None:
     elif there.fingerprint != contents.fingerprint:
         raise MismatchError(f"{place.url}: holds something else than {folder}; choose another URL, or delete it there.")
     missing = [file for file in contents.files if place.size(file.name) != file.bytes]
-    if there is not None and not missing:
+    if there is None or missing:
+        watcher.begin(f"push to {place.url}", len(missing))
+    else:
         watcher.say(f"{place.url} is there already")
-        return
-    watcher.begin(f"push to {place.url}", len(missing))
     for file in missing:
         if file_sha256(folder / file.name) != file.sha256:
             raise CorruptionError(f"{folder / file.name}: is not what was written there; it was not uploaded.")
@@ -110,7 +110,7 @@ def publish(folder: Path, url: str, watcher: Watcher = _SILENT) -> None:
         watcher.advance()
     if there is None:
         place.write(*contents.index)
-        place.remove(UPLOAD)
+    place.remove(UPLOAD)
 
 
 def contents_of(url: str) -> Contents:

@@ -127,9 +127,10 @@ class Place:
             self._files.pipe_file(self._path(name), content)
 
     def remove(self, name: str) -> None:
-        """Remove a file."""
-        with self._reached(name, "removed"):
-            self._files.rm_file(self._path(name))
+        """Remove a file, if it is there."""
+        if self.size(name) is not None:
+            with self._reached(name, "removed"):
+                self._files.rm_file(self._path(name))
 
 
 def _said(error: Exception) -> str:
