@@ -149,8 +149,10 @@ def test_presets_expand(name: str) -> None:
     assert all(of_seed[seed] == of_seed[preset.seed_list[0]] for seed in preset.seed_list)
     first = of_seed[preset.seed_list[0]]
     assert [arm for arm, *_ in first].count("none") == len(preset.students)
-    whole = len(preset.seed_list) * len(preset.students) * (
-        1 + len(preset.fulls()) + len(preset.specs()) + len(preset.arms)
+    whole = (
+        len(preset.seed_list)
+        * len(preset.students)
+        * (1 + len(preset.fulls()) + len(preset.specs()) + len(preset.arms))
     )
     more = preset.more_seeds
     further = set(range(more.seeds)) - set(preset.seed_list) if more else set()
