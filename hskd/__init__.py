@@ -17,6 +17,7 @@ from hskd.store.reader import Store
 from hskd.students import load_student, prune_rosita, taylor_importance
 from hskd.tasks import Task, TokenizedSplit, load_task, tokenize
 from hskd.teachers.loading import Teacher
+from hskd.training import training_arguments
 
 __all__ = [
     "CorruptionError",
@@ -49,4 +50,5 @@ __all__ = [
     "store_examples",
     "taylor_importance",
     "tokenize",
+    "training_arguments",
 ]
