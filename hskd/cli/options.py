@@ -77,6 +77,7 @@ def with_settings(**models: type[BaseModel]) -> Callable[[Callable[..., None]], 
                     rich_help_panel=(model.__doc__ or "").splitlines()[0],
                     show_default=not several,
                     metavar="NAME" if several else None,
+                    callback=_split if several else None,
                 )
                 kind: Any = list[str] if several else field.annotation
                 parameters.append(
@@ -103,10 +104,12 @@ def with_settings(**models: type[BaseModel]) -> Callable[[Callable[..., None]], 
     return decorate
 
 
+def _split(values: list[str]) -> list[str]:
+    """The names of a repeatable option, some of which may come together."""
+    return [name.strip() for given in values for name in given.split(",") if name.strip()]
+
+
 def _validated(model: type[BaseModel], fields: dict[str, Any]) -> BaseModel:
-    for name, value in fields.items():
-        if isinstance(value, list):
-            fields[name] = [part.strip() for given in value for part in given.split(",") if part.strip()]
     try:
         return model(**fields)
     except ValidationError as error:

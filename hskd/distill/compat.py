@@ -271,7 +271,8 @@ def hsk_split(settings: DistillSettings, split: TokenizedSplit, student: PreTrai
     """The examples of the HSK stage: where pads count, padded to the maximum length, or to what the student takes."""
     if "pads_in_loss" not in settings.compat:
         return split
-    return replace(split, pad_to=min(split.max_length, student.config.max_position_embeddings))
+    positions = getattr(student.config, "max_position_embeddings", split.max_length)
+    return replace(split, pad_to=min(split.max_length, positions))
 
 
 class MeanClassesTrainer(PredictionTrainer):
