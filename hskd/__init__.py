@@ -16,6 +16,7 @@ from hskd.store.reader import Store
 from hskd.students import load_student, prune_rosita, taylor_importance
 from hskd.tasks import Task, TokenizedSplit, load_task, tokenize
 from hskd.teachers.loading import Teacher
+from hskd.training import training_arguments
 
 __all__ = [
     "CorruptionError",
@@ -47,4 +48,5 @@ __all__ = [
     "select_hsk",
     "taylor_importance",
     "tokenize",
+    "training_arguments",
 ]

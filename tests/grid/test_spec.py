@@ -169,9 +169,15 @@ def test_presets_expand(name: str) -> None:
     assert all(of_seed[seed] == of_seed[preset.seed_list[0]] for seed in preset.seed_list)
     first = of_seed[preset.seed_list[0]]
     assert [arm for arm, *_ in first].count("none") == len(preset.students)
-    assert len(trials) == len(preset.seed_list) * len(preset.students) * (
-        1 + len(preset.fulls()) + len(preset.specs()) + len(preset.arms)
+    whole = (
+        len(preset.seed_list)
+        * len(preset.students)
+        * (1 + len(preset.fulls()) + len(preset.specs()) + len(preset.arms))
     )
+    more = preset.more_seeds
+    further = set(range(more.seeds)) - set(preset.seed_list) if more else set()
+    settled = 1 + len(preset.fulls()) + (len(more.specs) if more else 0)
+    assert len(trials) == whole + len(further) * len(preset.students) * settled
     fulls = [spec.canonical for arm, spec, _ in first if arm == "full" and spec]
     assert len(set(fulls)) == len(fulls) / len(preset.students) > 0
     assert {spec.full().canonical for arm, spec, _ in first if arm == "spec" and spec} <= set(fulls)
@@ -180,6 +186,24 @@ def test_presets_expand(name: str) -> None:
 def test_a_grid_of_nothing_is_none_and_full() -> None:
     assert arms(grid()) == [("none", "", 0), ("full", "all_all_all", 0)]
     assert arms(grid(sweeps=[{}])) == arms(grid())
+
+
+def test_what_is_to_be_settled_has_more_seeds() -> None:
+    rest = {"sweeps": [{"k": [1, 3]}], "arms": ["gold"], "seeds": 2}
+    settled = grid(**rest, more_seeds={"seeds": 4, "specs": ["all_3t_all"]})
+    seeds: dict[str, list[int]] = {}
+    for arm, label, seed in arms(settled):
+        seeds.setdefault(label or arm, []).append(seed)
+    assert seeds == {
+        "none": [0, 1, 2, 3],
+        "gold": [0, 1],
+        "all_all_all": [0, 1, 2, 3],
+        "all_1t_all": [0, 1],
+        "all_3t_all": [0, 1, 2, 3],
+    }
+    assert arms(grid(**rest, more_seeds={"seeds": 2})) == arms(grid(**rest))
+    with pytest.raises(ValueError, match="all_5t_all is not a spec of this grid"):
+        grid(**rest, more_seeds={"seeds": 4, "specs": ["all_5t_all"]})
 
 
 def test_full_comes_once_for_each_mapping_and_precision() -> None:
