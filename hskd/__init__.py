@@ -11,6 +11,7 @@ from hskd.errors import CorruptionError, HskdError, MismatchError
 from hskd.knowledge import KeptHSK, select_hsk
 from hskd.spec import HSKSpec, Shape
 from hskd.store.derive import derive
+from hskd.store.examples import store_examples
 from hskd.store.extract import Superset, extract
 from hskd.store.reader import Store
 from hskd.students import load_student, prune_rosita, taylor_importance
@@ -46,6 +47,7 @@ __all__ = [
     "prediction_loss",
     "prune_rosita",
     "select_hsk",
+    "store_examples",
     "taylor_importance",
     "tokenize",
     "training_arguments",

@@ -6,7 +6,7 @@ module puts its own pieces in the place of theirs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
@@ -286,17 +286,23 @@ class MeanClassesTrainer(PredictionTrainer):
 # How it learns
 
 
-def require_batches(settings: DistillSettings, split: TokenizedSplit) -> None:
-    """Refuse to drop the only batch there is.
+def require_splits(settings: DistillSettings, splits: Mapping[str, TokenizedSplit]) -> None:
+    """Refuse switches for which there are no examples.
 
     Raises:
-        HskdError: ``drop_last``, and there are fewer training examples than a batch has.
+        HskdError: ``drop_last``, and there are fewer training examples than a batch has; ``best_epoch`` or
+            ``gold_regression``, and there are no labels to choose by or to fit.
     """
-    if "drop_last" in settings.compat and len(split) < settings.batch_size:
+    train, dev = splits["train"], splits.get("dev")
+    if "drop_last" in settings.compat and len(train) < settings.batch_size:
         raise HskdError(
-            f"compat drop_last: {len(split)} training examples make no whole batch of {settings.batch_size}; "
+            f"compat drop_last: {len(train)} training examples make no whole batch of {settings.batch_size}; "
             "lower --batch-size, or leave it out."
         )
+    if "best_epoch" in settings.compat and (dev is None or dev.labels is None):
+        raise HskdError("compat best_epoch: chooses by the score on dev, and there is none; give the data.")
+    if "gold_regression" in settings.compat and train.labels is None:
+        raise HskdError("compat gold_regression: fits gold labels, and there are none; give the data.")
 
 
 def set_optimizer(settings: DistillSettings, trainer: StageTrainer) -> None:

@@ -24,8 +24,8 @@ from hskd.distill.compat import (
     hsk_source,
     hsk_split,
     relu_pooled,
-    require_batches,
     require_regression,
+    require_splits,
     set_optimizer,
 )
 from hskd.distill.settings import DistillSettings
@@ -106,7 +106,7 @@ def run_trial(
     Args:
         settings: arm, epochs, rates, seed.
         task: the task.
-        splits: train and dev, perhaps test; scores are computed for those that have labels.
+        splits: train, perhaps dev and test; scores are computed for those that have labels.
         student: the initialised student.
         teacher_width: ``d_T``, which decides whether there is a ``W``.
         source: the teacher's knowledge; None only for the arm *gold*.
@@ -126,7 +126,7 @@ def run_trial(
         MismatchError: ``folder`` holds another trial.
     """
     require_regression(settings, task)
-    require_batches(settings, splits["train"])
+    require_splits(settings, splits)
     identity = {
         **(record or {}),
         "settings": settings.model_dump(mode="json"),
@@ -170,8 +170,9 @@ def run_trial(
             for name, split in splits.items()
             if name != "train" and split.labels is not None
         }
-    with atomic_path(folder / PREDICTIONS_FILE) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **{name: values.astype(np.float16) for name, values in logits.items()})  # type: ignore[arg-type]
+    if logits:
+        with atomic_path(folder / PREDICTIONS_FILE) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **{name: values.astype(np.float16) for name, values in logits.items()})  # type: ignore[arg-type]
     result = {
         **identity,
         "metrics": {
@@ -261,10 +262,12 @@ def _last_stage(
         trainer_class = MeanClassesTrainer if "mean_classes" in settings.compat else PredictionTrainer
         trainer = trainer_class(student, arguments, splits["train"], source, settings.tau)
     trainer.first_epoch = first_epoch
-    dev = splits["dev"]
+    dev = splits.get("dev")
     keep_best = "best_epoch" in settings.compat
 
     def score_dev() -> None:
+        if dev is None:
+            return
         # In the trainer's state, so that a resumed trial knows the scores of the epochs before.
         value = score(student, task, dev, run.dtype)["score"]
         earlier = _dev_scores(trainer)

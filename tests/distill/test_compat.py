@@ -652,6 +652,15 @@ def online_trial(lab: Lab, folder: Path, *compat: Compat, run: Run | None = None
     )
 
 
+def test_what_needs_labels_is_refused_without(ratings: Lab, tmp_path: Path) -> None:
+    unlabelled = replace(ratings, splits={"train": replace(ratings.train, labels=None)})
+    with pytest.raises(HskdError, match="compat best_epoch: chooses by the score on dev, and there is none"):
+        online_trial(unlabelled, tmp_path, "best_epoch")
+    with pytest.raises(HskdError, match="compat gold_regression: fits gold labels, and there are none"):
+        online_trial(unlabelled, tmp_path, "gold_regression")
+    assert not list(tmp_path.iterdir())
+
+
 EVERY = tuple(name for name in COMPAT if name != "gold_regression")
 
 
