@@ -21,11 +21,13 @@ from pydantic import (
 )
 
 from hskd.artifacts import content_fingerprint
+from hskd.distill.compat import refuse_offline, require_regression
 from hskd.distill.settings import DistillSettings
 from hskd.errors import HskdError
 from hskd.grid.config import Machine, TaskPlan, TeacherPlan, TrialConfig
 from hskd.spec import HSKSpec
 from hskd.students.create import StudentSettings
+from hskd.tasks.registry import FIXED_TASKS
 
 PRESETS = Path(__file__).parent / "presets"
 _FIELDS: dict[str, Callable[[Any], dict[str, Any]]] = {
@@ -147,6 +149,18 @@ class GridSpec(BaseModel):
         written = [field for field in ("arm", "seed") if field in training.model_fields_set]
         if written:
             raise ValueError(f"{' and '.join(written)}: set by the grid; use the keys arms and seeds")
+        return training
+
+    @field_validator("training")
+    @classmethod
+    def _comes_from_a_store(cls, training: DistillSettings, info: ValidationInfo) -> DistillSettings:
+        task = info.data.get("task")
+        try:
+            refuse_offline(training.compat, "A grid trains from one: leave it out, or use hskd distill --teacher.")
+            if task is not None and task.name in FIXED_TASKS:
+                require_regression(training, FIXED_TASKS[task.name])
+        except HskdError as error:
+            raise ValueError(str(error)) from None
         return training
 
     @model_validator(mode="after")

@@ -78,6 +78,26 @@ WRONG = {
     "unknown arm": ("name: g\narms: [none, silver]\n", 2, ["arms", "paper_none", "gold", "shuffled", "silver"]),
     "unknown task": ("name: g\ntask: {name: squad}\n", 2, ["task.name", "squad", "cola", "custom"]),
     "an arm in training": ("name: g\ntraining: {arm: gold, tau: 2}\n", 2, ["training", "arm", "arms", "seeds"]),
+    "an unknown switch": (
+        "name: g\ntraining:\n  compat:\n    - best_epoch\n    - best_epochs\n",
+        5,
+        ["training.compat.1", "'best_epochs'", "'zero_dropped'"],
+    ),
+    "a switch that needs the teacher": (
+        "name: g\n\ntraining:\n  compat: [zero_dropped, pads_in_loss]\n",
+        3,
+        ["training", "pads_in_loss", "a store holds no pads", "hskd distill --teacher"],
+    ),
+    "a switch of regressions": (
+        "name: g\ntask: {name: cola}\ntraining: {compat: [gold_regression]}\n",
+        3,
+        ["training", "gold_regression", "cola is a classification"],
+    ),
+    "an unknown switch of a student": (
+        "name: g\nstudents:\n  - {layers: 2, compat: [dropout]}\n",
+        3,
+        ["students.0.compat.0", "'dropout'", "'taylor_dropout'"],
+    ),
     "missing name": ("seeds: 2\n", 1, ["name", "required"]),
     "a name that is a path": ("name: ../elsewhere\n", 1, ["name", "pattern"]),
     "not YAML": ("name: g\nsweeps: [{k: [1]\nseeds: 2\n", 3, ["not valid YAML"]),
@@ -374,3 +394,20 @@ def test_other_content_of_the_same_files_is_another_trial(tmp_path: Path) -> Non
     assert [trial.id for trial in grid.trials(machine)] == before
     (data / "train.csv").write_text("sentence,mood\na,bad\n")
     assert not set(before) & {trial.id for trial in grid.trials(machine)}
+
+
+def test_switches_make_other_trials_in_whatever_order_they_are_written() -> None:
+    plain = grid(training={}).trials(HERE)
+    none, one, other = (
+        grid(training={"compat": names}).trials(HERE)
+        for names in ([], ["zero_dropped", "best_epoch"], ["best_epoch", "zero_dropped", "best_epoch"])
+    )
+    assert [trial.id for trial in none] == [trial.id for trial in plain]
+    assert [trial.id for trial in one] == [trial.id for trial in other]
+    assert not {trial.id for trial in one} & {trial.id for trial in plain}
+    assert all(trial.settings.compat == ("best_epoch", "zero_dropped") for trial in one)
+    assert grid(task={"name": "stsb"}, training={"compat": ["gold_regression"]}).trials(HERE)
+    sizes = {"layers": 2, "heads": 2, "ffn": 24}
+    two = grid(students=[sizes, {**sizes, "compat": ["taylor_dropout"]}]).trials(HERE)
+    names = list(dict.fromkeys(trial.student_name for trial in two))
+    assert names == ["rosita-2l-2h-24ffn", "rosita-2l-2h-24ffn-taylor_dropout"]
