@@ -89,7 +89,7 @@ class Steps:
             while process.poll() is None:
                 peak = max(peak, anonymous_bytes_of(process.pid))
                 cpu = max(cpu, cpu_seconds_of(process.pid))
-                if began is None and (partial.exists() or makes.exists()):
+                if began is None and not step["went_on"] and (partial.exists() or makes.exists()):
                     began = time.perf_counter() - start
                 if kill():
                     killed = True
@@ -205,7 +205,6 @@ def _figures(
     kept = wide.shards[:whole]
     resumed = steps.done["extract-resumed"]
     left = predicted.tokens - sum(shard.tokens for shard in kept)
-    working = resumed["seconds"] - (resumed["start_up_seconds"] or 0.0)
     opening = time.perf_counter()
     opened = Store.open(store)
     opening = time.perf_counter() - opening
@@ -227,9 +226,8 @@ def _figures(
             "kept_bytes": sum(shard.bytes for shard in kept),
             "resumed_seconds": resumed["seconds"],
             "resumed_cpu_seconds": resumed["cpu_seconds"],
-            "resumed_start_up_seconds": resumed["start_up_seconds"],
             "computed_tokens_after": left,
-            "extract_tokens_per_second": left / working,
+            "extract_tokens_per_second": left / resumed["seconds"],
             "extract_tokens_per_cpu_second": left / resumed["cpu_seconds"],
         },
         "hsk_epoch": result["stages"]["hsk"]
@@ -268,9 +266,8 @@ def show(figures: dict[str, Any]) -> None:
         "real tokens": f"{figures['tokens']:,} ({figures['mean_tokens']:.2f} a sentence)",
         "killed after": f"{kill['killed_after_seconds']:.0f} s: {kill['whole_shards']} of {kill['of_shards']} shards, "
         f"{kill['kept_examples']:,} sentences kept",
-        "rest of the extraction": f"{kill['resumed_seconds']:.0f} s, of which {kill['resumed_start_up_seconds']:.0f} "
-        f"to start; {kill['extract_tokens_per_second']:,.0f} tokens a second, "
-        f"{kill['extract_tokens_per_cpu_second']:,.0f} a second of CPU",
+        "rest of the extraction": f"{kill['resumed_seconds']:.0f} s; {kill['extract_tokens_per_second']:,.0f} tokens a "
+        f"second, {kill['extract_tokens_per_cpu_second']:,.0f} a second of CPU",
         "derive": f"{figures['steps']['derive']['seconds']:.0f} s",
         "HSK epoch": f"{epoch['seconds']:.0f} s, {epoch['tokens_per_second']:,.0f} tokens a second; with the "
         f"prediction epoch and all else {epoch['cpu_seconds_of_both_epochs']:.0f} s of CPU",
