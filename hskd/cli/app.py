@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 from safetensors import SafetensorError
 
+from hskd import processes
 from hskd.cli import cache, distill, grid, store, student, teacher
+from hskd.cli.launch import SHARED, leave_to_main, note_missing_processes
 from hskd.cli.progress import console
 from hskd.errors import HskdError
 
@@ -38,10 +40,14 @@ _debug = False
 
 @app.callback()
 def _options(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
 ) -> None:
     global _debug
     _debug = debug
+    if context.invoked_subcommand not in SHARED:
+        leave_to_main()
+    note_missing_processes()
     import datasets
     from transformers.utils import logging
 
@@ -54,8 +60,19 @@ def main() -> None:
     """Run the command line; an error that the user can mend is one message and exit code 2."""
     try:
         app()
+    except SystemExit as end:
+        if not end.code:
+            processes.stop()
+        raise
     except (HskdError, OSError, SafetensorError) as error:
         if _debug:
             raise
-        console.print(f"error: {error}", style="bold red", markup=False)
+        if processes.first_to_fail():
+            console.quiet = False
+            console.print(f"error: {error}", style="bold red", markup=False)
         sys.exit(2)
+    except Exception:
+        # Where another process has failed, this one's complaint is that it can no longer be reached.
+        if not _debug and not processes.first_to_fail():
+            sys.exit(2)
+        raise

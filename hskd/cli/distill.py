@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from hskd.cli.options import RunOptions, TaskOptions, with_settings
+from hskd import processes
+from hskd.cli.options import TaskOptions, TrainingOptions, with_settings
 from hskd.cli.progress import display
 from hskd.cli.setting import Machine, load_splits, require_folder
 from hskd.cli.store import SPEC_HELP
@@ -20,7 +21,7 @@ from hskd.store.reader import Store
 from hskd.teachers.loading import Teacher
 
 
-@with_settings(task=TaskOptions, settings=DistillSettings, run=RunOptions)
+@with_settings(task=TaskOptions, settings=DistillSettings, run=TrainingOptions)
 def command(
     student: Annotated[Path, typer.Option(help="Folder of the student.")],
     out: Annotated[Path, typer.Option(help="Folder of the trial: result.json and the trained student.")],
@@ -35,7 +36,7 @@ def command(
     *,
     task: TaskOptions,
     settings: DistillSettings,
-    run: RunOptions,
+    run: TrainingOptions,
 ) -> None:
     """Distil a student: HSK stage, then prediction stage, from a store or from the teacher. Run again to resume."""
     if (store is None) == (teacher is None) and (settings.arm != "gold" or store is not None):
@@ -65,10 +66,21 @@ def command(
             prepared.teacher_width,
             prepared.source,
             out,
-            Run(machine.dtype, machine.device, checkpoints, report_to, compile, shown.begin, shown.step),
+            Run(
+                machine.dtype,
+                machine.device,
+                checkpoints,
+                report_to,
+                compile,
+                run.accumulate,
+                shown.begin,
+                shown.step,
+            ),
             student_folder=student,
             record=prepared.record,
         )
+    if not processes.is_main():
+        return
     if result["spec"]:
         print(
             f"{result['spec']}: {100 * result['fraction']:.3g} % of full HSK, {result['bytes_per_example']:,.0f} bytes "

@@ -9,7 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from hskd import processes
 from hskd.artifacts import format_bytes
+from hskd.cli.launch import leave_to_main
 from hskd.cli.options import RunOptions, TaskOptions, with_settings
 from hskd.cli.progress import display
 from hskd.cli.setting import Machine, load_splits, require_folder
@@ -26,6 +28,13 @@ from hskd.teachers.loading import Teacher
 
 app = typer.Typer(help="The teacher's knowledge on disk: extract once, derive many.", no_args_is_help=True)
 app.command()(size)
+
+
+@app.callback()
+def _divide(context: typer.Context) -> None:
+    if context.invoked_subcommand != "extract":
+        leave_to_main()
+
 
 SPEC_HELP = (
     "What to keep: layers_tokens_width such as 1l_10t_0.1w or all_all_all, then changes such as length=left or l_top=5 "
@@ -89,9 +98,10 @@ def extract(
             dtype=machine.dtype,
             batch_size=batch_size,
             report=shown.say,
-            advance=shown.advance,
+            advance=lambda done: shown.advance(done * processes.count()),  # the others do about as much
         )
-    print(f"store: {store.folder}")
+    if processes.is_main():
+        print(f"store: {store.folder}")
 
 
 @app.command()

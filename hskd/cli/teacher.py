@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from hskd.cli.options import RunOptions, TaskOptions, with_settings
+from hskd import processes
+from hskd.cli.options import TaskOptions, TrainingOptions, with_settings
 from hskd.cli.progress import display
 from hskd.cli.setting import Machine, load_splits
 from hskd.teachers.finetune import TeacherSettings, finetune, teacher_metrics
 
 
-@with_settings(task=TaskOptions, settings=TeacherSettings, run=RunOptions)
+@with_settings(task=TaskOptions, settings=TeacherSettings, run=TrainingOptions)
 def command(
     out: Annotated[Path, typer.Option(help="Folder of the fine-tuned teacher.")],
     model: Annotated[
@@ -23,7 +24,7 @@ def command(
     *,
     task: TaskOptions,
     settings: TeacherSettings,
-    run: RunOptions,
+    run: TrainingOptions,
 ) -> None:
     """Fine-tune a teacher: model, tokenizer and metrics.json end up in --out. Run again to resume."""
     machine = Machine.of(run)
@@ -38,9 +39,12 @@ def command(
             dtype=machine.dtype,
             device=machine.device,
             report_to=report_to,
+            accumulate=run.accumulate,
             begin_stage=shown.begin,
             advance=shown.step,
         )
+    if not processes.is_main():
+        return
     for split, metrics in teacher_metrics(out)["metrics"].items():
         print(f"{split}: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in metrics.items()))
     print(f"teacher: {out}")

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel
 
+from hskd import processes
 from hskd.artifacts import atomic_path, claim, read_json, write_json
 from hskd.distill.settings import DistillSettings
 from hskd.distill.source import KnowledgeSource
@@ -26,7 +27,15 @@ from hskd.runtime import provenance
 from hskd.students.create import STUDENT_FILE
 from hskd.tasks import Task, TokenizedSplit, compute_metrics
 from hskd.teachers.loading import load_tokenizer
-from hskd.training import Callbacks, GoldTrainer, StageTrainer, predict_logits, score, training_arguments
+from hskd.training import (
+    Callbacks,
+    GoldTrainer,
+    StageTrainer,
+    predict_logits,
+    score,
+    seed_training,
+    training_arguments,
+)
 from hskd.vocabulary import touched_rows
 
 RESULT_FILE = "result.json"
@@ -43,7 +52,7 @@ HeldOut = tuple[TokenizedSplit, KnowledgeSource]
 
 @dataclass(frozen=True)
 class Run:
-    """How a trial runs on this machine; threads and precision change its bits, the rest does not.
+    """How a trial runs on this machine; what changes its bits is recorded and has to stay as it is.
 
     Attributes:
         dtype: resolved: fp32, or bf16 for autocast.
@@ -51,6 +60,8 @@ class Run:
         checkpoints: save one after every epoch, so that a killed trial goes on.
         report_to: a reporter of ``transformers.Trainer``, such as tensorboard.
         compile: run the student's layers through ``torch.compile``.
+        accumulate: parts that a process cuts its share of a batch into, one after the other; with several, or several
+            processes, losses are the same to rounding, and dropout is another.
         begin_stage: receives a stage's name and its number of steps.
         advance: called after every step.
     """
@@ -60,6 +71,7 @@ class Run:
     checkpoints: bool = True
     report_to: str = "none"
     compile: bool = False
+    accumulate: int = 1
     begin_stage: Callable[[str, int], None] = lambda stage, steps: None
     advance: Callable[[], None] = lambda: None
 
@@ -79,6 +91,8 @@ def run_trial(
     held_out: HeldOut | None = None,
 ) -> dict[str, Any]:
     """Distil into ``student`` and score it; the student and ``result.json`` end up in ``folder``.
+
+    All of :mod:`hskd.processes` train; the main one writes.
 
     The last epoch is what is reported; the best dev score over the epochs of the last stage is beside it. A killed
     trial goes on from its last checkpoint, a finished one is read.
@@ -111,10 +125,13 @@ def run_trial(
         "device": str(run.device),
         "threads": torch.get_num_threads(),
         **({"compile": True} if run.compile else {}),
+        **({"accumulate": run.accumulate} if run.accumulate > 1 else {}),
+        **({"processes": processes.count()} if processes.count() > 1 else {}),
     }
-    claim(folder / _RECIPE_FILE, identity, "a trial with other settings, data, student, precision or threads")
+    holds = "a trial with other settings, data, student, precision, threads or processes"
+    processes.by_main(lambda: claim(folder / _RECIPE_FILE, identity, holds))
     finished = folder / RESULT_FILE
-    if finished.is_file():
+    if processes.by_main(finished.is_file):
         return read_json(finished)  # type: ignore[no-any-return]
     if run.compile and not is_bert_shaped(student):
         raise HskdError(f"--compile: the layers of a {student.config.model_type} student cannot be run one by one.")
@@ -143,8 +160,6 @@ def run_trial(
             for name, split in splits.items()
             if name != "train" and split.labels is not None
         }
-    with atomic_path(folder / PREDICTIONS_FILE) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **{name: values.astype(np.float16) for name, values in logits.items()})  # type: ignore[arg-type]
     result = {
         **identity,
         "metrics": {
@@ -158,12 +173,26 @@ def run_trial(
         "peak_memory_bytes": _peak_memory(),
         "made_by": provenance(),
     }
+    # Not each process its own: they took different times.
+    return processes.by_main(lambda: _write(result, logits, student, folder, student_folder))
+
+
+def _write(
+    result: dict[str, Any],
+    logits: Mapping[str, np.ndarray],
+    student: PreTrainedModel,
+    folder: Path,
+    student_folder: Path | None,
+) -> dict[str, Any]:
+    """Write what a trial ends with, the result last, and clear away what it went on from."""
+    with atomic_path(folder / PREDICTIONS_FILE) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **{name: values.astype(np.float16) for name, values in logits.items()})  # type: ignore[arg-type]
     student.save_pretrained(folder / "student")
     if student_folder is not None:
         load_tokenizer(str(student_folder)).save_pretrained(folder / "student")
         if (student_folder / STUDENT_FILE).is_file():
             shutil.copy(student_folder / STUDENT_FILE, folder / "student")
-    write_json(finished, result)
+    write_json(folder / RESULT_FILE, result)
     for stage in (folder / "hsk", folder / "prediction"):
         for checkpoint in stage.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
@@ -185,7 +214,7 @@ def _hsk_stage(
 ) -> dict[str, Any]:
     """Train the HSK stage, or load what it ended with if a killed trial got that far."""
     weights, record = folder / _STAGE_FILE, folder / _STAGE_RECORD
-    if not record.is_file():
+    if not processes.by_main(record.is_file):
         arguments = training_arguments(
             folder / "hsk",
             epochs=epochs,
@@ -194,15 +223,21 @@ def _hsk_stage(
             **_shared(settings, run),
         )
         stage = _train(HSKTrainer(module, arguments, split, source), settings.seed, run)
-        with atomic_path(weights) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, temporary)
-        write_json(record, stage)
+
+        def write() -> None:
+            with atomic_path(weights) as temporary:
+                save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, temporary)
+            write_json(record, stage)
+
+        processes.by_main(write)
     module.load_state_dict(load_file(weights))
-    if module.projection is not None:
+    stage = read_json(record)
+    processes.barrier()  # both files will be removed
+    if module.projection is not None and processes.is_main():
         (folder / "student").mkdir(exist_ok=True)
         with atomic_path(folder / "student" / PROJECTION_FILE) as temporary:
             save_file(module.projection.state_dict(), temporary)
-    return read_json(record)  # type: ignore[no-any-return]
+    return stage
 
 
 def _last_stage(
@@ -254,23 +289,23 @@ def _shared(settings: DistillSettings, run: Run) -> dict[str, Any]:
         "max_grad_norm": settings.max_grad_norm,
         "checkpoints": run.checkpoints,
         "report_to": run.report_to,
+        "accumulate": run.accumulate,
     }
 
 
 def _train(trainer: StageTrainer, seed: int, run: Run, on_epoch: Callable[[], None] | None = None) -> dict[str, Any]:
     """Run a stage from ``seed`` and say what it cost."""
     epochs = int(trainer.args.num_train_epochs)
-    steps = epochs * len(trainer.get_train_dataloader())
-    run.begin_stage(trainer.stage, steps)
+    run.begin_stage(trainer.stage, trainer.steps)
     trainer.add_callback(Callbacks(on_step=run.advance, on_epoch=on_epoch))
-    set_seed(seed)
+    seed_training(seed)
     start = time.perf_counter()
     trainer.run()
     seconds = time.perf_counter() - start
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {
         "epochs": epochs,
-        "steps": steps,
+        "steps": trainer.steps,
         "examples": len(trainer.split),
         "seconds": seconds,
         "examples_per_second": epochs * len(trainer.split) / seconds,
