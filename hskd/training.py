@@ -17,7 +17,7 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 
 from hskd import processes
 from hskd.dropout import cheap_dropout
-from hskd.encoder import cls_only
+from hskd.encoder import cls_only, takes_cls_only
 from hskd.errors import HskdError
 from hskd.runtime import autocast
 from hskd.tasks import (
@@ -51,6 +51,8 @@ class StageTrainer(Trainer):
     """Epochs of the stages before: the batches go on from there, so that arms with and without them agree."""
 
     def __init__(self, model: nn.Module, args: StageArguments, split: TokenizedSplit, stage: str) -> None:
+        # Elsewhere not every parameter may take part, such as the classifier in the HSK stage.
+        args.ddp_find_unused_parameters = not takes_cls_only(model)
         super().__init__(model=model, args=args, train_dataset=split)
         # Or Trainer would count, among all processes, labels that no one asks about.
         self.model_accepts_loss_kwargs = False
@@ -291,7 +293,6 @@ def training_arguments(
             "report_to": report_to,
             "disable_tqdm": True,
             "remove_unused_columns": False,
-            "ddp_broadcast_buffers": False,  # they never change
             **more,
         }
     )
