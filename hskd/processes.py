@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -19,6 +21,8 @@ T = TypeVar("T")
 
 # A process that fails ends the others through its launcher; one that waits may have to wait for a teacher's pass.
 _PATIENCE = timedelta(days=7)
+_LEAD = 10.0
+"""Seconds that a process which fails leaves to one that has failed before it."""
 _LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _LAUNCH_BY_MPI = ("OMPI_COMM_WORLD_", "PMI_", "MPI_LOCAL", "MV2_COMM_WORLD_")
 
@@ -150,13 +154,20 @@ def summed(values: np.ndarray) -> np.ndarray:
 
 
 def first_to_fail() -> bool:
-    """Whether this process is the first to say that something is wrong: an error has one message, not one of each."""
+    """Whether this process is to say that something is wrong: an error has one message, not one of each.
+
+    Another one waits here a little, so that the launcher, which ends all when one ends, lets the first one speak.
+    """
     mine, many = launched()
     if many == 1:
         return True
-    if not (dist.is_available() and dist.is_initialized()):
-        return mine == 0  # it is about what was asked for, which is the same everywhere
-    try:
-        return bool(dist.distributed_c10d._get_default_store().add("hskd: failed", 1) == 1)
-    except RuntimeError:  # whoever keeps the count is gone, so it has failed before
-        return False
+    met = dist.is_available() and dist.is_initialized()
+    if met:
+        # If whoever keeps the count is gone, it has failed before.
+        with contextlib.suppress(RuntimeError):
+            if dist.distributed_c10d._get_default_store().add("hskd: failed", 1) == 1:
+                return True
+    elif mine == 0:
+        return True
+    time.sleep(_LEAD)
+    return not met  # before they meet, all read the same words; only if the main one found no fault are we still here

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from hskd import processes
@@ -308,7 +308,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 @torch.no_grad()
-def predict_logits(model: nn.Module, split: TokenizedSplit, dtype: str, batch_size: int = 128) -> np.ndarray:
+def predict_logits(model: PreTrainedModel, split: TokenizedSplit, dtype: str, batch_size: int = 128) -> np.ndarray:
     """The logits of ``model`` in eval mode, ``(N, C)`` fp32, in the order of ``split``.
 
     Several processes share the batches, and all get all logits.
@@ -326,7 +326,7 @@ def predict_logits(model: nn.Module, split: TokenizedSplit, dtype: str, batch_si
     return processes.summed(logits)
 
 
-def score(model: nn.Module, task: Task, split: TokenizedSplit, dtype: str) -> dict[str, float]:
+def score(model: PreTrainedModel, task: Task, split: TokenizedSplit, dtype: str) -> dict[str, float]:
     """The task's metrics of ``model`` on a split that has labels, and their mean, ``score``; all between -1 and 1."""
     assert split.labels is not None
     return compute_metrics(task, predict_logits(model, split, dtype), split.labels)

@@ -23,8 +23,8 @@ from hskd.store.extract import Superset, extract
 from hskd.training import GoldTrainer, StageTrainer, predict_logits, seed_training
 
 SPEC = HSKSpec.parse("2l_3t_0.5w,precision=fp32")
-EXAMPLES = 33
-"""In batches of 32, the second of an epoch has one example: all shares of it but one are empty."""
+EXAMPLES = 35
+"""In batches of 32, the second of an epoch has three examples: shares of it are of two, of one and of none."""
 EPOCHS = 3
 STAGES = ("hsk", "prediction", "gold")
 SUPERSET = Superset((0, 1, 2, 3, 4), (1, 2, 3, 4))

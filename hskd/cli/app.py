@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import entry_points
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from safetensors import SafetensorError
@@ -67,12 +67,22 @@ def main() -> None:
     except (HskdError, OSError, SafetensorError) as error:
         if _debug:
             raise
-        if processes.first_to_fail():
-            console.quiet = False
-            console.print(f"error: {error}", style="bold red", markup=False)
-        sys.exit(2)
-    except Exception:
-        # Where another process has failed, this one's complaint is that it can no longer be reached.
-        if not _debug and not processes.first_to_fail():
+        _end_with(str(error))
+    except Exception as error:
+        if _debug:
+            raise
+        if "by peer" in str(error):  # how gloo says that it lost a connection
+            _end_with(
+                "another process is gone, killed or out of memory; the launcher says which. Nothing is lost: run the "
+                "same command again, perhaps in fewer processes."
+            )
+        if not processes.first_to_fail():
             sys.exit(2)
         raise
+
+
+def _end_with(message: str) -> NoReturn:
+    if processes.first_to_fail():
+        console.quiet = False
+        console.print(f"error: {message}", style="bold red", markup=False)
+    sys.exit(2)
