@@ -10,7 +10,7 @@ import typer
 from safetensors import SafetensorError
 
 from hskd import processes
-from hskd.cli import cache, distill, grid, store, student, teacher
+from hskd.cli import cache, distill, grid, remote, store, student, teacher
 from hskd.cli.launch import SHARED, leave_to_main, note_missing_processes
 from hskd.cli.progress import console
 from hskd.errors import HskdError
@@ -29,6 +29,8 @@ app.command("teacher")(teacher.command)
 app.command("student")(student.command)
 app.add_typer(store.app, name="store")
 app.command("distill")(distill.command)
+app.command("push")(remote.push)
+app.command("pull")(remote.pull)
 app.add_typer(grid.app, name="grid")
 app.add_typer(cache.app, name="cache")
 for _command in entry_points(group="hskd.commands"):

@@ -49,7 +49,7 @@ def read(
     """The grid of that name, with other seeds if asked for, its trials on this machine, and its output folder."""
     grid = load_grid(name)
     if seeds is not None:
-        grid = grid.model_copy(update={"seeds": seeds})
+        grid = grid.model_copy(update={"seeds": seeds, "more_seeds": None})
     return grid, grid.trials(Machine.here(threads, dtype)), out or Path("results") / grid.name
 
 

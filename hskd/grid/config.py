@@ -109,7 +109,7 @@ class TrialConfig(BaseModel):
         """For people: the student's sizes."""
         sizes = self.student
         rank = f"-r{sizes.rank}" if sizes.rank else ""
-        return f"rosita-{sizes.layers}l-{sizes.heads}h-{sizes.ffn}ffn{rank}"
+        return "-".join([f"rosita-{sizes.layers}l-{sizes.heads}h-{sizes.ffn}ffn{rank}", *sizes.compat])
 
     def recipe(self, *parts: str) -> dict[str, Any]:
         """The named parts of the config, and the machine: what an artifact that trials share depends on."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from hskd.artifacts import build, read_json, write_json
 from hskd.errors import HskdError, MismatchError
@@ -34,6 +34,19 @@ class StudentSettings(BaseModel):
     importance_examples: Annotated[
         int | None, Field(ge=1, description="Training examples that importance is measured on [default: all].")
     ] = 1024
+    compat: Annotated[
+        tuple[Literal["taylor_dropout"], ...],
+        Field(
+            description="Departures of the paper's released code to switch on: taylor_dropout measures importance with "
+            "dropout on (docs/compat.md).",
+            exclude_if=lambda switches: not switches,
+        ),
+    ] = ()
+
+    @field_validator("compat")
+    @classmethod
+    def _once(cls, switches: tuple[Literal["taylor_dropout"], ...]) -> tuple[Literal["taylor_dropout"], ...]:
+        return tuple(sorted(set(switches)))
 
 
 def create_rosita(
@@ -61,12 +74,14 @@ def create_rosita(
     """
 
     def builder(partial: Path) -> None:
-        sizes = settings.model_dump(exclude={"importance_examples"})
+        sizes = settings.model_dump(exclude={"importance_examples", "compat"})
         # Before the pass over the data, which may take long.
         require_sizes(require_bert_shaped(teacher.model), **sizes)
         count = settings.importance_examples
         examples = train if count is None or count >= len(train) else train.first(count)
-        importance = taylor_importance(teacher.model, _batches(examples, batch_size), progress=advance)
+        dropout_seed = 0 if "taylor_dropout" in settings.compat else None
+        batches = _batches(examples, batch_size)
+        importance = taylor_importance(teacher.model, batches, progress=advance, dropout_seed=dropout_seed)
         student = prune_rosita(teacher.model, importance, **sizes)
         student.save_pretrained(partial)
         teacher.tokenizer.save_pretrained(partial)

@@ -103,13 +103,18 @@ class BucketedBatchSampler(Sampler[list[int]]):
         batch_size: int,
         seed: int,
         first_epoch: int = 0,
+        drop_last: bool = False,
         *,
         accumulate: int = 1,
         process: int = 0,
         processes: int = 1,
     ) -> None:
-        """See :func:`bucketed_batches` and :func:`shares`; epochs are counted from ``first_epoch``."""
+        """See :func:`bucketed_batches` and :func:`shares`.
+
+        Epochs are counted from ``first_epoch``; a short batch may be left out.
+        """
         self.lengths = lengths
+        self.drop_last = drop_last
         # accelerate reads it when it prepares a loader.
         self.batch_size = batch_size
         self.seed = seed
@@ -125,12 +130,14 @@ class BucketedBatchSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         """Shares in an epoch."""
-        return -(-len(self.lengths) // self.batch_size) * self.accumulate
+        full, short = divmod(len(self.lengths), self.batch_size)
+        return (full + bool(short and not self.drop_last)) * self.accumulate
 
     def __iter__(self) -> Iterator[Share]:
         """This process's shares of the batches of the epoch that is set."""
         for batch in bucketed_batches(self.lengths, self.batch_size, self.seed, self.first_epoch + self.epoch):
-            yield from shares(batch, self.accumulate, self.process, self.processes)
+            if len(batch) == self.batch_size or not self.drop_last:
+                yield from shares(batch, self.accumulate, self.process, self.processes)
 
 
 class _Shares(Dataset[Any]):

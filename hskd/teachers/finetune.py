@@ -112,7 +112,7 @@ def finetune(
         )
         trainer = GoldTrainer(model, arguments, splits["train"], "teacher")
         trainer.add_callback(Callbacks(on_step=advance))
-        begin_stage("teacher", trainer.steps)
+        begin_stage("teacher", settings.epochs * trainer.batches)
         seed_training(settings.seed)
         start = time.perf_counter()
         with touched_rows(model, [split.input_ids for split in splits.values()]):
