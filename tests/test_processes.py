@@ -247,7 +247,7 @@ def test_processes_that_have_not_met(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_settings_of_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(HskdError, match="--batch-size 4: 1 processes with --accumulate 5 cut a batch into 5 parts"):
         arguments(tmp_path, batch_size=4, accumulate=5)
-    with pytest.raises(HskdError, match=r"compat loose_masks: .*, which 1 processes with --accumulate 2 cut into parts"):
+    with pytest.raises(HskdError, match=r"loose_masks: .*, which 1 processes with --accumulate 2 cut into parts"):
         require_whole_batches(DistillSettings(compat=("loose_masks",)), 2, 1)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # of accelerate's configuration; --dtype decides
     assert arguments(tmp_path).mixed_precision == "no"
