@@ -8,12 +8,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from hskd import processes
 from hskd.errors import CorruptionError, HskdError, MismatchError
 
 RECIPE_SUFFIX = ".recipe.json"
@@ -108,26 +109,42 @@ def claim(note: Path, recipe: Any, holds: str) -> None:
         raise MismatchError(f"{note.parent}: holds {holds}. Choose another folder, or delete that one.")
 
 
-def build(folder: Path, builder: Callable[[Path], None]) -> Path:
+def build(folder: Path, builder: Callable[[Path], None], together: bool = False) -> Path:
     """Fill ``folder`` with ``builder`` unless it is there already; it appears whole or not at all.
 
     ``builder`` writes into ``<folder>.partial``. That folder outlives a killed run, so a builder that looks at
     what is already there can go on from it. Two processes never build the same folder: the second waits and
     then finds it done.
 
+    Args:
+        folder: what is built.
+        builder: fills the folder that it is given.
+        together: all of :mod:`hskd.processes` run ``builder``, sharing the work; else the main one does.
+
     Raises:
         HskdError: the folder cannot be written.
     """
-    if folder.exists():
+    if processes.by_main(folder.exists):
         return folder
+    partial = folder.with_name(folder.name + ".partial")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock_path(folder)):
-            if not folder.exists():
-                partial = folder.with_name(folder.name + ".partial")
+        with ExitStack() as held:
+
+            def begin() -> bool:
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(FileLock(lock_path(folder)))
+                if folder.exists():
+                    return False
                 partial.mkdir(exist_ok=True)
-                builder(partial)
-                partial.replace(folder)
+                return True
+
+            if processes.by_main(begin):
+                if together:
+                    builder(partial)
+                    processes.barrier()
+                else:
+                    processes.by_main(lambda: builder(partial))
+                processes.by_main(lambda: partial.replace(folder))
     except OSError as error:
         raise HskdError(f"{folder}: cannot be written ({error.strerror or error}).") from error
     return folder

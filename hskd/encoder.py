@@ -114,13 +114,18 @@ def class_logits(model: Any, inputs: dict[str, torch.Tensor], rows: torch.Tensor
     return logits
 
 
+def takes_cls_only(model: nn.Module) -> bool:
+    """Whether :func:`cls_only` changes ``model``: a BERT classifier, all of whose parameters give its logits."""
+    return isinstance(model, BertForSequenceClassification) and is_bert_shaped(model)
+
+
 @contextmanager
 def cls_only(model: nn.Module) -> Iterator[None]:
     """Within, a BERT classifier computes in its last layer what its pooler reads: ``[CLS]``. Others stay as they are.
 
     ``model`` takes the inputs of :func:`hidden_states` and gives logits, and no loss.
     """
-    lean = isinstance(model, BertForSequenceClassification) and is_bert_shaped(model)
+    lean = takes_cls_only(model)
     before = model.__dict__.get("forward")
 
     def forward(self: Any, **inputs: torch.Tensor) -> SequenceClassifierOutput:

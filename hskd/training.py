@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import TrainerControl, TrainerState
 
+from hskd import processes
 from hskd.dropout import cheap_dropout
-from hskd.encoder import cls_only
+from hskd.encoder import cls_only, takes_cls_only
 from hskd.errors import HskdError
 from hskd.runtime import autocast
 from hskd.tasks import (
@@ -32,17 +34,18 @@ from hskd.tasks import (
 class StageTrainer(Trainer):
     """``transformers.Trainer`` over a tokenised split, in length-bucketed batches that depend on seed and epoch alone.
 
-    A subclass gives the loss of a batch in :meth:`batch_loss`.
+    A subclass gives the loss of a batch in :meth:`batch_loss`. A batch may be shared out among processes and taken in
+    several steps: its loss and gradient are those of the whole, to rounding.
 
     Args:
         model: the module to train.
-        args: training arguments, such as those of :func:`training_arguments`.
+        args: training arguments, those of :func:`training_arguments`.
         split: the training examples.
         stage: name of the stage, for messages and progress.
     """
 
-    # The loss is a mean over the batch: with accumulation, Trainer has to divide it.
-    loss_is_scaled_for_ga = False
+    # compute_loss does it: shares of a batch may differ in size.
+    loss_is_scaled_for_ga = True
 
     clip_each = False
     """Clip the gradient of every parameter by itself, and not that of all together."""
@@ -50,8 +53,12 @@ class StageTrainer(Trainer):
     first_epoch = 0
     """Epochs of the stages before: the batches go on from there, so that arms with and without them agree."""
 
-    def __init__(self, model: nn.Module, args: TrainingArguments, split: TokenizedSplit, stage: str) -> None:
+    def __init__(self, model: nn.Module, args: StageArguments, split: TokenizedSplit, stage: str) -> None:
+        # Elsewhere not every parameter may take part, such as the classifier in the HSK stage.
+        args.ddp_find_unused_parameters = not takes_cls_only(model)
         super().__init__(model=model, args=args, train_dataset=split)
+        # Or Trainer would count, among all processes, labels that no one asks about.
+        self.model_accepts_loss_kwargs = False
         self.split = split
         self.stage = stage
         self._clipped_since_log = 0.0
@@ -73,17 +80,23 @@ class StageTrainer(Trainer):
     def compute_loss(  # type: ignore[no-untyped-def]
         self, model, inputs, return_outputs=False, num_items_in_batch=None
     ) -> torch.Tensor:
-        """See ``Trainer``."""
-        return self.batch_loss(model, inputs)
+        """See ``Trainer``; the shares of a batch add up to its mean over examples.
+
+        Of what processes add, Trainer takes the mean.
+        """
+        return self.batch_loss(model, inputs) * (inputs["share"] * self.args.world_size)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches as a pure function of (seed, epoch), so that a resumed run and every arm of a seed see the same."""
         sampler = BucketedBatchSampler(
             self.split.lengths,
-            self.args.train_batch_size,
+            self.args.batch_size,
             self.args.seed,
             self.first_epoch,
             self.args.dataloader_drop_last,
+            accumulate=self.args.gradient_accumulation_steps,
+            process=self.args.process_index,
+            processes=self.args.world_size,
         )
         return EpochDataLoader(self.split, sampler, collate_fn=lambda batch: batch | self.targets(batch))
 
@@ -137,6 +150,16 @@ class StageTrainer(Trainer):
         self.state.log_history.append({"step": self.state.global_step, **self._take_clipped()})
         super()._save_checkpoint(model, trial)
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The main process now writes what makes the checkpoint whole.
+        processes.barrier()
+
+    @property
+    def batches(self) -> int:
+        """Batches of an epoch; each is a step."""
+        return len(self.get_train_dataloader()) // int(self.args.gradient_accumulation_steps)
+
     @property
     def clipped_share(self) -> float:
         """Share of the steps so far whose gradient was clipped; with ``clip_each``, of the parameters' gradients."""
@@ -145,7 +168,7 @@ class StageTrainer(Trainer):
 
     def run(self) -> None:
         """Train, going on from the last whole checkpoint in the output folder where there is one."""
-        checkpoint = last_checkpoint(Path(self.args.output_dir))
+        checkpoint = processes.by_main(lambda: last_checkpoint(Path(self.args.output_dir)))
         with cheap_dropout(self.model), cls_only(self.model):
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
@@ -198,6 +221,20 @@ class Callbacks(TrainerCallback):
             self._on_epoch()
 
 
+def seed_training(seed: int) -> None:
+    """Seed everything that draws; each process draws another dropout, the main one that of a process alone."""
+    if rank := processes.rank():
+        seed = int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
+    set_seed(seed)
+
+
+@dataclass
+class StageArguments(TrainingArguments):
+    """``TrainingArguments`` that know how many examples a batch has: in all processes and all their steps together."""
+
+    batch_size: int = 32
+
+
 def training_arguments(
     folder: Path,
     *,
@@ -213,8 +250,9 @@ def training_arguments(
     max_grad_norm: float = 1.0,
     checkpoints: bool = False,
     report_to: str = "none",
+    accumulate: int = 1,
     **more: Any,
-) -> TrainingArguments:
+) -> StageArguments:
     """``TrainingArguments`` with this project's defaults: AdamW, weight decay but on biases and LayerNorms, clipping.
 
     Args:
@@ -222,7 +260,7 @@ def training_arguments(
         epochs: passes over the training examples.
         learning_rate: peak learning rate.
         schedule: ``lr_scheduler_type``, such as constant or linear.
-        batch_size: examples in a batch.
+        batch_size: examples in a batch, over all processes together.
         seed: decides the batches and the dropout.
         dtype: fp32, or bf16 for autocast.
         device: the device to train on.
@@ -231,15 +269,27 @@ def training_arguments(
         max_grad_norm: gradients are clipped to this norm, over all parameters together.
         checkpoints: save one after every epoch, so that a killed run goes on from there.
         report_to: a reporter of Trainer's (tensorboard, wandb, mlflow, ...), or none.
+        accumulate: parts that a process cuts its share of a batch into, one after the other.
         more: any further argument of ``TrainingArguments``.
+
+    Raises:
+        HskdError: the batch is smaller than the number of its parts.
     """
-    return TrainingArguments(
+    parts = accumulate * processes.count()
+    if parts > batch_size:
+        raise HskdError(
+            f"--batch-size {batch_size}: {processes.count()} processes with --accumulate {accumulate} cut a batch into "
+            f"{parts} parts; give a larger batch, or fewer of either."
+        )
+    arguments = StageArguments(
         **{
             "output_dir": str(folder),
             "num_train_epochs": epochs,
             "learning_rate": learning_rate,
             "lr_scheduler_type": schedule,
-            "per_device_train_batch_size": batch_size,
+            "batch_size": batch_size,
+            "per_device_train_batch_size": -(-batch_size // parts),
+            "gradient_accumulation_steps": accumulate,
             "warmup_steps": warmup_steps,
             "weight_decay": weight_decay,
             "max_grad_norm": max_grad_norm,
@@ -257,6 +307,9 @@ def training_arguments(
             **more,
         }
     )
+    # Not what accelerate's configuration says: what is recorded is dtype.
+    arguments.mixed_precision = "bf16" if dtype == "bf16" else "no"
+    return arguments
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -266,26 +319,25 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 @torch.no_grad()
-def predict_logits(model: nn.Module, split: TokenizedSplit, dtype: str, batch_size: int = 128) -> np.ndarray:
-    """The logits of ``model`` in eval mode, ``(N, C)`` fp32, in the order of ``split``."""
+def predict_logits(model: PreTrainedModel, split: TokenizedSplit, dtype: str, batch_size: int = 128) -> np.ndarray:
+    """The logits of ``model`` in eval mode, ``(N, C)`` fp32, in the order of ``split``.
+
+    Several processes share the batches, and all get all logits.
+    """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    logits: np.ndarray | None = None
+    logits = np.zeros((len(split), model.config.num_labels), np.float32)
     with cls_only(model):
-        for order in sequential_batches(split.lengths, batch_size):
+        for order in sequential_batches(split.lengths, batch_size)[processes.rank() :: processes.count()]:
             batch = model_inputs(split.collate(order), device)
             with autocast(dtype, device):
-                output = model(**batch).logits.float().cpu().numpy()
-            if logits is None:
-                logits = np.empty((len(split), output.shape[1]), np.float32)
-            logits[order] = output
+                logits[order] = model(**batch).logits.float().cpu().numpy()
     model.train(was_training)
-    assert logits is not None
-    return logits
+    return processes.summed(logits)
 
 
-def score(model: nn.Module, task: Task, split: TokenizedSplit, dtype: str) -> dict[str, float]:
+def score(model: PreTrainedModel, task: Task, split: TokenizedSplit, dtype: str) -> dict[str, float]:
     """The task's metrics of ``model`` on a split that has labels, and their mean, ``score``; all between -1 and 1."""
     assert split.labels is not None
     return compute_metrics(task, predict_logits(model, split, dtype), split.labels)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import entry_points
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from safetensors import SafetensorError
 
+from hskd import processes
 from hskd.cli import cache, distill, grid, remote, store, student, teacher
+from hskd.cli.launch import SHARED, leave_to_main, note_missing_processes
 from hskd.cli.progress import console
 from hskd.errors import HskdError
 
@@ -40,10 +42,14 @@ _debug = False
 
 @app.callback()
 def _options(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
 ) -> None:
     global _debug
     _debug = debug
+    if context.invoked_subcommand not in SHARED:
+        leave_to_main()
+    note_missing_processes()
     import datasets
     from transformers.utils import logging
 
@@ -56,8 +62,29 @@ def main() -> None:
     """Run the command line; an error that the user can mend is one message and exit code 2."""
     try:
         app()
+    except SystemExit as end:
+        if not end.code:
+            processes.stop()
+        raise
     except (HskdError, OSError, SafetensorError) as error:
         if _debug:
             raise
-        console.print(f"error: {error}", style="bold red", markup=False)
-        sys.exit(2)
+        _end_with(str(error))
+    except Exception as error:
+        if _debug:
+            raise
+        if "by peer" in str(error):  # how gloo says that it lost a connection
+            _end_with(
+                "another process is gone, killed or out of memory; the launcher says which. Nothing is lost: run the "
+                "same command again, perhaps in fewer processes."
+            )
+        if not processes.first_to_fail():
+            sys.exit(2)
+        raise
+
+
+def _end_with(message: str) -> NoReturn:
+    if processes.first_to_fail():
+        console.quiet = False
+        console.print(f"error: {message}", style="bold red", markup=False)
+    sys.exit(2)

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from hskd.cli.options import RunOptions, TaskOptions, with_settings
+from hskd import processes
+from hskd.cli.options import TaskOptions, TrainingOptions, with_settings
 from hskd.cli.places import Output, readable
 from hskd.cli.progress import display
 from hskd.cli.setting import Machine, load_splits
@@ -21,7 +22,7 @@ from hskd.store.reader import Store
 from hskd.teachers.loading import Teacher
 
 
-@with_settings(task=TaskOptions, settings=DistillSettings, run=RunOptions)
+@with_settings(task=TaskOptions, settings=DistillSettings, run=TrainingOptions)
 def command(
     student: Annotated[str, typer.Option(help="Folder of the student, or a URL.")],
     out: Annotated[str, typer.Option(help="Folder of the trial, or a URL: result.json and the trained student.")],
@@ -45,7 +46,7 @@ def command(
     *,
     task: TaskOptions,
     settings: DistillSettings,
-    run: RunOptions,
+    run: TrainingOptions,
 ) -> None:
     """Distil a student: HSK stage, then prediction stage, from a store or from the teacher. Run again to resume."""
     if (store is None) == (teacher is None) and (settings.arm != "gold" or store is not None):
@@ -81,11 +82,22 @@ def command(
             prepared.teacher_width,
             prepared.source,
             output.folder,
-            Run(machine.dtype, machine.device, checkpoints, report_to, compile, shown.begin, shown.step),
+            Run(
+                machine.dtype,
+                machine.device,
+                checkpoints,
+                report_to,
+                compile,
+                run.accumulate,
+                shown.begin,
+                shown.step,
+            ),
             student_folder=student_folder,
             record=prepared.record | ({"scores": NO_SCORES} if no_data else {}),
         )
     output.publish()
+    if not processes.is_main():
+        return
     if result["spec"]:
         print(
             f"{result['spec']}: {100 * result['fraction']:.3g} % of full HSK, {result['bytes_per_example']:,.0f} bytes "

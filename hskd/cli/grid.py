@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from hskd import processes
 from hskd.artifacts import format_bytes
 from hskd.cli.progress import display
 from hskd.errors import HskdError
@@ -23,6 +24,16 @@ from hskd.results import load
 from hskd.runtime import DType
 
 app = typer.Typer(help="Planned sets of trials: plan, run, resume.", no_args_is_help=True)
+
+
+@app.callback()
+def _refuse_to_divide() -> None:
+    if processes.launched()[1] > 1:
+        raise HskdError(
+            "a grid's trials run in one process each: start `hskd grid` by itself, not with accelerate launch, and "
+            "spread its trials with --workers or --ray."
+        )
+
 
 Name = Annotated[str, typer.Argument(metavar="PRESET_OR_YAML", help="A preset, such as demo or mr-joint, or a file.")]
 Out = Annotated[Path | None, typer.Option(help="Folder of the results (default: results/NAME).")]

@@ -61,6 +61,19 @@ class RunOptions(BaseModel):
     threads: Annotated[int | None, Field(ge=1, description="CPU threads; their number changes the bits.")] = None
 
 
+class TrainingOptions(RunOptions):
+    """On what machine, how."""
+
+    accumulate: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Take each batch of --batch-size in so many parts, one after the other: less memory, the same "
+            "loss to rounding.",
+        ),
+    ] = 1
+
+
 def with_settings(**models: type[BaseModel]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one option for every field of ``models``, and pass it the validated objects by name.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from hskd import processes
 from hskd.artifacts import Workspace
 from hskd.cli.progress import display
 from hskd.cli.setting import require_folder
@@ -20,8 +21,12 @@ def readable(flag: str, given: str, work: Path, command: str | None = None) -> P
         HskdError: nothing is there; ``command``, if given, is named as what makes one.
     """
     if is_url(given):
-        with display() as shown:
-            return fetch(given, work, shown)
+
+        def copy() -> Path:
+            with display() as shown:
+                return fetch(given, work, shown)
+
+        return processes.by_main(copy)
     if command is not None:
         require_folder(flag, Path(given), command)
     return Path(given)
@@ -46,6 +51,10 @@ class Output:
         Raises:
             HskdError: the URL cannot be reached.
         """
+        return processes.by_main(lambda: cls._found(given, work))
+
+    @classmethod
+    def _found(cls, given: str, work: Path) -> Output:
         if not is_url(given):
             return cls(given, Path(given))
         place = Place(given)
@@ -63,5 +72,8 @@ class Output:
             HskdError: see :func:`hskd.remote.publish`.
         """
         if is_url(self.given):
-            with display() as shown:
-                publish(self.folder, self.given, shown)
+            processes.by_main(self._publish)
+
+    def _publish(self) -> None:
+        with display() as shown:
+            publish(self.folder, self.given, shown)

@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from hskd import processes
+
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -75,6 +77,7 @@ def display() -> Iterator[Display]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
+    console.quiet = not processes.is_main()
     with Progress(*columns, console=console, transient=True) as progress:
         shown = Display(progress)
         yield shown

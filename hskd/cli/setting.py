@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from hskd import processes
 from hskd.cli.options import RunOptions, TaskOptions
 from hskd.errors import HskdError
 from hskd.runtime import resolve_device, resolve_dtype, set_threads
@@ -24,9 +25,9 @@ class Machine:
 
     @classmethod
     def of(cls, options: RunOptions) -> Machine:
-        """Resolve what ``options`` leave to the machine, and set the threads."""
+        """Resolve what ``options`` leave to the machine, meet the other processes, and set the threads."""
+        device = processes.start(resolve_device(options.device))
         set_threads(options.threads)
-        device = resolve_device(options.device)
         return cls(device, resolve_dtype(options.dtype, device))
 
 

@@ -9,7 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from hskd import processes
 from hskd.artifacts import format_bytes
+from hskd.cli.launch import leave_to_main
 from hskd.cli.options import RunOptions, TaskOptions, with_settings
 from hskd.cli.places import Output, readable
 from hskd.cli.progress import display
@@ -33,6 +35,13 @@ app = typer.Typer(help="The teacher's knowledge on disk: extract once, derive ma
 app.command()(size)
 
 Work = Annotated[Path, typer.Option(help="Folder for what can be made again, such as copies of URLs.")]
+
+
+@app.callback()
+def _divide(context: typer.Context) -> None:
+    if context.invoked_subcommand != "extract":
+        leave_to_main()
+
 
 SPEC_HELP = (
     "What to keep: layers_tokens_width such as 1l_10t_0.1w or all_all_all, then changes such as length=left or l_top=5 "
@@ -107,10 +116,11 @@ def extract(
             batch_size=batch_size,
             extend=old,
             report=shown.say,
-            advance=shown.advance,
+            advance=lambda done: shown.advance(done * processes.count()),  # the others do about as much
         )
     output.publish()
-    print(f"store: {out}")
+    if processes.is_main():
+        print(f"store: {out}")
 
 
 @app.command()

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from hskd.cli.options import RunOptions, TaskOptions, with_settings
+from hskd import processes
+from hskd.cli.options import TaskOptions, TrainingOptions, with_settings
 from hskd.cli.places import Output, readable
 from hskd.cli.progress import display
 from hskd.cli.setting import Machine, load_splits
@@ -14,7 +15,7 @@ from hskd.remote import is_url
 from hskd.teachers.finetune import TeacherSettings, finetune, teacher_metrics
 
 
-@with_settings(task=TaskOptions, settings=TeacherSettings, run=RunOptions)
+@with_settings(task=TaskOptions, settings=TeacherSettings, run=TrainingOptions)
 def command(
     out: Annotated[str, typer.Option(help="Folder of the fine-tuned teacher, or a URL.")],
     model: Annotated[
@@ -24,7 +25,7 @@ def command(
     *,
     task: TaskOptions,
     settings: TeacherSettings,
-    run: RunOptions,
+    run: TrainingOptions,
 ) -> None:
     """Fine-tune a teacher: model, tokenizer and metrics.json end up in --out. Run again to resume."""
     machine = Machine.of(run)
@@ -42,10 +43,13 @@ def command(
             dtype=machine.dtype,
             device=machine.device,
             report_to=report_to,
+            accumulate=run.accumulate,
             begin_stage=shown.begin,
             advance=shown.step,
         )
     output.publish()
+    if not processes.is_main():
+        return
     for split, metrics in teacher_metrics(output.folder)["metrics"].items():
         print(f"{split}: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in metrics.items()))
     print(f"teacher: {out}")

@@ -67,6 +67,20 @@ def require_regression(settings: DistillSettings, task: Task) -> None:
         )
 
 
+def require_whole_batches(settings: DistillSettings, accumulate: int, processes: int) -> None:
+    """Refuse switches for which a batch has to be in one piece, where it is not.
+
+    Raises:
+        HskdError: names the switch.
+    """
+    for name in settings.compat:
+        if name in ("batch_threshold", "loose_masks") and accumulate * processes > 1:
+            raise HskdError(
+                f"compat {name}: what is kept depends on the whole batch, which {processes} processes with "
+                f"--accumulate {accumulate} cut into parts; use one process and --accumulate 1."
+            )
+
+
 # What the teacher says
 
 

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel
 
+from hskd import processes
 from hskd.artifacts import atomic_path, claim, read_json, write_json
 from hskd.distill.compat import (
     MeanClassesTrainer,
@@ -26,6 +27,7 @@ from hskd.distill.compat import (
     relu_pooled,
     require_regression,
     require_splits,
+    require_whole_batches,
     set_optimizer,
 )
 from hskd.distill.settings import DistillSettings
@@ -44,6 +46,7 @@ from hskd.training import (
     last_checkpoint,
     predict_logits,
     score,
+    seed_training,
     training_arguments,
 )
 from hskd.vocabulary import touched_rows
@@ -63,7 +66,7 @@ HeldOut = tuple[TokenizedSplit, KnowledgeSource]
 
 @dataclass(frozen=True)
 class Run:
-    """How a trial runs on this machine; threads and precision change its bits, the rest does not.
+    """How a trial runs on this machine; what changes its bits is recorded and has to stay as it is.
 
     Attributes:
         dtype: resolved: fp32, or bf16 for autocast.
@@ -71,6 +74,8 @@ class Run:
         checkpoints: save one after every epoch, so that a killed trial goes on.
         report_to: a reporter of ``transformers.Trainer``, such as tensorboard.
         compile: run the student's layers through ``torch.compile``.
+        accumulate: parts that a process cuts its share of a batch into, one after the other; with several, or several
+            processes, losses are the same to rounding, and dropout is another.
         begin_stage: receives a stage's name and its number of steps.
         advance: called after every step.
     """
@@ -80,6 +85,7 @@ class Run:
     checkpoints: bool = True
     report_to: str = "none"
     compile: bool = False
+    accumulate: int = 1
     begin_stage: Callable[[str, int], None] = lambda stage, steps: None
     advance: Callable[[], None] = lambda: None
 
@@ -99,6 +105,8 @@ def run_trial(
     held_out: HeldOut | None = None,
 ) -> dict[str, Any]:
     """Distil into ``student`` and score it; the student and ``result.json`` end up in ``folder``.
+
+    All of :mod:`hskd.processes` train; the main one writes.
 
     The last epoch is what is reported (unless ``compat`` says otherwise); the best dev score over the epochs of the
     last stage is beside it. A killed trial goes on from its last checkpoint, a finished one is read.
@@ -122,7 +130,7 @@ def run_trial(
 
     Raises:
         HskdError: a loss is not finite, the arm needs a source or labels and there are none, or ``compat`` does not
-            suit task or data.
+            suit task, data or the number of processes.
         MismatchError: ``folder`` holds another trial.
     """
     if settings.arm == "gold" and splits["train"].labels is None:
@@ -132,6 +140,7 @@ def run_trial(
         )
     require_regression(settings, task)
     require_splits(settings, splits)
+    require_whole_batches(settings, run.accumulate, processes.count())
     identity = {
         **(record or {}),
         "settings": settings.model_dump(mode="json"),
@@ -139,10 +148,13 @@ def run_trial(
         "device": str(run.device),
         "threads": torch.get_num_threads(),
         **({"compile": True} if run.compile else {}),
+        **({"accumulate": run.accumulate} if run.accumulate > 1 else {}),
+        **({"processes": processes.count()} if processes.count() > 1 else {}),
     }
-    claim(folder / _RECIPE_FILE, identity, "a trial with other settings, data, student, precision or threads")
+    holds = "a trial with other settings, data, student, precision, threads or processes"
+    processes.by_main(lambda: claim(folder / _RECIPE_FILE, identity, holds))
     finished = folder / RESULT_FILE
-    if finished.is_file():
+    if processes.by_main(finished.is_file):
         return read_json(finished)  # type: ignore[no-any-return]
     if run.compile and not is_bert_shaped(student):
         raise HskdError(f"--compile: the layers of a {student.config.model_type} student cannot be run one by one.")
@@ -160,7 +172,7 @@ def run_trial(
         if hsk_epochs:
             assert source is not None
             module = HSKModule(student, teacher_width, settings.seed, student_folder)
-            resumed = last_checkpoint(folder / "hsk") is not None
+            resumed = processes.by_main(lambda: last_checkpoint(folder / "hsk")) is not None
             targets = hsk_source(settings, source, teacher_width, resumed)
             split = hsk_split(settings, splits["train"], student)
             stages["hsk"] = _hsk_stage(module, settings, hsk_epochs, split, targets, folder, run)
@@ -175,9 +187,6 @@ def run_trial(
             for name, split in splits.items()
             if name != "train" and split.labels is not None
         }
-    if logits:
-        with atomic_path(folder / PREDICTIONS_FILE) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **{name: values.astype(np.float16) for name, values in logits.items()})  # type: ignore[arg-type]
     result = {
         **identity,
         "metrics": {
@@ -191,12 +200,27 @@ def run_trial(
         "peak_memory_bytes": _peak_memory(),
         "made_by": provenance(),
     }
+    # Not each process its own: they took different times.
+    return processes.by_main(lambda: _write(result, logits, student, folder, student_folder))
+
+
+def _write(
+    result: dict[str, Any],
+    logits: Mapping[str, np.ndarray],
+    student: PreTrainedModel,
+    folder: Path,
+    student_folder: Path | None,
+) -> dict[str, Any]:
+    """Write what a trial ends with, the result last, and clear away what it went on from."""
+    if logits:
+        with atomic_path(folder / PREDICTIONS_FILE) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **{name: values.astype(np.float16) for name, values in logits.items()})  # type: ignore[arg-type]
     student.save_pretrained(folder / "student")
     if student_folder is not None:
         load_tokenizer(str(student_folder)).save_pretrained(folder / "student")
         if (student_folder / STUDENT_FILE).is_file():
             shutil.copy(student_folder / STUDENT_FILE, folder / "student")
-    write_json(finished, result)
+    write_json(folder / RESULT_FILE, result)
     for stage in (folder / "hsk", folder / "prediction"):
         for checkpoint in stage.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
@@ -219,7 +243,7 @@ def _hsk_stage(
 ) -> dict[str, Any]:
     """Train the HSK stage, or load what it ended with if a killed trial got that far."""
     weights, record = folder / _STAGE_FILE, folder / _STAGE_RECORD
-    if not record.is_file():
+    if not processes.by_main(record.is_file):
         arguments = training_arguments(
             folder / "hsk",
             epochs=epochs,
@@ -228,14 +252,20 @@ def _hsk_stage(
             **_shared(settings, run),
         )
         stage = _train(HSKTrainer(module, arguments, split, source), settings, run)
-        _save_weights(module, weights)
-        write_json(record, stage)
+
+        def write() -> None:
+            _save_weights(module, weights)
+            write_json(record, stage)
+
+        processes.by_main(write)
     module.load_state_dict(load_file(weights))
-    if module.projection is not None:
+    stage = read_json(record)
+    processes.barrier()  # both files will be removed
+    if module.projection is not None and processes.is_main():
         (folder / "student").mkdir(exist_ok=True)
         with atomic_path(folder / "student" / PROJECTION_FILE) as temporary:
             save_file(module.projection.state_dict(), temporary)
-    return read_json(record)  # type: ignore[no-any-return]
+    return stage
 
 
 def _last_stage(
@@ -278,12 +308,13 @@ def _last_stage(
         earlier = _dev_scores(trainer)
         trainer.state.log_history.append({"step": trainer.state.global_step, "dev_score": value})
         if keep_best and value > max(earlier, default=-math.inf):
-            _save_weights(student, folder / _BEST_FILE)
+            processes.by_main(lambda: _save_weights(student, folder / _BEST_FILE))
 
     stage = _train(trainer, settings, run, score_dev)
     dev_scores += _dev_scores(trainer)
     if keep_best:
         student.load_state_dict(load_file(folder / _BEST_FILE))
+        processes.barrier()  # it will be removed
         stage["reported_epoch"] = 1 + dev_scores.index(max(dev_scores))
     return stage
 
@@ -309,6 +340,7 @@ def _shared(settings: DistillSettings, run: Run) -> dict[str, Any]:
         "max_grad_norm": settings.max_grad_norm,
         "checkpoints": run.checkpoints,
         "report_to": run.report_to,
+        "accumulate": run.accumulate,
         "dataloader_drop_last": "drop_last" in settings.compat,
     }
 
@@ -319,12 +351,12 @@ def _train(
     """Run a stage from the seed and say what it cost."""
     set_optimizer(settings, trainer)
     epochs = int(trainer.args.num_train_epochs)
-    batches = len(trainer.get_train_dataloader())
+    batches = trainer.batches
     examples = min(len(trainer.split), batches * settings.batch_size)
     steps = epochs * batches
     run.begin_stage(trainer.stage, steps)
     trainer.add_callback(Callbacks(on_step=run.advance, on_epoch=on_epoch))
-    set_seed(settings.seed)
+    seed_training(settings.seed)
     start = time.perf_counter()
     trainer.run()
     seconds = time.perf_counter() - start

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from hskd import processes
 from hskd.errors import HskdError, MismatchError
 from hskd.knowledge import KeptHSK, select_hsk
 from hskd.runtime import provenance
@@ -88,7 +89,7 @@ def derive(
     counts = spec.length.counts(superset.tokens(np.arange(len(superset))))
     needed = total_bytes(arrays, len(superset), int(superset.lengths.sum()), int(counts.sum()))
     ranges = plan_shards(arrays, superset.lengths, counts, shard_bytes)
-    write_store(folder, plan, ranges, needed, make_shard, report)
+    processes.by_main(lambda: write_store(folder, plan, ranges, needed, make_shard, report))
     return Store.open(folder)
 
 

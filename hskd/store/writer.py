@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from hskd import processes
 from hskd.artifacts import atomic_path, build, claim, file_sha256, format_bytes, require_space
 from hskd.errors import CorruptionError, HskdError, MismatchError
 from hskd.store.layout import MANIFEST, shard_name
@@ -30,6 +31,8 @@ def write_store(
 ) -> Manifest:
     """Write the store that ``plan`` describes into ``folder``, shard by shard, resuming what a killed run left.
 
+    Several processes deal the shards out among them.
+
     Args:
         folder: where the finished store will lie; until then it is ``<folder>.partial``.
         plan: the manifest without its shards.
@@ -46,14 +49,14 @@ def write_store(
         HskdError: the disk is too full or cannot be written.
         MismatchError: the folder holds a store, or the beginning of one, with another plan.
     """
-    if (folder / MANIFEST).is_file():
+    if processes.by_main((folder / MANIFEST).is_file):
         finished = _finished(folder, plan)
         report(f"{folder} is there already ({format_bytes(finished.bytes)})")
         return finished
-    if folder.exists():
+    if processes.by_main(folder.exists):
         raise HskdError(f"{folder}: exists and is not a store; choose another folder.")
 
-    def builder(partial: Path) -> None:
+    def begin(partial: Path) -> None:
         claim(
             partial / PLAN,
             [plan.plan, [len(span) for span in ranges]],
@@ -65,11 +68,22 @@ def write_store(
         done = sum(path.stat().st_size for path in partial.glob("shard-*.safetensors"))
         what = "this store" if not done else f"the rest of this store ({format_bytes(done)} are there)"
         report(require_space(partial, needed_bytes - done, what))
-        shards = tuple(_write_shard(partial / shard_name(i), span, make_shard) for i, span in enumerate(ranges))
-        plan.model_copy(update={"shards": shards}).write(partial)
+
+    def end(partial: Path, shards: dict[int, ShardEntry]) -> None:
+        entries = tuple(shards[i] for i in range(len(ranges)))
+        plan.model_copy(update={"shards": entries}).write(partial)
         (partial / PLAN).unlink()
 
-    build(folder, builder)
+    def builder(partial: Path) -> None:
+        processes.by_main(lambda: begin(partial))
+        mine = {
+            i: _write_shard(partial / shard_name(i), ranges[i], make_shard)
+            for i in range(processes.rank(), len(ranges), processes.count())
+        }
+        shards = {i: entry for part in processes.gathered(mine) for i, entry in part.items()}
+        processes.by_main(lambda: end(partial, shards))
+
+    build(folder, builder, together=True)
     return _finished(folder, plan)  # which another process may have written while we waited
 
 

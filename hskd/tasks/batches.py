@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hskd.tasks.tokenized import TokenizedSplit
 
@@ -43,7 +43,6 @@ def bucketed_batches(lengths: NDArray[np.integer], batch_size: int, seed: int, e
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(lengths)).astype(np.int64, copy=False)
-    # accelerate, which shares a batch out among processes, drops a short batch anywhere but at the end.
     full = len(order) - len(order) % batch_size
     order, rest = order[:full], order[full:]
     chunk = CHUNK_BATCHES * batch_size
@@ -70,6 +69,31 @@ def sequential_batches(lengths: NDArray[np.integer], batch_size: int) -> list[In
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
+class Share(list[int]):
+    """Rows that one process takes at a time, and the part of a whole batch that they are, between 0 and 1."""
+
+    def __init__(self, rows: Iterable[int], part: float = 1.0) -> None:
+        super().__init__(rows)
+        self.part = part
+
+
+def shares(batch: Indices, accumulate: int, process: int, processes: int) -> list[Share]:
+    """What one process takes of a batch: ``accumulate`` shares, one after the other.
+
+    The batch is cut in the order of its rows, which is that of their lengths, and each piece is dealt out, so that
+    processes have about as much to do. Over all processes, every row is in one share. Where there are fewer rows than
+    shares, some hold a row that counts for nothing (their part is 0): a process has to take every step.
+
+    Args:
+        batch: (B,) rows, at least one.
+        accumulate: shares of each process.
+        process: from 0.
+        processes: how many there are.
+    """
+    mine = [piece[process::processes] for piece in np.array_split(batch, accumulate)]
+    return [Share((rows if len(rows) else batch[:1]).tolist(), len(rows) / len(batch)) for rows in mine]
+
+
 class BucketedBatchSampler(Sampler[list[int]]):
     """:func:`bucketed_batches` of the epoch that was set last (0 at first), as a torch batch sampler."""
 
@@ -80,14 +104,24 @@ class BucketedBatchSampler(Sampler[list[int]]):
         seed: int,
         first_epoch: int = 0,
         drop_last: bool = False,
+        *,
+        accumulate: int = 1,
+        process: int = 0,
+        processes: int = 1,
     ) -> None:
-        """See :func:`bucketed_batches`; epochs are counted from ``first_epoch``, a short batch may be left out."""
+        """See :func:`bucketed_batches` and :func:`shares`.
+
+        Epochs are counted from ``first_epoch``; a short batch may be left out.
+        """
         self.lengths = lengths
         self.drop_last = drop_last
-        # accelerate reads it when it shares a batch out among processes.
+        # accelerate reads it when it prepares a loader.
         self.batch_size = batch_size
         self.seed = seed
         self.first_epoch = first_epoch
+        self.accumulate = accumulate
+        self.process = process
+        self.processes = processes
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -95,16 +129,28 @@ class BucketedBatchSampler(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Shares in an epoch."""
         full, short = divmod(len(self.lengths), self.batch_size)
-        return full + bool(short and not self.drop_last)
+        return (full + bool(short and not self.drop_last)) * self.accumulate
 
-    def __iter__(self) -> Iterator[list[int]]:
-        """The batches of the epoch that is set."""
-        # Lists: accelerate concatenates batches with +.
+    def __iter__(self) -> Iterator[Share]:
+        """This process's shares of the batches of the epoch that is set."""
         for batch in bucketed_batches(self.lengths, self.batch_size, self.seed, self.first_epoch + self.epoch):
             if len(batch) == self.batch_size or not self.drop_last:
-                yield batch.tolist()
+                yield from shares(batch, self.accumulate, self.process, self.processes)
+
+
+class _Shares(Dataset[Any]):
+    """A tokenised split whose batches say what part of the whole batch they are: ``share``."""
+
+    def __init__(self, split: TokenizedSplit) -> None:
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitems__(self, rows: Share) -> dict[str, Any]:
+        return {**self.split.collate(rows), "share": rows.part}
 
 
 def _identity(batch: Any) -> Any:
@@ -123,7 +169,7 @@ class EpochDataLoader(DataLoader[Any]):
     def __init__(self, dataset: TokenizedSplit, batch_sampler: BucketedBatchSampler, **options: Any) -> None:
         """``options`` are the other arguments of torch's ``DataLoader``."""
         super().__init__(
-            dataset,  # type: ignore[arg-type]
+            _Shares(dataset),
             batch_sampler=batch_sampler,
             **{"collate_fn": _identity, **options},
         )

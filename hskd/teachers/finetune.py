@@ -12,12 +12,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import set_seed
 
+from hskd import processes
 from hskd.artifacts import build, claim, read_json, write_json
 from hskd.errors import HskdError
 from hskd.runtime import provenance
 from hskd.tasks import Task, TokenizedSplit
 from hskd.teachers.loading import load_classifier, load_tokenizer
-from hskd.training import Callbacks, GoldTrainer, score, training_arguments
+from hskd.training import Callbacks, GoldTrainer, score, seed_training, training_arguments
 from hskd.vocabulary import touched_rows
 
 METRICS_FILE = "metrics.json"
@@ -48,6 +49,7 @@ def finetune(
     dtype: str,
     device: torch.device,
     report_to: str = "none",
+    accumulate: int = 1,
     begin_stage: Callable[[str, int], None] = lambda stage, steps: None,
     advance: Callable[[], None] = lambda: None,
 ) -> Path:
@@ -64,6 +66,7 @@ def finetune(
         dtype: resolved: fp32, or bf16 for autocast.
         device: where it trains.
         report_to: a reporter of ``transformers.Trainer``.
+        accumulate: parts that a process cuts its share of a batch into, one after the other.
         begin_stage: receives the stage's name and its number of steps.
         advance: called after every step.
 
@@ -81,7 +84,7 @@ def finetune(
     }
 
     def builder(partial: Path) -> None:
-        claim(partial / RECIPE_FILE, recipe, _OTHER)
+        processes.by_main(lambda: claim(partial / RECIPE_FILE, recipe, _OTHER))
         set_seed(settings.seed)
         labels = dict(enumerate(task.label_names)) or {0: "score"}
         model = load_classifier(
@@ -105,15 +108,23 @@ def finetune(
             weight_decay=settings.weight_decay,
             checkpoints=True,
             report_to=report_to,
+            accumulate=accumulate,
         )
         trainer = GoldTrainer(model, arguments, splits["train"], "teacher")
         trainer.add_callback(Callbacks(on_step=advance))
-        begin_stage("teacher", settings.epochs * len(trainer.get_train_dataloader()))
-        set_seed(settings.seed)
+        begin_stage("teacher", settings.epochs * trainer.batches)
+        seed_training(settings.seed)
         start = time.perf_counter()
         with touched_rows(model, [split.input_ids for split in splits.values()]):
             trainer.run()
         seconds = time.perf_counter() - start
+        metrics = {
+            name: score(model, task, split, dtype)
+            for name, split in splits.items()
+            if name != "train" and split.labels is not None
+        }
+        if not processes.is_main():
+            return
         model.save_pretrained(partial)
         load_tokenizer(model_name).save_pretrained(partial)
         write_json(
@@ -122,23 +133,21 @@ def finetune(
                 "model": model_name,
                 "task": task.name,
                 "settings": settings.model_dump(mode="json"),
-                "metrics": {
-                    name: score(model, task, split, dtype)
-                    for name, split in splits.items()
-                    if name != "train" and split.labels is not None
-                },
+                "metrics": metrics,
                 "train_examples": len(splits["train"]),
                 "seconds": seconds,
                 "clipped_share": trainer.clipped_share,
                 "dtype": dtype,
                 "device": str(device),
                 "threads": torch.get_num_threads(),
+                "processes": processes.count(),
+                "accumulate": accumulate,
                 "made_by": provenance(),
             },
         )
         shutil.rmtree(partial / "training")
 
-    build(folder, builder)
+    build(folder, builder, together=True)
     if not (folder / RECIPE_FILE).is_file():
         raise HskdError(f"{folder}: exists, and was not made by this command; choose another folder.")
     claim(folder / RECIPE_FILE, recipe, _OTHER)

@@ -75,7 +75,7 @@ def test_an_absurd_learning_rate_stops_the_trial(lab: Lab, rates: dict[str, floa
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_loss_that_is_not_finite_stops_at_its_step(lab: Lab, stage: str, tmp_path: Path) -> None:
-    trainer = make_trainer(stage, lab, tmp_path, gradient_accumulation_steps=2)
+    trainer = make_trainer(stage, lab, tmp_path, accumulate=2)
     with torch.no_grad():
         next(trainer.model.parameters())[2] = float("inf")  # [CLS], which is in every example
     with pytest.raises(HskdError, match=rf"^{trainer.stage}: the loss is nan at step 1\."):
@@ -104,10 +104,10 @@ def test_clipped_share(lab: Lab, stage: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_accumulated_gradients_are_those_of_the_whole_batch(lab: Lab, stage: str, tmp_path: Path) -> None:
-    # 32 examples: an epoch is one update, of one batch of 32 or of two of 16.
+    # 32 examples: an epoch is one update, of one batch of 32, whole or in two parts.
     shared = {"examples": 32, "epochs": 6, "optim": "sgd", "learning_rate": 0.02, "max_grad_norm": 5.0}
     whole = make_trainer(stage, lab, tmp_path, batch_size=32, **shared)
-    parts = make_trainer(stage, lab, tmp_path, batch_size=16, gradient_accumulation_steps=2, **shared)
+    parts = make_trainer(stage, lab, tmp_path, batch_size=32, accumulate=2, **shared)
     before = {name: tensor.clone() for name, tensor in whole.model.state_dict().items()}
     expected = losses(whole)
     assert len(expected) == 6 and expected[-1] < expected[0]

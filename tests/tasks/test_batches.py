@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 from accelerate import skip_first_batches
-from accelerate.data_loader import BatchSamplerShard, prepare_data_loader
+from accelerate.data_loader import prepare_data_loader
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertTokenizerFast
 
-from hskd.tasks.batches import BucketedBatchSampler, EpochDataLoader, bucketed_batches, sequential_batches
+from hskd.tasks.batches import BucketedBatchSampler, EpochDataLoader, bucketed_batches, sequential_batches, shares
 from hskd.tasks.task import Split, Task, TaskData
 from hskd.tasks.tokenized import TokenizedSplit, tokenize
 
@@ -96,8 +96,30 @@ def test_resuming_inside_an_epoch_goes_on_with_its_batches(split: TokenizedSplit
     assert ids_of(resumed) == wanted
 
 
-def test_two_processes_share_every_example(split: TokenizedSplit) -> None:
-    sampler: Any = BucketedBatchSampler(split.lengths, 4, seed=3)
-    halves = [list(BatchSamplerShard(sampler, 2, rank, split_batches=True, even_batches=False)) for rank in (0, 1)]
-    assert sorted(i for half in halves for batch in half for i in batch) == list(range(37))
-    assert [a + b for a, b in zip(*halves, strict=False)][:9] == list(sampler)[:9]
+@given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 5))
+def test_shares_hold_every_row_once(size: int, accumulate: int, processes: int) -> None:
+    batch = np.arange(100, 100 + size)
+    dealt = [shares(batch, accumulate, process, processes) for process in range(processes)]
+    assert [len(mine) for mine in dealt] == [accumulate] * processes
+    every = [share for mine in dealt for share in mine]
+    assert sorted(row for share in every if share.part for row in share) == batch.tolist()
+    assert all(share.part in (0, len(share) / size) and set(share) <= set(batch.tolist()) for share in every)
+    assert all(len(share) == 1 for share in every if not share.part)
+    sizes = [len(share) * bool(share.part) for share in every]
+    assert max(sizes) - min(sizes) <= 2
+
+
+def test_a_loader_gives_the_shares_of_its_process(split: TokenizedSplit) -> None:
+    def loader(**parts: int) -> EpochDataLoader:
+        return EpochDataLoader(split, BucketedBatchSampler(split.lengths, 12, seed=3, **parts))
+
+    whole = list(loader())
+    assert [batch["share"] for batch in whole] == [1.0] * 4  # of 12, 12, 12 and 1
+    halves = [list(loader(accumulate=2, process=process, processes=2)) for process in (0, 1)]
+    assert [len(half) for half in halves] == [8, 8] == [len(loader(accumulate=2))] * 2
+    assert [batch["share"] for batch in halves[0]] == [0.25] * 6 + [1.0, 0.0]
+    assert [batch["share"] for batch in halves[1]] == [0.25] * 6 + [0.0, 0.0]
+    for step, batch in enumerate(whole):
+        parts = [part for half in halves for part in half[2 * step : 2 * step + 2] if part["share"]]
+        found = [example for part in parts for example in part["example_ids"].tolist()]
+        assert sorted(found) == sorted(batch["example_ids"].tolist())
