@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from safetensors import SafetensorError
 
-from hskd.cli import cache, distill, grid, store, student, teacher
+from hskd.cli import cache, distill, general, grid, store, student, teacher
 from hskd.cli.progress import console
 from hskd.errors import HskdError
 
@@ -24,6 +24,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command("teacher")(teacher.command)
+app.command("general")(general.command)
 app.command("student")(student.command)
 app.add_typer(store.app, name="store")
 app.command("distill")(distill.command)
