@@ -104,7 +104,10 @@ def create_tinybert(
 
 
 def _shared_tokenizer(name: str, teacher: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of both; a checkpoint without one takes the teacher's if it has embeddings for just its tokens."""
+    """The teacher's tokenizer, if it is the checkpoint's too, or if that has none and embeddings for just its tokens.
+
+    Two that are the same to a text may still differ in whether they give token types: the student gets the teacher's.
+    """
     theirs = load_tokenizer(teacher)
     mine = checkpoint_tokenizer(name)
     vocabulary = checkpoint_config(name).vocab_size
@@ -126,7 +129,12 @@ def _shared_tokenizer(name: str, teacher: str) -> PreTrainedTokenizerBase:
             f"{name}: has embeddings for {vocabulary} tokens, and its tokenizer has {len(theirs)}; "
             "weights and vocabulary are not of one model."
         )
-    return mine
+    if "token_type_ids" in theirs.model_input_names and getattr(checkpoint_config(name), "type_vocab_size", 2) < 2:
+        raise MismatchError(
+            f"{name}: has embeddings for one type of token, and {teacher} tells two sentences apart by two; "
+            "use a checkpoint of the teacher's type."
+        )
+    return theirs
 
 
 def _draw_head(model: PreTrainedModel, seed: int, pooler: bool) -> None:
