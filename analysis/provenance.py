@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import pandas as pd
 
 from analysis.table import Study
 from hskd.artifacts import read_json
-from hskd.grid.spec import PRESETS, load_grid
+from hskd.errors import HskdError
+from hskd.grid.changes import changed, differences
+from hskd.grid.spec import GridSpec, load_grid, presets
 from hskd.results import GRID_FILE, TABLE
 
 Facts = list[tuple[str, str]]
@@ -87,19 +90,29 @@ _VERSIONS = ("hskd", "python", "torch", "transformers", "datasets", "accelerate"
 
 
 def _grid_command(folder: Path) -> tuple[str, str]:
-    """What runs the grid of ``folder``: a preset by its name, where it is one but for the seeds, else its file."""
+    """What runs the grid of ``folder``: a preset by its name, with what was changed of it, else its file."""
     content = {key: value for key, value in read_json(folder / GRID_FILE).items() if key != "trials"}
     name, seeds = str(content.get("name")), content.get("seeds")
     command = ["hskd", "grid", "run", f"{name}.yaml"]
     note = f"runs the grid, from the file that it was planned in; {GRID_FILE} holds what that said"
-    if (PRESETS / f"{name}.yaml").is_file() and isinstance(seeds, int):
+    if name in presets() and isinstance(seeds, int):
         preset = load_grid(name).model_copy(update={"seeds": seeds})
-        if preset.model_dump(mode="json") == content:
-            command = ["hskd", "grid", "run", name, "--seeds", str(seeds)]
-            note = "runs the grid, a preset"
+        changes = differences(preset.model_dump(mode="json"), content)
+        sets = [part for key, value in changes.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+        if _is(preset, changes, content):
+            command = ["hskd", "grid", "run", name, "--seeds", str(seeds), *sets]
+            note = "runs the grid, a preset" + (" with changes" if changes else "")
     if folder != Path("results") / name:
         command += ["--out", str(folder)]
     return note, shlex.join(command)
+
+
+def _is(preset: GridSpec, changes: dict[str, Any], content: dict[str, Any]) -> bool:
+    """Whether ``preset`` with ``changes`` is ``content``; a grid of an older version may be none any more."""
+    try:
+        return changed(preset, changes).model_dump(mode="json") == content
+    except HskdError:
+        return False
 
 
 def _results(trials: pd.DataFrame, folder: Path | None) -> list[dict[str, Any]]:

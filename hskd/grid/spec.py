@@ -27,8 +27,11 @@ from hskd.grid.config import Machine, TaskPlan, TeacherPlan, TrialConfig
 from hskd.spec import HSKSpec
 from hskd.students.create import KINDS, AnyStudent, StudentSettings, TinyBertSettings
 from hskd.students.general import GeneralSettings
+from hskd.tasks.glue import GLUE_TASKS
 
 PRESETS = Path(__file__).parent / "presets"
+_ANY_TASK = "TASK"
+"""In the name and the text of a preset: it is one for every task of GLUE."""
 _FIELDS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "n": lambda value: {"depth": {"selector": "top_n", "n": value}},
     "l_top": lambda value: {"depth": {"selector": "top_n", "l_top": value}},
@@ -201,6 +204,15 @@ def _fingerprints(paths: dict[str, Path | str | None]) -> dict[str, str]:
     return {name: content_fingerprint(Path(path)) for name, path in paths.items() if path and Path(path).exists()}
 
 
+def presets() -> dict[str, tuple[Path, str]]:
+    """Every preset's name, its file, and the task that the file's ``TASK`` stands for."""
+    found = {}
+    for path in PRESETS.glob("*.yaml"):
+        for task in GLUE_TASKS if _ANY_TASK in path.stem else ("",):
+            found[path.stem.replace(_ANY_TASK, task)] = (path, task)
+    return dict(sorted(found.items()))
+
+
 def load_grid(name: str) -> GridSpec:
     """Read a grid spec: a preset's name, or the path of a YAML file.
 
@@ -208,18 +220,22 @@ def load_grid(name: str) -> GridSpec:
         HskdError: there is no such preset or file, or the file says something that a grid cannot be; the message
             names file, line, key, what was expected.
     """
-    path = Path(name)
+    path, task = Path(name), ""
     if path.suffix not in (".yaml", ".yml"):
-        path = PRESETS / f"{name}.yaml"
-        if not path.is_file():
-            known = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.yaml")))
-            raise HskdError(f"grid {name!r}: no such preset (there are {known}), and not the path of a .yaml file.")
+        known = presets()
+        if name not in known:
+            raise HskdError(
+                f"grid {name!r}: no such preset (there are {', '.join(known)}), and not the path of a .yaml file."
+            )
+        path, task = known[name]
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise HskdError(f"{path}: no such file.") from None
     except UnicodeDecodeError as error:
         raise HskdError(f"{path}: not UTF-8 text ({error}).") from None
+    if task:
+        text = text.replace(_ANY_TASK, task)
     try:
         content = yaml.safe_load(text)
         node = yaml.compose(text, Loader=yaml.SafeLoader)

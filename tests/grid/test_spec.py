@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from hskd.errors import HskdError
 from hskd.grid.config import Machine, TaskPlan, TrialConfig
-from hskd.grid.spec import PRESETS, GridSpec, load_grid
+from hskd.grid.spec import GridSpec, load_grid, presets
 from hskd.spec import HSKSpec
+from hskd.tasks.glue import GLUE_TASKS
 
 HERE = Machine(dtype="fp32", device="cpu", threads=1, build_threads=1)
-PRESET_NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+PRESET_NAMES = list(presets())
 
 
 def grid(**keys: Any) -> GridSpec:
@@ -160,7 +161,8 @@ def test_missing_file_and_file_of_bytes(tmp_path: Path) -> None:
 
 
 def test_the_presets_are_there() -> None:
-    assert {"demo", "mr-depth", "mr-length", "mr-width", "mr-joint", "mr-precision"} <= set(PRESET_NAMES)
+    mine = {"demo", "demo-quick", "mr-depth", "mr-length", "mr-width", "mr-joint", "mr-precision"}
+    assert mine | {f"paper-{task}" for task in GLUE_TASKS} == set(PRESET_NAMES)
 
 
 @pytest.mark.parametrize("name", PRESET_NAMES)
