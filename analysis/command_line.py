@@ -83,6 +83,8 @@ def _changed(settings: dict[str, Any]) -> dict[str, Any]:
     changed = {}
     for field, declared in DistillSettings.model_fields.items():
         value = settings.get(field)
+        if isinstance(value, list | tuple):
+            value = ",".join(value) or None
         if field in ("arm", "seed") or value is None or pd.isna(value) or value == declared.default:
             continue
         whole = isinstance(value, float) and value.is_integer() and math.isfinite(value) and field.endswith("epochs")

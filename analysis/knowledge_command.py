@@ -13,7 +13,7 @@ from hskd.errors import HskdError
 
 
 def knowledge(
-    store: Annotated[Path, typer.Argument(help="Folder of a superset store.")],
+    store: Annotated[str, typer.Argument(help="Folder of a superset store, or a URL.")],
     out: Annotated[Path, typer.Option(help="Folder for figures (PNG, SVG) and their tables (CSV).")],
     tokenizer: Annotated[
         str | None, typer.Option(help="The teacher's folder or name, to show one sentence's tokens as words.")

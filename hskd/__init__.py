@@ -11,11 +11,13 @@ from hskd.errors import CorruptionError, HskdError, MismatchError
 from hskd.knowledge import KeptHSK, select_hsk
 from hskd.spec import HSKSpec, Shape
 from hskd.store.derive import derive
+from hskd.store.examples import store_examples
 from hskd.store.extract import Superset, extract
 from hskd.store.reader import Store
 from hskd.students import load_student, prune_rosita, taylor_importance
 from hskd.tasks import Task, TokenizedSplit, load_task, tokenize
 from hskd.teachers.loading import Teacher
+from hskd.training import training_arguments
 
 __all__ = [
     "CorruptionError",
@@ -45,6 +47,8 @@ __all__ = [
     "prediction_loss",
     "prune_rosita",
     "select_hsk",
+    "store_examples",
     "taylor_importance",
     "tokenize",
+    "training_arguments",
 ]

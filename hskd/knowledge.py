@@ -38,6 +38,7 @@ class KeptHSK:
         positions: places of the kept tokens in their example, ``(K, n)`` int64.
         values: ``(K, n, k)`` fp32.
         neurons: which neurons the values are: None for all, ``(k,)`` the same everywhere, or ``(K, n, k)``, int64.
+        weights: of each value among those of its example and layer, ``(K, n, k)``, summing to 1; None: all alike.
     """
 
     layers: tuple[int, ...]
@@ -45,6 +46,7 @@ class KeptHSK:
     positions: torch.Tensor
     values: torch.Tensor
     neurons: torch.Tensor | None
+    weights: torch.Tensor | None = None
 
     @cached_property
     def example(self) -> torch.Tensor:
@@ -65,6 +67,7 @@ class KeptHSK:
             positions=self.positions.to(device),
             values=self.values.to(device),
             neurons=None if self.neurons is None else self.neurons.to(device),
+            weights=None if self.weights is None else self.weights.to(device),
         )
 
 

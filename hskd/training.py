@@ -44,6 +44,9 @@ class StageTrainer(Trainer):
     # The loss is a mean over the batch: with accumulation, Trainer has to divide it.
     loss_is_scaled_for_ga = False
 
+    clip_each = False
+    """Clip the gradient of every parameter by itself, and not that of all together."""
+
     first_epoch = 0
     """Epochs of the stages before: the batches go on from there, so that arms with and without them agree."""
 
@@ -51,7 +54,7 @@ class StageTrainer(Trainer):
         super().__init__(model=model, args=args, train_dataset=split)
         self.split = split
         self.stage = stage
-        self._clipped_since_log = 0
+        self._clipped_since_log = 0.0
         self._unread: list[tuple[str, int, torch.Tensor]] = []
         self.remove_callback(PrinterCallback)
         self.add_callback(_LogEveryEpoch)
@@ -75,7 +78,13 @@ class StageTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches as a pure function of (seed, epoch), so that a resumed run and every arm of a seed see the same."""
-        sampler = BucketedBatchSampler(self.split.lengths, self.args.train_batch_size, self.args.seed, self.first_epoch)
+        sampler = BucketedBatchSampler(
+            self.split.lengths,
+            self.args.train_batch_size,
+            self.args.seed,
+            self.first_epoch,
+            self.args.dataloader_drop_last,
+        )
         return EpochDataLoader(self.split, sampler, collate_fn=lambda batch: batch | self.targets(batch))
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -91,29 +100,36 @@ class StageTrainer(Trainer):
         return loss
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
-        norm: torch.Tensor = super()._clip_grad_norm(model)
+        norm: torch.Tensor
+        if self.clip_each:
+            limit = self.args.max_grad_norm
+            trained = [parameter for parameter in model.parameters() if parameter.grad is not None]
+            norm = torch.stack([nn.utils.clip_grad_norm_(parameter, limit) for parameter in trained])
+        else:
+            norm = super()._clip_grad_norm(model)
         self._unread.append(("gradient norm", self.state.global_step + 1, norm))
         self._read(keep=0 if norm.device.type == "cpu" else 2)
-        return norm
+        return norm.norm()
 
     def _read(self, keep: int = 0) -> None:
         """Check the losses and gradient norms that were set aside, but for the last ``keep``; count clipped steps."""
         while len(self._unread) > keep:
             what, step, value = self._unread.pop(0)
-            if not torch.isfinite(value):
+            if not torch.isfinite(value).all():
                 raise HskdError(
-                    f"{self.stage}: the {what} is {float(value)} at step {step}. "
+                    f"{self.stage}: the {what} is {float(value.norm())} at step {step}. "
                     "Lower the learning rate, or train in fp32 (--dtype fp32)."
                 )
-            self._clipped_since_log += what == "gradient norm" and float(value) > self.args.max_grad_norm
+            if what == "gradient norm":  # one, or one of each parameter: of those, the share that was clipped
+                self._clipped_since_log += float((value > self.args.max_grad_norm).double().mean())
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """See ``Trainer``; the clipped steps since the last log go with it."""
         super().log({**logs, **self._take_clipped()}, *args, **kwargs)
 
-    def _take_clipped(self) -> dict[str, int]:
+    def _take_clipped(self) -> dict[str, float]:
         self._read()
-        taken, self._clipped_since_log = self._clipped_since_log, 0
+        taken, self._clipped_since_log = self._clipped_since_log, 0.0
         return {"clipped_steps": taken}
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -123,7 +139,7 @@ class StageTrainer(Trainer):
 
     @property
     def clipped_share(self) -> float:
-        """Share of the steps so far whose gradient was clipped."""
+        """Share of the steps so far whose gradient was clipped; with ``clip_each``, of the parameters' gradients."""
         clipped = sum(entry.get("clipped_steps", 0) for entry in self.state.log_history) + self._clipped_since_log
         return float(clipped) / max(self.state.global_step, 1)
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from safetensors import SafetensorError
 
-from hskd.cli import cache, distill, general, grid, store, student, teacher
+from hskd.cli import cache, distill, general, grid, remote, store, student, teacher
 from hskd.cli.progress import console
 from hskd.errors import HskdError
 
@@ -28,6 +28,8 @@ app.command("general")(general.command)
 app.command("student")(student.command)
 app.add_typer(store.app, name="store")
 app.command("distill")(distill.command)
+app.command("push")(remote.push)
+app.command("pull")(remote.pull)
 app.add_typer(grid.app, name="grid")
 app.add_typer(cache.app, name="cache")
 for _command in entry_points(group="hskd.commands"):

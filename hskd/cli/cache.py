@@ -12,10 +12,12 @@ from rich.table import Table
 
 from hskd.artifacts import format_bytes
 from hskd.cache import DAY, Artifact, artifacts, collect
+from hskd.remote.copies import CACHE
 from hskd.spec import HSKSpec
 
 app = typer.Typer(
-    help="The artifacts in the work folder: teachers, general students, students, stores, trials.", no_args_is_help=True
+    help="The work folder: teachers, general students, students, stores, trials, and copies of what lies elsewhere.",
+    no_args_is_help=True,
 )
 
 
@@ -30,7 +32,8 @@ def gc(
     work: Annotated[Path, typer.Option(help="Folder of artifacts.")] = Path("work"),
     older_than: Annotated[float, typer.Option(min=0, help="Days since the last use.")] = 30,
     kind: Annotated[
-        list[str] | None, typer.Option(help="Only teachers, general, students, stores or trials; repeatable.")
+        list[str] | None,
+        typer.Option(help="Only teachers, general, students, stores, trials or remote (copies of URLs)."),
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Only say what would go.")] = False,
 ) -> None:
@@ -54,6 +57,8 @@ def _show(listed: list[Artifact], title: str) -> None:
 
 def _summary(artifact: Artifact) -> str:
     recipe, kind = artifact.recipe, artifact.kind
+    if kind == CACHE:
+        return str(recipe["url"])
     spec = HSKSpec.parse(recipe["spec"]).label if recipe.get("spec") else None
     if kind == "stores":
         return spec or "superset"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -53,8 +53,10 @@ def read(
 ) -> tuple[GridSpec, list[TrialConfig], Path]:
     """The grid of that name, changed as asked for, its trials on this machine, and its output folder."""
     grid = load_grid(name)
-    wanted = {"seeds": seeds, "task.data": data, "teacher.model": teacher}
+    wanted: dict[str, Any] = {"seeds": seeds, "task.data": data, "teacher.model": teacher}
     wanted = {key: value for key, value in wanted.items() if value is not None}
+    if seeds is not None:
+        wanted["more_seeds"] = None
     if checkpoint is not None:
         wanted |= replaced_checkpoint(grid, checkpoint)
     grid = changed(grid, wanted | parse_changes(changes or []))

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
 import typer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -70,15 +70,22 @@ def with_settings(**models: type[BaseModel]) -> Callable[[Callable[..., None]], 
         ]
         for model in models.values():
             for name, field in model.model_fields.items():
+                several = get_origin(field.annotation) is tuple
+                repeated = " Repeat it, or separate by commas." if several else ""
                 option = typer.Option(
-                    help=escape(field.description or ""), rich_help_panel=(model.__doc__ or "").splitlines()[0]
+                    help=escape((field.description or "") + repeated),
+                    rich_help_panel=(model.__doc__ or "").splitlines()[0],
+                    show_default=not several,
+                    metavar="NAME" if several else None,
+                    callback=_split if several else None,
                 )
+                kind: Any = list[str] if several else field.annotation
                 parameters.append(
                     inspect.Parameter(
                         name,
                         inspect.Parameter.KEYWORD_ONLY,
-                        default=field.default,
-                        annotation=Annotated[field.annotation, option],  # type: ignore[name-defined]
+                        default=list(field.default) if several else field.default,
+                        annotation=Annotated[kind, option],
                     )
                 )
 
@@ -95,6 +102,11 @@ def with_settings(**models: type[BaseModel]) -> Callable[[Callable[..., None]], 
         return run
 
     return decorate
+
+
+def _split(values: list[str]) -> list[str]:
+    """The names of a repeatable option, some of which may come together."""
+    return [name.strip() for given in values for name in given.split(",") if name.strip()]
 
 
 def _validated(model: type[BaseModel], fields: dict[str, Any]) -> BaseModel:

@@ -11,21 +11,28 @@ from rich.table import Table
 
 from hskd.artifacts import format_bytes
 from hskd.cli.options import RunOptions, TaskOptions, with_settings
+from hskd.cli.places import Output, readable
 from hskd.cli.progress import display
-from hskd.cli.setting import Machine, load_splits, require_folder
+from hskd.cli.setting import Machine, load_splits
 from hskd.cli.store_size import size
 from hskd.errors import HskdError
+from hskd.remote import contents_of, is_url
+from hskd.remote import verify as verify_url
+from hskd.remote.copies import WORK
 from hskd.selectors import PRECISION
 from hskd.spec import HSKSpec
 from hskd.store.derive import derive as derive_store
 from hskd.store.extract import Superset
 from hskd.store.extract import extract as extract_store
+from hskd.store.layout import MANIFEST
 from hskd.store.manifest import Manifest
 from hskd.store.reader import Store
 from hskd.teachers.loading import Teacher
 
 app = typer.Typer(help="The teacher's knowledge on disk: extract once, derive many.", no_args_is_help=True)
 app.command()(size)
+
+Work = Annotated[Path, typer.Option(help="Folder for what can be made again, such as copies of URLs.")]
 
 SPEC_HELP = (
     "What to keep: layers_tokens_width such as 1l_10t_0.1w or all_all_all, then changes such as length=left or l_top=5 "
@@ -36,8 +43,8 @@ SPEC_HELP = (
 @app.command()
 @with_settings(task=TaskOptions, run=RunOptions)
 def extract(
-    teacher: Annotated[Path, typer.Option(help="Folder of the fine-tuned teacher.")],
-    out: Annotated[Path, typer.Option(help="Folder of the store.")],
+    teacher: Annotated[str, typer.Option(help="Folder of the fine-tuned teacher, or a URL.")],
+    out: Annotated[str, typer.Option(help="Folder of the store, or a URL.")],
     spec: Annotated[list[str] | None, typer.Option(help="Hold what this spec needs; repeatable. " + SPEC_HELP)] = None,
     student_layers: Annotated[int | None, typer.Option(min=1, help="Layers of the student; goes with --spec.")] = None,
     layers: Annotated[
@@ -59,11 +66,12 @@ def extract(
     Without --spec and --layers it holds every layer and every attention row.
     """
     machine = Machine.of(run)
-    require_folder("--teacher", teacher, "hskd teacher")
     if precision is not None:
         PRECISION[precision]
-    data, splits = load_splits(task, str(teacher))
-    loaded = Teacher.load(str(teacher), data.task)
+    output = Output.of(out, task.work)
+    teacher = str(readable("--teacher", teacher, task.work, "hskd teacher"))
+    data, splits = load_splits(task, teacher)
+    loaded = Teacher.load(teacher, data.task)
     loaded.model.to(machine.device)
     depth = loaded.model.config.num_hidden_layers
     if spec:
@@ -80,41 +88,51 @@ def extract(
     examples = splits["train"]
     with display() as shown:
         shown.begin("extract", len(examples))
-        store = extract_store(
+        extract_store(
             loaded,
             data.task,
             examples,
             superset,
-            out,
+            output.folder,
             dtype=machine.dtype,
             batch_size=batch_size,
             report=shown.say,
             advance=shown.advance,
         )
-    print(f"store: {store.folder}")
+    output.publish()
+    print(f"store: {out}")
 
 
 @app.command()
 def derive(
-    superset: Annotated[Path, typer.Argument(help="Folder of the superset store.")],
+    superset: Annotated[str, typer.Argument(help="Folder of the superset store, or a URL.")],
     spec: Annotated[str, typer.Option(help=SPEC_HELP)],
     student_layers: Annotated[int, typer.Option(min=1, help="Layers of the student.")],
-    out: Annotated[Path, typer.Option(help="Folder of the new store.")],
+    out: Annotated[str, typer.Option(help="Folder of the new store, or a URL.")],
+    work: Work = WORK,
 ) -> None:
     """Write what one spec keeps of a superset, without the teacher."""
-    source = Store.open(superset)
+    output = Output.of(out, work)
+    source = Store.open(readable("SUPERSET", superset, work))
     with display() as shown:
         shown.begin("derive", len(source))
-        store = derive_store(source, HSKSpec.parse(spec), student_layers, out, report=shown.say, advance=shown.advance)
-    print(f"store: {store.folder}")
+        derive_store(
+            source, HSKSpec.parse(spec), student_layers, output.folder, report=shown.say, advance=shown.advance
+        )
+    output.publish()
+    print(f"store: {out}")
 
 
 @app.command()
-def inspect(path: Annotated[Path, typer.Argument(help="Folder of a store.")]) -> None:
+def inspect(
+    path: Annotated[str, typer.Argument(help="Folder of a store, or a URL; only its manifest is read.")],
+) -> None:
     """Say what a store holds and what it was made from."""
-    manifest = Manifest.read(path)
+    manifest = contents_of(path).manifest if is_url(path) else Manifest.read(Path(path))
+    if manifest is None:
+        raise HskdError(f"{path}: is no store (there is no {MANIFEST}).")
     tokens, kept = (sum(getattr(shard, name) for shard in manifest.shards) for name in ("tokens", "kept"))
-    table = Table(show_header=False, title=str(path))
+    table = Table(show_header=False, title=path)
     rows = {
         "kind": manifest.kind,
         "spec": HSKSpec.parse(manifest.spec).label if manifest.spec else None,
@@ -144,8 +162,17 @@ def inspect(path: Annotated[Path, typer.Argument(help="Folder of a store.")]) ->
 
 
 @app.command()
-def verify(path: Annotated[Path, typer.Argument(help="Folder of a store.")]) -> None:
+def verify(
+    path: Annotated[str, typer.Argument(help="Folder of a store; or a URL of anything published, which is read back.")],
+) -> None:
     """Compare every shard with its checksum."""
+    if is_url(path):
+        with display() as shown:
+            contents = verify_url(path, shown)
+        held = contents.manifest
+        what = f"{len(contents.files)} shards, {held.examples} examples" if held else f"{len(contents.files)} files"
+        print(f"{path}: {what}: as written")
+        return
     store = Store.open(path)
     store.verify()
     print(f"{path}: {len(store.manifest.shards)} shards, {len(store)} examples: as written")

@@ -9,8 +9,9 @@ import typer
 
 from hskd.artifacts import read_json
 from hskd.cli.options import RunOptions, TaskOptions, with_settings
+from hskd.cli.places import Output, readable
 from hskd.cli.progress import display
-from hskd.cli.setting import Machine, load_data, load_splits, require_folder
+from hskd.cli.setting import Machine, load_data, load_splits
 from hskd.errors import HskdError
 from hskd.students.create import STUDENT_FILE, StudentSettings, TinyBertSettings, create_rosita
 from hskd.students.pretrained import create_tinybert
@@ -19,8 +20,8 @@ from hskd.teachers.loading import Teacher
 
 @with_settings(task=TaskOptions, settings=StudentSettings, run=RunOptions)
 def command(
-    teacher: Annotated[Path, typer.Option(help="Folder of the fine-tuned teacher.")],
-    out: Annotated[Path, typer.Option(help="Folder of the student.")],
+    teacher: Annotated[str, typer.Option(help="Folder of the fine-tuned teacher, or a URL.")],
+    out: Annotated[str, typer.Option(help="Folder of the student, or a URL.")],
     kind: Annotated[
         Literal["rosita", "tinybert"],
         typer.Option(help="rosita: the teacher, pruned. tinybert: a narrower encoder, from --checkpoint."),
@@ -43,30 +44,31 @@ def command(
     A student of kind tinybert has its checkpoint's sizes, and may learn from any teacher that shares its tokenizer.
     """
     machine = Machine.of(run)
-    require_folder("--teacher", teacher, "hskd teacher")
+    if kind == "rosita" and checkpoint is not None:
+        raise HskdError("--checkpoint goes with --kind tinybert; a ROSITA student is pruned from its teacher.")
+    tinybert = _tinybert(checkpoint, head_seed, settings, task.work) if kind == "tinybert" else None
+    output = Output.of(out, task.work)
+    teacher = str(readable("--teacher", teacher, task.work, "hskd teacher"))
     with display() as shown:
-        if kind == "tinybert":
-            create_tinybert(
-                _tinybert(checkpoint, head_seed, settings), load_data(task).task, str(teacher), out, report=shown.say
-            )
+        if tinybert is not None:
+            create_tinybert(tinybert, load_data(task).task, teacher, output.folder, report=shown.say)
         else:
-            if checkpoint is not None:
-                raise HskdError("--checkpoint goes with --kind tinybert; a ROSITA student is pruned from its teacher.")
-            data, splits = load_splits(task, str(teacher))
-            loaded = Teacher.load(str(teacher), data.task)
+            data, splits = load_splits(task, teacher)
+            loaded = Teacher.load(teacher, data.task)
             loaded.model.to(machine.device)
             count = min(settings.importance_examples or len(splits["train"]), len(splits["train"]))
             shown.begin("importance", -(-count // 32))
-            create_rosita(loaded, splits["train"], settings, out, advance=lambda _: shown.step())
-    print(f"{read_json(out / STUDENT_FILE)['parameters']:,} parameters")
+            create_rosita(loaded, splits["train"], settings, output.folder, advance=lambda _: shown.step())
+    output.publish()
+    print(f"{read_json(output.folder / STUDENT_FILE)['parameters']:,} parameters")
     print(f"student: {out}")
 
 
-def _tinybert(checkpoint: str | None, head_seed: int, sizes: StudentSettings) -> TinyBertSettings:
+def _tinybert(checkpoint: str | None, head_seed: int, sizes: StudentSettings, work: Path) -> TinyBertSettings:
     if checkpoint is None:
         raise HskdError("--kind tinybert needs --checkpoint: a folder or a hub name (hskd general makes a folder).")
     given = [name for name, field in type(sizes).model_fields.items() if getattr(sizes, name) != field.default]
     if given:
         flag = "--" + given[0].replace("_", "-")
         raise HskdError(f"{flag} is for ROSITA students; one of kind tinybert has the sizes of its checkpoint.")
-    return TinyBertSettings(checkpoint=checkpoint, seed=head_seed)
+    return TinyBertSettings(checkpoint=str(readable("--checkpoint", checkpoint, work)), seed=head_seed)

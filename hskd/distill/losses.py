@@ -50,8 +50,11 @@ def kept_loss(states: Sequence[torch.Tensor], kept: KeptHSK, projection: nn.Modu
             student = projection(student)
         if kept.neurons is not None:
             student = student[:, kept.neurons] if kept.neurons.dim() == 1 else student.gather(1, kept.neurons[:, i])
-        error = (student.float() - kept.values[:, i]).square().mean(dim=1)
-        loss = loss + (weight * error).sum()
+        error = (student.float() - kept.values[:, i]).square()
+        if kept.weights is None:
+            loss = loss + (weight * error.mean(dim=1)).sum()
+        else:
+            loss = loss + (kept.weights[:, i] * error).sum() / len(kept.counts)
     return loss
 
 

@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 
 from hskd.amount import HSKAmount, measure
 from hskd.artifacts import read_json
+from hskd.distill.compat import online_source, refuse_offline
 from hskd.distill.settings import DistillSettings
-from hskd.distill.source import KnowledgeSource, OnlineSource, ShuffledSource, StoreSource
+from hskd.distill.source import KnowledgeSource, ShuffledSource, StoreSource
 from hskd.errors import HskdError, MismatchError
 from hskd.spec import HSKSpec, Shape
 from hskd.store.derive import derive
@@ -115,8 +116,9 @@ def from_store(
 
     Raises:
         MismatchError: store, student, task or data do not belong together.
-        HskdError: the superset cannot serve the spec.
+        HskdError: the superset cannot serve the spec, or a switch of ``compat`` needs the teacher.
     """
+    refuse_offline(settings.compat, "Give --teacher (online) in place of --store, or leave it out.")
     held = store.manifest
     held.require(store.folder, task=task.name, label_names=task.label_names, max_length=train.max_length)
     student.require_teacher(held.origin.teacher, held.origin.tokenizer, str(store.folder))
@@ -170,7 +172,7 @@ def from_teacher(
         )
     kept = settings.arm_spec(spec or HSKSpec())
     shape = teacher.shape(student.layers)
-    source = OnlineSource(teacher, train.sep_id, kept, student.layers, dtype)
+    source = online_source(settings, teacher, train.sep_id, kept, student.layers, dtype)
     return Prepared(
         source=None if settings.arm == "gold" else source,
         teacher_width=shape.teacher_width,

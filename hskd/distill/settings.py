@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from hskd.spec import HSKSpec
 
 Arm = Literal["spec", "full", "none", "paper_none", "gold", "shuffled"]
 ARMS: tuple[Arm, ...] = ("spec", "full", "none", "paper_none", "gold", "shuffled")
+Compat = Literal[
+    "attention_scores",
+    "batch_threshold",
+    "bert_adam",
+    "best_epoch",
+    "drop_last",
+    "gold_regression",
+    "loose_masks",
+    "mean_classes",
+    "pads_in_loss",
+    "relu_pooled",
+    "teacher_dropout",
+    "zero_dropped",
+]
+COMPAT: tuple[Compat, ...] = get_args(Compat)
 
 
 class DistillSettings(BaseModel):
@@ -37,6 +52,21 @@ class DistillSettings(BaseModel):
     weight_decay: Annotated[float, Field(ge=0, description="AdamW's, but on biases and LayerNorms.")] = 0.01
     max_grad_norm: Annotated[float, Field(gt=0, description="Gradients are clipped to this norm.")] = 1.0
     tau: Annotated[float, Field(gt=0, description="Temperature of the prediction stage.")] = 1.0
+    compat: Annotated[
+        tuple[Compat, ...],
+        Field(
+            description="Departures of the paper's released code to switch on: bert_adam, best_epoch, drop_last, "
+            "gold_regression, mean_classes, zero_dropped; online only: attention_scores, batch_threshold, loose_masks, "
+            "pads_in_loss, relu_pooled, teacher_dropout (docs/compat.md).",
+            # Absent where there is none: it takes no part in the identity of a trial that departs from nothing.
+            exclude_if=lambda switches: not switches,
+        ),
+    ] = ()
+
+    @field_validator("compat")
+    @classmethod
+    def _in_one_order(cls, switches: tuple[Compat, ...]) -> tuple[Compat, ...]:
+        return tuple(sorted(set(switches)))
 
     def arm_spec(self, spec: HSKSpec) -> HSKSpec | None:
         """What this arm distils in the HSK stage, where the arm *spec* distils ``spec``; None if nothing."""

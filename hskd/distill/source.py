@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
 
 from hskd.errors import HskdError, MismatchError
-from hskd.knowledge import KeptHSK, select_hsk
+from hskd.knowledge import KeptHSK, TeacherStates, select_hsk
 from hskd.spec import HSKSpec
 from hskd.store.reader import Store
 from hskd.tasks import TokenizedSplit
-from hskd.teachers.forward import teacher_forward
+from hskd.teachers.forward import TeacherOutput, teacher_forward
 from hskd.teachers.loading import Teacher
 
 Batch = Mapping[str, torch.Tensor]
@@ -59,12 +59,17 @@ class OnlineSource:
             raise HskdError("the HSK stage needs a spec: give one with --spec.")
         layers = sorted({layer.teacher for layer in self._layers})
         attention = sorted({layer.attention for layer in self._layers if layer.attention is not None})
-        output = teacher_forward(self._model, batch, self._sep_id, layers, attention, self._dtype)
-        return select_hsk(self._spec, self._layers, output.states)
+        return self._select(self._spec, self._forward(batch, layers, attention).states)
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """See :class:`KnowledgeSource`."""
-        return teacher_forward(self._model, batch, self._sep_id, (), (), self._dtype).logits
+        return self._forward(batch, (), ()).logits
+
+    def _forward(self, batch: Batch, layers: Sequence[int], attention: Sequence[int]) -> TeacherOutput:
+        return teacher_forward(self._model, batch, self._sep_id, layers, attention, self._dtype)
+
+    def _select(self, spec: HSKSpec, states: TeacherStates) -> KeptHSK:
+        return select_hsk(spec, self._layers, states)
 
 
 class StoreSource:

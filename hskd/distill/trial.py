@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import shutil
 import sys
@@ -14,9 +15,19 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import PreTrainedModel, set_seed
 
 from hskd.artifacts import atomic_path, claim, read_json, write_json
+from hskd.distill.compat import (
+    MeanClassesTrainer,
+    hsk_source,
+    hsk_split,
+    relu_pooled,
+    require_regression,
+    require_splits,
+    set_optimizer,
+)
 from hskd.distill.settings import DistillSettings
 from hskd.distill.source import KnowledgeSource
 from hskd.distill.trainer import PROJECTION_FILE, HSKModule, HSKTrainer, PredictionTrainer, mean_hsk_loss
@@ -26,7 +37,15 @@ from hskd.runtime import provenance
 from hskd.students.create import STUDENT_FILE
 from hskd.tasks import Task, TokenizedSplit, compute_metrics
 from hskd.teachers.loading import load_tokenizer
-from hskd.training import Callbacks, GoldTrainer, StageTrainer, predict_logits, score, training_arguments
+from hskd.training import (
+    Callbacks,
+    GoldTrainer,
+    StageTrainer,
+    last_checkpoint,
+    predict_logits,
+    score,
+    training_arguments,
+)
 from hskd.vocabulary import touched_rows
 
 RESULT_FILE = "result.json"
@@ -35,6 +54,7 @@ PREDICTIONS_FILE = "predictions.npz"
 _RECIPE_FILE = "recipe.json"
 _STAGE_FILE = "hsk-stage.safetensors"
 _STAGE_RECORD = "hsk-stage.json"
+_BEST_FILE = "best-epoch.safetensors"
 
 
 HeldOut = tuple[TokenizedSplit, KnowledgeSource]
@@ -80,13 +100,13 @@ def run_trial(
 ) -> dict[str, Any]:
     """Distil into ``student`` and score it; the student and ``result.json`` end up in ``folder``.
 
-    The last epoch is what is reported; the best dev score over the epochs of the last stage is beside it. A killed
-    trial goes on from its last checkpoint, a finished one is read.
+    The last epoch is what is reported (unless ``compat`` says otherwise); the best dev score over the epochs of the
+    last stage is beside it. A killed trial goes on from its last checkpoint, a finished one is read.
 
     Args:
         settings: arm, epochs, rates, seed.
         task: the task.
-        splits: train and dev, perhaps test; scores are computed for those that have labels.
+        splits: train, perhaps dev and test; scores are computed for those that have labels.
         student: the initialised student.
         teacher_width: ``d_T``, which decides whether there is a ``W``.
         source: the teacher's knowledge; None only for the arm *gold*.
@@ -101,9 +121,12 @@ def run_trial(
         What ``result.json`` holds.
 
     Raises:
-        HskdError: a loss is not finite, or the arm needs a source and there is none.
+        HskdError: a loss is not finite, the arm needs a source and there is none, or ``compat`` does not suit task or
+            data.
         MismatchError: ``folder`` holds another trial.
     """
+    require_regression(settings, task)
+    require_splits(settings, splits)
     identity = {
         **(record or {}),
         "settings": settings.model_dump(mode="json"),
@@ -127,11 +150,15 @@ def run_trial(
     with (
         compiled_layers("inductor" if run.compile else None),
         touched_rows(student, [split.input_ids for split in splits.values()]),
+        relu_pooled(student, "relu_pooled" in settings.compat and settings.arm != "gold"),
     ):
         if hsk_epochs:
             assert source is not None
             module = HSKModule(student, teacher_width, settings.seed, student_folder)
-            stages["hsk"] = _hsk_stage(module, settings, hsk_epochs, splits["train"], source, folder, run)
+            resumed = last_checkpoint(folder / "hsk") is not None
+            targets = hsk_source(settings, source, teacher_width, resumed)
+            split = hsk_split(settings, splits["train"], student)
+            stages["hsk"] = _hsk_stage(module, settings, hsk_epochs, split, targets, folder, run)
             if held_out is not None:
                 stages["hsk"]["held_out_loss"] = mean_hsk_loss(module, *held_out, run.dtype)
         if last_epochs:
@@ -143,8 +170,9 @@ def run_trial(
             for name, split in splits.items()
             if name != "train" and split.labels is not None
         }
-    with atomic_path(folder / PREDICTIONS_FILE) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **{name: values.astype(np.float16) for name, values in logits.items()})  # type: ignore[arg-type]
+    if logits:
+        with atomic_path(folder / PREDICTIONS_FILE) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **{name: values.astype(np.float16) for name, values in logits.items()})  # type: ignore[arg-type]
     result = {
         **identity,
         "metrics": {
@@ -171,6 +199,7 @@ def run_trial(
             stage.rmdir()
     (folder / _STAGE_FILE).unlink(missing_ok=True)
     (folder / _STAGE_RECORD).unlink(missing_ok=True)
+    (folder / _BEST_FILE).unlink(missing_ok=True)
     return result
 
 
@@ -193,9 +222,8 @@ def _hsk_stage(
             schedule="constant_with_warmup",
             **_shared(settings, run),
         )
-        stage = _train(HSKTrainer(module, arguments, split, source), settings.seed, run)
-        with atomic_path(weights) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, temporary)
+        stage = _train(HSKTrainer(module, arguments, split, source), settings, run)
+        _save_weights(module, weights)
         write_json(record, stage)
     module.load_state_dict(load_file(weights))
     if module.projection is not None:
@@ -227,20 +255,42 @@ def _last_stage(
     trainer: StageTrainer
     if settings.arm == "gold":
         trainer = GoldTrainer(student, arguments, splits["train"], "gold")
+    elif "gold_regression" in settings.compat:
+        trainer = GoldTrainer(student, arguments, splits["train"], "prediction stage")
     else:
         assert source is not None
-        trainer = PredictionTrainer(student, arguments, splits["train"], source, settings.tau)
+        trainer_class = MeanClassesTrainer if "mean_classes" in settings.compat else PredictionTrainer
+        trainer = trainer_class(student, arguments, splits["train"], source, settings.tau)
     trainer.first_epoch = first_epoch
-    dev = splits["dev"]
+    dev = splits.get("dev")
+    keep_best = "best_epoch" in settings.compat
 
     def score_dev() -> None:
+        if dev is None:
+            return
         # In the trainer's state, so that a resumed trial knows the scores of the epochs before.
         value = score(student, task, dev, run.dtype)["score"]
+        earlier = _dev_scores(trainer)
         trainer.state.log_history.append({"step": trainer.state.global_step, "dev_score": value})
+        if keep_best and value > max(earlier, default=-math.inf):
+            _save_weights(student, folder / _BEST_FILE)
 
-    stage = _train(trainer, settings.seed, run, score_dev)
-    dev_scores += [entry["dev_score"] for entry in trainer.state.log_history if "dev_score" in entry]
+    stage = _train(trainer, settings, run, score_dev)
+    dev_scores += _dev_scores(trainer)
+    if keep_best:
+        student.load_state_dict(load_file(folder / _BEST_FILE))
+        stage["reported_epoch"] = 1 + dev_scores.index(max(dev_scores))
     return stage
+
+
+def _dev_scores(trainer: StageTrainer) -> list[float]:
+    """The score on dev after each epoch so far."""
+    return [entry["dev_score"] for entry in trainer.state.log_history if "dev_score" in entry]
+
+
+def _save_weights(module: nn.Module, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, temporary)
 
 
 def _shared(settings: DistillSettings, run: Run) -> dict[str, Any]:
@@ -254,16 +304,22 @@ def _shared(settings: DistillSettings, run: Run) -> dict[str, Any]:
         "max_grad_norm": settings.max_grad_norm,
         "checkpoints": run.checkpoints,
         "report_to": run.report_to,
+        "dataloader_drop_last": "drop_last" in settings.compat,
     }
 
 
-def _train(trainer: StageTrainer, seed: int, run: Run, on_epoch: Callable[[], None] | None = None) -> dict[str, Any]:
-    """Run a stage from ``seed`` and say what it cost."""
+def _train(
+    trainer: StageTrainer, settings: DistillSettings, run: Run, on_epoch: Callable[[], None] | None = None
+) -> dict[str, Any]:
+    """Run a stage from the seed and say what it cost."""
+    set_optimizer(settings, trainer)
     epochs = int(trainer.args.num_train_epochs)
-    steps = epochs * len(trainer.get_train_dataloader())
+    batches = len(trainer.get_train_dataloader())
+    examples = min(len(trainer.split), batches * settings.batch_size)
+    steps = epochs * batches
     run.begin_stage(trainer.stage, steps)
     trainer.add_callback(Callbacks(on_step=run.advance, on_epoch=on_epoch))
-    set_seed(seed)
+    set_seed(settings.seed)
     start = time.perf_counter()
     trainer.run()
     seconds = time.perf_counter() - start
@@ -271,9 +327,9 @@ def _train(trainer: StageTrainer, seed: int, run: Run, on_epoch: Callable[[], No
     return {
         "epochs": epochs,
         "steps": steps,
-        "examples": len(trainer.split),
+        "examples": examples,
         "seconds": seconds,
-        "examples_per_second": epochs * len(trainer.split) / seconds,
+        "examples_per_second": epochs * examples / seconds,
         "clipped_share": trainer.clipped_share,
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,

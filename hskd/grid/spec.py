@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from hskd.artifacts import content_fingerprint
+from hskd.distill.compat import refuse_offline, require_regression
 from hskd.distill.settings import DistillSettings
 from hskd.errors import HskdError
 from hskd.grid.config import Machine, TaskPlan, TeacherPlan, TrialConfig
@@ -28,6 +29,7 @@ from hskd.spec import HSKSpec
 from hskd.students.create import KINDS, AnyStudent, StudentSettings, TinyBertSettings
 from hskd.students.general import GeneralSettings
 from hskd.tasks.glue import GLUE_TASKS
+from hskd.tasks.registry import FIXED_TASKS
 
 PRESETS = Path(__file__).parent / "presets"
 _ANY_TASK = "TASK"
@@ -107,6 +109,15 @@ class Sweep(BaseModel):
             )
 
 
+class MoreSeeds(BaseModel):
+    """Where a difference has to be settled: *none*, every *full* and some specs on seeds beyond the grid's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seeds: Annotated[int, Field(ge=1, description="How many in all, from 0.")]
+    specs: Annotated[tuple[Label, ...], Field(description="Specs of the grid.")] = ()
+
+
 class GridSpec(BaseModel):
     """A planned set of trials. *none* and *full* (one for each mapping) are always part of it."""
 
@@ -126,6 +137,9 @@ class GridSpec(BaseModel):
         Annotated[int, Field(ge=1)] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)],
         Field(description="How many, from 0; or which."),
     ] = 1
+    more_seeds: Annotated[
+        MoreSeeds | None, Field(description="Further seeds for none, full and some of the specs.")
+    ] = None
     arms: Annotated[
         tuple[Literal["paper_none", "gold", "shuffled"], ...], Field(description="Arms beside none and full.")
     ] = ()
@@ -140,6 +154,26 @@ class GridSpec(BaseModel):
         if written:
             raise ValueError(f"{' and '.join(written)}: set by the grid; use the keys arms and seeds")
         return training
+
+    @field_validator("training")
+    @classmethod
+    def _comes_from_a_store(cls, training: DistillSettings, info: ValidationInfo) -> DistillSettings:
+        task = info.data.get("task")
+        try:
+            refuse_offline(training.compat, "A grid trains from one: leave it out, or use hskd distill --teacher.")
+            if task is not None and task.name in FIXED_TASKS:
+                require_regression(training, FIXED_TASKS[task.name])
+        except HskdError as error:
+            raise ValueError(str(error)) from None
+        return training
+
+    @model_validator(mode="after")
+    def _has_the_specs_of_more_seeds(self) -> GridSpec:
+        written = {spec.canonical for spec in self.specs()}
+        for label in self.more_seeds.specs if self.more_seeds else ():
+            if HSKSpec.parse(label).canonical not in written:
+                raise ValueError(f"more_seeds: {label} is not a spec of this grid; add it to sweeps or include")
+        return self
 
     @property
     def seed_list(self) -> tuple[int, ...]:
@@ -168,12 +202,19 @@ class GridSpec(BaseModel):
         shared = _fingerprints({"data": self.task.data, "model": self.teacher.model})
         trials = []
         files = {student: shared | _fingerprints(_files_of(student)) for student in self.students}
-        for seed, student in itertools.product(self.seed_list, self.students):
+        more = self.more_seeds
+        further = [seed for seed in range(more.seeds) if seed not in self.seed_list] if more else []
+        settled = {HSKSpec.parse(label).canonical for label in more.specs} if more else set()
+        for seed, student in itertools.product([*self.seed_list, *further], self.students):
             arms: list[tuple[str, HSKSpec | None]] = [("none", None)]
             arms += [(arm, None) for arm in self.arms if arm != "shuffled"]
             arms += [("full", full) for full in self.fulls()]
             arms += [("shuffled", full) for full in self.fulls() if "shuffled" in self.arms]
             arms += [("spec", spec) for spec in self.specs()]
+            if seed in further:  # of these, the arms that differences are taken from, and what is to be settled
+                arms = [
+                    (arm, spec) for arm, spec in arms if arm in ("none", "full") or (spec and spec.canonical in settled)
+                ]
             for arm, spec in arms:
                 changes: dict[str, Any] = {"arm": arm, "seed": seed}
                 if spec is None:
@@ -287,6 +328,7 @@ _NESTED: dict[str, type[BaseModel]] = {
     "general": GeneralSettings,
     "training": DistillSettings,
     "sweeps": Sweep,
+    "more_seeds": MoreSeeds,
 }
 
 

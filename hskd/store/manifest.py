@@ -125,7 +125,16 @@ class Manifest(BaseModel):
             unfinished = folder.with_name(folder.name + ".partial").is_dir()
             hint = "its extraction was not finished; run the same command again to go on" if unfinished else "no store"
             raise HskdError(f"{folder}: {hint} (there is no {MANIFEST}).")
-        content = read_json(path)
+        return cls.of(read_json(path), str(path))
+
+    @classmethod
+    def of(cls, content: Any, path: str) -> Manifest:
+        """The manifest that the JSON ``content`` of a ``manifest.json`` says; ``path`` names it in messages.
+
+        Raises:
+            HskdError: another version of the format.
+            CorruptionError: it is not a manifest, or not as it was written.
+        """
         if isinstance(content, dict) and content.get("format") != FORMAT:
             raise HskdError(
                 f"{path}: store format {content.get('format')} is not the format {FORMAT} that this version reads; "

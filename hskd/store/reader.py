@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from hskd.artifacts import file_sha256
 from hskd.errors import CorruptionError, HskdError, MismatchError
 from hskd.knowledge import KeptHSK, TeacherStates
+from hskd.remote.copies import WORK, local_copy
 from hskd.selectors import PRECISION, PrecisionSelector, Tokens
 from hskd.spec import HSKSpec
 from hskd.store.layout import ArraySpec, ragged_rows
@@ -36,15 +37,20 @@ class Store:
         self._first = np.cumsum(sizes) - sizes
 
     @classmethod
-    def open(cls, folder: str | Path) -> Store:
+    def open(cls, folder: str | Path, work: Path = WORK) -> Store:
         """Open the store in ``folder``; its checksums are compared by :meth:`verify`, not here.
 
+        Args:
+            folder: a folder, or a URL, which is copied into ``work`` first and compared with its checksums (see
+                :func:`hskd.remote.fetch`).
+            work: the work folder.
+
         Raises:
-            HskdError: there is no finished store.
+            HskdError: there is no finished store, or the URL cannot be reached.
             CorruptionError: a shard is missing, has another size than was written, cannot be read, or holds other
                 arrays than the manifest says.
         """
-        folder = Path(folder)
+        folder = local_copy(folder, work)
         manifest = Manifest.read(folder)
         shards = []
         for entry in manifest.shards:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 from transformers import BertConfig, PretrainedConfig
 
 from hskd.artifacts import build, read_json, write_json
@@ -38,12 +38,25 @@ class StudentSettings(BaseModel):
     importance_examples: Annotated[
         int | None, Field(ge=1, description="Training examples that importance is measured on [default: all].")
     ] = 1024
+    compat: Annotated[
+        tuple[Literal["taylor_dropout"], ...],
+        Field(
+            description="Departures of the paper's released code to switch on: taylor_dropout measures importance with "
+            "dropout on (docs/compat.md).",
+            exclude_if=lambda switches: not switches,
+        ),
+    ] = ()
+
+    @field_validator("compat")
+    @classmethod
+    def _once(cls, switches: tuple[Literal["taylor_dropout"], ...]) -> tuple[Literal["taylor_dropout"], ...]:
+        return tuple(sorted(set(switches)))
 
     @property
     def name(self) -> str:
-        """For people: kind and sizes."""
+        """For people: kind, sizes, and what departs."""
         rank = f"-r{self.rank}" if self.rank else ""
-        return f"rosita-{self.layers}l-{self.heads}h-{self.ffn}ffn{rank}"
+        return "-".join([f"rosita-{self.layers}l-{self.heads}h-{self.ffn}ffn{rank}", *self.compat])
 
     def config(self, teacher: PretrainedConfig, labels: int) -> PretrainedConfig:
         """The configuration of a student of so many labels, pruned from a BERT of configuration ``teacher``."""
@@ -162,12 +175,14 @@ def create_rosita(
     """
 
     def builder(partial: Path) -> None:
-        sizes = settings.model_dump(exclude={"importance_examples"})
+        sizes = settings.model_dump(exclude={"importance_examples", "compat"})
         # Before the pass over the data, which may take long.
         require_sizes(require_bert_shaped(teacher.model), **sizes)
         count = settings.importance_examples
         examples = train if count is None or count >= len(train) else train.first(count)
-        importance = taylor_importance(teacher.model, _batches(examples, batch_size), progress=advance)
+        dropout_seed = 0 if "taylor_dropout" in settings.compat else None
+        batches = _batches(examples, batch_size)
+        importance = taylor_importance(teacher.model, batches, progress=advance, dropout_seed=dropout_seed)
         student = prune_rosita(teacher.model, importance, **sizes)
         student.save_pretrained(partial)
         teacher.tokenizer.save_pretrained(partial)

@@ -51,6 +51,7 @@ def taylor_importance(
     batches: Iterable[Mapping[str, Tensor]],
     *,
     progress: Callable[[int], None] | None = None,
+    dropout_seed: int | None = None,
 ) -> Importance:
     """Sum over ``batches`` of ``|d loss / d w| * |w|``, dropout off, summed over the weights of each head and neuron.
 
@@ -63,6 +64,7 @@ def taylor_importance(
         batches: ``input_ids``, ``attention_mask``, optionally ``token_type_ids``, each ``(batch, tokens)``, and
             ``labels`` ``(batch,)``; anything else in a batch is ignored.
         progress: called after each batch with the number of batches done.
+        dropout_seed: leave dropout on, drawn from this seed (the caller's random state does not move).
 
     Raises:
         HskdError: the model is not BERT-shaped, there are no batches, a batch has no labels, or a result is not
@@ -78,7 +80,7 @@ def taylor_importance(
         for layer in layers
         for dense in (layer.attention.output.dense, layer.intermediate.dense, layer.output.dense)
     ]
-    with _only_differentiable(bert, weights):
+    with _only_differentiable(bert, weights), _seeded_dropout(bert, dropout_seed):
         for batch in batches:
             loss = _task_loss(bert, batch)
             # Not .backward(): that would leave gradients on the model.
@@ -115,6 +117,19 @@ def _task_loss(model: BertForSequenceClassification, batch: Mapping[str, Tensor]
     if model.config.num_labels == 1:
         return F.mse_loss(logits.view(-1), labels.view(-1).to(logits.dtype))
     return F.cross_entropy(logits, labels.view(-1))
+
+
+@contextmanager
+def _seeded_dropout(model: nn.Module, seed: int | None) -> Iterator[None]:
+    """Within, ``model`` is in train mode, and random numbers come from ``seed``; with None, nothing changes."""
+    if seed is None:
+        yield
+        return
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        model.train()
+        yield
 
 
 @contextmanager

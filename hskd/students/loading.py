@@ -9,17 +9,19 @@ from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from hskd.errors import HskdError
+from hskd.remote import local_copy
 
 
 def load_student(folder: str | Path) -> PreTrainedModel:
     """The classifier saved in ``folder``, of any registered model type, in float32 with SDPA attention, in eval mode.
 
-    Code that a folder may carry is never run.
+    Code that a folder may carry is never run. ``folder`` may be a URL, which is copied into the cache first (see
+    :func:`hskd.remote.fetch`).
 
     Raises:
         HskdError: the folder is missing or holds no model that can be loaded.
     """
-    folder = Path(folder)
+    folder = local_copy(folder)
     if not folder.is_dir():
         raise HskdError(f"{folder}: no such folder. A student is a folder with config.json and model.safetensors.")
     try:

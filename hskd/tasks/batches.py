@@ -73,9 +73,17 @@ def sequential_batches(lengths: NDArray[np.integer], batch_size: int) -> list[In
 class BucketedBatchSampler(Sampler[list[int]]):
     """:func:`bucketed_batches` of the epoch that was set last (0 at first), as a torch batch sampler."""
 
-    def __init__(self, lengths: NDArray[np.integer], batch_size: int, seed: int, first_epoch: int = 0) -> None:
-        """See :func:`bucketed_batches`; epochs are counted from ``first_epoch``."""
+    def __init__(
+        self,
+        lengths: NDArray[np.integer],
+        batch_size: int,
+        seed: int,
+        first_epoch: int = 0,
+        drop_last: bool = False,
+    ) -> None:
+        """See :func:`bucketed_batches`; epochs are counted from ``first_epoch``, a short batch may be left out."""
         self.lengths = lengths
+        self.drop_last = drop_last
         # accelerate reads it when it shares a batch out among processes.
         self.batch_size = batch_size
         self.seed = seed
@@ -88,13 +96,15 @@ class BucketedBatchSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        return -(-len(self.lengths) // self.batch_size)
+        full, short = divmod(len(self.lengths), self.batch_size)
+        return full + bool(short and not self.drop_last)
 
     def __iter__(self) -> Iterator[list[int]]:
         """The batches of the epoch that is set."""
         # Lists: accelerate concatenates batches with +.
         for batch in bucketed_batches(self.lengths, self.batch_size, self.seed, self.first_epoch + self.epoch):
-            yield batch.tolist()
+            if len(batch) == self.batch_size or not self.drop_last:
+                yield batch.tolist()
 
 
 def _identity(batch: Any) -> Any:

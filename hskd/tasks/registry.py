@@ -8,14 +8,16 @@ from functools import partial
 from hskd.errors import HskdError
 from hskd.tasks.custom import load_custom
 from hskd.tasks.glue import GLUE_TASKS, load_glue
-from hskd.tasks.mr import load_mr
-from hskd.tasks.task import TaskData
+from hskd.tasks.mr import MR, load_mr
+from hskd.tasks.task import Task, TaskData
 
 TASKS: dict[str, Callable[[str | None], TaskData]] = {
     "mr": load_mr,
     **{name: partial(load_glue, glue) for name, glue in GLUE_TASKS.items()},
 }
 """What loads each task of fixed columns, given ``data`` (None: from its default place)."""
+FIXED_TASKS: dict[str, Task] = {MR.name: MR, **{name: glue.task for name, glue in GLUE_TASKS.items()}}
+"""What is known of them without loading any data."""
 CUSTOM = "custom"
 TASK_NAMES = (*TASKS, CUSTOM)
 

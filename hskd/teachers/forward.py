@@ -40,9 +40,9 @@ class TeacherOutput:
     logits: torch.Tensor
 
 
-def tokens_of(batch: Mapping[str, torch.Tensor], sep_id: int) -> Tokens:
-    """The real tokens of a padded batch, end to end."""
-    mask = batch["attention_mask"].bool().cpu()
+def tokens_of(batch: Mapping[str, torch.Tensor], sep_id: int, pads: bool = False) -> Tokens:
+    """The real tokens of a padded batch, end to end; with ``pads``, those too."""
+    mask = batch["attention_mask"].bool().cpu() | pads
     offsets = np.concatenate([[0], np.cumsum(mask.sum(1).numpy())])
     return Tokens(batch["example_ids"].cpu().numpy(), offsets, batch["input_ids"].cpu()[mask].numpy(), sep_id)
 
@@ -55,40 +55,50 @@ def teacher_forward(
     layers: Sequence[int],
     attention_layers: Sequence[int],
     dtype: str,
+    *,
+    dropout: bool = False,
+    softmax: bool = True,
+    pads: bool = False,
 ) -> TeacherOutput:
     """Run a teacher on a padded batch.
 
+    The last three arguments are for what :mod:`hskd.distill.compat` offers, and for nothing else.
+
     Args:
-        model: the teacher; it is put into eval mode, so that its dropout never reaches the student.
+        model: the teacher; it is put into eval mode, so that its dropout does not reach the student.
         batch: ``example_ids`` ``(B,)``, ``input_ids`` and ``attention_mask`` ``(B, T)``, perhaps ``token_type_ids``.
         sep_id: the tokenizer's id of ``[SEP]``.
         layers: teacher layers whose hidden states are wanted; 0 is the embedding output.
         attention_layers: attention layers (1-based) whose ``[CLS]`` row is wanted.
         dtype: fp32, or bf16 for autocast.
+        dropout: run it in train mode, where its dropout does reach the student.
+        softmax: give the attention after softmax; otherwise the scores before it, mean over heads too.
+        pads: give what it says of pads too, as if they were tokens.
 
     Raises:
         HskdError: the teacher gives a hidden state that is not finite, or its attention cannot be read.
     """
-    model.eval()
+    model.train(dropout)
     device = next(model.parameters()).device
     inputs = model_inputs(batch, device)
     mask = inputs["attention_mask"].bool()
-    with autocast(dtype, device), _cls_rows(model, attention_layers, mask) as rows:
+    with autocast(dtype, device), _cls_rows(model, attention_layers, mask, softmax) as rows:
         output = model(**inputs, output_hidden_states=bool(layers))
+    mask = mask | pads
     real = mask.flatten().nonzero()[:, 0]
     hidden = {layer: output.hidden_states[layer].flatten(0, 1).index_select(0, real).float() for layer in layers}
     for layer, values in hidden.items():
         if not torch.isfinite(values.sum()):  # one number that is not finite makes the sum so, and a sum is quick
             raise HskdError(f"the teacher's hidden state {layer} is not finite; its weights are damaged or overflow.")
     attention = {layer: row[mask].float().cpu().numpy() for layer, row in rows.items()}
-    return TeacherOutput(TeacherStates(tokens_of(batch, sep_id), hidden, attention), output.logits.float())
+    return TeacherOutput(TeacherStates(tokens_of(batch, sep_id, pads), hidden, attention), output.logits.float())
 
 
 @contextmanager
 def _cls_rows(
-    model: PreTrainedModel, attention_layers: Sequence[int], mask: torch.Tensor
+    model: PreTrainedModel, attention_layers: Sequence[int], mask: torch.Tensor, softmax: bool
 ) -> Iterator[dict[int, torch.Tensor]]:
-    """Collect, during a forward pass, the ``[CLS]`` row of attention layers: ``(B, T)``, softmax, mean over heads.
+    """Collect, during a forward pass, the ``[CLS]`` row of attention layers: ``(B, T)``, mean over heads.
 
     Fused attention returns no weights, and the eager kind is slow; one row per head follows from the query of
     ``[CLS]`` and all keys, which hooks on the two projections see.
@@ -118,7 +128,7 @@ def _cls_rows(
             k = seen["key"].float().unflatten(2, (heads, -1))
             scores = torch.einsum("bhd,bthd->bht", q, k) / math.sqrt(q.shape[-1])
             scores = scores.masked_fill(~mask[:, None], float("-inf"))
-            rows[layer] = scores.softmax(dim=-1).mean(dim=1)
+            rows[layer] = (scores.softmax(dim=-1) if softmax else scores).mean(dim=1)
 
         handles += [query.register_forward_hook(keep_query), key.register_forward_hook(keep_key)]
     try:

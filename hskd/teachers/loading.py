@@ -20,6 +20,7 @@ from transformers import (
 
 from hskd.artifacts import canonical_json, file_sha256
 from hskd.errors import CorruptionError, HskdError, MismatchError
+from hskd.remote import fetch, is_url
 from hskd.spec import Shape
 from hskd.tasks import Task, label_permutation, tokenizer_fingerprint
 
@@ -32,10 +33,14 @@ _SHAPING = ("model_type", "num_attention_heads", "num_hidden_layers", "hidden_si
 def resolve_model(name: str) -> str:
     """What ``from_pretrained`` takes for ``name``: a folder, a hub name, or the folder behind ``offline:minilm``.
 
+    A URL is copied into the cache first (see :func:`hskd.remote.fetch`).
+
     Raises:
         HskdError: the package that carries ``offline:minilm`` is not installed, or ``offline:`` names nothing known.
         CorruptionError: the package's weights are missing, or not the published all-MiniLM-L6-v2.
     """
+    if is_url(name):
+        return str(fetch(name))
     if not name.startswith("offline:"):
         return name
     if name != OFFLINE_MINILM:

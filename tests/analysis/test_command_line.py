@@ -104,12 +104,14 @@ def test_odd_names_and_layer_pairs_are_quoted(tmp_path: Path) -> None:
     trials = table({"full": [0.7], "2l_3t_0.1w": [0.6]}).assign(trial=["a", "b"])
     trials.loc[trials["arm"] == "full", "spec"] = spec.label
     task = {"name": "custom", "data": "my data/$HOME's", "text_columns": ["a", "b"], "label_column": "label"}
-    result = {"config": {"task": task, "settings": {"tau": 2.0}}, "spec_fields": spec.model_dump(mode="json")}
+    settings = {"tau": 2.0, "compat": ["best_epoch", "zero_dropped"]}
+    result = {"config": {"task": task, "settings": settings}, "spec_fields": spec.model_dump(mode="json")}
     (tmp_path / "trials").mkdir()
     (tmp_path / "trials" / "a.json").write_text(json.dumps(result))
     options = parsed(distil_command(Study.of(trials, tmp_path), "full"))
     assert HSKSpec.parse(options["spec"]) == spec
     assert (options["data"], options["text_columns"], options["tau"]) == ("my data/$HOME's", "a,b", 2.0)
+    assert list(options["compat"]) == ["best_epoch", "zero_dropped"]
 
 
 @pytest.mark.parametrize("what", [["--tolerance", "1"], ["--budget", "20 MB"], ["--margin-share", "0.5"]])

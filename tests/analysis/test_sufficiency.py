@@ -94,7 +94,7 @@ def test_a_share_of_the_gap_is_another_margin() -> None:
     assert "less than 30 % of the gap (0.9 points)" in answer.sentence
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.floats(0.05, 0.9), st.integers(0, 1000))
 def test_a_share_is_tested_seed_by_seed(share: float, random_state: int) -> None:
     """The contrast (full - c) - share (full - none) against 0, whatever the scores."""

@@ -150,6 +150,20 @@ def test_a_student_of_a_checkpoint(
     )
 
 
+def test_compat(made: tuple[Path, list[str]], cli: Cli, tmp_path: Path) -> None:
+    root, task = made
+    shared = ["distill", "--student", root / "student", "--teacher", root / "teacher", *RATES, *task]
+    switches = ["--compat", "zero_dropped, pads_in_loss", "--compat", "best_epoch"]
+    code, _, err = cli(*shared, "--spec", "2l_3t_0.5w", *switches, "--out", tmp_path / "departs")
+    assert code == 0, err
+    assert result(tmp_path / "departs")["settings"]["compat"] == ["best_epoch", "pads_in_loss", "zero_dropped"]
+    code, _, err = cli(*shared, "--compat", "zero_dropped,pads_in_los", "--out", tmp_path / "unknown")
+    assert code == 2 and "--compat pads_in_los:" in err and "'pads_in_loss'" in err
+    offline = ["distill", "--student", root / "student", "--store", root / "store", *RATES, *task]
+    code, _, err = cli(*offline, "--compat", "pads_in_loss", "--out", tmp_path / "offline")
+    assert code == 2 and "compat pads_in_loss cannot come from a store" in err and "--teacher" in err
+
+
 # What can be mended is one message and exit code 2. STUDENT and so on are folders of the fixture.
 DISTILL = ["distill", "--out", "out", "--student", "STUDENT"]
 ERRORS = {

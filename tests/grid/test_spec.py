@@ -106,6 +106,26 @@ WRONG = {
     "unknown arm": ("name: g\narms: [none, silver]\n", 2, ["arms", "paper_none", "gold", "shuffled", "silver"]),
     "unknown task": ("name: g\ntask: {name: squad}\n", 2, ["task.name", "squad", "cola", "custom"]),
     "an arm in training": ("name: g\ntraining: {arm: gold, tau: 2}\n", 2, ["training", "arm", "arms", "seeds"]),
+    "an unknown switch": (
+        "name: g\ntraining:\n  compat:\n    - best_epoch\n    - best_epochs\n",
+        5,
+        ["training.compat.1", "'best_epochs'", "'zero_dropped'"],
+    ),
+    "a switch that needs the teacher": (
+        "name: g\n\ntraining:\n  compat: [zero_dropped, pads_in_loss]\n",
+        3,
+        ["training", "pads_in_loss", "a store holds no pads", "hskd distill --teacher"],
+    ),
+    "a switch of regressions": (
+        "name: g\ntask: {name: cola}\ntraining: {compat: [gold_regression]}\n",
+        3,
+        ["training", "gold_regression", "cola is a classification"],
+    ),
+    "an unknown switch of a student": (
+        "name: g\nstudents:\n  - {layers: 2, compat: [dropout]}\n",
+        3,
+        ["students.0.compat.0", "'dropout'", "'taylor_dropout'"],
+    ),
     "missing name": ("seeds: 2\n", 1, ["name", "required"]),
     "a name that is a path": ("name: ../elsewhere\n", 1, ["name", "pattern"]),
     "not YAML": ("name: g\nsweeps: [{k: [1]\nseeds: 2\n", 3, ["not valid YAML"]),
@@ -178,9 +198,15 @@ def test_presets_expand(name: str) -> None:
     assert all(of_seed[seed] == of_seed[preset.seed_list[0]] for seed in preset.seed_list)
     first = of_seed[preset.seed_list[0]]
     assert [arm for arm, *_ in first].count("none") == len(preset.students)
-    assert len(trials) == len(preset.seed_list) * len(preset.students) * (
-        1 + len(preset.fulls()) + len(preset.specs()) + len(preset.arms)
+    whole = (
+        len(preset.seed_list)
+        * len(preset.students)
+        * (1 + len(preset.fulls()) + len(preset.specs()) + len(preset.arms))
     )
+    more = preset.more_seeds
+    further = set(range(more.seeds)) - set(preset.seed_list) if more else set()
+    settled = 1 + len(preset.fulls()) + (len(more.specs) if more else 0)
+    assert len(trials) == whole + len(further) * len(preset.students) * settled
     fulls = [spec.canonical for arm, spec, _ in first if arm == "full" and spec]
     assert len(set(fulls)) == len(fulls) / len(preset.students) > 0
     assert {spec.full().canonical for arm, spec, _ in first if arm == "spec" and spec} <= set(fulls)
@@ -189,6 +215,24 @@ def test_presets_expand(name: str) -> None:
 def test_a_grid_of_nothing_is_none_and_full() -> None:
     assert arms(grid()) == [("none", "", 0), ("full", "all_all_all", 0)]
     assert arms(grid(sweeps=[{}])) == arms(grid())
+
+
+def test_what_is_to_be_settled_has_more_seeds() -> None:
+    rest = {"sweeps": [{"k": [1, 3]}], "arms": ["gold"], "seeds": 2}
+    settled = grid(**rest, more_seeds={"seeds": 4, "specs": ["all_3t_all"]})
+    seeds: dict[str, list[int]] = {}
+    for arm, label, seed in arms(settled):
+        seeds.setdefault(label or arm, []).append(seed)
+    assert seeds == {
+        "none": [0, 1, 2, 3],
+        "gold": [0, 1],
+        "all_all_all": [0, 1, 2, 3],
+        "all_1t_all": [0, 1],
+        "all_3t_all": [0, 1, 2, 3],
+    }
+    assert arms(grid(**rest, more_seeds={"seeds": 2})) == arms(grid(**rest))
+    with pytest.raises(ValueError, match="all_5t_all is not a spec of this grid"):
+        grid(**rest, more_seeds={"seeds": 4, "specs": ["all_5t_all"]})
 
 
 def test_full_comes_once_for_each_mapping_and_precision() -> None:
@@ -412,3 +456,20 @@ def test_other_content_of_the_same_files_is_another_trial(tmp_path: Path) -> Non
     assert [trial.id for trial in grid.trials(machine)] == before
     (data / "train.csv").write_text("sentence,mood\na,bad\n")
     assert not set(before) & {trial.id for trial in grid.trials(machine)}
+
+
+def test_switches_make_other_trials_in_whatever_order_they_are_written() -> None:
+    plain = grid(training={}).trials(HERE)
+    none, one, other = (
+        grid(training={"compat": names}).trials(HERE)
+        for names in ([], ["zero_dropped", "best_epoch"], ["best_epoch", "zero_dropped", "best_epoch"])
+    )
+    assert [trial.id for trial in none] == [trial.id for trial in plain]
+    assert [trial.id for trial in one] == [trial.id for trial in other]
+    assert not {trial.id for trial in one} & {trial.id for trial in plain}
+    assert all(trial.settings.compat == ("best_epoch", "zero_dropped") for trial in one)
+    assert grid(task={"name": "stsb"}, training={"compat": ["gold_regression"]}).trials(HERE)
+    sizes = {"layers": 2, "heads": 2, "ffn": 24}
+    two = grid(students=[sizes, {**sizes, "compat": ["taylor_dropout"]}]).trials(HERE)
+    names = list(dict.fromkeys(trial.student_name for trial in two))
+    assert names == ["rosita-2l-2h-24ffn", "rosita-2l-2h-24ffn-taylor_dropout"]

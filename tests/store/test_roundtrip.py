@@ -157,7 +157,7 @@ def assert_same(found: KeptHSK, expected: KeptHSK) -> None:
         assert torch.equal(found.neurons, expected.neurons)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(case=cases(), data=st.data())
 def test_derived_rows_are_what_selection_gives(case: Case, data: st.DataObject) -> None:
     with stores(case) as (superset, derived, shape):
@@ -171,7 +171,7 @@ def test_derived_rows_are_what_selection_gives(case: Case, data: st.DataObject) 
         assert derived.spec == case.spec
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(case=cases())
 def test_measured_amounts_are_those_on_disk(case: Case) -> None:
     with stores(case) as (_, derived, shape):

@@ -1,0 +1,67 @@
+"""Folders that a command reads or fills, which may be URLs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hskd.artifacts import Workspace
+from hskd.cli.progress import display
+from hskd.cli.setting import require_folder
+from hskd.remote.contents import finished_contents
+from hskd.remote.copies import CACHE, fetch, publish, pull
+from hskd.remote.place import Place, is_url
+
+
+def readable(flag: str, given: str, work: Path, command: str | None = None) -> Path:
+    """The folder on this machine that ``given`` means: itself, or a verified copy of a URL.
+
+    Raises:
+        HskdError: nothing is there; ``command``, if given, is named as what makes one.
+    """
+    if is_url(given):
+        with display() as shown:
+            return fetch(given, work, shown)
+    if command is not None:
+        require_folder(flag, Path(given), command)
+    return Path(given)
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a command's artifact goes.
+
+    Attributes:
+        given: what the user named: a folder, or a URL.
+        folder: where it is built: that folder, or one in the cache, from which it is published when it is finished.
+    """
+
+    given: str
+    folder: Path
+
+    @classmethod
+    def of(cls, given: str, work: Path) -> Output:
+        """Find the folder; what a URL holds already is fetched, and then reused or refused as a local folder would be.
+
+        Raises:
+            HskdError: the URL cannot be reached.
+        """
+        if not is_url(given):
+            return cls(given, Path(given))
+        place = Place(given)
+        folder = Workspace(work).folder(CACHE, {"url": place.url, "content": "made here"})
+        # Asked before anything runs: a protocol that cannot be used must not be found out at the end.
+        if finished_contents(place) is not None and not folder.exists():
+            with display() as shown:
+                pull(given, folder, shown)
+        return cls(given, folder)
+
+    def publish(self) -> None:
+        """Upload what was built, if it goes to a URL.
+
+        Raises:
+            HskdError: see :func:`hskd.remote.publish`.
+        """
+        if is_url(self.given):
+            with display() as shown:
+                publish(self.folder, self.given, shown)

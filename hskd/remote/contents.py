@@ -1,0 +1,180 @@
+"""What the folder of a store, teacher, student or trial consists of, here or elsewhere: files, sizes, checksums.
+
+A store's manifest says it. Beside any other folder that is published lies a ``checksums.json`` that does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from hskd.artifacts import file_sha256, fingerprint
+from hskd.errors import CorruptionError, HskdError
+from hskd.remote.place import Place
+from hskd.selectors.base import describe
+from hskd.store.layout import MANIFEST
+from hskd.store.manifest import Manifest
+
+CHECKSUMS = "checksums.json"
+UPLOAD = "upload.json"
+"""Lies at a URL from the first file of an upload to the last, and says what is being uploaded."""
+_MODEL, _TRIAL = "config.json", "result.json"
+
+
+class File(NamedTuple):
+    """One file of an artifact; what is not known is None."""
+
+    name: str
+    bytes: int | None
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The files of an artifact.
+
+    Attributes:
+        files: all but a store's manifest.
+        fingerprint: equal artifacts have equal ones.
+        index: the file that says what the others are, and is written last: its name and bytes.
+        manifest: that of a store, else None.
+    """
+
+    files: tuple[File, ...]
+    fingerprint: str
+    index: tuple[str, bytes] | None = None
+    manifest: Manifest | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Size of the files, where known."""
+        return sum(file.bytes or 0 for file in self.files)
+
+    def missing(self, folder: Path) -> list[File]:
+        """The files that ``folder`` lacks, or has in another size."""
+        return [file for file in self.files if not _has(folder / file.name, file.bytes)]
+
+
+def _has(path: Path, size: int | None) -> bool:
+    return path.is_file() and size in (None, path.stat().st_size)
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bytes: int
+    sha256: str
+
+
+class _Checksums(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    files: dict[str, _Entry]
+
+
+def local_contents(folder: Path) -> Contents:
+    """What the artifact in ``folder`` consists of.
+
+    Hidden files take no part, nor does the store that a trial derived for itself: it is an artifact of its own.
+
+    Raises:
+        HskdError: it is no finished store, teacher, student or trial.
+    """
+    if (folder / MANIFEST).is_file():
+        return _of_store(Manifest.read(folder), (folder / MANIFEST).read_bytes())
+    if not any((folder / name).is_file() for name in (_MODEL, _TRIAL)) or folder.suffix == ".partial":
+        raise HskdError(
+            f"{folder}: is no finished store, teacher, student or trial (it has neither {MANIFEST}, {_MODEL} nor "
+            f"{_TRIAL})."
+        )
+    paths = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+    stores = {manifest.parent.relative_to(folder) for manifest in folder.rglob(MANIFEST)}
+    files = {
+        name.as_posix(): path
+        for name, path in sorted(paths.items())
+        if name.as_posix() not in (CHECKSUMS, UPLOAD)
+        and not any(part.startswith(".") for part in name.parts)
+        and stores.isdisjoint(name.parents)
+    }
+    return _listed(File(name, path.stat().st_size, file_sha256(path)) for name, path in files.items())
+
+
+def remote_contents(place: Place) -> Contents:
+    """What the artifact at ``place`` consists of.
+
+    Raises:
+        HskdError: there is none, or its upload was not finished.
+        CorruptionError: what says so is damaged.
+    """
+    found = finished_contents(place)
+    if found is not None:
+        return found
+    if place.read(UPLOAD) is not None:
+        raise HskdError(f"{place.url}: its upload was not finished; run hskd push again where it came from.")
+    # A model folder that was copied there by other means.
+    listing = place.listing()
+    if _MODEL not in listing:
+        raise HskdError(
+            f"{place.url}: there is no store, teacher, student or trial (neither {MANIFEST}, {CHECKSUMS} nor {_MODEL})."
+        )
+    files = tuple(File(_inside(place, name), size, None) for name, (size, _) in sorted(listing.items()))
+    return Contents(files, fingerprint(sorted(listing.items())))
+
+
+def finished_contents(place: Place) -> Contents | None:
+    """What was published at ``place``; None where nothing was, or not yet all of it.
+
+    Raises:
+        CorruptionError: what says so is damaged.
+    """
+    content = place.read(MANIFEST)
+    if content is not None:
+        return _of_store(Manifest.of(_parsed(place / MANIFEST, content), place / MANIFEST), content)
+    content = place.read(CHECKSUMS)
+    if content is None:
+        return None
+    damaged = f"{place / CHECKSUMS}: it is damaged, or was not written by hskd push; delete it there, and push again"
+    listed = _parsed(place / CHECKSUMS, content)
+    if not isinstance(listed, dict) or listed.pop("checksum", None) != fingerprint(listed):
+        raise CorruptionError(f"{damaged}.")
+    try:
+        entries = _Checksums.model_validate(listed).files
+    except ValidationError as error:
+        raise CorruptionError(f"{damaged} ({describe(error)}).") from None
+    return _listed(File(_inside(place, name), entry.bytes, entry.sha256) for name, entry in entries.items())
+
+
+def _of_store(manifest: Manifest, content: bytes) -> Contents:
+    files = tuple(File(shard.file, shard.bytes, shard.sha256) for shard in manifest.shards)
+    return Contents(files, manifest.fingerprint, (MANIFEST, content), manifest)
+
+
+def _listed(files: Iterable[File]) -> Contents:
+    files = tuple(files)
+    listed = {"files": {file.name: {"bytes": file.bytes, "sha256": file.sha256} for file in files}}
+    content = json.dumps(listed | {"checksum": fingerprint(listed)}, indent=2, ensure_ascii=False) + "\n"
+    return Contents(files, fingerprint(listed), (CHECKSUMS, content.encode()))
+
+
+def _parsed(where: str, content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise CorruptionError(f"{where}: not valid JSON ({error}).") from None
+
+
+def _inside(place: Place, name: str) -> str:
+    """``name``, which must be that of a file below the folder: what is elsewhere decides nothing about other folders.
+
+    Raises:
+        CorruptionError: it is not.
+    """
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.parts[0]:
+        raise CorruptionError(f"{place.url}: names the file {name!r}, which is not below it; nothing was fetched.")
+    return name

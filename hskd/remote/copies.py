@@ -1,0 +1,206 @@
+"""Copies from a URL and to a URL: verified, resumable, and whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock
+
+from hskd.artifacts import Workspace, atomic_path, build, claim, file_sha256, lock_path, require_space
+from hskd.errors import CorruptionError, HskdError, MismatchError
+from hskd.remote.contents import CHECKSUMS, UPLOAD, Contents, File, finished_contents, local_contents, remote_contents
+from hskd.remote.place import Place, is_url
+from hskd.watch import Silent, Watcher
+
+CACHE = "remote"
+"""Kind of the artifacts that are copies of what lies elsewhere."""
+WORK = Path("work")
+_SILENT = Silent()
+
+
+def local_copy(place: str | Path, work: Path = WORK, watcher: Watcher = _SILENT) -> Path:
+    """A folder on this machine: ``place`` itself, or what :func:`fetch` makes of a URL."""
+    return fetch(place, work, watcher) if isinstance(place, str) and is_url(place) else Path(place)
+
+
+def fetch(url: str, work: Path = WORK, watcher: Watcher = _SILENT) -> Path:
+    """Copy the store, teacher, student or trial at ``url`` into the cache and say where it is.
+
+    The copy lies in ``<work>/remote``, under a key of the URL and of what is there: when that changes, another copy
+    is made. A file that is there already is not fetched again, so a killed fetch goes on.
+
+    Args:
+        url: any URL that ``fsspec`` opens; ``hskd cache`` lists and clears the copies.
+        work: the work folder.
+        watcher: is told how many files are fetched.
+
+    Raises:
+        HskdError: nothing is there, it cannot be reached, or the disk is too full.
+        CorruptionError: a file is not what was published; it is not kept.
+    """
+    place = Place(url)
+    contents = remote_contents(place)
+    folder = Workspace(work).folder(CACHE, {"url": place.url, "content": contents.fingerprint})
+    if folder.is_dir() and _lacks(contents, folder):
+        with FileLock(lock_path(folder)):
+            _fill(place, contents, folder, watcher)
+    return build(folder, lambda partial: _fill(place, contents, partial, watcher))
+
+
+def pull(url: str, folder: Path, watcher: Watcher = _SILENT) -> Path:
+    """Copy the store, teacher, student or trial at ``url`` into ``folder``; a killed copy goes on.
+
+    Raises:
+        HskdError: see :func:`fetch`.
+        CorruptionError: see :func:`fetch`.
+        MismatchError: ``folder`` holds something else.
+    """
+    place = Place(url)
+    contents = remote_contents(place)
+    note = folder.with_name(folder.name + ".partial") / UPLOAD
+
+    def builder(partial: Path) -> None:
+        holds = "the beginning of something else than what is at that URL"
+        if any(partial.iterdir()) and not note.is_file():
+            raise MismatchError(f"{partial}: holds {holds}. Choose another folder, or delete that one.")
+        claim(note, contents.fingerprint, holds)
+        _fill(place, contents, partial, watcher)
+        note.unlink()
+
+    if not folder.exists():
+        return build(folder, builder)
+    known = contents.index is not None
+    if _lacks(contents, folder) or (known and local_contents(folder).fingerprint != contents.fingerprint):
+        raise MismatchError(f"{folder}: holds something else than {place.url}; choose another folder, or delete it.")
+    watcher.say(f"{folder} is there already")
+    return folder
+
+
+def publish(folder: Path, url: str, watcher: Watcher = _SILENT) -> None:
+    """Copy the store, teacher, student or finished trial in ``folder`` to ``url``.
+
+    What says that all is there is written last, so nobody reads half of it. Files that are there already in the right
+    size are not uploaded again, so a killed upload goes on.
+
+    Raises:
+        HskdError: ``folder`` is nothing of the kind, other files lie at ``url``, or it cannot be written.
+        MismatchError: another artifact, or the beginning of one, lies at ``url``.
+        CorruptionError: a shard in ``folder`` is not what was written there.
+    """
+    contents = local_contents(folder)
+    assert contents.index is not None
+    place = Place(url)
+    there = finished_contents(place)
+    if there is None:
+        _claim_place(place, contents)
+    elif there.fingerprint != contents.fingerprint:
+        raise MismatchError(f"{place.url}: holds something else than {folder}; choose another URL, or delete it there.")
+    missing = [file for file in contents.files if place.size(file.name) != file.bytes]
+    if there is None or missing:
+        watcher.begin(f"push to {place.url}", len(missing))
+    else:
+        watcher.say(f"{place.url} is there already")
+    for file in missing:
+        if file_sha256(folder / file.name) != file.sha256:
+            raise CorruptionError(f"{folder / file.name}: is not what was written there; it was not uploaded.")
+        place.put(folder / file.name, file.name)
+        watcher.advance()
+    if there is None:
+        place.write(*contents.index)
+    place.remove(UPLOAD)
+
+
+def contents_of(url: str) -> Contents:
+    """What lies at ``url``, without fetching it.
+
+    Raises:
+        HskdError: nothing is there, or it cannot be reached.
+        CorruptionError: what says so is damaged.
+    """
+    return remote_contents(Place(url))
+
+
+def verify(url: str, watcher: Watcher = _SILENT) -> Contents:
+    """Read back everything at ``url`` and compare it with its checksums; nothing is kept.
+
+    Returns:
+        What is there.
+
+    Raises:
+        HskdError: nothing is there, it cannot be reached, or it has no checksums.
+        CorruptionError: names the first file that is not what was published.
+    """
+    place = Place(url)
+    contents = remote_contents(place)
+    if contents.index is None:
+        raise HskdError(f"{place.url}: has no {CHECKSUMS} to compare with: it was not published by hskd push.")
+    watcher.begin(f"verify {place.url}", len(contents.files))
+    for file in contents.files:
+        for _ in _checked(place, file):
+            pass
+        watcher.advance()
+    return contents
+
+
+def _claim_place(place: Place, contents: Contents) -> None:
+    """Note at ``place`` what is being uploaded, or find that note there."""
+    plan = json.dumps({"upload": contents.fingerprint}).encode()
+    found = place.read(UPLOAD)
+    if found is not None and found != plan:
+        raise MismatchError(
+            f"{place.url}: holds the beginning of another upload; choose another URL, or delete it there."
+        )
+    if found is None:
+        if not place.is_empty():
+            raise HskdError(f"{place.url}: other files lie there; choose another URL, or delete them.")
+        place.write(UPLOAD, plan)
+
+
+def _lacks(contents: Contents, folder: Path) -> bool:
+    index = contents.manifest is not None and contents.index is not None and not (folder / contents.index[0]).is_file()
+    return index or bool(contents.missing(folder))
+
+
+def _fill(place: Place, contents: Contents, folder: Path, watcher: Watcher) -> None:
+    """Fetch what ``folder`` lacks; a store's manifest last."""
+    names = {file.name for file in contents.files}
+    for leftover in folder.rglob(".*"):  # what a killed fetch was writing
+        if leftover.is_file() and leftover.relative_to(folder).as_posix() not in names:
+            leftover.unlink()
+    missing = contents.missing(folder)
+    needed = sum(file.bytes or 0 for file in missing)
+    watcher.say(require_space(folder, needed, f"the copy of {place.url}"))
+    watcher.begin(f"fetch {place.url}", len(missing))
+    for file in missing:
+        with atomic_path(folder / file.name) as temporary, temporary.open("wb") as copy:
+            for block in _checked(place, file):
+                copy.write(block)
+        watcher.advance()
+    if contents.manifest is not None and contents.index is not None:
+        name, content = contents.index
+        with atomic_path(folder / name) as temporary:
+            temporary.write_bytes(content)
+
+
+def _checked(place: Place, file: File) -> Iterator[bytes]:
+    """A remote file's blocks; the last one is followed by a comparison with what is known of the file.
+
+    Raises:
+        CorruptionError: its size or checksum is another.
+    """
+    digest, size = hashlib.sha256(), 0
+    for block in place.blocks(file.name):
+        digest.update(block)
+        size += len(block)
+        yield block
+    where, found = place / file.name, digest.hexdigest()
+    advice = "the file is damaged there; delete it there, and push again from where it came"
+    if file.bytes is not None and size != file.bytes:
+        raise CorruptionError(f"{where}: {size} bytes where {file.bytes} were written: {advice}.")
+    if file.sha256 is not None and found != file.sha256:
+        raise CorruptionError(
+            f"{where}: its SHA-256 is {found[:16]}... where {file.sha256[:16]}... was written: {advice}."
+        )
