@@ -20,7 +20,7 @@ COLUMNS = {
     "task": "name of the task",
     "teacher": "the teacher's model",
     "student": "kind and sizes of the student",
-    "train_examples": "examples that the student trained on",
+    "train_examples": "examples that the student trained on, augmented ones included",
     "arm": "spec, full, none, paper_none, gold or shuffled",
     "spec": "label of the HSK spec; empty but for the arms spec, full and shuffled",
     "seed": "decides batches, dropout and W",

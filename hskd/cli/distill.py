@@ -58,7 +58,7 @@ def command(
     if no_data:
         kind, splits = load_store_alone(opened, settings.arm, task, student_folder)
     else:
-        data, splits = load_splits(task, str(student_folder))
+        data, splits = load_splits(task, str(student_folder), augmented=True)
         kind = data.task
     loaded = Student.load(student_folder, kind)
     teacher_folder = None if teacher is None else readable("--teacher", teacher, task.work, "hskd teacher")

@@ -37,6 +37,13 @@ class TaskOptions(BaseModel):
     train_examples: Annotated[
         int | None, Field(ge=1, description="Use a fixed random subset of the training examples [default: all].")
     ] = None
+    augment: Annotated[
+        str | None,
+        Field(
+            description="File of further sentences (.csv, .tsv, .jsonl, .parquet, .txt) for the student to train on "
+            "beside the training examples; the teacher says what they are, labels are not looked at."
+        ),
+    ] = None
     work: Annotated[Path, Field(description="Folder for what can be made again, such as tokenised examples.")] = Path(
         "work"
     )

@@ -11,6 +11,7 @@ from hskd.cli.options import RunOptions, TaskOptions
 from hskd.errors import HskdError
 from hskd.runtime import resolve_device, resolve_dtype, set_threads
 from hskd.tasks import TaskData, TokenizedSplit, load_task, tokenize
+from hskd.tasks.augment import AUGMENTED
 from hskd.teachers.loading import load_tokenizer
 
 
@@ -29,28 +30,38 @@ class Machine:
         return cls(device, resolve_dtype(options.dtype, device))
 
 
-def load_data(options: TaskOptions) -> TaskData:
-    """The task's examples, as text.
+def load_data(options: TaskOptions, augmented: bool = False) -> TaskData:
+    """The task's examples, as text; with augmented sentences, if there are any and they are asked for.
 
     Raises:
         HskdError: the task or its files cannot be read.
     """
     columns = options.text_columns.split(",") if options.text_columns else None
-    return load_task(options.task, options.data, columns, options.label_column)
+    return load_task(options.task, options.data, columns, options.label_column, options.augment if augmented else None)
 
 
-def load_splits(options: TaskOptions, tokenizer: str) -> tuple[TaskData, dict[str, TokenizedSplit]]:
+def load_splits(
+    options: TaskOptions, tokenizer: str, augmented: bool = False
+) -> tuple[TaskData, dict[str, TokenizedSplit]]:
     """The task's examples, tokenised by the tokenizer of the model ``tokenizer``.
+
+    Args:
+        options: which examples.
+        tokenizer: a model.
+        augmented: whether augmented sentences, if there are any, follow the training examples: they are for students
+            and stores; fine-tuning and pruning need labels.
 
     Raises:
         HskdError: the task, its files, or the tokenizer cannot be read.
     """
-    data = load_data(options)
+    data = load_data(options, augmented)
     if options.max_length is not None and options.max_length > data.task.max_length:
         raise HskdError(f"--max-length {options.max_length}: task {data.task.name} has at most {data.task.max_length}.")
     splits = tokenize(data, load_tokenizer(tokenizer), options.work / "tokens", options.max_length)
     if options.train_examples is not None:
         splits["train"] = splits["train"].first(options.train_examples)
+    if AUGMENTED in splits:
+        splits["train"] = splits["train"].followed_by(splits.pop(AUGMENTED))
     return data, splits
 
 

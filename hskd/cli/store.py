@@ -57,20 +57,27 @@ def extract(
         str | None, typer.Option(help="fp32 serves every spec; fp16 takes half (default: the specs', else fp16).")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples in a forward pass.")] = 32,
+    extend: Annotated[
+        str | None,
+        typer.Option(
+            help="A superset of some of the examples: it is taken over, the teacher runs on the others alone."
+        ),
+    ] = None,
     *,
     task: TaskOptions,
     run: RunOptions,
 ) -> None:
     """Run the teacher over the training examples once and write a superset store. Run again to resume.
 
-    Without --spec and --layers it holds every layer and every attention row.
+    Without --spec and --layers it holds every layer and every attention row, or with --extend what that store holds.
     """
     machine = Machine.of(run)
     if precision is not None:
         PRECISION[precision]
     output = Output.of(out, task.work)
     teacher = str(readable("--teacher", teacher, task.work, "hskd teacher"))
-    data, splits = load_splits(task, teacher)
+    data, splits = load_splits(task, teacher, augmented=True)
+    old = Store.open(readable("--extend", extend, task.work)) if extend else None
     loaded = Teacher.load(teacher, data.task)
     loaded.model.to(machine.device)
     depth = loaded.model.config.num_hidden_layers
@@ -79,6 +86,8 @@ def extract(
             raise HskdError("--spec goes with --student-layers, and without --layers and --attention-layers.")
         superset = Superset.of([HSKSpec.parse(text) for text in spec], loaded.shape(student_layers))
         superset = Superset(superset.layers, superset.attention_layers, precision or superset.precision)
+    elif old and not (layers or attention_layers or precision):
+        superset = Superset(old.manifest.layers, old.manifest.attention_layers, old.manifest.precision)
     else:
         superset = Superset(
             _numbers("--layers", layers, range(depth + 1)),
@@ -87,7 +96,7 @@ def extract(
         )
     examples = splits["train"]
     with display() as shown:
-        shown.begin("extract", len(examples))
+        shown.begin("extract", max(len(examples) - (len(old) if old else 0), 0))
         extract_store(
             loaded,
             data.task,
@@ -96,6 +105,7 @@ def extract(
             output.folder,
             dtype=machine.dtype,
             batch_size=batch_size,
+            extend=old,
             report=shown.say,
             advance=shown.advance,
         )

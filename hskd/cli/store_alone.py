@@ -27,8 +27,10 @@ def load_store_alone(
     if arm == "gold":
         raise HskdError("--no-data: the arm gold learns from labels, and a store has none; give the data.")
     origin = store.manifest.origin
-    if options.data or options.text_columns or options.label_column:
-        raise HskdError("--no-data goes without --data, --text-columns and --label-column: the store says it all.")
+    if options.data or options.text_columns or options.label_column or options.augment:
+        raise HskdError(
+            "--no-data goes without --data, --text-columns, --label-column and --augment: the store says it all."
+        )
     if options.task not in (TaskOptions.model_fields["task"].default, origin.task):
         raise HskdError(f"--no-data: the store is of task {origin.task}; leave --task {options.task} out.")
     if options.max_length not in (None, origin.max_length):

@@ -195,6 +195,7 @@ def _record(
     return {
         "task": task.name,
         "train_examples": len(train),
+        **({} if train.real is None else {"augmented_examples": len(train) - train.real}),
         "data": train.fingerprint,
         "teacher": teacher,
         "student": model_fingerprint(student.model),

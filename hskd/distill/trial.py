@@ -121,10 +121,15 @@ def run_trial(
         What ``result.json`` holds.
 
     Raises:
-        HskdError: a loss is not finite, the arm needs a source and there is none, or ``compat`` does not suit task or
-            data.
+        HskdError: a loss is not finite, the arm needs a source or labels and there are none, or ``compat`` does not
+            suit task or data.
         MismatchError: ``folder`` holds another trial.
     """
+    if settings.arm == "gold" and splits["train"].labels is None:
+        raise HskdError(
+            "the arm gold learns from labels, and the training examples have none: augmented sentences are for the "
+            "arms whose targets the teacher gives. Leave out --augment, or choose another arm."
+        )
     require_regression(settings, task)
     require_splits(settings, splits)
     identity = {

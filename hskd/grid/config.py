@@ -48,6 +48,12 @@ class TaskPlan(BaseModel):
         int | None, Field(ge=1, description="A fixed random subset for the students [default: all].")
     ] = None
 
+    augment: Annotated[
+        str | None,
+        # Left out where there is none: a trial is named by the fingerprint of all that is written here.
+        Field(description="File of further sentences, without labels.", exclude_if=lambda value: value is None),
+    ] = None
+
     @field_validator("name")
     @classmethod
     def _is_known(cls, name: str) -> str:
@@ -86,8 +92,8 @@ class TrialConfig(BaseModel):
     build_threads: int
     """CPU threads of what trials share: teacher, students, superset."""
     files: dict[str, str] = {}
-    """Fingerprints of the user's own files behind ``task.data``, ``teacher.model``, and the student's ``checkpoint`` or
-    ``text``: a path says nothing of them."""
+    """Fingerprints of the user's own files behind ``task.data``, ``task.augment``, ``teacher.model``, and the student's
+    ``checkpoint`` or ``text``: a path says nothing of them."""
 
     @property
     def id(self) -> str:
@@ -112,5 +118,7 @@ class TrialConfig(BaseModel):
 
     def recipe(self, *parts: str) -> dict[str, Any]:
         """The named parts of the config, and the machine: what an artifact that trials share depends on."""
-        wanted = {*parts, "dtype", "device", "build_threads", *(["files"] if self.files else [])}
-        return self.model_dump(mode="json", include=wanted)
+        found = self.model_dump(mode="json", include={*parts, "dtype", "device", "build_threads"})
+        # Augmented sentences are in no teacher and no student, and a store is named by its examples.
+        files = {name: key for name, key in self.files.items() if name != "augment"}
+        return found | ({"files": files} if files else {})

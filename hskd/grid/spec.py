@@ -155,6 +155,13 @@ class GridSpec(BaseModel):
             raise ValueError(f"{' and '.join(written)}: set by the grid; use the keys arms and seeds")
         return training
 
+    @field_validator("arms")
+    @classmethod
+    def _have_labels(cls, arms: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if "gold" in arms and "task" in info.data and info.data["task"].augment is not None:
+            raise ValueError("gold learns from labels, and the sentences of task.augment have none; leave one out")
+        return arms
+
     @field_validator("training")
     @classmethod
     def _comes_from_a_store(cls, training: DistillSettings, info: ValidationInfo) -> DistillSettings:
@@ -199,7 +206,7 @@ class GridSpec(BaseModel):
     def trials(self, machine: Machine) -> list[TrialConfig]:
         """The trials, each once, seed by seed, so that a grid cut short has whole seeds."""
         none_lr = self.none_lr or self.training.prediction_lr
-        shared = _fingerprints({"data": self.task.data, "model": self.teacher.model})
+        shared = _fingerprints({"data": self.task.data, "augment": self.task.augment, "model": self.teacher.model})
         trials = []
         files = {student: shared | _fingerprints(_files_of(student)) for student in self.students}
         more = self.more_seeds

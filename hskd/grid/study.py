@@ -32,6 +32,7 @@ from hskd.students.create import AnyStudent, StudentSettings, TinyBertSettings, 
 from hskd.students.general import GeneralSettings, general_distill
 from hskd.students.pretrained import create_tinybert
 from hskd.tasks import Task, TaskData, TokenizedSplit, load_task, tokenize
+from hskd.tasks.augment import AUGMENTED
 from hskd.teachers.finetune import METRICS_FILE, finetune
 from hskd.teachers.loading import Teacher, load_tokenizer
 from hskd.training import score
@@ -80,7 +81,7 @@ class Study:
     def data(self) -> TaskData:
         """The task with its examples."""
         plan = self._first.task
-        return load_task(plan.name, plan.data, plan.text_columns, plan.label_column)
+        return load_task(plan.name, plan.data, plan.text_columns, plan.label_column, plan.augment)
 
     @property
     def task(self) -> Task:
@@ -88,16 +89,26 @@ class Study:
         return self.data.task
 
     @cached_property
-    def splits(self) -> dict[str, TokenizedSplit]:
-        """The tokenised examples; ``train`` whole."""
+    def _tokenized(self) -> dict[str, TokenizedSplit]:
         tokenizer = load_tokenizer(self._first.teacher.model)
         return tokenize(self.data, tokenizer, self.work / "tokens", self._first.task.max_length)
 
     @cached_property
-    def train(self) -> TokenizedSplit:
-        """The students' training examples."""
+    def splits(self) -> dict[str, TokenizedSplit]:
+        """The tokenised examples of the task; ``train`` whole."""
+        return {name: split for name, split in self._tokenized.items() if name != AUGMENTED}
+
+    @cached_property
+    def _real(self) -> TokenizedSplit:
+        """Those of the task's training examples that students train on."""
         count = self._first.task.train_examples
         return self.splits["train"] if count is None else self.splits["train"].first(count)
+
+    @cached_property
+    def train(self) -> TokenizedSplit:
+        """The students' training examples: the task's, then augmented ones."""
+        augmented = self._tokenized.get(AUGMENTED)
+        return self._real if augmented is None else self._real.followed_by(augmented)
 
     @cached_property
     def teacher_folder(self) -> Path:
@@ -204,7 +215,11 @@ class Study:
     @cached_property
     def superset(self) -> Store:
         """The union of what the trials ask for, in one pass of the teacher over the training examples."""
-        return self._extract(self.train, "store: one pass of the teacher", [trial.spec for trial in self.trials])
+        specs = [trial.spec for trial in self.trials]
+        store = self._extract(self._real, "store: one pass of the teacher", specs)
+        if self.train is self._real:
+            return store
+        return self._extract(self.train, "store: augmented examples", specs, store)
 
     @cached_property
     def held_out(self) -> tuple[TokenizedSplit, Store]:
@@ -232,7 +247,9 @@ class Study:
             precision=precisions.pop() if len(precisions) == 1 else "fp32",
         )
 
-    def _extract(self, examples: TokenizedSplit, title: str, specs: Sequence[HSKSpec | None]) -> Store:
+    def _extract(
+        self, examples: TokenizedSplit, title: str, specs: Sequence[HSKSpec | None], extend: Store | None = None
+    ) -> Store:
         superset = self.union(specs, AutoConfig.from_pretrained(self.teacher_folder))
         folder = self._folder(
             "stores",
@@ -246,7 +263,7 @@ class Study:
         if folder.exists():
             return Store.open(folder)  # without loading the teacher
         teacher = self._load_teacher()
-        self.watcher.begin(title, len(examples))
+        self.watcher.begin(title, len(examples) - (0 if extend is None else len(extend)))
         return extract(
             teacher,
             self.task,
@@ -254,6 +271,7 @@ class Study:
             superset,
             folder,
             dtype=self._first.dtype,
+            extend=extend,
             report=self.watcher.say,
             advance=self.watcher.advance,
         )

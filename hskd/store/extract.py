@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from hskd.errors import HskdError
 from hskd.runtime import provenance
 from hskd.selectors import PRECISION
 from hskd.spec import HSKSpec, Shape
-from hskd.store.layout import SHARD_BYTES, ArraySpec, plan_shards, ragged_rows, superset_arrays, total_bytes
+from hskd.store.extend import in_order_of, place_shards, plan_parts, require_extends
+from hskd.store.layout import SHARD_BYTES, ArraySpec, ragged_rows, superset_arrays, total_bytes
 from hskd.store.manifest import Manifest, Origin
 from hskd.store.reader import Store
 from hskd.store.writer import Shard, fits, write_store
@@ -76,6 +78,7 @@ def extract(
     dtype: str = "fp32",
     batch_size: int = 32,
     shard_bytes: int = SHARD_BYTES,
+    extend: Store | None = None,
     report: Callable[[str], None] = lambda message: None,
     advance: Callable[[int], None] = lambda examples: None,
 ) -> Store:
@@ -92,12 +95,15 @@ def extract(
         dtype: precision of the teacher's forward pass, resolved: fp32, or bf16 for autocast.
         batch_size: examples in a forward pass; the store does not depend on it but to rounding.
         shard_bytes: size at which a shard is cut.
+        extend: a store of some of the examples, by the same teacher and of the same superset. Its shards become the
+            first of this one; the teacher runs on the other examples alone. It stays as it is.
         report: receives a line on bytes needed and free.
         advance: receives the number of examples done, after every batch.
 
     Raises:
         HskdError: a layer is out of range, or the disk is too full.
-        MismatchError: ``folder`` holds another store.
+        MismatchError: ``folder`` holds another store, or ``extend`` is of another teacher, superset or data.
+        CorruptionError: a shard of ``extend`` is damaged.
     """
     config = teacher.model.config
     for what, layers, first in (("", superset.layers, 0), ("attention ", superset.attention_layers, 1)):
@@ -112,6 +118,8 @@ def extract(
             f"precision {superset.precision}: depends on which neurons are kept, which a superset leaves open; "
             f"extract with --precision {precision.superset}."
         )
+    if extend is not None:
+        split = in_order_of(extend, split)
     arrays = superset.arrays(config.hidden_size, config.num_labels, split.max_length, config.vocab_size)
     plan = Manifest(
         kind="superset",
@@ -133,8 +141,10 @@ def extract(
         attention_layers=superset.attention_layers,
         precision=superset.precision,
         examples=len(split),
-        made_by=provenance(),
+        made_by=provenance() | ({} if extend is None else {"extends": extend.manifest.fingerprint}),
     )
+    if extend is not None:
+        require_extends(extend, plan, split)
 
     def make_shard(span: range) -> Shard:
         shard = empty_shard(arrays, split, span)
@@ -164,8 +174,9 @@ def extract(
         return shard
 
     needed = total_bytes(arrays, len(split), int(split.offsets[-1]), int(split.offsets[-1]))
-    ranges = plan_shards(arrays, split.lengths, split.lengths, shard_bytes)
-    manifest = write_store(folder, plan, ranges, needed, make_shard, report)
+    ranges = plan_parts(arrays, split, shard_bytes, extend)
+    place = (lambda unfinished: None) if extend is None else partial(place_shards, extend)
+    manifest = write_store(folder, plan, ranges, needed, make_shard, report, place)
     report(f"{folder}: {manifest.examples} examples, {format_bytes(manifest.bytes)}")
     return Store.open(folder)
 

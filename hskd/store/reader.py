@@ -221,15 +221,18 @@ class Store:
             index = ragged_rows(starts, sizes)
             shards = np.repeat(shards, sizes)
         dtype = self._shards[0][name].dtype
-        # torch cannot write to chosen rows of uint16; the bits are the same.
-        arrays = [shard[name].view(torch.int16) if dtype == torch.uint16 else shard[name] for shard in self._shards]
+
+        def array(shard: int) -> torch.Tensor:
+            # torch cannot write to chosen rows of uint16; the bits are the same.
+            return self._shards[shard][name].view(torch.int16 if dtype == torch.uint16 else dtype)
+
         where = torch.from_numpy(index)
-        if len(arrays) == 1:
-            return arrays[0][where].view(dtype)
-        out = torch.empty((len(index), *arrays[0].shape[1:]), dtype=arrays[0].dtype)
-        for shard in np.unique(shards):
+        if len(self._shards) == 1:
+            return array(0)[where].view(dtype)
+        out = torch.empty((len(index), *array(0).shape[1:]), dtype=array(0).dtype)
+        for shard in np.unique(shards):  # of the thousands that a large store has
             mine = torch.from_numpy(np.flatnonzero(shards == shard))
-            out[mine] = arrays[shard][where[mine]]
+            out[mine] = array(shard)[where[mine]]
         return out.view(dtype)
 
 

@@ -26,6 +26,7 @@ def write_store(
     needed_bytes: int,
     make_shard: Callable[[range], Shard],
     report: Callable[[str], None] = lambda message: None,
+    place: Callable[[Path], None] = lambda partial: None,
 ) -> Manifest:
     """Write the store that ``plan`` describes into ``folder``, shard by shard, resuming what a killed run left.
 
@@ -36,6 +37,7 @@ def write_store(
         needed_bytes: size of the finished store, checked against the free space before anything is written.
         make_shard: computes the arrays of a range of examples; not called for shards that are there already.
         report: receives one line saying what is needed and what is free.
+        place: puts shards that another store has into the unfinished folder, so that they are not computed.
 
     Returns:
         The manifest of the finished store.
@@ -59,6 +61,7 @@ def write_store(
         )
         for leftover in partial.glob(".*"):  # what a killed run was writing
             leftover.unlink()
+        place(partial)
         done = sum(path.stat().st_size for path in partial.glob("shard-*.safetensors"))
         what = "this store" if not done else f"the rest of this store ({format_bytes(done)} are there)"
         report(require_space(partial, needed_bytes - done, what))

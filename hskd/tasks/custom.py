@@ -47,7 +47,7 @@ def load_custom(data: str | None, text_columns: Sequence[str] | None, label_colu
     if not text_columns or len(text_columns) > 2 or not label_column:
         file, columns = next(iter(tables.values()))
         raise HskdError(f"Task custom needs one or two text columns and a label column; {file} has {list(columns)}.")
-    texts = {name: _texts(file, columns, text_columns) for name, (file, columns) in tables.items()}
+    texts = {name: texts_of(file, columns, text_columns) for name, (file, columns) in tables.items()}
     raw = {name: _labels(file, columns, label_column, name) for name, (file, columns) in tables.items()}
     kind, names = _meaning(tables["train"][0], label_column, raw["train"] or [])
     labels = {name: raw[name] and _encode(tables[name][0], label_column, raw[name] or [], kind, names) for name in raw}
@@ -71,7 +71,7 @@ def load_custom(data: str | None, text_columns: Sequence[str] | None, label_colu
 def _read_tables(path: Path) -> dict[str, tuple[Path, Columns]]:
     """Split name to its file and columns; one file comes as ``train``."""
     if path.is_file():
-        return {"train": (path, _read(path))}
+        return {"train": (path, read_columns(path))}
     if not path.is_dir():
         raise HskdError(f"{path}: no such file or folder.")
     tables = {}
@@ -80,13 +80,18 @@ def _read_tables(path: Path) -> dict[str, tuple[Path, Columns]]:
         if len(files) > 1:
             raise HskdError(f"{path}: {' and '.join(file.name for file in files)} are both there; leave one.")
         if files:
-            tables[split] = (files[0], _read(files[0]))
+            tables[split] = (files[0], read_columns(files[0]))
         elif split != "test":
             raise HskdError(f"{path}: no {split} file; expected {split} with one of the endings {', '.join(FORMATS)}.")
     return tables
 
 
-def _read(path: Path) -> Columns:
+def read_columns(path: Path) -> Columns:
+    """The columns of a ``.csv``, ``.jsonl`` or ``.parquet`` file.
+
+    Raises:
+        HskdError: it is of another format, cannot be read, or has no rows.
+    """
     try:
         match path.suffix:
             case ".csv":
@@ -138,7 +143,12 @@ def _column(file: Path, columns: Columns, name: str) -> list[Any]:
     return columns[name]
 
 
-def _texts(file: Path, columns: Columns, names: Sequence[str]) -> list[list[str]]:
+def texts_of(file: Path, columns: Columns, names: Sequence[str]) -> list[list[str]]:
+    """The columns ``names``, each a list of texts.
+
+    Raises:
+        HskdError: there is no such column, or a row of it has no text.
+    """
     for name in names:
         for row, text in enumerate(_column(file, columns, name)):
             if not isinstance(text, str) or not text:

@@ -177,30 +177,59 @@ def _from_tsv(glue: GlueTask, folder: Path, name: str, source: Source) -> Split:
     path, task = folder / source.tsv, glue.task
     if not path.is_file():
         raise HskdError(f"{path}: no such file; task {task.name} needs it for its {name} split.")
+    columns, label = glue.tsv_texts or task.text_columns, glue.tsv_label or task.label_column
+    numbers, found = read_tsv(
+        path,
+        (*columns, label) if source.labelled else columns,
+        source.header,
+        glue.drops_short_rows,
+        f"the official {name} file of task {task.name}",
+    )
+    texts = [found[column] for column in columns]
+    if not source.labelled:
+        return Split.of(name, texts, None)
+    return Split.of(name, texts, _parse_labels(glue, path, label, zip(numbers, found[label], strict=True)))
+
+
+def read_tsv(
+    path: Path, columns: Sequence[str], header: tuple[str, ...] | None, drops_short_rows: bool, expected: str
+) -> tuple[list[int], dict[str, list[str]]]:
+    """Some columns of a TSV file as GLUE writes them: nothing is quoted, and only a newline ends a row.
+
+    Args:
+        path: the file.
+        columns: which.
+        header: names of all its columns, where they are not in its first line.
+        drops_short_rows: leave rows that lack fields out, with a warning that counts them.
+        expected: what the file should be, for the message where it has no rows.
+
+    Returns:
+        The line of every row, counted from 1; and the columns by name.
+
+    Raises:
+        HskdError: a column is missing, a row has another number of fields, or the file is empty or not UTF-8.
+    """
     try:
-        # The files do not quote, and only a newline ends a row: other separators occur inside the text.
+        # Other separators of lines occur inside the text.
         lines = path.read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise HskdError(f"{path}: byte {error.start} is not UTF-8.") from None
     rows = [line.removesuffix("\r").split("\t") for line in lines]
-    if lines == [""] or (source.header is None and len(rows) == 1):
-        raise HskdError(f"{path}: no rows; expected the official {name} file of task {task.name}.")
-    header, first = (source.header, 1) if source.header else (tuple(rows.pop(0)), 2)
-    columns, label = glue.tsv_texts or task.text_columns, glue.tsv_label or task.label_column
-    for column in (*columns, label) if source.labelled else columns:
-        if column not in header:
-            raise HskdError(f"{path}, line 1: no column {column!r}; it has {list(header)}.")
+    if lines == [""] or (header is None and len(rows) == 1):
+        raise HskdError(f"{path}: no rows; expected {expected}.")
+    names, first = (header, 1) if header else (tuple(rows.pop(0)), 2)
+    for column in columns:
+        if column not in names:
+            raise HskdError(f"{path}, line 1: no column {column!r}; it has {list(names)}.")
     numbered = list(enumerate(rows, first))
-    if glue.drops_short_rows:
-        numbered = _without_short_rows(path, numbered, len(header))
+    if drops_short_rows:
+        numbered = _without_short_rows(path, numbered, len(names))
     for line, row in numbered:
-        if len(row) != len(header):
-            raise HskdError(f"{path}, line {line}: {len(row)} fields; expected {len(header)}: {list(header)}.")
-    texts = [[row[header.index(column)] for _, row in numbered] for column in columns]
-    if not source.labelled:
-        return Split.of(name, texts, None)
-    position = header.index(label)
-    return Split.of(name, texts, _parse_labels(glue, path, label, ((line, row[position]) for line, row in numbered)))
+        if len(row) != len(names):
+            raise HskdError(f"{path}, line {line}: {len(row)} fields; expected {len(names)}: {list(names)}.")
+    places = {column: names.index(column) for column in columns}
+    found = {column: [row[place] for _, row in numbered] for column, place in places.items()}
+    return [line for line, _ in numbered], found
 
 
 def _without_short_rows(path: Path, rows: list[tuple[int, list[str]]], fields: int) -> list[tuple[int, list[str]]]:

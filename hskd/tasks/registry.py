@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 from hskd.errors import HskdError
+from hskd.tasks.augment import with_augmented
 from hskd.tasks.custom import load_custom
 from hskd.tasks.glue import GLUE_TASKS, load_glue
 from hskd.tasks.mr import MR, load_mr
@@ -23,7 +25,11 @@ TASK_NAMES = (*TASKS, CUSTOM)
 
 
 def load_task(
-    name: str, data: str | None = None, text_columns: Sequence[str] | None = None, label_column: str | None = None
+    name: str,
+    data: str | None = None,
+    text_columns: Sequence[str] | None = None,
+    label_column: str | None = None,
+    augment: str | None = None,
 ) -> TaskData:
     """Load a task's examples.
 
@@ -32,10 +38,16 @@ def load_task(
         data: a file or folder; None takes the task's default place (a package, the hub).
         text_columns: one or two names, for ``custom`` only.
         label_column: for ``custom`` only.
+        augment: a file of further sentences (see :func:`~hskd.tasks.augment.with_augmented`).
 
     Raises:
         HskdError: an unknown task, arguments it has no use for, or data that is missing or malformed.
     """
+    loaded = _load(name, data, text_columns, label_column)
+    return loaded if augment is None else with_augmented(loaded, Path(augment).expanduser())
+
+
+def _load(name: str, data: str | None, text_columns: Sequence[str] | None, label_column: str | None) -> TaskData:
     if name == CUSTOM:
         return load_custom(data, text_columns, label_column)
     if name not in TASKS:

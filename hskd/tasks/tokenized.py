@@ -53,6 +53,8 @@ class TokenizedSplit:
     """Tokens the examples were truncated to."""
     pad_to: int | None = None
     """Tokens every batch is padded to; None pads to the longest example of the batch."""
+    real: int | None = None
+    """How many of the examples, from the first, are the task's own; None for all: no augmented ones follow."""
 
     def __len__(self) -> int:
         """N."""
@@ -91,6 +93,20 @@ class TokenizedSplit:
             input_ids=self.input_ids[tokens],
             token_type_ids=None if self.token_type_ids is None else self.token_type_ids[tokens],
             labels=None if self.labels is None else self.labels[rows],
+            real=None,
+        )
+
+    def followed_by(self, augmented: TokenizedSplit) -> TokenizedSplit:
+        """These examples, then ``augmented`` ones, copied; without labels, since those have none."""
+        types = (self.token_type_ids, augmented.token_type_ids)
+        return replace(
+            self,
+            ids=np.concatenate([self.ids, augmented.ids]),
+            offsets=np.concatenate([self.offsets, self.offsets[-1] + augmented.offsets[1:]]),
+            input_ids=np.concatenate([self.input_ids, augmented.input_ids]),
+            token_type_ids=None if types[0] is None or types[1] is None else np.concatenate([types[0], types[1]]),
+            labels=None,
+            real=len(self),
         )
 
     def first(self, n: int) -> TokenizedSplit:

@@ -70,3 +70,46 @@ def test_command(tmp_path: Path) -> None:
         CliRunner().invoke(
             app, [*arguments[:4], "--teacher", "nobody/none", *arguments[6:], *counts], catch_exceptions=False
         )
+
+
+def test_addresses_take_64_bytes_an_example(superset: Store, tmp_path: Path) -> None:
+    """What docs/scaling.md says an open store holds, whatever it keeps; the rest is mapped."""
+    store = derive(superset, HSKSpec.parse("2l_3t_0.1w"), 2, tmp_path / "store", shard_bytes=2**12)
+    store.token_ids(store.rows(store.example_ids))
+    store.kept(np.arange(len(store)))
+    held: dict[int, int] = {}
+    for value in vars(store).values():
+        parts = value if isinstance(value, tuple) else value.values() if isinstance(value, dict) else [value]
+        held |= {id(part): part.nbytes for part in parts if isinstance(part, np.ndarray)}
+    assert sum(held.values()) == 64 * len(store) + 8 * len(store.manifest.shards)
+
+
+@pytest.mark.parametrize(
+    ("examples", "mean_tokens", "labels", "written"),
+    [
+        (392_702, 39, 3, ["15.3 million", "970 MiB, 8 shards", "22.0 GiB, 177 shards"]),
+        (8_000_000, 39, 3, ["312 million", "19.3 GiB, 155 shards", "448 GiB, 3,586 shards"]),
+        (10**9, 25, 2, ["2.33 TiB, 19,059 shards", "35.1 TiB, 287,347 shards", "2,558 bytes", "38,567 bytes"]),
+        (10**7, 25, 2, ["386 GB (2,874 shards)", "25.6 GB (191 shards)"]),
+    ],
+)
+def test_docs_say_what_store_size_says(examples: int, mean_tokens: float, labels: int, written: list[str]) -> None:
+    """docs/scaling.md, whose tables are made by hand."""
+    text = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8")
+    assert all(words in text for words in written)
+    shape = Shape(4, 12, 768, labels, 30_522)
+    found = size_of_many(PAPER, shape, examples, mean_tokens, 128)
+    numbers = {
+        f"{found.tokens / 1e6:.3g} million",
+        f"{found.derived_bytes / 2**20:.0f} MiB, {found.shards:,} shards",
+        f"{found.derived_bytes / 2**30:.1f} GiB, {found.shards:,} shards",
+        f"{found.derived_bytes / 2**40:.2f} TiB, {found.shards:,} shards",
+        f"{found.derived_bytes / 1e9:.1f} GB ({found.shards:,} shards)",
+        f"{found.derived_bytes / examples:,.0f} bytes",
+        f"{found.superset_bytes / 2**30:.1f} GiB, {-(-found.superset_bytes // SHARD_BYTES):,} shards",
+        f"{found.superset_bytes / 2**30:.0f} GiB, {-(-found.superset_bytes // SHARD_BYTES):,} shards",
+        f"{found.superset_bytes / 2**40:.1f} TiB, {-(-found.superset_bytes // SHARD_BYTES):,} shards",
+        f"{found.superset_bytes / 1e9:.0f} GB ({-(-found.superset_bytes // SHARD_BYTES):,} shards)",
+        f"{found.superset_bytes / examples:,.0f} bytes",
+    }
+    assert set(written) <= numbers

@@ -1,0 +1,121 @@
+"""Growing a store: the shards of one that is there, then those of the examples that it lacks."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from hskd.artifacts import atomic_path, file_sha256
+from hskd.errors import CorruptionError, MismatchError
+from hskd.store.layout import ArraySpec, plan_shards
+from hskd.store.manifest import Manifest
+from hskd.store.reader import Store
+from hskd.tasks import TokenizedSplit
+
+
+def in_order_of(old: Store, split: TokenizedSplit) -> TokenizedSplit:
+    """``split`` in the order of a store that extends ``old``: its examples as they lie there, then the others.
+
+    Raises:
+        MismatchError: ``old`` is no superset, or holds examples that are not in ``split``.
+    """
+    if old.manifest.kind != "superset":
+        raise MismatchError(
+            f"{old.folder}: is derived; extend the superset that it was derived from, then derive the spec again."
+        )
+    order = np.argsort(split.ids)
+    place = np.minimum(np.searchsorted(split.ids[order], old.example_ids), len(split) - 1)
+    held = order[place]
+    missing = int((split.ids[held] != old.example_ids).sum())
+    if missing:
+        raise MismatchError(
+            f"{old.folder}: {missing} of its {len(old)} examples are not among the {len(split)} to extract, so it "
+            "cannot be extended to them; extract the data that it was made from and more, or without --extend."
+        )
+    rest = np.setdiff1d(np.arange(len(split)), held)
+    rows = np.concatenate([held, rest])
+    return split if np.array_equal(rows, np.arange(len(split))) else split.take(rows)
+
+
+def require_extends(old: Store, plan: Manifest, split: TokenizedSplit) -> None:
+    """Refuse to extend a store with what another teacher says, or with other knowledge than it holds.
+
+    Args:
+        old: the store that is there.
+        plan: the manifest of the new one, without its shards.
+        split: its examples, those of ``old`` first.
+
+    Raises:
+        MismatchError: names what differs, both values, and what to do.
+    """
+    held, wanted = old.manifest, plan.origin
+    held.require(
+        old.folder,
+        teacher=wanted.teacher,
+        tokenizer=wanted.tokenizer,
+        task=wanted.task,
+        label_names=wanted.label_names,
+        max_length=wanted.max_length,
+    )
+    for what, has, asked in (
+        ("teacher was run in", held.origin.dtype, wanted.dtype),
+        ("layers are", list(held.layers), list(plan.layers)),
+        ("attention layers are", list(held.attention_layers), list(plan.attention_layers)),
+        ("precision is", held.precision, plan.precision),
+    ):
+        if has != asked:
+            raise MismatchError(
+                f"{old.folder}: cannot be extended: its {what} {has}, and {asked} is asked for; ask for what it has, "
+                "or extract without --extend."
+            )
+    old.require_tokens(split.take(np.arange(len(old))).tokens)
+
+
+def plan_parts(
+    arrays: Mapping[str, ArraySpec], split: TokenizedSplit, shard_bytes: int, old: Store | None = None
+) -> list[range]:
+    """The examples of each shard: those of ``old`` as they are, then the task's own, then augmented ones.
+
+    No shard holds both real and augmented examples, so that a store of the real ones is the beginning of this one.
+    """
+    spans: list[range] = []
+    if old is not None:
+        ends = np.cumsum([shard.examples for shard in old.manifest.shards])
+        spans = [range(int(a), int(b)) for a, b in itertools.pairwise([0, *ends])]
+    begin = spans[-1].stop if spans else 0
+    cuts = [begin, *([split.real] if split.real is not None and split.real > begin else []), len(split)]
+    for start, stop in itertools.pairwise(cuts):
+        if start < stop:
+            lengths = split.lengths[start:stop]
+            spans += [
+                range(start + span.start, start + span.stop)
+                for span in plan_shards(arrays, lengths, lengths, shard_bytes)
+            ]
+    return spans
+
+
+def place_shards(old: Store, folder: Path) -> None:
+    """Put the shards of ``old`` into ``folder``, as hard links where the disk is the same, else as copies.
+
+    Raises:
+        CorruptionError: a shard's bytes are not those that were written.
+        HskdError: the disk is full.
+    """
+    for entry in old.manifest.shards:
+        source, target = old.folder / entry.file, folder / entry.file
+        if target.is_file():
+            continue
+        if file_sha256(source) != entry.sha256:
+            raise CorruptionError(
+                f"{source}: its SHA-256 is not the one in the manifest: the file is damaged; extract without --extend."
+            )
+        try:
+            os.link(source, target)
+        except OSError:  # another disk, or one without hard links
+            with atomic_path(target) as temporary:
+                shutil.copyfile(source, temporary)

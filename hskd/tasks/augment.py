@@ -1,0 +1,115 @@
+"""Augmented data: further sentences for the student, without labels; the teacher says what they are."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from hskd.errors import HskdError
+from hskd.tasks.custom import FORMATS, read_columns, texts_of
+from hskd.tasks.glue import GLUE_TASKS, read_tsv
+from hskd.tasks.task import Split, TaskData, example_ids
+
+AUGMENTED = "augmented"
+"""Name of the split of augmented sentences."""
+
+
+def with_augmented(data: TaskData, file: Path) -> TaskData:
+    """A task with the sentences of ``file`` as a split of its own, without labels.
+
+    The file is ``.csv``, ``.jsonl``, ``.parquet`` or ``.tsv`` with the task's text columns, under the names that they
+    have in the task or, for GLUE, in its official files; other columns, labels too, are not looked at. A ``.tsv`` of
+    CoLA may lack the header, as the official one does. Or it is ``.txt``, one sentence a line, for a task of one text.
+
+    Left out, and counted in a warning: what occurs in another split than ``train`` (a student must not train on what it
+    is scored on), and what occurs in ``train`` or earlier in the file. Texts are compared without case and white space.
+
+    Raises:
+        HskdError: the file cannot be read, a row has no text, or no sentence is left.
+    """
+    task = data.task
+    texts = _read(file, data)
+    seen: dict[str, set[tuple[str, ...]]] = {"train": set(), "other": set()}
+    for name, split in data.splits.items():
+        seen["train" if name == "train" else "other"].update(map(_key, zip(*split.texts, strict=True)))
+    rows, leaks = [], 0
+    for row, fields in enumerate(zip(*texts, strict=True)):
+        key = _key(fields)
+        if key in seen["other"]:
+            leaks += 1
+        elif key not in seen["train"]:
+            seen["train"].add(key)
+            rows.append(row)
+    count = len(texts[0])
+    if leaks or len(rows) < count:
+        warnings.warn(
+            f"{file}: of {count} sentences, {leaks} occur in dev or test and {count - leaks - len(rows)} in train or "
+            "earlier in the file; left out.",
+            stacklevel=2,
+        )
+    if not rows:
+        raise HskdError(f"{file}: no sentence is left that is not in the splits of task {task.name} already.")
+    kept = [[column[row] for row in rows] for column in texts]
+    train = data.splits["train"]
+    # Together with train's, so that no two of the examples that a student trains on have one id.
+    ids = example_ids([[*real, *extra] for real, extra in zip(train.texts, kept, strict=True)])[len(train) :]
+    return TaskData(task, data.splits | {AUGMENTED: Split(AUGMENTED, tuple(kept), None, ids)})
+
+
+def _key(fields: Sequence[str]) -> tuple[str, ...]:
+    return tuple(" ".join(field.split()).casefold() for field in fields)
+
+
+def _read(file: Path, data: TaskData) -> list[list[str]]:
+    """One list of texts for each text column of the task."""
+    task, glue = data.task, GLUE_TASKS.get(data.task.name)
+    if not file.is_file():
+        raise HskdError(f"{file}: no such file; expected augmented sentences of task {task.name}.")
+    names = [task.text_columns, *([glue.tsv_texts] if glue and glue.tsv_texts else [])]
+    if file.suffix == ".txt":
+        if len(task.text_columns) > 1:
+            raise HskdError(f"{file}: task {task.name} has two texts, {list(task.text_columns)}; expected columns.")
+        return [_lines(file)]
+    if file.suffix == ".tsv":
+        with file.open(encoding="utf-8-sig", errors="replace") as opened:
+            first = opened.readline().rstrip("\r\n").split("\t")
+        named = _first_in(names, first)
+        header = dict(glue.sources)["train"].header if glue and not set(named) <= set(first) else None
+        numbers, columns = read_tsv(
+            file, named, header, bool(glue and glue.drops_short_rows), f"augmented sentences of task {task.name}"
+        )
+        for name in named:
+            for line, text in zip(numbers, columns[name], strict=True):
+                if not text:
+                    raise HskdError(f"{file}, line {line}, column {name!r}: empty; expected a text.")
+        return [[_unquoted(text) for text in columns[name]] for name in named]
+    if file.suffix not in FORMATS:
+        raise HskdError(
+            f"{file}: unknown format {file.suffix!r}; expected one of {', '.join((*FORMATS, '.tsv', '.txt'))}."
+        )
+    found = read_columns(file)
+    return texts_of(file, found, _first_in(names, list(found)))
+
+
+def _first_in(names: list[tuple[str, ...]], there: list[str]) -> tuple[str, ...]:
+    """The first of ``names`` that a file has; the first of all where it has none, for the message."""
+    return next((columns for columns in names if set(columns) <= set(there)), names[0])
+
+
+def _unquoted(field: str) -> str:
+    """A field as it was before Python's ``csv`` wrote it: official files quote nothing, but those made from them do."""
+    inner = field[1:-1]
+    quoted = field[:1] == field[-1:] == '"' and '""' in inner and '"' not in inner.replace('""', "")
+    return inner.replace('""', '"') if quoted else field
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise HskdError(f"{file}: byte {error.start} is not UTF-8.") from None
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    if not lines:
+        raise HskdError(f"{file}: no rows.")
+    return lines
