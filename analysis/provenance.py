@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import ValidationError
 
 from analysis.table import Study
 from hskd.artifacts import read_json
-from hskd.grid.spec import PRESETS, load_grid
+from hskd.grid.changes import differences
+from hskd.grid.spec import GridSpec, load_grid, presets
 from hskd.results import GRID_FILE, TABLE
 
 Facts = list[tuple[str, str]]
@@ -87,19 +90,33 @@ _VERSIONS = ("hskd", "python", "torch", "transformers", "datasets", "accelerate"
 
 
 def _grid_command(folder: Path) -> tuple[str, str]:
-    """What runs the grid of ``folder``: a preset by its name, where it is one but for the seeds, else its file."""
+    """What runs the grid of ``folder``: a preset by its name, with what was changed of it, else its file."""
     content = {key: value for key, value in read_json(folder / GRID_FILE).items() if key != "trials"}
-    name, seeds = str(content.get("name")), content.get("seeds")
+    name = str(content.get("name"))
     command = ["hskd", "grid", "run", f"{name}.yaml"]
     note = f"runs the grid, from the file that it was planned in; {GRID_FILE} holds what that said"
-    if (PRESETS / f"{name}.yaml").is_file() and isinstance(seeds, int):
-        preset = load_grid(name).model_copy(update={"seeds": seeds})
-        if preset.model_dump(mode="json") == content:
-            command = ["hskd", "grid", "run", name, "--seeds", str(seeds)]
-            note = "runs the grid, a preset"
+    grid = _recorded(content)
+    if grid is not None and name in presets():
+        preset, seeds = load_grid(name), []
+        if isinstance(grid.seeds, int) and grid.more_seeds is None:
+            preset = preset.model_copy(update={"seeds": grid.seeds, "more_seeds": None})
+            seeds = ["--seeds", str(grid.seeds)]
+        changes = differences(preset.model_dump(mode="json"), grid.model_dump(mode="json"))
+        sets = [part for key, value in changes.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+        command = ["hskd", "grid", "run", name, *seeds, *sets]
+        note = "runs the grid, a preset" + (" with changes" if changes else "")
     if folder != Path("results") / name:
         command += ["--out", str(folder)]
     return note, shlex.join(command)
+
+
+def _recorded(content: dict[str, Any]) -> GridSpec | None:
+    """The grid that ``grid.json`` holds; None where that is of a version that said what this one does not know."""
+    training = {key: value for key, value in content.get("training", {}).items() if key not in ("arm", "seed")}
+    try:
+        return GridSpec.model_validate(content | {"training": training})
+    except ValidationError:
+        return None
 
 
 def _results(trials: pd.DataFrame, folder: Path | None) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import typer
 from safetensors import SafetensorError
 
 from hskd import processes
-from hskd.cli import cache, distill, grid, remote, store, student, teacher
+from hskd.cli import cache, distill, general, grid, remote, store, student, teacher
 from hskd.cli.launch import SHARED, leave_to_main, note_missing_processes
 from hskd.cli.progress import console
 from hskd.errors import HskdError
@@ -26,6 +26,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command("teacher")(teacher.command)
+app.command("general")(general.command)
 app.command("student")(student.command)
 app.add_typer(store.app, name="store")
 app.command("distill")(distill.command)

@@ -16,7 +16,8 @@ from hskd.remote.copies import CACHE
 from hskd.spec import HSKSpec
 
 app = typer.Typer(
-    help="The work folder: teachers, students, stores, trials, and copies of what lies elsewhere.", no_args_is_help=True
+    help="The work folder: teachers, general students, students, stores, trials, and copies of what lies elsewhere.",
+    no_args_is_help=True,
 )
 
 
@@ -32,7 +33,7 @@ def gc(
     older_than: Annotated[float, typer.Option(min=0, help="Days since the last use.")] = 30,
     kind: Annotated[
         list[str] | None,
-        typer.Option(help="Only teachers, students, stores, trials or remote (copies of URLs); repeatable."),
+        typer.Option(help="Only teachers, general, students, stores, trials or remote (copies of URLs)."),
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Only say what would go.")] = False,
 ) -> None:
@@ -61,7 +62,9 @@ def _summary(artifact: Artifact) -> str:
     spec = HSKSpec.parse(recipe["spec"]).label if recipe.get("spec") else None
     if kind == "stores":
         return spec or "superset"
-    fields = recipe.get({"teachers": "teacher", "students": "student", "trials": "settings"}.get(kind, ""), {})
+    fields = recipe.get(
+        {"teachers": "teacher", "general": "settings", "students": "student", "trials": "settings"}.get(kind, ""), {}
+    )
     chosen = {"teachers": ("model",), "trials": ("arm", "seed")}.get(kind, tuple(fields))
     shown = {name: fields.get(name) for name in chosen} | {"spec": spec}
     return ", ".join(f"{name} {value}" for name, value in shown.items() if value is not None)

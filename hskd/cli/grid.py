@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -14,6 +14,7 @@ from hskd import processes
 from hskd.artifacts import format_bytes
 from hskd.cli.progress import display
 from hskd.errors import HskdError
+from hskd.grid.changes import changed, parse_changes, replaced_checkpoint
 from hskd.grid.config import Machine, TrialConfig
 from hskd.grid.estimate import estimate
 from hskd.grid.executors import Executor, InProcess, RayCluster, Workers
@@ -40,16 +41,36 @@ Out = Annotated[Path | None, typer.Option(help="Folder of the results (default: 
 Work = Annotated[Path, typer.Option(help="Folder of artifacts, shared by all grids.")]
 Seeds = Annotated[int | None, typer.Option(min=1, help="That many seeds instead of the grid's.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads of a trial; their number changes the bits.")]
+Data = Annotated[str | None, typer.Option(help="Other data than the grid's: a folder or file (task.data).")]
+Model = Annotated[str | None, typer.Option("--teacher", help="Another model to make the teacher from (teacher.model).")]
+Checkpoint = Annotated[str | None, typer.Option(help="Another checkpoint for students of kind tinybert.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key, such as training.hsk_epochs=3; repeatable."),
+]
 Precision = Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 where it is native.")]
 
 
 def read(
-    name: str, out: Path | None, seeds: int | None, threads: int, dtype: DType
+    name: str,
+    out: Path | None,
+    seeds: int | None,
+    threads: int,
+    dtype: DType,
+    data: str | None = None,
+    teacher: str | None = None,
+    checkpoint: str | None = None,
+    changes: list[str] | None = None,
 ) -> tuple[GridSpec, list[TrialConfig], Path]:
-    """The grid of that name, with other seeds if asked for, its trials on this machine, and its output folder."""
+    """The grid of that name, changed as asked for, its trials on this machine, and its output folder."""
     grid = load_grid(name)
+    wanted: dict[str, Any] = {"seeds": seeds, "task.data": data, "teacher.model": teacher}
+    wanted = {key: value for key, value in wanted.items() if value is not None}
     if seeds is not None:
-        grid = grid.model_copy(update={"seeds": seeds, "more_seeds": None})
+        wanted["more_seeds"] = None
+    if checkpoint is not None:
+        wanted |= replaced_checkpoint(grid, checkpoint)
+    grid = changed(grid, wanted | parse_changes(changes or []))
     return grid, grid.trials(Machine.here(threads, dtype)), out or Path("results") / grid.name
 
 
@@ -59,12 +80,16 @@ def plan(
     out: Out = None,
     work: Work = Path("work"),
     seeds: Seeds = None,
+    data: Data = None,
+    teacher: Model = None,
+    checkpoint: Checkpoint = None,
+    changes: Set = None,
     threads: Threads = 1,
     dtype: Precision = "auto",
     difference: Annotated[float, typer.Option(min=0.01, help="Difference to be seen, in points of score.")] = 0.5,
 ) -> None:
     """Say what a grid would do: trials, what is done, disk, time, and how many seeds a difference needs."""
-    grid, trials, folder = read(name, out, seeds, threads, dtype)
+    grid, trials, folder = read(name, out, seeds, threads, dtype, data, teacher, checkpoint, changes)
     progress = Progress.of(trials, folder)
     with display() as shown:
         estimated = estimate(grid, trials, progress, folder, work, difference / 100, shown)
@@ -86,6 +111,10 @@ def run(
     out: Out = None,
     work: Work = Path("work"),
     seeds: Seeds = None,
+    data: Data = None,
+    teacher: Model = None,
+    checkpoint: Checkpoint = None,
+    changes: Set = None,
     threads: Threads = 1,
     dtype: Precision = "auto",
     workers: Annotated[int, typer.Option(min=1, help="Trials at a time, each in a process of its own if above 1.")] = 1,
@@ -95,7 +124,7 @@ def run(
     num_gpus: Annotated[float, typer.Option(min=0, help="Ray: GPUs of a trial.")] = 0,
 ) -> None:
     """Run what is not done yet. Kill it and run it again as often as you like."""
-    grid, trials, folder = read(name, out, seeds, threads, dtype)
+    grid, trials, folder = read(name, out, seeds, threads, dtype, data, teacher, checkpoint, changes)
     if workers > 1 and (ray or ray_address):
         raise HskdError("give --workers or --ray, not both.")
     executor: Executor = Workers(workers) if workers > 1 else InProcess()
@@ -114,11 +143,15 @@ def status(
     name: Name,
     out: Out = None,
     seeds: Seeds = None,
+    data: Data = None,
+    teacher: Model = None,
+    checkpoint: Checkpoint = None,
+    changes: Set = None,
     threads: Threads = 1,
     dtype: Precision = "auto",
 ) -> None:
     """Say which trials are done, which failed and why, and the scores so far."""
-    grid, trials, folder = read(name, out, seeds, threads, dtype)
+    grid, trials, folder = read(name, out, seeds, threads, dtype, data, teacher, checkpoint, changes)
     progress = Progress.of(trials, folder)
     print(
         f"{grid.name}: {len(progress.done)} done, {len(progress.pending)} to do, of which {len(progress.failed)} failed"
@@ -137,11 +170,15 @@ def retry(
     out: Out = None,
     work: Work = Path("work"),
     seeds: Seeds = None,
+    data: Data = None,
+    teacher: Model = None,
+    checkpoint: Checkpoint = None,
+    changes: Set = None,
     threads: Threads = 1,
     dtype: Precision = "auto",
 ) -> None:
     """Run only the trials that failed, here, one after the other."""
-    grid, trials, folder = read(name, out, seeds, threads, dtype)
+    grid, trials, folder = read(name, out, seeds, threads, dtype, data, teacher, checkpoint, changes)
     failed = Progress.of(trials, folder).failed
     if not failed:
         print("no trial has failed")

@@ -31,6 +31,16 @@ class Machine:
         return cls(device, resolve_dtype(options.dtype, device))
 
 
+def load_data(options: TaskOptions, augmented: bool = False) -> TaskData:
+    """The task's examples, as text; with augmented sentences, if there are any and they are asked for.
+
+    Raises:
+        HskdError: the task or its files cannot be read.
+    """
+    columns = options.text_columns.split(",") if options.text_columns else None
+    return load_task(options.task, options.data, columns, options.label_column, options.augment if augmented else None)
+
+
 def load_splits(
     options: TaskOptions, tokenizer: str, augmented: bool = False
 ) -> tuple[TaskData, dict[str, TokenizedSplit]]:
@@ -45,8 +55,7 @@ def load_splits(
     Raises:
         HskdError: the task, its files, or the tokenizer cannot be read.
     """
-    columns = options.text_columns.split(",") if options.text_columns else None
-    data = load_task(options.task, options.data, columns, options.label_column, options.augment if augmented else None)
+    data = load_data(options, augmented)
     if options.max_length is not None and options.max_length > data.task.max_length:
         raise HskdError(f"--max-length {options.max_length}: task {data.task.name} has at most {data.task.max_length}.")
     splits = tokenize(data, load_tokenizer(tokenizer), options.work / "tokens", options.max_length)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
@@ -10,8 +11,10 @@ from hskd.artifacts import read_json
 from hskd.cli.options import RunOptions, TaskOptions, with_settings
 from hskd.cli.places import Output, readable
 from hskd.cli.progress import display
-from hskd.cli.setting import Machine, load_splits
-from hskd.students.create import STUDENT_FILE, StudentSettings, create_rosita
+from hskd.cli.setting import Machine, load_data, load_splits
+from hskd.errors import HskdError
+from hskd.students.create import STUDENT_FILE, StudentSettings, TinyBertSettings, create_rosita
+from hskd.students.pretrained import create_tinybert
 from hskd.teachers.loading import Teacher
 
 
@@ -19,22 +22,53 @@ from hskd.teachers.loading import Teacher
 def command(
     teacher: Annotated[str, typer.Option(help="Folder of the fine-tuned teacher, or a URL.")],
     out: Annotated[str, typer.Option(help="Folder of the student, or a URL.")],
+    kind: Annotated[
+        Literal["rosita", "tinybert"],
+        typer.Option(help="rosita: the teacher, pruned. tinybert: a narrower encoder, from --checkpoint."),
+    ] = "rosita",
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="tinybert: local folder (such as one of `hskd general`) or hub name, such as "
+            "huawei-noah/TinyBERT_General_4L_312D."
+        ),
+    ] = None,
+    head_seed: Annotated[int, typer.Option(min=0, help="tinybert: the classification head is drawn from it.")] = 0,
     *,
     task: TaskOptions,
     settings: StudentSettings,
     run: RunOptions,
 ) -> None:
-    """Prune a fine-tuned BERT to a ROSITA student by Taylor importance on the task's training examples."""
+    """Initialise a student: prune a fine-tuned BERT by Taylor importance, or give a pretrained encoder a head.
+
+    A student of kind tinybert has its checkpoint's sizes, and may learn from any teacher that shares its tokenizer.
+    """
     machine = Machine.of(run)
+    if kind == "rosita" and checkpoint is not None:
+        raise HskdError("--checkpoint goes with --kind tinybert; a ROSITA student is pruned from its teacher.")
+    tinybert = _tinybert(checkpoint, head_seed, settings, task.work) if kind == "tinybert" else None
     output = Output.of(out, task.work)
     teacher = str(readable("--teacher", teacher, task.work, "hskd teacher"))
-    data, splits = load_splits(task, teacher)
-    loaded = Teacher.load(teacher, data.task)
-    loaded.model.to(machine.device)
     with display() as shown:
-        count = min(settings.importance_examples or len(splits["train"]), len(splits["train"]))
-        shown.begin("importance", -(-count // 32))
-        create_rosita(loaded, splits["train"], settings, output.folder, advance=lambda _: shown.step())
+        if tinybert is not None:
+            create_tinybert(tinybert, load_data(task).task, teacher, output.folder, report=shown.say)
+        else:
+            data, splits = load_splits(task, teacher)
+            loaded = Teacher.load(teacher, data.task)
+            loaded.model.to(machine.device)
+            count = min(settings.importance_examples or len(splits["train"]), len(splits["train"]))
+            shown.begin("importance", -(-count // 32))
+            create_rosita(loaded, splits["train"], settings, output.folder, advance=lambda _: shown.step())
     output.publish()
     print(f"{read_json(output.folder / STUDENT_FILE)['parameters']:,} parameters")
     print(f"student: {out}")
+
+
+def _tinybert(checkpoint: str | None, head_seed: int, sizes: StudentSettings, work: Path) -> TinyBertSettings:
+    if checkpoint is None:
+        raise HskdError("--kind tinybert needs --checkpoint: a folder or a hub name (hskd general makes a folder).")
+    given = [name for name, field in type(sizes).model_fields.items() if getattr(sizes, name) != field.default]
+    if given:
+        flag = "--" + given[0].replace("_", "-")
+        raise HskdError(f"{flag} is for ROSITA students; one of kind tinybert has the sizes of its checkpoint.")
+    return TinyBertSettings(checkpoint=str(readable("--checkpoint", checkpoint, work)), seed=head_seed)

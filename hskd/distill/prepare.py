@@ -158,12 +158,18 @@ def from_teacher(
     """Knowledge from the teacher itself, run on every batch.
 
     Raises:
-        MismatchError: teacher and student do not belong together.
+        MismatchError: teacher and student do not belong together, or the examples lack the teacher's token types.
         HskdError: the arm cannot be served online.
     """
     if settings.arm == "shuffled":
         raise HskdError("the arm shuffled reads the HSK of other examples, so it needs a store: give --store.")
     student.require_teacher(teacher.fingerprint, teacher.tokenizer_fingerprint, teacher.name)
+    if train.token_type_ids is None and "token_type_ids" in teacher.tokenizer.model_input_names:
+        raise MismatchError(
+            f"{student.folder}: its tokenizer gives no token types, and that of {teacher.name} does, so that the "
+            "teacher would not see which of two sentences a token is of. Distil from a store, or make the student "
+            "again (hskd student)."
+        )
     kept = settings.arm_spec(spec or HSKSpec())
     shape = teacher.shape(student.layers)
     source = online_source(settings, teacher, train.sep_id, kept, student.layers, dtype)

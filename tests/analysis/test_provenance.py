@@ -64,11 +64,21 @@ def test_the_commands_can_be_pasted() -> None:
 
 def test_a_grid_that_is_no_preset_is_run_by_its_file(tmp_path: Path) -> None:
     grid = json.loads((DEMO / "grid.json").read_text())
-    for name, training in (("mine", grid["training"]), ("demo", grid["training"] | {"hsk_epochs": 9})):
+    for name, training in (("mine", grid["training"]), ("demo", grid["training"] | {"of_an_older_version": 9})):
         (tmp_path / "grid.json").write_text(json.dumps(grid | {"name": name, "training": training}))
         note, command = provenance.commands(tmp_path, tmp_path / "report", 0.5)[0]
         assert command == f"hskd grid run {name}.yaml --out {tmp_path}"
         assert "from the file" in note
+
+
+def test_a_preset_with_changes_is_run_with_them(tmp_path: Path) -> None:
+    grid = json.loads((DEMO / "grid.json").read_text())
+    changes = {"training": grid["training"] | {"hsk_epochs": 9}, "task": grid["task"] | {"max_length": 32}}
+    (tmp_path / "grid.json").write_text(json.dumps(grid | changes))
+    note, command = provenance.commands(tmp_path, tmp_path / "report", 0.5)[0]
+    changed = "--set task.max_length=32 --set training.hsk_epochs=9"
+    assert command == f"hskd grid run demo --seeds 3 {changed} --out {tmp_path}"
+    assert note == "runs the grid, a preset with changes"
 
 
 def test_the_time_of_long_studies_is_in_hours() -> None:

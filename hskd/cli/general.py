@@ -1,0 +1,46 @@
+"""``hskd general``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hskd.cli.options import RunOptions, with_settings
+from hskd.cli.progress import display
+from hskd.cli.setting import Machine
+from hskd.students.general import GeneralSettings, general_distill, general_record
+
+
+@with_settings(settings=GeneralSettings, run=RunOptions)
+def command(
+    out: Annotated[Path, typer.Option(help="Folder of the general student.")],
+    model: Annotated[
+        str, typer.Option(help="The teacher before fine-tuning: local folder, hub name, or offline:minilm.")
+    ] = "offline:minilm",
+    report_to: Annotated[str, typer.Option(help="tensorboard, wandb, mlflow, ...")] = "none",
+    *,
+    settings: GeneralSettings,
+    run: RunOptions,
+) -> None:
+    """Make a narrow student of the TinyBERT type, where no hub has one: learn a teacher's body on unlabelled text.
+
+    The student starts from the teacher's own weights, cut to size, and learns its hidden states. What ends up in
+    --out serves any task, like a checkpoint from a hub. Run again to resume.
+    """
+    machine = Machine.of(run)
+    with display() as shown:
+        general_distill(
+            model,
+            settings,
+            out,
+            dtype=machine.dtype,
+            device=machine.device,
+            report_to=report_to,
+            begin_stage=shown.begin,
+            advance=shown.step,
+        )
+    record = general_record(out)
+    print(f"{record['parameters']:,} parameters, {record['tokens_seen']:,} tokens seen, loss {record['last_loss']:.4f}")
+    print(f"general student: {out} ({record['seconds'] / 60:.1f} minutes)")

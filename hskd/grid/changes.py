@@ -1,0 +1,106 @@
+"""A grid with some of what its file says changed: another data folder, another teacher, fewer epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from hskd.errors import HskdError
+from hskd.grid.spec import GridSpec
+from hskd.students.create import TinyBertSettings
+
+
+def parse_changes(written: Sequence[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` texts as a dictionary; a value is read as YAML.
+
+    Raises:
+        HskdError: a text has no ``=``, or its value is not YAML.
+    """
+    changes = {}
+    for text in written:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise HskdError(f"--set {text}: expected KEY=VALUE, such as task.data=FOLDER or training.hsk_epochs=3.")
+        try:
+            changes[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise HskdError(f"--set {text}: the value is not valid YAML: {error}") from None
+    return changes
+
+
+def changed(grid: GridSpec, changes: Mapping[str, Any]) -> GridSpec:
+    """``grid`` with other values at some keys.
+
+    Args:
+        grid: the grid.
+        changes: dotted key, such as ``training.hsk_epochs`` or ``students.0.checkpoint``, to value.
+
+    Raises:
+        HskdError: a key leads nowhere, or a value is not one that a grid may have there.
+    """
+    if not changes:
+        return grid
+    # What a file leaves out means something: a dimension that a sweep does not name is kept whole.
+    content = grid.model_dump(mode="json", exclude_unset=True)
+    whole = grid.model_dump(mode="json")
+    for student, settings in zip(content.get("students", ()), grid.students, strict=False):
+        student |= {"kind": "tinybert"} if isinstance(settings, TinyBertSettings) else {}
+    for key, value in changes.items():
+        _put(content, whole, key.split("."), key, value)
+    try:
+        return GridSpec.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Value error, ").removesuffix(".")
+        keys = ", ".join(f"--set {key}" for key in changes)
+        raise HskdError(f"{keys}: {where}: {message} (got {first['input']!r}).") from None
+
+
+def _put(node: Any, whole: Any, path: list[str], key: str, value: Any) -> None:
+    """Put ``value`` at ``path`` below ``node``; lists that it leaves out are those of ``whole``."""
+    head: Any = path[0]
+    if isinstance(node, list):
+        if not head.isdecimal() or int(head) >= len(node):
+            raise HskdError(f"--set {key}: {head} is not one of the {len(node)} entries there, counted from 0.")
+        head = int(head)
+    elif not isinstance(node, dict):
+        raise HskdError(f"--set {key}: there is nothing below {node!r} to change.")
+    if len(path) == 1:
+        node[head] = value
+        return
+    default = whole.get(head) if isinstance(whole, dict) else None
+    if isinstance(node, dict) and node.get(head) is None:
+        node[head] = default if isinstance(default, list) else {}
+    _put(node[head], default, path[1:], key, value)
+
+
+def replaced_checkpoint(grid: GridSpec, checkpoint: str) -> dict[str, Any]:
+    """The changes that give every student of the TinyBERT type this checkpoint.
+
+    Raises:
+        HskdError: there is no such student.
+    """
+    found = [f"students.{i}" for i, student in enumerate(grid.students) if isinstance(student, TinyBertSettings)]
+    if not found:
+        raise HskdError(f"--checkpoint {checkpoint}: grid {grid.name} has no student of kind tinybert.")
+    return {
+        f"{key}.{origin}": value for key in found for origin, value in (("checkpoint", checkpoint), ("general", None))
+    }
+
+
+def differences(old: Any, new: Any, key: str = "") -> dict[str, Any]:
+    """What :func:`changed` would have to be told to make ``new`` of ``old``; both are dumps of grids."""
+    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
+        parts: list[tuple[str, Any, Any]] = [(name, old[name], new[name]) for name in old]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        parts = [(str(i), *pair) for i, pair in enumerate(zip(old, new, strict=True))]
+    else:
+        return {} if old == new else {key: new}
+    found: dict[str, Any] = {}
+    for name, before, after in parts:
+        found |= differences(before, after, f"{key}.{name}" if key else name)
+    return found

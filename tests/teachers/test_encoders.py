@@ -1,0 +1,407 @@
+"""Teachers of every type of encoder: fine-tuned, extracted, and distilled into students of the TinyBERT type."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import BAD, GOOD
+from distill.lab import CPU, arguments, losses
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertTokenizerFast,
+    DistilBertTokenizerFast,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    RobertaTokenizerFast,
+)
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from hskd.distill.prepare import Student, from_store, from_teacher
+from hskd.distill.settings import DistillSettings
+from hskd.distill.source import KnowledgeSource, OnlineSource, StoreSource
+from hskd.distill.trainer import HSKModule, HSKTrainer, PredictionTrainer
+from hskd.distill.trial import Run, run_trial
+from hskd.errors import HskdError, MismatchError
+from hskd.spec import HSKSpec
+from hskd.store.derive import derive
+from hskd.store.extract import Superset, extract
+from hskd.store.reader import Store
+from hskd.students.create import StudentSettings, TinyBertSettings, create_rosita
+from hskd.students.pretrained import create_tinybert
+from hskd.tasks import Task, TaskData, TokenizedSplit, load_task, model_inputs, tokenize
+from hskd.teachers.finetune import TeacherSettings, finetune
+from hskd.teachers.forward import PROJECTIONS, teacher_forward
+from hskd.teachers.loading import Teacher
+from hskd.training import predict_logits
+from hskd.vocabulary import touched_rows
+
+MAX_LENGTH = 24
+SPECS = ("all_all_all,precision=fp32", "2l_3t_0.5w,precision=fp32")
+
+
+def wordpiece(folder: Path, cls: type = BertTokenizerFast) -> PreTrainedTokenizerBase:
+    """BERT's kind of tokenizer, over the words of the data."""
+    words = sorted({word for sentence in GOOD + BAD for word in sentence.split()} | set("0123456789abcdefghijklmnopqr"))
+    folder.mkdir(parents=True)
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+    cls(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def byte_pairs(folder: Path) -> PreTrainedTokenizerBase:
+    """RoBERTa's kind: bytes, and whatever they merge to; its padding is not token 0."""
+    merges = [("Ġ", word[0]) for word in ("the", "film", "and")] + [("Ġt", "h"), ("Ġth", "e"), ("i", "n"), ("l", "l")]
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *bytes_to_unicode().values(), *map("".join, merges)]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    RobertaTokenizerFast(vocab=vocabulary, merges=merges).save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A type of encoder, and the tokenizer that comes with it."""
+
+    model_type: str
+    tokenizer: Callable[[Path], PreTrainedTokenizerBase]
+    token_types: bool
+    more: tuple[tuple[str, Any], ...] = ()
+
+    def body(self, tokenizer: PreTrainedTokenizerBase, width: int, layers: int, dropout: float) -> PreTrainedModel:
+        """A random encoder of these sizes, without a head."""
+        if self.model_type == "distilbert":
+            sizes = {"dim": width, "n_layers": layers, "n_heads": 4, "hidden_dim": 48}
+            dropouts = {"dropout": dropout, "attention_dropout": dropout, "seq_classif_dropout": dropout}
+        else:
+            sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 4}
+            sizes["intermediate_size"] = 48
+            dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+        config = AutoConfig.for_model(
+            self.model_type,
+            vocab_size=len(tokenizer) + 3,
+            max_position_embeddings=MAX_LENGTH + 2,
+            pad_token_id=tokenizer.pad_token_id,
+            initializer_range=0.3,
+            **sizes,
+            **dropouts,
+            **dict(self.more),
+        )
+        torch.manual_seed(layers)
+        return AutoModel.from_config(config)
+
+
+def distil_wordpiece(folder: Path) -> PreTrainedTokenizerBase:
+    return wordpiece(folder, DistilBertTokenizerFast)
+
+
+KINDS = {
+    "minilm": Kind("bert", wordpiece, True),
+    "roberta": Kind("roberta", byte_pairs, False, (("type_vocab_size", 1),)),
+    "distilbert": Kind("distilbert", distil_wordpiece, False),
+    "electra": Kind("electra", wordpiece, True, (("embedding_size", 32),)),
+    "electra-small": Kind("electra", wordpiece, True, (("embedding_size", 16),)),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """A teacher of one kind in ``root/teacher``, its data and superset, and students in ``root/<name>``."""
+
+    name: str
+    root: Path
+    data: TaskData
+    teacher: Teacher
+    splits: dict[str, TokenizedSplit]
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.name]
+
+    @property
+    def task(self) -> Task:
+        return self.data.task
+
+    @property
+    def train(self) -> TokenizedSplit:
+        return self.splits["train"]
+
+    @property
+    def superset(self) -> Store:
+        return Store.open(self.root / "superset")
+
+    def batch(self, split: str = "train") -> dict[str, torch.Tensor]:
+        return self.splits[split].collate(range(len(self.splits[split])))
+
+    def student(self, name: str) -> Student:
+        return Student.load(self.root / name, self.task)
+
+    def offline(self, spec: HSKSpec, layers: int) -> StoreSource:
+        store = derive(self.superset, spec, layers, self.root / f"{spec.fingerprint}-{layers}")
+        return StoreSource(store, self.train, layers)
+
+    def online(self, spec: HSKSpec, layers: int) -> OnlineSource:
+        return OnlineSource(self.teacher, self.train.sep_id, spec, layers)
+
+
+def write_pairs(folder: Path) -> Path:
+    """A task of two sentences."""
+    for split, count in (("train", 24), ("dev", 8)):
+        rows = ["first,second,mood"]
+        for i in range(count):
+            words, mood = (GOOD, "positive") if i % 2 else (BAD, "negative")
+            rows.append(f"{words[i // 2 % 4]} {split[0]} {i},{'the film ' * (i % 3)}and,{mood}")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{split}.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
+    torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # Trainer collects garbage at every end: among all that is imported, that takes longer than it trains
+    kind, root = KINDS[request.param], tmp_path_factory.mktemp(request.param)
+    data = load_task("custom", str(write_pairs(root / "data")), ["first", "second"], "mood")
+    tokenizer = kind.tokenizer(root / "body")
+    kind.body(tokenizer, 32, 3, dropout=0.1).save_pretrained(root / "body")
+    splits = tokenize(data, tokenizer, root / "tokens", MAX_LENGTH)
+    settings = TeacherSettings(epochs=1, lr=1e-3, batch_size=8)
+    finetune(str(root / "body"), data.task, splits, settings, root / "teacher", dtype="fp32", device=CPU)
+    teacher = Teacher.load(str(root / "teacher"), data.task)
+    extract(teacher, data.task, splits["train"], Superset((0, 1, 2, 3), (1, 2, 3)), root / "superset", batch_size=8)
+    # A narrower encoder of the same type, and a BERT, which has no tokenizer of its own.
+    kind.tokenizer(root / "same checkpoint")
+    kind.body(tokenizer, 16, 2, dropout=0.0).save_pretrained(root / "same checkpoint")
+    KINDS["minilm"].body(tokenizer, 16, 2, dropout=0.0).save_pretrained(root / "bert checkpoint")
+    for name in ("same", "bert"):
+        made_from = TinyBertSettings(checkpoint=str(root / f"{name} checkpoint"))
+        create_tinybert(made_from, data.task, str(root / "teacher"), root / name)
+    return World(request.param, root, data, teacher, splits)
+
+
+def test_special_tokens_are_the_tokenizers_own(world: World) -> None:
+    tokenizer, train = world.teacher.tokenizer, world.train
+    expected = {"cls": tokenizer.cls_token_id, "sep": tokenizer.sep_token_id, "pad": tokenizer.pad_token_id}
+    assert world.superset.manifest.special_ids == expected
+    assert (train.cls_id, train.sep_id, train.pad_id) == tuple(expected.values())
+    byte_level = world.kind.tokenizer is byte_pairs
+    assert (tokenizer.cls_token, tokenizer.sep_token) == (("<s>", "</s>") if byte_level else ("[CLS]", "[SEP]"))
+    for i in range(len(train)):
+        ids = train.input_ids[train.offsets[i] : train.offsets[i + 1]]
+        assert ids[0] == train.cls_id
+        assert ids[-1] == train.sep_id
+        inner = np.flatnonzero(ids == train.sep_id)[:-1]
+        assert len(inner) == (2 if byte_level else 1), "RoBERTa puts two of them between two sentences"
+        assert (np.diff(inner) == 1).all()
+
+
+def test_token_types_only_where_the_tokenizer_has_them(world: World) -> None:
+    student = tokenize(world.data, AutoTokenizer.from_pretrained(world.root / "bert"), world.root / "t", MAX_LENGTH)
+    for train in (world.train, student["train"]):
+        assert (train.token_type_ids is not None) == world.kind.token_types
+        assert ("token_type_ids" in train.collate([0])) == world.kind.token_types
+    assert student["train"].fingerprint == world.train.fingerprint
+
+
+def test_the_cls_row_is_that_of_eager_attention(world: World) -> None:
+    eager = AutoModelForSequenceClassification.from_pretrained(world.root / "teacher", attn_implementation="eager")
+    batch = world.batch()
+    with torch.no_grad():
+        weights = eager.eval()(**model_inputs(batch), output_attentions=True).attentions
+    states = world.superset.states(world.superset.rows(batch["example_ids"].numpy()))
+    assert (batch["attention_mask"] == 0).any()
+    for layer in (1, 2, 3):
+        row = weights[layer - 1][:, :, 0].mean(dim=1)
+        expected = row[batch["attention_mask"].bool()]
+        np.testing.assert_allclose(states.attention[layer], expected.numpy(), atol=1e-6, rtol=1e-5)
+        assert expected.std() > 0.01, "it looks at some more than at others"
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+DISTIL = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48}
+
+
+@pytest.mark.parametrize("model_type", PROJECTIONS)
+def test_the_cls_row_of_every_type_that_is_read(model_type: str) -> None:
+    sizes = DISTIL if model_type == "distilbert" else SMALL
+    config = AutoConfig.for_model(
+        model_type, vocab_size=50, pad_token_id=1, max_position_embeddings=20, initializer_range=0.3, **sizes
+    )
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
+    mask = torch.ones(3, 9, dtype=torch.long)
+    mask[0, 6:], mask[1, 4:] = 0, 0
+    batch = {"input_ids": torch.randint(5, 50, (3, 9)).where(mask.bool(), 1), "attention_mask": mask}
+    with torch.no_grad():
+        weights = model(**batch, output_attentions=True).attentions
+    found = teacher_forward(model, batch | {"example_ids": torch.arange(3)}, 2, (), (1, 2), "fp32")
+    for layer in (1, 2):
+        expected = weights[layer - 1][:, :, 0].mean(dim=1)[mask.bool()]
+        np.testing.assert_allclose(found.states.attention[layer], expected.numpy(), atol=1e-6)
+
+
+def test_attention_of_another_kind_is_refused() -> None:
+    """RoFormer has a query and a key, too, and turns them by their positions."""
+    config = AutoConfig.for_model("roformer", vocab_size=50, embedding_size=32, max_position_embeddings=20, **SMALL)
+    model = AutoModelForSequenceClassification.from_config(config)
+    batch = {"input_ids": torch.full((1, 4), 7), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    batch["example_ids"] = torch.arange(1)
+    with pytest.raises(HskdError, match=r"attention of a roformer model cannot be read; use a length selector"):
+        teacher_forward(model, batch, 2, (0,), (1,), "fp32")
+    assert teacher_forward(model, batch, 2, (0, 2), (), "fp32").states.hidden[2].shape == (4, 32)
+
+
+def test_hidden_states_are_those_of_the_model(world: World) -> None:
+    batch = world.batch()
+    with torch.no_grad():
+        expected = world.teacher.model(**model_inputs(batch), output_hidden_states=True)
+    found = teacher_forward(world.teacher.model, batch, world.train.sep_id, (0, 1, 2, 3), (), "fp32")
+    assert len(expected.hidden_states) == 4
+    for layer, states in enumerate(expected.hidden_states):
+        torch.testing.assert_close(found.states.hidden[layer], states[batch["attention_mask"].bool()])
+    torch.testing.assert_close(found.logits, expected.logits)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("name", ["bert", "same"])
+def test_offline_is_online(world: World, name: str, spec: str, tmp_path: Path) -> None:
+    parsed = HSKSpec.parse(spec)
+
+    def trace(source: KnowledgeSource) -> list[float]:
+        student = world.student(name)
+        module = HSKModule(student.model.train(), 32, 0, student.folder)
+        assert module.projection is not None
+        return losses(HSKTrainer(module, arguments(tmp_path, batch_size=8, epochs=3), world.train, source))
+
+    online = trace(world.online(parsed, 2))
+    assert len(online) == 9
+    assert sum(online[-3:]) < sum(online[:3])
+    assert trace(world.offline(parsed, 2)) == pytest.approx(online, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "same"])
+def test_offline_is_online_in_the_prediction_stage(world: World, name: str, tmp_path: Path) -> None:
+    def trace(source: KnowledgeSource) -> list[float]:
+        model = world.student(name).model.train()
+        return losses(PredictionTrainer(model, arguments(tmp_path, batch_size=8, epochs=2), world.train, source))
+
+    parsed = HSKSpec.parse(SPECS[0])
+    assert trace(world.offline(parsed, 2)) == pytest.approx(trace(world.online(parsed, 2)), rel=1e-5)
+
+
+def test_a_whole_trial_from_a_store_and_from_the_teacher(world: World, tmp_path: Path) -> None:
+    settings = DistillSettings(hsk_epochs=1, prediction_epochs=1, batch_size=8, hsk_lr=1e-3, prediction_lr=1e-3)
+    spec, results = HSKSpec.parse(SPECS[1]), []
+    for name in ("offline", "online"):
+        student = world.student("bert")
+        if name == "offline":
+            prepared = from_store(
+                world.superset, settings, spec, student, world.task, world.train, tmp_path / "derived"
+            )
+        else:
+            prepared = from_teacher(world.teacher, settings, spec, student, world.task, world.train, "fp32")
+        results.append(
+            run_trial(
+                settings, world.task, world.splits, student.model, prepared.teacher_width, prepared.source,
+                tmp_path / name, Run("fp32"), student_folder=student.folder, record=prepared.record,
+            )
+        )  # fmt: skip
+    offline, online = results
+    assert offline["teacher"] == online["teacher"] == world.teacher.fingerprint
+    for stage in ("hsk", "prediction"):
+        assert offline["stages"][stage]["last_loss"] == pytest.approx(online["stages"][stage]["last_loss"], rel=1e-5)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "offline" / "student")
+    logits = np.load(tmp_path / "offline" / "predictions.npz")["dev"]
+    np.testing.assert_allclose(predict_logits(again, world.splits["dev"], "fp32"), logits, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["bert", "same"])
+def test_a_model_of_touched_rows_computes_the_same(world: World, name: str) -> None:
+    """Where positions are counted from tokens that are not pads, too."""
+    model, batch = world.student(name).model, model_inputs(world.batch())
+    with torch.no_grad():
+        expected = model(**batch).logits
+        with touched_rows(model, [world.train.input_ids]):
+            rows = model.get_input_embeddings().weight.shape[0]
+            found = model(**batch).logits
+        again = model(**batch).logits
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(again, expected)
+    assert rows < model.get_input_embeddings().weight.shape[0]
+
+
+def test_rosita_prunes_bert_alone(world: World, tmp_path: Path) -> None:
+    settings = StudentSettings(layers=2, heads=2, ffn=24)
+    if world.kind.model_type == "bert":
+        create_rosita(world.teacher, world.train, settings, tmp_path / "student")
+        return
+    with pytest.raises(HskdError, match=r"ROSITA pruning needs a BERT-shaped teacher.*TinyBERT type takes any"):
+        create_rosita(world.teacher, world.train, settings, tmp_path / "student")
+
+
+def test_a_student_of_another_tokenizer_is_refused(world: World, tmp_path: Path) -> None:
+    other = byte_pairs if world.kind.tokenizer is not byte_pairs else wordpiece
+    tokenizer = other(tmp_path / "checkpoint")
+    KINDS["minilm"].body(tokenizer, 16, 2, dropout=0.0).save_pretrained(tmp_path / "checkpoint")
+    checkpoint = TinyBertSettings(checkpoint=str(tmp_path / "checkpoint"))
+    with pytest.raises(MismatchError, match="have different tokenizers"):
+        create_tinybert(checkpoint, world.task, str(world.root / "teacher"), tmp_path / "student")
+    # Made for a teacher of its own tokens, and then distilled from this one.
+    create_tinybert(checkpoint, world.task, str(tmp_path / "checkpoint"), tmp_path / "student")
+    student, settings = Student.load(tmp_path / "student", world.task), DistillSettings()
+    with pytest.raises(MismatchError, match="have different tokenizers"):
+        from_store(world.superset, settings, None, student, world.task, world.train, tmp_path / "derived")
+    with pytest.raises(MismatchError, match="have different tokenizers"):
+        from_teacher(world.teacher, settings, None, student, world.task, world.train, "fp32")
+
+
+def test_token_types_are_the_teachers(tmp_path: Path) -> None:
+    """A DistilBERT's tokenizer cuts a text as a BERT's does, and gives no types; its student learns from a BERT."""
+    data = load_task("custom", str(write_pairs(tmp_path / "data")), ["first", "second"], "mood")
+    tokenizer = wordpiece(tmp_path / "teacher")
+    body = KINDS["minilm"].body(tokenizer, 32, 2, dropout=0.0)
+    classifier = AutoModelForSequenceClassification.from_config(body.config)
+    classifier.config.id2label, classifier.config.label2id = dict(enumerate(data.task.label_names)), {}
+    classifier.save_pretrained(tmp_path / "teacher")
+    KINDS["distilbert"].tokenizer(tmp_path / "checkpoint")
+    KINDS["distilbert"].body(tokenizer, 16, 2, dropout=0.0).save_pretrained(tmp_path / "checkpoint")
+    settings = TinyBertSettings(checkpoint=str(tmp_path / "checkpoint"))
+    create_tinybert(settings, data.task, str(tmp_path / "teacher"), tmp_path / "student")
+    own = AutoTokenizer.from_pretrained(tmp_path / "student")
+    train = tokenize(data, own, tmp_path / "tokens", MAX_LENGTH)["train"]
+    assert train.token_type_ids is not None
+    student, teacher = Student.load(tmp_path / "student", data.task), Teacher.load(str(tmp_path / "teacher"), data.task)
+    prepared = from_teacher(teacher, DistillSettings(), None, student, data.task, train, "fp32")
+    assert prepared.source is not None
+    [loss, *_] = losses(
+        PredictionTrainer(student.model, arguments(tmp_path, batch_size=8, epochs=1), train, prepared.source)
+    )
+    assert np.isfinite(loss)
+
+    without = tokenize(data, AutoTokenizer.from_pretrained(tmp_path / "checkpoint"), tmp_path / "t", MAX_LENGTH)[
+        "train"
+    ]
+    assert without.token_type_ids is None
+    with pytest.raises(MismatchError, match="gives no token types"):
+        from_teacher(teacher, DistillSettings(), None, student, data.task, without, "fp32")
+
+
+def test_a_student_of_one_token_type_is_refused_where_there_are_two(tmp_path: Path) -> None:
+    data = load_task("custom", str(write_pairs(tmp_path / "data")), ["first", "second"], "mood")
+    tokenizer = wordpiece(tmp_path / "teacher")
+    KINDS["minilm"].body(tokenizer, 32, 2, dropout=0.0).save_pretrained(tmp_path / "teacher")
+    wordpiece(tmp_path / "checkpoint")
+    one = Kind("bert", wordpiece, True, (("type_vocab_size", 1),))
+    one.body(tokenizer, 16, 2, dropout=0.0).save_pretrained(tmp_path / "checkpoint")
+    settings = TinyBertSettings(checkpoint=str(tmp_path / "checkpoint"))
+    with pytest.raises(MismatchError, match="one type of token"):
+        create_tinybert(settings, data.task, str(tmp_path / "teacher"), tmp_path / "student")
