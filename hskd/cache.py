@@ -21,7 +21,7 @@ class Artifact:
     """One artifact, finished or not.
 
     Attributes:
-        kind: teachers, students, stores or trials.
+        kind: teachers, general, students, stores or trials.
         folder: where it lies.
         bytes: size on disk.
         used: seconds since the epoch at which it was last made or asked for.

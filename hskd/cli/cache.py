@@ -14,7 +14,9 @@ from hskd.artifacts import format_bytes
 from hskd.cache import DAY, Artifact, artifacts, collect
 from hskd.spec import HSKSpec
 
-app = typer.Typer(help="The artifacts in the work folder: teachers, students, stores, trials.", no_args_is_help=True)
+app = typer.Typer(
+    help="The artifacts in the work folder: teachers, general students, students, stores, trials.", no_args_is_help=True
+)
 
 
 @app.command("ls")
@@ -28,7 +30,7 @@ def gc(
     work: Annotated[Path, typer.Option(help="Folder of artifacts.")] = Path("work"),
     older_than: Annotated[float, typer.Option(min=0, help="Days since the last use.")] = 30,
     kind: Annotated[
-        list[str] | None, typer.Option(help="Only teachers, students, stores or trials; repeatable.")
+        list[str] | None, typer.Option(help="Only teachers, general, students, stores or trials; repeatable.")
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Only say what would go.")] = False,
 ) -> None:
@@ -55,7 +57,9 @@ def _summary(artifact: Artifact) -> str:
     spec = HSKSpec.parse(recipe["spec"]).label if recipe.get("spec") else None
     if kind == "stores":
         return spec or "superset"
-    fields = recipe.get({"teachers": "teacher", "students": "student", "trials": "settings"}.get(kind, ""), {})
+    fields = recipe.get(
+        {"teachers": "teacher", "general": "settings", "students": "student", "trials": "settings"}.get(kind, ""), {}
+    )
     chosen = {"teachers": ("model",), "trials": ("arm", "seed")}.get(kind, tuple(fields))
     shown = {name: fields.get(name) for name in chosen} | {"spec": spec}
     return ", ".join(f"{name} {value}" for name, value in shown.items() if value is not None)

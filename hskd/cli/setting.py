@@ -29,14 +29,23 @@ class Machine:
         return cls(device, resolve_dtype(options.dtype, device))
 
 
+def load_data(options: TaskOptions) -> TaskData:
+    """The task's examples, as text.
+
+    Raises:
+        HskdError: the task or its files cannot be read.
+    """
+    columns = options.text_columns.split(",") if options.text_columns else None
+    return load_task(options.task, options.data, columns, options.label_column)
+
+
 def load_splits(options: TaskOptions, tokenizer: str) -> tuple[TaskData, dict[str, TokenizedSplit]]:
     """The task's examples, tokenised by the tokenizer of the model ``tokenizer``.
 
     Raises:
         HskdError: the task, its files, or the tokenizer cannot be read.
     """
-    columns = options.text_columns.split(",") if options.text_columns else None
-    data = load_task(options.task, options.data, columns, options.label_column)
+    data = load_data(options)
     if options.max_length is not None and options.max_length > data.task.max_length:
         raise HskdError(f"--max-length {options.max_length}: task {data.task.name} has at most {data.task.max_length}.")
     splits = tokenize(data, load_tokenizer(tokenizer), options.work / "tokens", options.max_length)

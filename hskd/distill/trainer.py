@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from hskd.distill.losses import kept_loss, prediction_loss, states_at
 from hskd.distill.source import KnowledgeSource
 from hskd.encoder import hidden_states
+from hskd.errors import MismatchError
 from hskd.knowledge import KeptHSK
 from hskd.runtime import autocast
 from hskd.tasks import TokenizedSplit, model_inputs, sequential_batches
@@ -29,6 +30,9 @@ class HSKModule(nn.Module):
         teacher_width: ``d_T``.
         seed: ``W`` is drawn from it, unless ``checkpoint`` has one.
         checkpoint: the student's folder, which may hold a ``fit_dense`` to start from.
+
+    Raises:
+        MismatchError: that ``fit_dense`` leads to another width than the teacher's.
     """
 
     def __init__(
@@ -43,7 +47,14 @@ class HSKModule(nn.Module):
                 torch.manual_seed(seed)
                 self.projection = nn.Linear(width, teacher_width)
             if checkpoint is not None and (checkpoint / PROJECTION_FILE).is_file():
-                self.projection.load_state_dict(load_file(checkpoint / PROJECTION_FILE))
+                own = load_file(checkpoint / PROJECTION_FILE)
+                if own["weight"].shape != self.projection.weight.shape:
+                    raise MismatchError(
+                        f"{checkpoint / PROJECTION_FILE}: leads from width {own['weight'].shape[1]} to "
+                        f"{own['weight'].shape[0]}; the student's is {width} and the teacher's {teacher_width}. It was "
+                        "trained for another teacher: delete it to draw W from the seed."
+                    )
+                self.projection.load_state_dict(own)
 
     def forward(self, kept: KeptHSK, **inputs: torch.Tensor) -> torch.Tensor:
         """The HSK loss of a batch (see :func:`hskd.distill.losses.hsk_loss`); what it does not read is not computed."""

@@ -12,7 +12,7 @@ from hskd.artifacts import fingerprint
 from hskd.distill.settings import DistillSettings
 from hskd.runtime import DType, resolve_device, resolve_dtype
 from hskd.spec import HSKSpec
-from hskd.students.create import StudentSettings
+from hskd.students.create import AnyStudent
 from hskd.tasks.registry import TASK_NAMES
 from hskd.teachers.finetune import TeacherSettings
 from hskd.teachers.loading import OFFLINE_MINILM
@@ -74,7 +74,7 @@ class TrialConfig(BaseModel):
 
     task: TaskPlan
     teacher: TeacherPlan
-    student: StudentSettings
+    student: AnyStudent
     settings: DistillSettings
     spec: HSKSpec | None
     """What the HSK stage distils; None where there is none."""
@@ -86,7 +86,8 @@ class TrialConfig(BaseModel):
     build_threads: int
     """CPU threads of what trials share: teacher, students, superset."""
     files: dict[str, str] = {}
-    """Fingerprints of the user's own files behind ``task.data`` and ``teacher.model``: a path says nothing of them."""
+    """Fingerprints of the user's own files behind ``task.data``, ``teacher.model``, and the student's ``checkpoint`` or
+    ``text``: a path says nothing of them."""
 
     @property
     def id(self) -> str:
@@ -106,10 +107,8 @@ class TrialConfig(BaseModel):
 
     @property
     def student_name(self) -> str:
-        """For people: the student's sizes."""
-        sizes = self.student
-        rank = f"-r{sizes.rank}" if sizes.rank else ""
-        return f"rosita-{sizes.layers}l-{sizes.heads}h-{sizes.ffn}ffn{rank}"
+        """For people: the student's kind and sizes."""
+        return self.student.name
 
     def recipe(self, *parts: str) -> dict[str, Any]:
         """The named parts of the config, and the machine: what an artifact that trials share depends on."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy import stats
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
 
 from hskd.amount import HSKAmount, measure
 from hskd.grid.config import TrialConfig
@@ -22,7 +22,6 @@ from hskd.results import load
 from hskd.runtime import autocast, set_threads
 from hskd.spec import HSKSpec, Shape
 from hskd.store.layout import total_bytes
-from hskd.students import RositaConfig, RositaForSequenceClassification
 from hskd.tasks import TokenizedSplit, bucketed_batches, model_inputs
 from hskd.teachers.loading import resolve_model
 from hskd.watch import Watcher
@@ -132,19 +131,8 @@ def _time(study: Study, progress: Progress, encoder: PretrainedConfig, watcher: 
     watcher.begin("calibration", CALIBRATION_STEPS)
     config = progress.pending[0]
     set_threads(config.threads)
-    sizes = config.student
-    student = RositaForSequenceClassification(
-        RositaConfig(
-            **{
-                **encoder.to_diff_dict(),
-                "num_hidden_layers": sizes.layers,
-                "num_attention_heads": sizes.heads,
-                "attention_head_size": encoder.hidden_size // encoder.num_attention_heads,
-                "intermediate_size": sizes.ffn,
-                "embedding_rank": sizes.rank,
-                "num_labels": study.task.num_labels,
-            }
-        )
+    student = AutoModelForSequenceClassification.from_config(
+        config.student.config(encoder, study.task.num_labels), dtype=torch.float32
     ).to(study.device)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5, fused=True)
     batches = bucketed_batches(study.train.lengths, config.settings.batch_size, 0, 0)

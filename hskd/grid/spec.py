@@ -25,7 +25,8 @@ from hskd.distill.settings import DistillSettings
 from hskd.errors import HskdError
 from hskd.grid.config import Machine, TaskPlan, TeacherPlan, TrialConfig
 from hskd.spec import HSKSpec
-from hskd.students.create import StudentSettings
+from hskd.students.create import KINDS, AnyStudent, StudentSettings, TinyBertSettings
+from hskd.students.general import GeneralSettings
 
 PRESETS = Path(__file__).parent / "presets"
 _FIELDS: dict[str, Callable[[Any], dict[str, Any]]] = {
@@ -111,7 +112,7 @@ class GridSpec(BaseModel):
     name: Annotated[str, Field(description="Name of the grid; results lie in results/NAME.", pattern=r"^\w[\w.-]*$")]
     task: TaskPlan = TaskPlan()
     teacher: TeacherPlan = TeacherPlan()
-    students: Annotated[tuple[StudentSettings, ...], Field(min_length=1)] = (StudentSettings(),)
+    students: Annotated[tuple[AnyStudent, ...], Field(min_length=1)] = (StudentSettings(),)
     training: Annotated[
         DistillSettings, Field(description="Epochs, rates, batch size; arm and seed are set by the grid.")
     ] = DistillSettings()
@@ -161,9 +162,9 @@ class GridSpec(BaseModel):
     def trials(self, machine: Machine) -> list[TrialConfig]:
         """The trials, each once, seed by seed, so that a grid cut short has whole seeds."""
         none_lr = self.none_lr or self.training.prediction_lr
-        local = {"data": self.task.data, "model": self.teacher.model}
-        files = {name: content_fingerprint(Path(path)) for name, path in local.items() if path and Path(path).exists()}
+        shared = _fingerprints({"data": self.task.data, "model": self.teacher.model})
         trials = []
+        files = {student: shared | _fingerprints(_files_of(student)) for student in self.students}
         for seed, student in itertools.product(self.seed_list, self.students):
             arms: list[tuple[str, HSKSpec | None]] = [("none", None)]
             arms += [(arm, None) for arm in self.arms if arm != "shuffled"]
@@ -182,10 +183,22 @@ class GridSpec(BaseModel):
                         settings=self.training.model_copy(update=changes),
                         spec=spec,
                         **asdict(machine),
-                        files=files,
+                        files=files[student],
                     )
                 )
         return list({trial.id: trial for trial in trials}.values())
+
+
+def _files_of(student: AnyStudent) -> dict[str, Path | str | None]:
+    """What of the user's own a student may be made from."""
+    if not isinstance(student, TinyBertSettings):
+        return {}
+    return {"checkpoint": student.checkpoint, "text": student.general.text if student.general else None}
+
+
+def _fingerprints(paths: dict[str, Path | str | None]) -> dict[str, str]:
+    """The fingerprint of each file or folder that there is; a hub name is none."""
+    return {name: content_fingerprint(Path(path)) for name, path in paths.items() if path and Path(path).exists()}
 
 
 def load_grid(name: str) -> GridSpec:
@@ -254,6 +267,8 @@ _NESTED: dict[str, type[BaseModel]] = {
     "task": TaskPlan,
     "teacher": TeacherPlan,
     "students": StudentSettings,
+    **KINDS,
+    "general": GeneralSettings,
     "training": DistillSettings,
     "sweeps": Sweep,
 }

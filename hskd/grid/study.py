@@ -21,13 +21,16 @@ from hskd.artifacts import Workspace, lock_path, read_json
 from hskd.distill.prepare import Student, from_store
 from hskd.distill.source import StoreSource
 from hskd.distill.trial import HeldOut, Run, run_trial
+from hskd.errors import HskdError
 from hskd.grid.config import TrialConfig
 from hskd.runtime import release_memory, set_threads
 from hskd.spec import HSKSpec, Shape
 from hskd.store.derive import derive
 from hskd.store.extract import Superset, extract
 from hskd.store.reader import Store
-from hskd.students.create import create_rosita
+from hskd.students.create import AnyStudent, StudentSettings, TinyBertSettings, create_rosita
+from hskd.students.general import GeneralSettings, general_distill
+from hskd.students.pretrained import create_tinybert
 from hskd.tasks import Task, TaskData, TokenizedSplit, load_task, tokenize
 from hskd.teachers.finetune import METRICS_FILE, finetune
 from hskd.teachers.loading import Teacher, load_tokenizer
@@ -54,6 +57,21 @@ class Study:
         self._places = Workspace(work)
         self.watcher = watcher or Silent()
         self.device = torch.device(self._first.device)
+        self._require_names()
+
+    def _require_names(self) -> None:
+        """Results are told apart by the students' names.
+
+        Raises:
+            HskdError: two students have the same.
+        """
+        names: dict[str, AnyStudent] = {}
+        for student in dict.fromkeys(trial.student for trial in self.trials):
+            if names.setdefault(student.name, student) != student:
+                raise HskdError(
+                    f"students: two of them are {student.name}, so that results could not tell them apart; "
+                    "put them into two grids."
+                )
 
     def _folder(self, kind: str, recipe: dict[str, Any]) -> Path:
         return self._places.folder(kind, recipe | {"hskd": version("hskd")})
@@ -124,7 +142,9 @@ class Study:
         }
 
     def student_folder(self, config: TrialConfig) -> Path:
-        """The initialised student of a trial; pruned now if it is not there yet."""
+        """The initialised student of a trial; made now if it is not there yet."""
+        if isinstance(config.student, TinyBertSettings):
+            return self._tinybert(config, config.student)
         folder = self._folder(
             "students",
             config.recipe("student") | {"teacher": self._teacher_key, "data": self.splits["train"].fingerprint},
@@ -132,10 +152,49 @@ class Study:
         if folder.exists():
             return folder
         train = self.splits["train"]
+        assert isinstance(config.student, StudentSettings)
         examples = min(config.student.importance_examples or len(train), len(train))
         self.watcher.begin(f"{config.student_name}: importance", -(-examples // 32))
         return create_rosita(
             self._load_teacher(), train, config.student, folder, advance=lambda batches: self.watcher.advance()
+        )
+
+    def _tinybert(self, config: TrialConfig, settings: TinyBertSettings) -> Path:
+        """A student of the TinyBERT type: it depends on no teacher but by its tokens, and on no examples."""
+        general = None if settings.general is None else self._general(config, settings.general)
+        recipe = {
+            "student": settings.model_dump(mode="json"),
+            "checkpoint": config.files.get("checkpoint") if general is None else general.name,
+            "task": self.task.name,
+            "labels": list(self.task.label_names),
+            "model": config.teacher.model,
+            "files": {name: config.files[name] for name in ("model",) if name in config.files},
+        }
+        folder = self._folder("students", recipe)
+        if folder.exists():
+            return folder
+        return create_tinybert(
+            settings, self.task, config.teacher.model, folder, general=general, report=self.watcher.say
+        )
+
+    def _general(self, config: TrialConfig, settings: GeneralSettings) -> Path:
+        """The general student: of the teacher's body, whatever the task; distilled now if it is not there yet."""
+        recipe = {
+            "model": config.teacher.model,
+            "settings": settings.model_dump(mode="json"),
+            "files": {name: config.files[name] for name in ("model", "text") if name in config.files},
+            "dtype": config.dtype,
+            "device": config.device,
+            "build_threads": config.build_threads,
+        }
+        return general_distill(
+            config.teacher.model,
+            settings,
+            self._folder("general", recipe),
+            dtype=config.dtype,
+            device=self.device,
+            begin_stage=lambda stage, steps: self.watcher.begin(f"{config.student_name}: {stage}", steps),
+            advance=self.watcher.advance,
         )
 
     def student(self, config: TrialConfig) -> Student:
@@ -203,7 +262,7 @@ class Study:
         """Make everything that trials share, on all the threads that are set for that."""
         set_threads(self._first.build_threads)
         _ = self.superset, self.held_out
-        for config in {config.student_name: config for config in self.trials}.values():
+        for config in {config.student: config for config in self.trials}.values():
             self.student_folder(config)
         release_memory()  # the teacher's: from here on students train alone
 

@@ -1,19 +1,23 @@
-"""From a fine-tuned teacher to a saved student, with what it was made from beside it."""
+"""The kinds of student; and from a fine-tuned teacher to a saved ROSITA student, with what it was made from beside."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from transformers import BertConfig, PretrainedConfig
 
 from hskd.artifacts import build, read_json, write_json
 from hskd.errors import HskdError, MismatchError
 from hskd.runtime import provenance
+from hskd.students.checkpoint import checkpoint_config
+from hskd.students.general import GeneralSettings
 from hskd.students.importance import require_bert_shaped, taylor_importance
 from hskd.students.prune import prune_rosita, require_sizes
+from hskd.students.rosita import RositaConfig
 from hskd.tasks import TokenizedSplit, sequential_batches
 from hskd.teachers.loading import Teacher
 
@@ -34,6 +38,103 @@ class StudentSettings(BaseModel):
     importance_examples: Annotated[
         int | None, Field(ge=1, description="Training examples that importance is measured on [default: all].")
     ] = 1024
+
+    @property
+    def name(self) -> str:
+        """For people: kind and sizes."""
+        rank = f"-r{self.rank}" if self.rank else ""
+        return f"rosita-{self.layers}l-{self.heads}h-{self.ffn}ffn{rank}"
+
+    def config(self, teacher: PretrainedConfig, labels: int) -> PretrainedConfig:
+        """The configuration of a student of so many labels, pruned from a BERT of configuration ``teacher``."""
+        return RositaConfig(
+            **{
+                **teacher.to_diff_dict(),
+                "num_hidden_layers": self.layers,
+                "num_attention_heads": self.heads,
+                "attention_head_size": teacher.hidden_size // teacher.num_attention_heads,
+                "intermediate_size": self.ffn,
+                "embedding_rank": self.rank,
+                "num_labels": labels,
+            }
+        )
+
+
+class TinyBertSettings(BaseModel):
+    """A student of the TinyBERT type: a narrower encoder from a checkpoint, or distilled from the teacher's body."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["tinybert"] = "tinybert"
+    checkpoint: Annotated[str | None, Field(description="Local folder or hub name of a pretrained encoder.")] = None
+    general: Annotated[
+        GeneralSettings | None, Field(description="Make one by general distillation from the teacher's body.")
+    ] = None
+    seed: Annotated[int, Field(ge=0, description="The classification head is drawn from it.")] = 0
+
+    @model_validator(mode="after")
+    def _has_one_origin(self) -> TinyBertSettings:
+        if (self.checkpoint is None) == (self.general is None):
+            raise ValueError("a student of kind tinybert takes either checkpoint or general")
+        return self
+
+    @property
+    def layers(self) -> int:
+        """``L_S``."""
+        if self.general is not None:
+            return self.general.layers
+        return int(checkpoint_config(self.checkpoint or "").num_hidden_layers)
+
+    @property
+    def name(self) -> str:
+        """For people: kind and sizes."""
+        if self.general is not None:
+            return f"tinybert-{self.general.layers}l-{self.general.width}d-{self.general.ffn}ffn-general"
+        config = checkpoint_config(self.checkpoint or "")
+        return f"tinybert-{config.num_hidden_layers}l-{config.hidden_size}d-{_ffn(config)}ffn"
+
+    def config(self, teacher: PretrainedConfig, labels: int) -> PretrainedConfig:
+        """The configuration of a student of so many labels; ``teacher`` is that of the teacher's body."""
+        if self.general is None:
+            config = checkpoint_config(self.checkpoint or "")
+            return type(config).from_dict({**config.to_dict(), "num_labels": labels})
+        return BertConfig(
+            vocab_size=teacher.vocab_size,
+            hidden_size=self.general.width,
+            num_hidden_layers=self.general.layers,
+            num_attention_heads=self.general.heads,
+            intermediate_size=self.general.ffn,
+            num_labels=labels,
+        )
+
+
+def _ffn(config: PretrainedConfig) -> int:
+    """FFN neurons of a layer, under the names that encoders give them."""
+    return int(getattr(config, "intermediate_size", None) or getattr(config, "hidden_dim", None) or 0)
+
+
+def _kind(settings: Any) -> str:
+    """The kind of student that ``settings`` are of; ROSITA's need not say it."""
+    kind = settings.get("kind", "rosita") if isinstance(settings, dict) else getattr(settings, "kind", "rosita")
+    return str(kind)
+
+
+def _without_kind(settings: Any) -> Any:
+    # It is not a field of ROSITA's: their dump is part of the ids of trials that are older than the other kind.
+    return {key: settings[key] for key in settings if key != "kind"} if isinstance(settings, dict) else settings
+
+
+KINDS: dict[str, type[BaseModel]] = {"rosita": StudentSettings, "tinybert": TinyBertSettings}
+AnyStudent = Annotated[
+    Annotated[StudentSettings, BeforeValidator(_without_kind), Tag("rosita")]
+    | Annotated[TinyBertSettings, Tag("tinybert")],
+    Discriminator(
+        _kind,
+        custom_error_type="unknown_kind",
+        custom_error_message=f"unknown kind of student; the kinds are {', '.join(KINDS)}",
+    ),
+]
+"""Settings of a student of either kind."""
 
 
 def create_rosita(

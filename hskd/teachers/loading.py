@@ -10,7 +10,13 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from hskd.artifacts import canonical_json, file_sha256
 from hskd.errors import CorruptionError, HskdError, MismatchError
@@ -47,14 +53,16 @@ def resolve_model(name: str) -> str:
     return str(folder)
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, config: PretrainedConfig | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a model (see :func:`resolve_model`); one fixed to pad or truncate is set free.
+
+    ``config`` stands in for a ``config.json`` that does not say what type of model it is.
 
     Raises:
         HskdError: there is none.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve_model(name), use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(resolve_model(name), config=config, use_fast=True)
     except (OSError, ValueError) as error:
         raise HskdError(f"{name}: no tokenizer can be loaded from it: {_first_line(error)}") from None
     # Where the files are missing, transformers makes one that knows its special tokens and nothing else.

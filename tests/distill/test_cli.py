@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import save_old_checkpoint
 from conftest import make_bert
 from transformers import BertTokenizerFast, pipeline
 
@@ -125,6 +126,30 @@ def test_arms(made: tuple[Path, list[str]], cli: Cli, tmp_path: Path, arm: str) 
     assert ("of full HSK" in out) == (arm in ("full", "shuffled"))
 
 
+def test_a_student_of_a_checkpoint(
+    made: tuple[Path, list[str]], cli: Cli, tokenizer: BertTokenizerFast, tmp_path: Path
+) -> None:
+    root, task = made
+    save_old_checkpoint(tmp_path / "old", tokenizer)
+    student = ["student", "--teacher", root / "teacher", "--kind", "tinybert", "--checkpoint", tmp_path / "old"]
+    code, out, err = cli(*student, "--head-seed", 3, "--out", tmp_path / "student", *task)
+    assert code == 0, err
+    assert "parameters" in out and f"student: {tmp_path / 'student'}" in out
+    assert "9 of its weights have no place in the student" in err
+    distill = ["distill", "--student", tmp_path / "student", "--spec", "1l_3t_0.5w", *RATES, *task]
+    for name, source in (("offline", ["--store", root / "store"]), ("online", ["--teacher", root / "teacher"])):
+        code, out, err = cli(*distill, *source, "--out", tmp_path / name)
+        assert code == 0, err
+        assert (tmp_path / name / "student" / "fit_dense.safetensors").is_file()
+    save_old_checkpoint(tmp_path / "wide", tokenizer, fit_dense=48)
+    student[-1] = tmp_path / "wide"
+    assert cli(*student, "--out", tmp_path / "for another", *task)[0] == 0
+    distill[2] = tmp_path / "for another"
+    assert_refused(
+        cli(*distill, "--store", root / "store", "--out", tmp_path / "refused"), "trained for another teacher"
+    )
+
+
 # What can be mended is one message and exit code 2. STUDENT and so on are folders of the fixture.
 DISTILL = ["distill", "--out", "out", "--student", "STUDENT"]
 ERRORS = {
@@ -170,6 +195,22 @@ ERRORS = {
     "layers": (
         ["student", "--teacher", "TEACHER", "--layers", "9", "--out", "out"],
         "layers: 9 is out of range; this teacher allows 1 to 4",
+    ),
+    "no checkpoint": (
+        ["student", "--teacher", "TEACHER", "--kind", "tinybert", "--out", "out"],
+        "--kind tinybert needs --checkpoint",
+    ),
+    "a checkpoint to prune": (
+        ["student", "--teacher", "TEACHER", "--checkpoint", "EMPTY", "--out", "out"],
+        "--checkpoint goes with --kind tinybert",
+    ),
+    "sizes of a checkpoint": (
+        ["student", "--teacher", "TEACHER", "--kind", "tinybert", "--checkpoint", "EMPTY", "--ffn", "8", "--out", "o"],
+        "--ffn is for ROSITA students",
+    ),
+    "no checkpoint in the folder": (
+        ["student", "--teacher", "TEACHER", "--kind", "tinybert", "--checkpoint", "EMPTY", "--out", "out"],
+        "EMPTY: no config.json there",
     ),
     "precision": (
         ["store", "extract", "--teacher", "TEACHER", "--out", "out", "--precision", "fp12"],

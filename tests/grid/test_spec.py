@@ -42,6 +42,33 @@ WRONG = {
         4,
         ["students.1.head", "unknown key", "heads", "importance_examples"],
     ),
+    "unknown in a student of a checkpoint": (
+        "name: g\nstudents:\n  - {kind: rosita, layers: 2}\n  - {kind: tinybert, checkpont: m}\n",
+        4,
+        ["students.1.checkpont", "unknown key", "checkpoint", "general"],
+    ),
+    "unknown in a general student": (
+        "name: g\nstudents:\n  - kind: tinybert\n    general:\n      widht: 64\n",
+        5,
+        ["students.0.general.widht", "unknown key", "width", "chunks"],
+    ),
+    "a width that heads do not divide": (
+        "name: g\nstudents:\n  - kind: tinybert\n    general: {width: 64, heads: 3}\n",
+        4,
+        ["students.0.general", "64", "3 heads"],
+    ),
+    "unknown kind of student": (
+        "name: g\nstudents:\n  - {kind: tiny, checkpoint: m}\n",
+        3,
+        ["students.0", "unknown kind", "rosita", "tinybert"],
+    ),
+    "a student from nothing": ("name: g\nstudents: [{kind: tinybert}]\n", 2, ["students.0", "checkpoint or general"]),
+    "a student from two": (
+        "name: g\nstudents: [{kind: tinybert, checkpoint: m, general: {layers: 2}}]\n",
+        2,
+        ["students.0", "checkpoint or general"],
+    ),
+    "a word for a student": ("name: g\nstudents: [tinybert]\n", 2, ["students.0", "dictionary", "'tinybert'"]),
     "unknown in a sweep": ("name: g\nsweeps:\n- k: [1]\n  lenght: [left]\n", 4, ["sweeps.0.lenght", "length", "width"]),
     "unknown in the teacher's settings": (
         "name: g\n\nteacher:\n  model: m\n  settings:\n    # slow\n    learning_rate: 1\n",
@@ -301,6 +328,39 @@ def test_any_setting_changes_every_id(section: str, change: dict[str, Any]) -> N
 )
 def test_what_changes_the_bits_changes_every_id(change: dict[str, Any]) -> None:
     assert not ids(WRITTEN) & ids(WRITTEN, replace(HERE, **change))
+
+
+def test_ids_are_those_of_before_there_was_another_kind_of_student() -> None:
+    """Results that lie on disks are found by them."""
+    assert {trial.settings.arm: trial.id for trial in GridSpec.model_validate(WRITTEN).trials(HERE)} == {
+        "none": "b6c574c93ee8c554",
+        "full": "0a3fae12b1073d1e",
+        "spec": "d36d84228567dcdf",
+    }
+    written = WRITTEN | {"students": [{"kind": "rosita", **WRITTEN["students"][0]}]}
+    assert ids(written) == ids(WRITTEN)
+    beside = WRITTEN | {"students": [*WRITTEN["students"], {"kind": "tinybert", "checkpoint": "someone/tiny"}]}
+    assert ids(WRITTEN) < ids(beside)
+
+
+@pytest.mark.parametrize(
+    "student",
+    [
+        {"kind": "tinybert", "checkpoint": "someone/other"},
+        {"kind": "tinybert", "checkpoint": "someone/tiny", "seed": 1},
+        {"kind": "tinybert", "general": {"layers": 2}},
+        {"kind": "tinybert", "general": {"layers": 2, "chunks": 7}},
+    ],
+    ids=str,
+)
+def test_a_student_of_a_checkpoint_is_part_of_the_id(student: dict[str, Any]) -> None:
+    first = WRITTEN | {"students": [{"kind": "tinybert", "checkpoint": "someone/tiny"}]}
+    assert not ids(first) & ids(WRITTEN)
+    assert not ids(first) & ids(WRITTEN | {"students": [student]})
+    for trial in GridSpec.model_validate(WRITTEN | {"students": [student]}).trials(HERE):
+        again = TrialConfig.model_validate_json(trial.model_dump_json())
+        assert again == trial
+        assert again.id == trial.id
 
 
 def test_seed_and_spec_change_the_id_and_the_name_does_not() -> None:

@@ -1,0 +1,151 @@
+"""Students of the TinyBERT type: a pretrained encoder, narrower than the teacher, with a fresh head for the task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from hskd.artifacts import build, read_json, write_json
+from hskd.distill.trainer import PROJECTION_FILE
+from hskd.errors import HskdError, MismatchError
+from hskd.runtime import provenance
+from hskd.students.checkpoint import (
+    checkpoint_config,
+    checkpoint_fingerprint,
+    checkpoint_tokenizer,
+    load_checkpoint,
+)
+from hskd.students.create import STUDENT_FILE, TinyBertSettings
+from hskd.tasks import Task, tokenizer_fingerprint
+from hskd.teachers.loading import load_tokenizer, resolve_model
+
+
+def create_tinybert(
+    settings: TinyBertSettings,
+    task: Task,
+    teacher: str,
+    folder: Path,
+    *,
+    general: Path | None = None,
+    report: Callable[[str], None] = lambda message: None,
+) -> Path:
+    """Make a student of the TinyBERT type for a task and save it, tokenizer and ``student.json`` included.
+
+    All weights of the body are the checkpoint's; the head is drawn from the seed. A ``fit_dense`` that the
+    checkpoint has becomes ``fit_dense.safetensors`` in ``folder``: what the HSK stage's ``W`` starts from.
+
+    Args:
+        settings: the checkpoint, and the seed of the head.
+        task: its labels name the outputs.
+        teacher: the model whose tokens the student must share: a local folder, a hub name, or ``offline:minilm``.
+        folder: where the student will lie; a finished one is left as it is.
+        general: where the general student lies that ``settings.general`` describes.
+        report: receives a line on what of the checkpoint has no place in the student, and what it lacks.
+
+    Raises:
+        HskdError: the checkpoint cannot be loaded or is not whole, its ``fit_dense`` has another width than the
+            student, or ``folder`` was not made by this function.
+        MismatchError: the checkpoint has another tokenizer than the teacher, or ``folder`` holds another student.
+    """
+    name = settings.checkpoint if settings.checkpoint is not None else str(general)
+    tokenizer = _shared_tokenizer(name, teacher)
+    identity = {
+        "kind": "tinybert",
+        "settings": settings.model_dump(mode="json"),
+        "checkpoint": checkpoint_fingerprint(name),
+        "labels": list(task.label_names),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+    }
+
+    def builder(partial: Path) -> None:
+        labels = dict(enumerate(task.label_names)) or {0: "score"}
+        loaded = load_checkpoint(
+            name, num_labels=len(labels), id2label=labels, label2id={label: i for i, label in labels.items()}
+        )
+        _draw_head(loaded.model, settings.seed, pooler=not loaded.pooler)
+        if loaded.unexpected:
+            shown = ", ".join(loaded.unexpected[:3]) + (", ..." if len(loaded.unexpected) > 3 else "")
+            report(f"{name}: {len(loaded.unexpected)} of its weights have no place in the student: {shown}")
+        if not loaded.pooler:
+            report(f"{name}: has no pooler; it is drawn from seed {settings.seed}, as the classifier is")
+        if loaded.fit_dense is not None:
+            _require_width(name, loaded.fit_dense, loaded.model.config.hidden_size)
+            save_file(loaded.fit_dense, partial / PROJECTION_FILE)
+        loaded.model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        write_json(
+            partial / STUDENT_FILE,
+            {
+                **identity,
+                "name": name,
+                "teacher": None,
+                "parameters": loaded.model.num_parameters(),
+                "unexpected_keys": list(loaded.unexpected),
+                "drawn": ["classifier"] if loaded.pooler else ["pooler", "classifier"],
+                "fit_dense": list(loaded.fit_dense["weight"].shape) if loaded.fit_dense else None,
+                "made_by": provenance(),
+            },
+        )
+
+    build(folder, builder)
+    if not (folder / STUDENT_FILE).is_file():
+        raise HskdError(f"{folder}: exists, and was not made by this command; choose another folder.")
+    made = read_json(folder / STUDENT_FILE)
+    if any(made.get(key) != value for key, value in identity.items()):
+        raise MismatchError(
+            f"{folder}: holds a student of another checkpoint, task, tokenizer or seed; choose another folder."
+        )
+    return folder
+
+
+def _shared_tokenizer(name: str, teacher: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of both; a checkpoint without one takes the teacher's if it has embeddings for just its tokens."""
+    theirs = load_tokenizer(teacher)
+    mine = checkpoint_tokenizer(name)
+    vocabulary = checkpoint_config(name).vocab_size
+    if mine is None:
+        wanted = AutoConfig.from_pretrained(resolve_model(teacher)).vocab_size
+        if vocabulary != wanted:
+            raise MismatchError(
+                f"{name}: has no tokenizer, and embeddings for {vocabulary} tokens; {teacher} has {wanted}. "
+                "Put the checkpoint's vocab.txt into its folder, or use a checkpoint of the teacher's tokenizer."
+            )
+        return theirs
+    if tokenizer_fingerprint(mine) != tokenizer_fingerprint(theirs):
+        raise MismatchError(
+            f"{name} and {teacher} have different tokenizers: their tokens do not match one to one. "
+            "Use a checkpoint of the teacher's tokenizer, or make one from the teacher (hskd general)."
+        )
+    if vocabulary < len(theirs):
+        raise MismatchError(
+            f"{name}: has embeddings for {vocabulary} tokens, and its tokenizer has {len(theirs)}; "
+            "weights and vocabulary are not of one model."
+        )
+    return mine
+
+
+def _draw_head(model: PreTrainedModel, seed: int, pooler: bool) -> None:
+    """Draw, in place, everything above the body, and the body's pooler if asked to, as BERT's own are."""
+    body = set(model.base_model.modules())
+    if pooler:
+        body -= set(model.base_model.pooler.modules())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in model.modules():
+            if module not in body and isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=model.config.initializer_range)
+                nn.init.zeros_(module.bias)
+
+
+def _require_width(name: str, fit_dense: dict[str, torch.Tensor], width: int) -> None:
+    weight, bias = fit_dense["weight"], fit_dense["bias"]
+    if weight.dim() != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
+        raise HskdError(
+            f"{name}: fit_dense has weights of shape {tuple(weight.shape)} and {tuple(bias.shape)}; a student of "
+            f"width {width} needs (d_T, {width}) and (d_T,)."
+        )
