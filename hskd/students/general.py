@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors.torch import save_file
+from torch import nn
 from transformers import AutoModel, PreTrainedModel, set_seed
 
 from hskd.artifacts import build, claim, content_fingerprint, read_json, write_json
@@ -61,6 +62,9 @@ class GeneralSettings(BaseModel):
     warmup: Annotated[float, Field(ge=0, lt=1, description="Share of the steps that warms up.")] = 0.05
     batch_size: Annotated[int, Field(ge=1, description="Pieces in a batch.")] = 32
     weight_decay: Annotated[float, Field(ge=0, description="AdamW's, but on biases and LayerNorms.")] = 0.01
+    dropout: Annotated[
+        float, Field(ge=0, lt=1, description="The student's dropout, here and in what is made of it.")
+    ] = 0.0
     seed: Annotated[int, Field(ge=0, description="Decides batches, dropout, and all that is drawn.")] = 0
 
     @model_validator(mode="after")
@@ -166,13 +170,15 @@ def general_distill(
         claim(partial / _RECIPE_FILE, recipe, _OTHER)
         tokenizer = load_tokenizer(model_name)
         split = chunks(documents(settings.text), tokenizer, settings.chunks, settings.chunk_tokens)
-        body = load_body(model_name).to(device)
-        source = BodySource(body, split.sep_id, settings.layers, dtype)
+        body = load_body(model_name)
+        teacher = model_fingerprint(body)
         set_seed(settings.seed)
         start = narrow(body, settings.layers, settings.width, settings.heads, settings.ffn, split)
+        _set_dropout(start.student, settings.dropout)
         module = HSKModule(start.student, body.config.hidden_size, settings.seed)
         if module.projection is not None and start.projection is not None:
             module.projection.load_state_dict(start.projection.state_dict())
+        source = BodySource(body.to(device), split.sep_id, settings.layers, dtype)
         record = _train(
             module.to(device), source, split, settings, partial, dtype, device, report_to, begin_stage, advance
         )
@@ -185,7 +191,7 @@ def general_distill(
             {
                 "kind": "general",
                 "model": model_name,
-                "teacher": body_fingerprint(body),
+                "teacher": teacher,
                 "settings": settings.model_dump(mode="json"),
                 "chunks": len(split),
                 "tokens": int(split.offsets[-1]),
@@ -206,11 +212,6 @@ def general_distill(
     return folder
 
 
-def body_fingerprint(body: PreTrainedModel) -> str:
-    """Identifies the weights and the architecture of a teacher's body."""
-    return model_fingerprint(body)
-
-
 def general_record(folder: Path) -> dict[str, Any]:
     """What ``general_distill`` wrote beside a student.
 
@@ -218,6 +219,13 @@ def general_record(folder: Path) -> dict[str, Any]:
         HskdError: there is none.
     """
     return read_json(folder / GENERAL_FILE)  # type: ignore[no-any-return]
+
+
+def _set_dropout(student: PreTrainedModel, p: float) -> None:
+    student.config.hidden_dropout_prob = student.config.attention_probs_dropout_prob = p
+    for module in student.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = p
 
 
 def _train(
