@@ -139,7 +139,7 @@ def load_checkpoint(name: str, **head: object) -> Loaded:
         raise HskdError(
             f"{name}: {lacking[0]}{more} not in the checkpoint; it is not one of a whole {config.model_type}."
         )
-    for key, found, expected in info["mismatched_keys"]:
+    for key, found, expected in sorted(info["mismatched_keys"]):  # a set: one order for one message
         if key.startswith(prefix):
             raise HskdError(
                 f"{name}: {key} is of shape {tuple(found)}, and its config.json makes it {tuple(expected)}; "
