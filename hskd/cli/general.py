@@ -42,5 +42,8 @@ def command(
             advance=shown.step,
         )
     record = general_record(out)
-    print(f"{record['parameters']:,} parameters, {record['tokens_seen']:,} tokens seen, loss {record['last_loss']:.4f}")
+    print(
+        f"{record['parameters']:,} parameters, {record['tokens_seen']:,} tokens seen in training, "
+        f"loss {record['start_loss']:.3f} as fitted, {record['end_loss']:.3f} in the end"
+    )
     print(f"general student: {out} ({record['seconds'] / 60:.1f} minutes)")

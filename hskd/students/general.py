@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoModel, PreTrainedModel, set_seed
 
 from hskd.artifacts import build, claim, content_fingerprint, read_json, write_json
-from hskd.distill.trainer import PROJECTION_FILE, HSKModule, HSKTrainer
+from hskd.distill.trainer import PROJECTION_FILE, HSKModule, HSKTrainer, mean_hsk_loss
 from hskd.encoder import hidden_states
 from hskd.errors import HskdError
 from hskd.knowledge import KeptHSK, TeacherStates, select_hsk
@@ -36,6 +36,8 @@ GENERAL_FILE = "general.json"
 _RECIPE_FILE = "recipe.json"
 _OTHER = "a general student of another teacher or text, or distilled with other settings"
 _SAVE_STEPS = 200
+_MEASURED = 256
+"""Pieces, the last ones, on which the loss is measured before and after training."""
 
 
 class GeneralSettings(BaseModel):
@@ -57,7 +59,14 @@ class GeneralSettings(BaseModel):
         int, Field(ge=1, description="Pieces of text to learn from; all there are, where the text has fewer.")
     ] = 20_000
     chunk_tokens: Annotated[int, Field(ge=3, description="Tokens a piece is cut to, the special ones included.")] = 48
-    epochs: Annotated[int, Field(ge=1, description="Passes over the pieces.")] = 1
+    epochs: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Passes over the pieces; 0 leaves the student as least squares fitted it to the teacher on 256 "
+            "of them.",
+        ),
+    ] = 1
     lr: Annotated[float, Field(gt=0, description="Peak learning rate, linear after warm-up.")] = 1e-3
     warmup: Annotated[float, Field(ge=0, lt=1, description="Share of the steps that warms up.")] = 0.05
     batch_size: Annotated[int, Field(ge=1, description="Pieces in a batch.")] = 32
@@ -173,15 +182,20 @@ def general_distill(
         body = load_body(model_name)
         teacher = model_fingerprint(body)
         set_seed(settings.seed)
+        begin = time.perf_counter()
         start = narrow(body, settings.layers, settings.width, settings.heads, settings.ffn, split)
         _set_dropout(start.student, settings.dropout)
         module = HSKModule(start.student, body.config.hidden_size, settings.seed)
         if module.projection is not None and start.projection is not None:
             module.projection.load_state_dict(start.projection.state_dict())
         source = BodySource(body.to(device), split.sep_id, settings.layers, dtype)
-        record = _train(
-            module.to(device), source, split, settings, partial, dtype, device, report_to, begin_stage, advance
-        )
+        module.to(device)
+        measured = split.take(range(max(0, len(split) - _MEASURED), len(split)))
+        record: dict[str, Any] = {"seconds_to_fit": time.perf_counter() - begin}
+        record["start_loss"] = mean_hsk_loss(module, measured, source, dtype)
+        if settings.epochs:
+            record |= _train(module, source, split, settings, partial, dtype, device, report_to, begin_stage, advance)
+        record["end_loss"] = mean_hsk_loss(module, measured, source, dtype)
         module.student.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         if module.projection is not None:
@@ -195,15 +209,17 @@ def general_distill(
                 "settings": settings.model_dump(mode="json"),
                 "chunks": len(split),
                 "tokens": int(split.offsets[-1]),
+                "tokens_seen": settings.epochs * int(split.offsets[-1]),
                 "parameters": module.student.num_parameters(),
                 **record,
+                "seconds": record["seconds_to_fit"] + record.get("seconds_to_train", 0.0),
                 "dtype": dtype,
                 "device": str(device),
                 "threads": torch.get_num_threads(),
                 "made_by": provenance(),
             },
         )
-        shutil.rmtree(partial / "training")
+        shutil.rmtree(partial / "training", ignore_errors=True)
 
     build(folder, builder)
     if not (folder / _RECIPE_FILE).is_file():
@@ -268,8 +284,7 @@ def _train(
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {
         "steps": steps,
-        "tokens_seen": settings.epochs * int(split.offsets[-1]),
-        "seconds": seconds,
+        "seconds_to_train": seconds,
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
         "clipped_share": trainer.clipped_share,

@@ -108,7 +108,8 @@ def test_its_record_says_what_was_done(made: Path, teacher_folder: Path, setting
     assert (record["chunks"], record["steps"]) == (192, STEPS)
     assert record["tokens_seen"] == 2 * record["tokens"]
     assert record["last_loss"] < record["first_loss"]
-    assert record["seconds"] > 0
+    assert record["end_loss"] < record["start_loss"]
+    assert record["seconds"] == record["seconds_to_fit"] + record["seconds_to_train"]
 
 
 def test_it_learns_from_random_weights_too(
@@ -121,6 +122,17 @@ def test_it_learns_from_random_weights_too(
     tokenizer.save_pretrained(tmp_path / "teacher")
     record = general_record(make(tmp_path / "teacher", settings.model_copy(update={"lr": 1e-2}), tmp_path / "student"))
     assert record["last_loss"] < 0.9 * record["first_loss"]
+
+
+def test_without_training_it_is_as_it_was_fitted(
+    tmp_path: Path, made: Path, teacher_folder: Path, settings: GeneralSettings
+) -> None:
+    steps: list[None] = []
+    untrained = settings.model_copy(update={"epochs": 0})
+    record = general_record(make(teacher_folder, untrained, tmp_path / "student", lambda: steps.append(None)))
+    assert not steps
+    assert record["tokens_seen"] == 0
+    assert record["start_loss"] == record["end_loss"] == general_record(made)["start_loss"]
 
 
 def test_of_the_teachers_width_there_is_no_projection(
