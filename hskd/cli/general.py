@@ -10,7 +10,8 @@ import typer
 from hskd.cli.options import RunOptions, with_settings
 from hskd.cli.progress import display
 from hskd.cli.setting import Machine
-from hskd.students.general import GeneralSettings, general_distill, general_record
+from hskd.distill.general import general_distill, general_record
+from hskd.students.general import GeneralSettings
 
 
 @with_settings(settings=GeneralSettings, run=RunOptions)

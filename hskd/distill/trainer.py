@@ -16,10 +16,9 @@ from hskd.encoder import hidden_states
 from hskd.errors import MismatchError
 from hskd.knowledge import KeptHSK
 from hskd.runtime import autocast
+from hskd.students.loading import PROJECTION_FILE
 from hskd.tasks import TokenizedSplit, model_inputs, sequential_batches
 from hskd.training import StageTrainer
-
-PROJECTION_FILE = "fit_dense.safetensors"
 
 
 class HSKModule(nn.Module):

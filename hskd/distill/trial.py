@@ -32,11 +32,12 @@ from hskd.distill.compat import (
 )
 from hskd.distill.settings import DistillSettings
 from hskd.distill.source import KnowledgeSource
-from hskd.distill.trainer import PROJECTION_FILE, HSKModule, HSKTrainer, PredictionTrainer, mean_hsk_loss
+from hskd.distill.trainer import HSKModule, HSKTrainer, PredictionTrainer, mean_hsk_loss
 from hskd.encoder import compiled_layers, is_bert_shaped
 from hskd.errors import HskdError
 from hskd.runtime import provenance
 from hskd.students.create import STUDENT_FILE
+from hskd.students.loading import PROJECTION_FILE
 from hskd.tasks import Task, TokenizedSplit, compute_metrics
 from hskd.teachers.loading import load_tokenizer
 from hskd.training import (

@@ -18,6 +18,7 @@ from filelock import FileLock
 from transformers import AutoConfig, PretrainedConfig
 
 from hskd.artifacts import Workspace, lock_path, read_json
+from hskd.distill.general import general_distill
 from hskd.distill.prepare import Student, from_store
 from hskd.distill.source import StoreSource
 from hskd.distill.trial import HeldOut, Run, run_trial
@@ -29,7 +30,7 @@ from hskd.store.derive import derive
 from hskd.store.extract import Superset, extract
 from hskd.store.reader import Store
 from hskd.students.create import AnyStudent, StudentSettings, TinyBertSettings, create_rosita
-from hskd.students.general import GeneralSettings, general_distill
+from hskd.students.general import GeneralSettings
 from hskd.students.pretrained import create_tinybert
 from hskd.tasks import Task, TaskData, TokenizedSplit, load_task, tokenize
 from hskd.tasks.augment import AUGMENTED

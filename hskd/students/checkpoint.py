@@ -20,8 +20,8 @@ from transformers.modeling_utils import load_state_dict
 from transformers.utils import cached_file
 
 from hskd.artifacts import file_sha256, fingerprint, read_json
-from hskd.distill.trainer import PROJECTION_FILE
 from hskd.errors import HskdError
+from hskd.students.loading import PROJECTION_FILE
 from hskd.teachers.loading import load_tokenizer, resolve_model
 
 _WEIGHTS = (

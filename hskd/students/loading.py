@@ -11,6 +11,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from hskd.errors import HskdError
 from hskd.remote import local_copy
 
+PROJECTION_FILE = "fit_dense.safetensors"
+"""``W`` beside a student that is narrower than its teacher."""
+
 
 def load_student(folder: str | Path) -> PreTrainedModel:
     """The classifier saved in ``folder``, of any registered model type, in float32 with SDPA attention, in eval mode.

@@ -11,7 +11,6 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hskd.artifacts import build, read_json, write_json
-from hskd.distill.trainer import PROJECTION_FILE
 from hskd.errors import HskdError, MismatchError
 from hskd.runtime import provenance
 from hskd.students.checkpoint import (
@@ -21,6 +20,7 @@ from hskd.students.checkpoint import (
     load_checkpoint,
 )
 from hskd.students.create import STUDENT_FILE, TinyBertSettings
+from hskd.students.loading import PROJECTION_FILE
 from hskd.tasks import Task, tokenizer_fingerprint
 from hskd.teachers.loading import load_tokenizer, resolve_model
 

@@ -13,11 +13,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hskd.distill.source import KnowledgeSource
-from hskd.distill.trainer import PROJECTION_FILE, HSKModule, HSKTrainer, PredictionTrainer
+from hskd.distill.trainer import HSKModule, HSKTrainer, PredictionTrainer
 from hskd.distill.trial import Run
 from hskd.errors import HskdError
 from hskd.spec import HSKSpec
 from hskd.students import load_student
+from hskd.students.loading import PROJECTION_FILE
 from hskd.training import GoldTrainer, StageTrainer
 
 WIDTH = 32

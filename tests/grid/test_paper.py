@@ -17,7 +17,6 @@ from grid.lab import Ran, Recorder
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel, BertTokenizerFast
 
-from hskd.distill.trainer import PROJECTION_FILE
 from hskd.grid.changes import changed
 from hskd.grid.config import Machine
 from hskd.grid.executors import InProcess
@@ -29,6 +28,7 @@ from hskd.store.derive import derive
 from hskd.store.extract import Superset, extract
 from hskd.store.reader import Store
 from hskd.students.create import StudentSettings, TinyBertSettings
+from hskd.students.loading import PROJECTION_FILE
 from hskd.tasks.glue import GLUE_TASKS
 from hskd.teachers.loading import Teacher
 

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from transformers import BertTokenizerFast
 
 from hskd.cache import artifacts
-from hskd.distill.trainer import PROJECTION_FILE
 from hskd.errors import HskdError
 from hskd.grid.study import Study
+from hskd.students.loading import PROJECTION_FILE
 
 ROSITA = "{layers: 2, heads: 2, ffn: 24, importance_examples: 32}"
 NAMES = ["rosita-2l-2h-24ffn", "tinybert-2l-16d-24ffn", "tinybert-2l-8d-16ffn-general"]

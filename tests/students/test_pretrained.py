@@ -23,9 +23,10 @@ from transformers import (
 )
 
 from hskd.distill.prepare import Student
-from hskd.distill.trainer import PROJECTION_FILE, HSKModule
+from hskd.distill.trainer import HSKModule
 from hskd.errors import HskdError, MismatchError
 from hskd.students.create import STUDENT_FILE, TinyBertSettings
+from hskd.students.loading import PROJECTION_FILE
 from hskd.students.pretrained import create_tinybert
 from hskd.tasks import Task, load_task
 
