@@ -1,7 +1,8 @@
 """How a grid's learning rates are chosen: a search on the dev split, on seeds that the grid does not report.
 
-The arms *none* and *full* are searched alike. ``python -m benchmarks.rates mr-joint`` writes what it saw to
-``results/rates/mr-joint.csv`` and prints it; run again, it goes on from there.
+The arms *none* and *full* are searched alike, and small specs beside them: a rate that is best for full HSK may spoil a
+student that learns from little. ``python -m benchmarks.rates mr-joint`` writes what it saw to ``results/rates/mr-joint.csv``
+and prints it; run again, it goes on from there.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ SETTING = ["student", "train_examples", "arm", "hsk_epochs", "prediction_epochs"
 
 
 def searched(
-    grid: GridSpec, none_rates: list[float], hsk_rates: list[float], last_rates: list[float]
+    grid: GridSpec, none_rates: list[float], hsk_rates: list[float], last_rates: list[float], specs: list[str]
 ) -> list[TrialConfig]:
-    """*none* at each of ``none_rates``; *full* at each pair of ``hsk_rates`` and ``last_rates``."""
+    """*none* at each of ``none_rates``; *full* and ``specs`` at each pair of ``hsk_rates`` and ``last_rates``."""
     machine = Machine.here()
-    bare = grid.model_copy(update={"sweeps": (), "include": (), "arms": ()})
+    bare = grid.model_copy(update={"sweeps": (), "include": tuple(specs), "arms": (), "more_seeds": None})
     trials = [
         trial
         for rate in none_rates
@@ -39,7 +40,7 @@ def searched(
         for last_rate in last_rates:
             training = bare.training.model_copy(update={"hsk_lr": hsk_rate, "prediction_lr": last_rate})
             changed = bare.model_copy(update={"training": training})
-            trials += [trial for trial in changed.trials(machine) if trial.settings.arm == "full"]
+            trials += [trial for trial in changed.trials(machine) if trial.settings.arm != "none"]
     return trials
 
 
@@ -49,18 +50,18 @@ def row(config: TrialConfig, dev_score: float) -> dict[str, object]:
     values = (
         config.student_name,
         config.task.train_examples,
-        settings.arm,
+        config.spec.label if config.spec and settings.arm == "spec" else settings.arm,
         settings.hsk_epochs,
         settings.prediction_epochs,
-        settings.hsk_lr if settings.arm == "full" else None,
+        settings.hsk_lr if settings.arm != "none" else None,
         settings.prediction_lr,
     )
     return dict(zip(SETTING, values, strict=True)) | {"seed": settings.seed, "dev_score": dev_score}
 
 
 def numbers(text: str) -> list[float]:
-    """``4e-4,8e-4`` as numbers."""
-    return [float(part) for part in text.split(",")]
+    """``4e-4,8e-4`` as numbers; nothing as none."""
+    return [float(part) for part in text.split(",") if part]
 
 
 def main(
@@ -68,6 +69,7 @@ def main(
     none_lr: Annotated[str, typer.Option(help="Rates of none.")] = "4e-4,8e-4,1.6e-3,3.2e-3",
     hsk_lr: Annotated[str, typer.Option(help="Rates of the HSK stage.")] = "4e-4,8e-4,1.6e-3,3.2e-3",
     prediction_lr: Annotated[str, typer.Option(help="Rates of the prediction stage after it.")] = "2e-4,4e-4,8e-4",
+    specs: Annotated[str, typer.Option(help="Labels of small specs to search beside full HSK.")] = "",
     hsk_epochs: Annotated[int | None, typer.Option(help="Epochs of the HSK stage [default: the grid's].")] = None,
     prediction_epochs: Annotated[int | None, typer.Option(help="Epochs of the prediction stage.")] = None,
     seeds: Annotated[str, typer.Option(help="Seeds that the grid does not report.")] = "100,101",
@@ -79,7 +81,7 @@ def main(
     epochs = {"hsk_epochs": hsk_epochs, "prediction_epochs": prediction_epochs}
     training = spec.training.model_copy(update={name: count for name, count in epochs.items() if count is not None})
     spec = spec.model_copy(update={"training": training})
-    trials = searched(spec, numbers(none_lr), numbers(hsk_lr), numbers(prediction_lr))
+    trials = searched(spec, numbers(none_lr), numbers(hsk_lr), numbers(prediction_lr), specs.split())
     path = Path("results/rates") / f"{spec.name}.csv"
     tried = pd.read_csv(path) if path.is_file() else pd.DataFrame()
     with display() as shown:
