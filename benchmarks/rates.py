@@ -1,8 +1,8 @@
 """How a grid's learning rates are chosen: a search on the dev split, on seeds that the grid does not report.
 
 The arms *none* and *full* are searched alike, and small specs beside them: a rate that is best for full HSK may spoil a
-student that learns from little. ``python -m benchmarks.rates mr-joint`` writes what it saw to ``results/rates/mr-joint.csv``
-and prints it; run again, it goes on from there.
+student that learns from little. ``python -m benchmarks.rates mr-joint`` writes what it saw to
+``results/rates/mr-joint.csv`` and prints it; run again, it goes on from there.
 """
 
 from __future__ import annotations

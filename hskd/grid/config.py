@@ -91,6 +91,9 @@ class TrialConfig(BaseModel):
     """CPU threads of the trial; one is the best use of a machine that runs a trial on every core."""
     build_threads: int
     """CPU threads of what trials share: teacher, students, superset."""
+    # Left out where it is off: a trial is named by the fingerprint of all that is written here.
+    online: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
+    """The teacher runs in the training loop, and nothing is stored."""
     files: dict[str, str] = {}
     """Fingerprints of the user's own files behind ``task.data``, ``task.augment``, ``teacher.model``, and the student's
     ``checkpoint`` or ``text``: a path says nothing of them."""

@@ -109,10 +109,10 @@ def _amount(
 def _store_bytes(study: Study, encoder: PretrainedConfig) -> int:
     """Bytes of all stores, of training and of held-out examples: supersets and what is derived from them."""
     total = 0.0
-    for examples, specs in (
-        (study.train, [trial.spec for trial in study.trials]),
-        (study.held_out_examples, [trial.spec and trial.spec.full() for trial in study.trials]),
-    ):
+    stored = [(study.held_out_examples, [trial.spec and trial.spec.full() for trial in study.trials])]
+    if not study.trials[0].online:
+        stored.append((study.train, [trial.spec for trial in study.trials]))
+    for examples, specs in stored:
         superset = study.union(specs, encoder)
         tokens = int(examples.offsets[-1])
         arrays = superset.arrays(encoder.hidden_size, study.task.num_labels, examples.max_length, encoder.vocab_size)

@@ -127,6 +127,13 @@ class GridSpec(BaseModel):
     task: TaskPlan = TaskPlan()
     teacher: TeacherPlan = TeacherPlan()
     students: Annotated[tuple[AnyStudent, ...], Field(min_length=1)] = (StudentSettings(),)
+    online: Annotated[
+        bool,
+        Field(
+            description="The teacher runs in the training loop of every trial, as some switches of compat ask for.",
+            exclude_if=lambda value: not value,
+        ),
+    ] = False
     training: Annotated[
         DistillSettings, Field(description="Epochs, rates, batch size; arm and seed are set by the grid.")
     ] = DistillSettings()
@@ -157,9 +164,11 @@ class GridSpec(BaseModel):
 
     @field_validator("arms")
     @classmethod
-    def _have_labels(cls, arms: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    def _can_be_run(cls, arms: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if "gold" in arms and "task" in info.data and info.data["task"].augment is not None:
             raise ValueError("gold learns from labels, and the sentences of task.augment have none; leave one out")
+        if "shuffled" in arms and info.data.get("online"):
+            raise ValueError("shuffled reads the HSK of other examples from a store, and online there is none")
         return arms
 
     @field_validator("training")
@@ -167,7 +176,8 @@ class GridSpec(BaseModel):
     def _comes_from_a_store(cls, training: DistillSettings, info: ValidationInfo) -> DistillSettings:
         task = info.data.get("task")
         try:
-            refuse_offline(training.compat, "A grid trains from one: leave it out, or use hskd distill --teacher.")
+            if not info.data.get("online"):
+                refuse_offline(training.compat, "A grid trains from one: leave it out, or set online: true.")
             if task is not None and task.name in FIXED_TASKS:
                 require_regression(training, FIXED_TASKS[task.name])
         except HskdError as error:
@@ -233,6 +243,7 @@ class GridSpec(BaseModel):
                         student=student,
                         settings=self.training.model_copy(update=changes),
                         spec=spec,
+                        online=self.online,
                         **asdict(machine),
                         files=files[student],
                     )

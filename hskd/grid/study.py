@@ -19,7 +19,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from hskd.artifacts import Workspace, lock_path, read_json
 from hskd.distill.general import general_distill
-from hskd.distill.prepare import Student, from_store
+from hskd.distill.prepare import Prepared, Student, from_store, from_teacher
 from hskd.distill.source import StoreSource
 from hskd.distill.trial import HeldOut, Run, run_trial
 from hskd.errors import HskdError
@@ -47,7 +47,7 @@ class Study:
     """What the trials of one grid share: task, teacher, superset. Trials may differ in all else.
 
     Args:
-        trials: configs with the same task, teacher and machine.
+        trials: configs with the same task, teacher and machine, all offline or all online.
         work: folder of the artifacts.
         watcher: is told the progress.
     """
@@ -135,6 +135,11 @@ class Study:
     def _teacher_key(self) -> str:
         """Identifies the teacher: by its recipe, or a given one by its weights."""
         return self._load_teacher().fingerprint if self._first.teacher.fine_tuned else self.teacher_folder.name
+
+    @cached_property
+    def _online_teacher(self) -> Teacher:
+        """The teacher, kept in memory for the trials that run it."""
+        return self._load_teacher()
 
     def _load_teacher(self) -> Teacher:
         teacher = Teacher.load(str(self.teacher_folder), self.task)
@@ -280,7 +285,7 @@ class Study:
     def build(self) -> None:
         """Make everything that trials share, on all the threads that are set for that."""
         set_threads(self._first.build_threads)
-        _ = self.superset, self.held_out
+        _ = self.teacher_folder if self._first.online else self.superset, self.held_out
         for config in {config.student: config for config in self.trials}.values():
             self.student_folder(config)
         release_memory()  # the teacher's: from here on students train alone
@@ -292,15 +297,7 @@ class Study:
         set_threads(config.threads)
         student = self.student(config)
         with FileLock(lock_path(folder)):
-            prepared = from_store(
-                self.superset,
-                config.settings,
-                config.spec,
-                student,
-                self.task,
-                self.train,
-                self._derived(self.superset, config.spec, student.layers),
-            )
+            prepared = self._prepared(config, student)
             run = Run(
                 config.dtype,
                 self.device,
@@ -321,6 +318,13 @@ class Study:
                 record=prepared.record,
                 held_out=self._held_out_source(config, student.layers),
             )
+
+    def _prepared(self, config: TrialConfig, student: Student) -> Prepared:
+        if config.online:
+            teacher = self._online_teacher
+            return from_teacher(teacher, config.settings, config.spec, student, self.task, self.train, config.dtype)
+        derived = self._derived(self.superset, config.spec, student.layers)
+        return from_store(self.superset, config.settings, config.spec, student, self.task, self.train, derived)
 
     def _derived(self, superset: Store, spec: HSKSpec | None, student_layers: int) -> Path:
         return self._folder(

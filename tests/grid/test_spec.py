@@ -114,7 +114,12 @@ WRONG = {
     "a switch that needs the teacher": (
         "name: g\n\ntraining:\n  compat: [zero_dropped, pads_in_loss]\n",
         3,
-        ["training", "pads_in_loss", "a store holds no pads", "hskd distill --teacher"],
+        ["training", "pads_in_loss", "a store holds no pads", "online: true"],
+    ),
+    "a control that needs a store": (
+        "name: g\nonline: true\narms: [gold, shuffled]\n",
+        3,
+        ["arms", "shuffled", "online there is none"],
     ),
     "a switch of regressions": (
         "name: g\ntask: {name: cola}\ntraining: {compat: [gold_regression]}\n",
@@ -456,6 +461,16 @@ def test_other_content_of_the_same_files_is_another_trial(tmp_path: Path) -> Non
     assert [trial.id for trial in grid.trials(machine)] == before
     (data / "train.csv").write_text("sentence,mood\na,bad\n")
     assert not set(before) & {trial.id for trial in grid.trials(machine)}
+
+
+def test_online_trials_are_others_and_take_the_switches_that_need_the_teacher() -> None:
+    plain, online = (
+        grid(training={}).trials(HERE),
+        grid(online=True, training={"compat": ["teacher_dropout"]}).trials(HERE),
+    )
+    assert [trial.id for trial in grid(online=False, training={}).trials(HERE)] == [trial.id for trial in plain]
+    assert not {trial.id for trial in online} & {trial.id for trial in plain}
+    assert all(trial.online for trial in online) and not any(trial.online for trial in plain)
 
 
 def test_switches_make_other_trials_in_whatever_order_they_are_written() -> None:
