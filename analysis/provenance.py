@@ -93,7 +93,8 @@ def _grid_command(folder: Path) -> tuple[str, str]:
     """What runs the grid of ``folder``: a preset by its name, with what was changed of it, else its file."""
     content = {key: value for key, value in read_json(folder / GRID_FILE).items() if key != "trials"}
     name = str(content.get("name"))
-    command = ["hskd", "grid", "run", f"{name}.yaml"]
+    file = folder / "grid.yaml"
+    command = ["hskd", "grid", "run", str(file) if file.is_file() else f"{name}.yaml"]
     note = f"runs the grid, from the file that it was planned in; {GRID_FILE} holds what that said"
     grid = _recorded(content)
     if grid is not None and name in presets():

@@ -129,10 +129,7 @@ class GridSpec(BaseModel):
     students: Annotated[tuple[AnyStudent, ...], Field(min_length=1)] = (StudentSettings(),)
     online: Annotated[
         bool,
-        Field(
-            description="The teacher runs in the training loop of every trial, as some switches of compat ask for.",
-            exclude_if=lambda value: not value,
-        ),
+        Field(description="The teacher runs in the training loop of every trial, as some switches of compat ask for."),
     ] = False
     training: Annotated[
         DistillSettings, Field(description="Epochs, rates, batch size; arm and seed are set by the grid.")

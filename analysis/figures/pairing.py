@@ -1,0 +1,41 @@
+"""Two studies paired by seed: the difference at each of their points, with its interval."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis import style
+from analysis.figures.axes import row_names
+from analysis.strategies import UNDETERMINED
+
+_MINUS = "\N{MINUS SIGN}"
+
+
+def pairing_figure(pairs: pd.DataFrame, first: str, second: str, above_none: bool = False) -> Figure:
+    """Draw :func:`analysis.pairing.pair`, a row per point, in points; filled where the difference is shown.
+
+    Args:
+        pairs: at least one row.
+        first: what the first results are called.
+        second: what the second are called.
+        above_none: what was compared, for the axis.
+    """
+    with style.canvas((style.FULL, 0.2 * len(pairs) + 0.8)) as figure:
+        axes = figure.subplots()
+        axes.axvline(0, color=style.INK, lw=0.8, zorder=1)
+        for y, row in enumerate(pairs.to_dict("records")):
+            difference, low, high = (100 * row[name] for name in ("difference", "low", "high"))
+            shown = row["verdict"] != UNDETERMINED
+            if np.isfinite([low, high]).all():
+                axes.plot([low, high], [y, y], color=style.CURVE, lw=2.0 if shown else 0.9, zorder=2)
+            axes.plot(difference, y, "o", ms=5, color=style.CURVE, mfc=style.CURVE if shown else "white", zorder=3)
+            said = f"{difference:+.2f}, {row['n']} seed{'' if row['n'] == 1 else 's'}".replace("-", _MINUS)
+            axes.text(1.01, y, said, fontsize=style.SMALL, va="center", transform=axes.get_yaxis_transform())
+        row_names(axes, [(float(y), str(name)) for y, name in enumerate(pairs["name"])])
+        axes.margins(x=0.06)
+        what = "what is gained over none" if above_none else "score"
+        axes.set_xlabel(f"difference in {what}, {second} {_MINUS} {first} (points)")
+        style.settle(figure)
+        return figure

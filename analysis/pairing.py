@@ -1,0 +1,83 @@
+"""Two studies of the same points, paired by seed: does what sets them apart matter, a switch, a teacher, more data?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.curves import NONE
+from analysis.intervals import CONFIDENCE, holm
+from analysis.strategies import UNDETERMINED, paired_test
+from analysis.table import Study
+from hskd.artifacts import read_json
+from hskd.errors import HskdError
+from hskd.grid.changes import differences
+from hskd.results import GRID_FILE
+
+COLUMNS = ["name", "fraction", "first", "second", "difference", "low", "high", "p", "p_holm", "n", "verdict"]
+OWN = ("name", "trials", "sweeps", "include", "exclude", "seeds", "more_seeds", "arms")
+"""What of a grid says which points and seeds it has, and not how they were run."""
+
+
+def pair(first: Study, second: Study, above_none: bool = False, confidence: float = CONFIDENCE) -> pd.DataFrame:
+    """Every point that two studies share, second - first, by a paired t-test over the seeds that both have.
+
+    Args:
+        first: one study.
+        second: another, of the same task and split; trials of a seed share what the seed decides (dropout, ``W``),
+            and the batches too where the training examples are the same.
+        above_none: compare what each point gains over its own study's *none* instead of its score: what changes
+            both alike then drops out.
+        confidence: of the intervals; a verdict needs an adjusted p below ``1 - confidence``.
+
+    Returns:
+        A row per point, by rising fraction: name; fraction (of the first study); first, second (means over the shared
+        seeds, shares of 1); difference, low, high (t-interval of this row alone), p (two-sided), p_holm (over the rows
+        of the table), n (seeds), verdict (``second higher``, ``first higher`` or ``undetermined``).
+
+    Raises:
+        HskdError: the studies are of different tasks or splits, share no point, or there is no *none* to compare with.
+    """
+    for column in ("task", "score_split"):
+        ours, theirs = getattr(first, column), getattr(second, column)
+        if ours != theirs:
+            raise HskdError(f"{column}: {ours} and {theirs} cannot be paired; give two results of the same {column}.")
+    scores = [study.scores for study in (first, second)]
+    if above_none:
+        if any(NONE not in table for table in scores):
+            raise HskdError("above none: one of the two has no trials of the arm none; run it, or compare scores.")
+        scores = [table.drop(columns=NONE).sub(table[NONE], axis=0) for table in scores]
+    shared = [name for name in first.points.index if all(name in table for table in scores)]
+    rows: list[dict[str, Any]] = []
+    for name in shared:
+        pairs = pd.concat([table[name] for table in scores], axis=1, keys=["first", "second"]).dropna()
+        if pairs.empty:
+            continue
+        found = paired_test((pairs["second"] - pairs["first"]).to_numpy(), confidence)
+        row = {"name": name, "fraction": first.amount(name), **pairs.mean().to_dict(), "n": len(pairs)}
+        rows.append(row | dict(zip(("difference", "low", "high", "p"), found, strict=True)))
+    if not rows:
+        raise HskdError("the two results share no point and seed, so there is nothing to compare.")
+    for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        higher = "second higher" if row["difference"] > 0 else "first higher"
+        row |= {"p_holm": p, "verdict": higher if p < 1 - confidence else UNDETERMINED}
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def apart(first: Path, second: Path) -> list[str]:
+    """What the grids of two results folders say differently, a text each; nothing where one does not say."""
+    files = [folder / GRID_FILE for folder in (first, second)]
+    if not all(file.is_file() for file in files):
+        return []
+    old, new = ({key: value for key, value in read_json(file).items() if key not in OWN} for file in files)
+    shared = old.keys() & new.keys()  # a key that one lacks is of another version of this code, and off
+    found = differences({key: old[key] for key in shared}, {key: new[key] for key in shared})
+    return [f"{key} {_at(old, key)!r}, then {value!r}" for key, value in sorted(found.items())]
+
+
+def _at(content: Any, key: str) -> Any:
+    for part in key.split("."):
+        content = content[int(part)] if isinstance(content, list) else content[part]
+    return content

@@ -1,0 +1,82 @@
+"""``hskd compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from hskd.errors import HskdError
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(help="Folder of a grid's results, or its table as CSV.")],
+    second: Annotated[Path, typer.Argument(help="Another, with some of the same specs or arms, and seeds.")],
+    above_none: Annotated[
+        bool, typer.Option(help="Compare what is gained over each grid's own none, instead of scores.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of figure and table (default: comparisons, in the second results).")
+    ] = None,
+) -> None:
+    """Pair two grids by seed: does it matter what sets them apart, such as a switch, the teacher, or more data?
+
+    Every spec and arm that both have gets its difference, second - first, with a 95 % t-interval; p is adjusted (Holm).
+    """
+    from analysis import style
+    from analysis.figures.pairing import pairing_figure
+    from analysis.pairing import apart, pair
+    from analysis.table import Study, studies
+    from hskd.artifacts import atomic_path
+
+    def only(path: Path) -> Study:
+        found = studies(path)
+        if len(found) > 1:
+            raise HskdError(
+                f"{path}: holds {len(found)} studies ({', '.join(study.title for study in found)}); give one."
+            )
+        return found[0]
+
+    pairs = pair(only(first), only(second), above_none)
+    ours, theirs = _name(first), _name(second)
+    folder = out or (second if second.is_dir() else second.parent) / "comparisons"
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"{ours}-{theirs}" + ("-above-none" if above_none else "")
+    with atomic_path(folder / f"{stem}.csv") as temporary:
+        pairs.to_csv(temporary, index=False)
+    figure = style.save(pairing_figure(pairs, ours, theirs, above_none), folder / f"{stem}.png")
+    console = Console()
+    console.print(_table(pairs, ours, theirs, above_none))
+    for text in apart(first, second):
+        console.print(f"apart: {text}", markup=False, highlight=False, soft_wrap=True)
+    print(f"table:  {folder / f'{stem}.csv'}")
+    print(f"figure: {figure}")
+
+
+def _name(path: Path) -> str:
+    return path.resolve().name if path.is_dir() else path.stem
+
+
+def _table(pairs: pd.DataFrame, first: str, second: str, above_none: bool) -> Table:
+    what = "gained over none" if above_none else "score"
+    table = Table(title=f"{what}, points: {escape(second)} - {escape(first)}, paired by seed", box=SIMPLE)
+    for column in ("spec or arm", first, second, "difference, 95 %", "p (Holm)", "seeds", "verdict"):
+        table.add_column(escape(column), justify="left" if column in ("spec or arm", "verdict") else "right")
+    for row in pairs.to_dict("records"):
+        interval = "" if pd.isna(row["low"]) else f" ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
+        table.add_row(
+            escape(row["name"]),
+            f"{100 * row['first']:.1f}",
+            f"{100 * row['second']:.1f}",
+            f"{100 * row['difference']:.1f}{interval}",
+            "" if pd.isna(row["p_holm"]) else f"{row['p_holm']:.2g}",
+            str(row["n"]),
+            row["verdict"],
+        )
+    return table
