@@ -57,6 +57,8 @@ def facts(study: Study, folder: Path | None) -> Facts:
         ("seeds", ", ".join(map(str, sorted(trials["seed"].unique())))),
         ("specs", f"{(study.points['arm'] == 'spec').sum()}"),
         *_settings(trials, first),
+        ("switches of compat", ", ".join(first.get("settings", {}).get("compat", ()))),
+        ("knowledge", "from the teacher, in the training loop" if first.get("config", {}).get("online") else ""),
         (
             "machine",
             _join(_all(results, "machine"), _values(trials, "device"), _values(trials, "dtype", "arithmetic in")),

@@ -71,6 +71,28 @@ def test_a_grid_that_is_no_preset_is_run_by_its_file(tmp_path: Path) -> None:
         assert "from the file" in note
 
 
+def test_a_grid_file_among_the_results_is_what_is_run(tmp_path: Path) -> None:
+    grid = json.loads((DEMO / "grid.json").read_text())
+    (tmp_path / "grid.json").write_text(json.dumps(grid | {"name": "mine"}))
+    (tmp_path / "grid.yaml").write_text("name: mine")
+    _, command = provenance.commands(tmp_path, tmp_path / "report", 0.5)[0]
+    assert command == f"hskd grid run {tmp_path}/grid.yaml --out {tmp_path}"
+
+
+def test_switches_and_the_teacher_in_the_loop_are_said(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    shutil.copytree(DEMO, folder)
+    assert not {"switches of compat", "knowledge"} & set(dict(provenance.facts(studies(folder)[0], folder)))
+    for file in (folder / "trials").glob("*.json"):
+        result = json.loads(file.read_text())
+        result["settings"]["compat"] = ["teacher_dropout"]
+        result["config"]["online"] = True
+        file.write_text(json.dumps(result))
+    facts = dict(provenance.facts(studies(folder)[0], folder))
+    assert facts["switches of compat"] == "teacher_dropout"
+    assert facts["knowledge"] == "from the teacher, in the training loop"
+
+
 def test_a_preset_with_changes_is_run_with_them(tmp_path: Path) -> None:
     grid = json.loads((DEMO / "grid.json").read_text())
     changes = {"training": grid["training"] | {"hsk_epochs": 9}, "task": grid["task"] | {"max_length": 32}}
