@@ -13,7 +13,6 @@ from analysis.strategies import UNDETERMINED, paired_test
 from analysis.table import Study
 from hskd.artifacts import read_json
 from hskd.errors import HskdError
-from hskd.grid.changes import differences
 from hskd.results import GRID_FILE
 
 COLUMNS = ["name", "fraction", "first", "second", "difference", "low", "high", "p", "p_holm", "n", "verdict"]
@@ -71,13 +70,24 @@ def apart(first: Path, second: Path) -> list[str]:
     files = [folder / GRID_FILE for folder in (first, second)]
     if not all(file.is_file() for file in files):
         return []
-    old, new = ({key: value for key, value in read_json(file).items() if key not in OWN} for file in files)
-    shared = old.keys() & new.keys()  # a key that one lacks is of another version of this code, and off
-    found = differences({key: old[key] for key in shared}, {key: new[key] for key in shared})
-    return [f"{key} {_at(old, key)!r}, then {value!r}" for key, value in sorted(found.items())]
+    old, new = (_flat({key: value for key, value in read_json(file).items() if key not in OWN}) for file in files)
+    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key, _OFF) != new.get(key, _OFF)]
+    return [f"{key} {old.get(key, _OFF)}, then {new.get(key, _OFF)}" for key in keys]
 
 
-def _at(content: Any, key: str) -> Any:
-    for part in key.split("."):
-        content = content[int(part)] if isinstance(content, list) else content[part]
-    return content
+_OFF = "off"
+"""What a grid does not mention."""
+
+
+def _flat(content: Any, key: str = "") -> dict[str, Any]:
+    """Dotted keys, such as ``training.hsk_lr``, to values; switches that are off are not there."""
+    if isinstance(content, dict):
+        parts = content.items()
+    elif isinstance(content, list) and any(isinstance(part, dict) for part in content):
+        parts = {str(i): part for i, part in enumerate(content)}.items()
+    else:
+        return {} if content in (None, False, [], {}) else {key: content}
+    found: dict[str, Any] = {}
+    for name, part in parts:
+        found |= _flat(part, f"{key}.{name}" if key else str(name))
+    return found

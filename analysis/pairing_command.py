@@ -64,19 +64,22 @@ def _name(path: Path) -> str:
 
 
 def _table(pairs: pd.DataFrame, first: str, second: str, above_none: bool) -> Table:
+    from analysis.strategies import UNDETERMINED
+
     what = "gained over none" if above_none else "score"
-    table = Table(title=f"{what}, points: {escape(second)} - {escape(first)}, paired by seed", box=SIMPLE)
-    for column in ("spec or arm", first, second, "difference, 95 %", "p (Holm)", "seeds", "verdict"):
-        table.add_column(escape(column), justify="left" if column in ("spec or arm", "verdict") else "right")
+    title = f"{what}, points: {escape(second)} - {escape(first)}, paired by seed"
+    table = Table(title=title, box=SIMPLE, caption="* shown: p (Holm) is below 0.05; n: seeds")
+    table.add_column("spec or arm", no_wrap=True)
+    for column in ("first", "second", "difference, 95 %", "p (Holm)", "n"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in pairs.to_dict("records"):
         interval = "" if pd.isna(row["low"]) else f" ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
         table.add_row(
             escape(row["name"]),
             f"{100 * row['first']:.1f}",
             f"{100 * row['second']:.1f}",
-            f"{100 * row['difference']:.1f}{interval}",
+            f"{100 * row['difference']:.1f}{interval}" + ("  " if row["verdict"] == UNDETERMINED else " *"),
             "" if pd.isna(row["p_holm"]) else f"{row['p_holm']:.2g}",
             str(row["n"]),
-            row["verdict"],
         )
     return table

@@ -78,14 +78,18 @@ def test_the_figure_can_be_read() -> None:
 def test_the_command_writes_both_and_says_what_sets_them_apart(tmp_path: Path) -> None:
     plain = simulated.write(tmp_path / "plain", simulated.simulate(seeds=3))
     other = simulated.write(tmp_path / "other", lifted(simulated.simulate(seeds=3), -0.02, noise=0.001))
-    for folder, compat in ((plain, []), (other, ["zero_dropped"])):
-        content = {"name": folder.name, "seeds": 3, "training": {"compat": compat, "tau": 1.0}, "trials": ["x"]}
+    for folder, compat in ((plain, {}), (other, {"compat": ["zero_dropped"]})):
+        students = [{"layers": 3, "heads": 2 if compat else 4}]
+        training = {"tau": 1.0, "arm": "spec"} | compat
+        content = {"name": folder.name, "seeds": 3, "training": training, "students": students, "trials": ["x"]}
         (folder / "grid.json").write_text(json.dumps(content))
-    assert apart(plain, other) == ["training.compat [], then ['zero_dropped']"]
+    sets_apart = ["students.0.heads 4, then 2", "training.compat off, then ['zero_dropped']"]
+    assert apart(plain, other) == sets_apart
+    assert apart(plain, tmp_path) == []
     result = CliRunner().invoke(app, ["compare", str(plain), str(other)])
     assert result.exit_code == 0, result.output
-    assert "training.compat [], then ['zero_dropped']" in result.output
-    assert "first higher" in result.output
+    assert all(text in result.output for text in sets_apart)
+    assert ") *" in result.output
     table = pd.read_csv(other / "comparisons" / "plain-other.csv")
     assert table.set_index("name").loc["full", "difference"] == pytest.approx(-0.02, abs=0.002)
     assert (other / "comparisons" / "plain-other.png").stat().st_size > 5000
