@@ -87,6 +87,9 @@ class Sweep(BaseModel):
 
     @model_validator(mode="after")
     def _go_together(self) -> Sweep:
+        for selector, amount in (("length", "k"), ("width", "w")):
+            if selector in self.model_fields_set and amount not in self.model_fields_set:
+                raise ValueError(f"{selector} chooses nothing where all is kept; say how much with {amount}")
         try:
             list(self.specs())
         except HskdError as error:

@@ -116,6 +116,11 @@ WRONG = {
         3,
         ["training", "pads_in_loss", "a store holds no pads", "online: true"],
     ),
+    "a selector without an amount": (
+        "name: g\nsweeps:\n  - {length: [cls]}\n",
+        3,
+        ["sweeps.0", "length chooses nothing where all is kept", "with k"],
+    ),
     "a control that needs a store": (
         "name: g\nonline: true\narms: [gold, shuffled]\n",
         3,
