@@ -86,7 +86,7 @@ def _flat(content: Any, key: str = "") -> dict[str, Any]:
     elif isinstance(content, list) and any(isinstance(part, dict) for part in content):
         parts = {str(i): part for i, part in enumerate(content)}.items()
     else:
-        return {} if content in (None, False, [], {}) else {key: content}
+        return {} if content is None or content is False or content in ([], {}) else {key: content}
     found: dict[str, Any] = {}
     for name, part in parts:
         found |= _flat(part, f"{key}.{name}" if key else str(name))

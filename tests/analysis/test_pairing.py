@@ -80,10 +80,14 @@ def test_the_command_writes_both_and_says_what_sets_them_apart(tmp_path: Path) -
     other = simulated.write(tmp_path / "other", lifted(simulated.simulate(seeds=3), -0.02, noise=0.001))
     for folder, compat in ((plain, {}), (other, {"compat": ["zero_dropped"]})):
         students = [{"layers": 3, "heads": 2 if compat else 4}]
-        training = {"tau": 1.0, "arm": "spec"} | compat
+        training = {"tau": 1.0 if compat else 0, "arm": "spec"} | compat
         content = {"name": folder.name, "seeds": 3, "training": training, "students": students, "trials": ["x"]}
         (folder / "grid.json").write_text(json.dumps(content))
-    sets_apart = ["students.0.heads 4, then 2", "training.compat off, then ['zero_dropped']"]
+    sets_apart = [
+        "students.0.heads 4, then 2",
+        "training.compat off, then ['zero_dropped']",
+        "training.tau 0, then 1.0",
+    ]
     assert apart(plain, other) == sets_apart
     assert apart(plain, tmp_path) == []
     result = CliRunner().invoke(app, ["compare", str(plain), str(other)])
