@@ -1,0 +1,50 @@
+"""``hskd overview``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hskd.errors import HskdError
+
+if TYPE_CHECKING:
+    from analysis.figures.overview import Line
+
+
+def overview(
+    results: Annotated[
+        list[str],
+        typer.Argument(
+            help="Folders of results of one teacher, student and task; FOLDER:STRATEGY where a grid has several, such "
+            "as results/mr-length:attention_no_sep.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The figure, .png or .svg.")] = Path("overview.png"),
+    bytes: Annotated[bool, typer.Option("--bytes", help="Against bytes an example, instead of the fraction.")] = False,
+) -> None:
+    """Draw several grids in one picture: which dimension, or all together, gives most for least."""
+    from analysis import style
+    from analysis.figures.overview import overview_figure
+
+    figure = overview_figure([_line(text) for text in results], "bytes_per_example" if bytes else "fraction")
+    print(f"figure: {style.save(figure, out)}")
+
+
+def _line(text: str) -> Line:
+    from analysis.figures.overview import Line
+    from analysis.table import studies
+
+    path, _, strategy = (text, "", "") if Path(text).exists() else text.rpartition(":")
+    found = studies(Path(path or text))
+    if len(found) > 1:
+        titles = ", ".join(study.title for study in found)
+        raise HskdError(f"{path}: holds {len(found)} studies ({titles}); give the table of one.")
+    study, known = found[0], found[0].strategies
+    if not known:
+        raise HskdError(f"{text}: no trial of the arm spec, so there is no line to draw.")
+    chosen = strategy or (known[0] if len(known) == 1 else "")
+    if chosen not in known:
+        raise HskdError(f"{text}: say which strategy, as {path}:STRATEGY; there are {', '.join(known)}.")
+    return Line(study, chosen)
