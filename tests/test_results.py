@@ -13,9 +13,8 @@ from hskd.artifacts import read_json
 from hskd.results import GRID_FILE, load
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-COMMITTED = sorted(
-    path.parent for path in RESULTS.glob(f"*/{GRID_FILE}") if path.parent.name not in ("demo", "demo-quick")
-)
+MADE_HERE = ("demo", "demo-quick")
+COMMITTED = sorted(path.parent for path in RESULTS.glob("*/trials.csv") if path.parent.name not in MADE_HERE)
 REPORTED = [folder for folder in COMMITTED if (folder / "report").is_dir()]
 
 
