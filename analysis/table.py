@@ -234,7 +234,7 @@ class Study:
 
         rows = self._rows
         specs = [name for name, row in rows.items() if row["arm"] == "spec" and row["strategy"] == strategy]
-        fulls = sorted({rows[name]["reference"] for name in specs} - {""}, key=amounts)
+        fulls = sorted(sorted({rows[name]["reference"] for name in specs} - {""}), key=amounts)  # a set has no order
         steps = sorted([*specs, *fulls[:-1]], key=amounts)
         if not fulls:
             return steps, ""
