@@ -20,7 +20,8 @@ DIMENSIONS = {"depth": "n", "length": "k", "width": "w", "precision": "precision
 AMOUNTS = ("fraction", "bytes_per_example")
 """The columns that order points by how much HSK they keep."""
 
-_KEYS = ("task", "teacher", "student", "train_examples", "score_split")
+KEYS = ("task", "teacher", "student", "train_examples", "score_split")
+"""The columns that set studies apart."""
 _FIELDS = ("n", "l_top", "length", "k", "width", "precision")
 _TEXT = ("task", "teacher", "student", "arm", "spec", *_FIELDS, "score_split")
 _MAY_BE_EMPTY = ("spec", *_FIELDS)
@@ -134,7 +135,7 @@ class Study:
 
     @classmethod
     def _of_checked(cls, trials: pd.DataFrame, folder: Path | None, source: Path | str) -> Study:
-        for column in (*_KEYS, "teacher_score"):
+        for column in (*KEYS, "teacher_score"):
             values = trials[column].unique()
             if len(values) > 1:
                 shown = ", ".join(map(str, values[:4]))
@@ -251,5 +252,5 @@ def studies(path: Path) -> list[Study]:
     trials = read_trials(path)
     folder = path if path.is_dir() else path.parent
     kept = folder if (folder / TABLE).is_dir() else None
-    groups = trials.groupby(list(_KEYS), sort=False)
+    groups = trials.groupby(list(KEYS), sort=False)
     return [Study._of_checked(group.reset_index(drop=True), kept, path) for _, group in groups]

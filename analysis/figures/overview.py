@@ -12,10 +12,8 @@ from analysis import style
 from analysis.curves import NONE, points
 from analysis.figures.axes import amount_axis, aside, level_lines, looks, scaled
 from analysis.intervals import CONFIDENCE
-from analysis.table import Study
+from analysis.table import KEYS, Study
 from hskd.errors import HskdError
-
-_SHARED = ("task", "teacher", "student", "train_examples", "score_split")
 
 
 class Line(NamedTuple):
@@ -46,7 +44,7 @@ def overview_figure(lines: Sequence[Line], x: str = "fraction", confidence: floa
         raise HskdError("overview: no results; give at least one folder.")
     first = lines[0].study
     for line in lines[1:]:
-        for column in _SHARED:
+        for column in KEYS:
             ours, theirs = getattr(first, column), getattr(line.study, column)
             if ours != theirs:
                 raise HskdError(f"{column}: {ours} and {theirs} cannot be in one picture; give results of the same.")
