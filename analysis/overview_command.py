@@ -34,14 +34,11 @@ def overview(
 
 def _line(text: str) -> Line:
     from analysis.figures.overview import Line
-    from analysis.table import studies
+    from analysis.table import only_study
 
     path, _, strategy = (text, "", "") if Path(text).exists() else text.rpartition(":")
-    found = studies(Path(path or text))
-    if len(found) > 1:
-        titles = ", ".join(study.title for study in found)
-        raise HskdError(f"{path}: holds {len(found)} studies ({titles}); give the table of one.")
-    study, known = found[0], found[0].strategies
+    study = only_study(Path(path or text))
+    known = study.strategies
     if not known:
         raise HskdError(f"{text}: no trial of the arm spec, so there is no line to draw.")
     chosen = strategy or (known[0] if len(known) == 1 else "")

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from analysis.curves import NONE
-from analysis.intervals import CONFIDENCE, holm
-from analysis.strategies import UNDETERMINED, paired_test
+from analysis.intervals import CONFIDENCE
+from analysis.strategies import adjusted, paired_test
 from analysis.table import Study
 from hskd.artifacts import read_json
 from hskd.errors import HskdError
@@ -55,14 +55,12 @@ def pair(first: Study, second: Study, above_none: bool = False, confidence: floa
         if pairs.empty:
             continue
         found = paired_test((pairs["second"] - pairs["first"]).to_numpy(), confidence)
-        row = {"name": name, "fraction": first.amount(name), **pairs.mean().to_dict(), "n": len(pairs)}
+        row = {"name": name, "a": "second higher", "b": "first higher", "n": len(pairs)}
+        row |= {"fraction": first.amount(name), **pairs.mean().to_dict()}
         rows.append(row | dict(zip(("difference", "low", "high", "p"), found, strict=True)))
     if not rows:
         raise HskdError("the two results share no point and seed, so there is nothing to compare.")
-    for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
-        higher = "second higher" if row["difference"] > 0 else "first higher"
-        row |= {"p_holm": p, "verdict": higher if p < 1 - confidence else UNDETERMINED}
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame(adjusted(rows, confidence), columns=COLUMNS)
 
 
 def apart(first: Path, second: Path) -> list[str]:

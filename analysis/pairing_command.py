@@ -12,8 +12,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hskd.errors import HskdError
-
 
 def compare(
     first: Annotated[Path, typer.Argument(help="Folder of a grid's results, or its table as CSV.")],
@@ -32,18 +30,10 @@ def compare(
     from analysis import style
     from analysis.figures.pairing import pairing_figure
     from analysis.pairing import apart, pair
-    from analysis.table import Study, studies
+    from analysis.table import only_study
     from hskd.artifacts import atomic_path
 
-    def only(path: Path) -> Study:
-        found = studies(path)
-        if len(found) > 1:
-            raise HskdError(
-                f"{path}: holds {len(found)} studies ({', '.join(study.title for study in found)}); give one."
-            )
-        return found[0]
-
-    pairs = pair(only(first), only(second), above_none)
+    pairs = pair(only_study(first), only_study(second), above_none)
     ours, theirs = _name(first), _name(second)
     folder = out or (second if second.is_dir() else second.parent) / "comparisons"
     folder.mkdir(parents=True, exist_ok=True)

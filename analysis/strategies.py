@@ -45,7 +45,7 @@ def compare(study: Study, confidence: float = 0.95) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for dimension in DIMENSIONS:
         pairs = [_row(dimension, a, b, block, confidence) for a, b, block, _ in _blocks(study, dimension)]
-        rows += _adjusted(pairs, confidence)
+        rows += adjusted(pairs, confidence)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -62,7 +62,7 @@ def by_amount(study: Study, confidence: float = 0.95) -> pd.DataFrame:
         for a, b, block, amounts in _blocks(study, dimension)
         for amount in dict.fromkeys(amounts)
     ]
-    return pd.DataFrame(_adjusted(rows, confidence), columns=["dimension", "amount", *COLUMNS[1:]])
+    return pd.DataFrame(adjusted(rows, confidence), columns=["dimension", "amount", *COLUMNS[1:]])
 
 
 def winners(comparison: pd.DataFrame) -> dict[str, tuple[str, str]]:
@@ -157,7 +157,7 @@ def _complete(block: np.ndarray) -> np.ndarray:
     return best
 
 
-def _adjusted(rows: list[dict[str, Any]], confidence: float) -> list[dict[str, Any]]:
+def adjusted(rows: list[dict[str, Any]], confidence: float) -> list[dict[str, Any]]:
     """``rows``, one family of tests, with adjusted p and verdict."""
     for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
         shown = p < 1 - confidence

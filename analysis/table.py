@@ -242,6 +242,19 @@ class Study:
         return [name for name in steps if amounts(name) < amounts(fulls[-1])], fulls[-1]
 
 
+def only_study(path: Path) -> Study:
+    """The one study of a results folder or table (see :func:`read_trials`).
+
+    Raises:
+        HskdError: there are several, or as :func:`studies`.
+    """
+    found = studies(path)
+    if len(found) > 1:
+        titles = ", ".join(study.title for study in found)
+        raise HskdError(f"{path}: holds {len(found)} studies ({titles}); give the table of one.")
+    return found[0]
+
+
 def studies(path: Path) -> list[Study]:
     """The studies of a results folder or table (see :func:`read_trials`), in the order of the table.
 
