@@ -50,7 +50,7 @@ def row(config: TrialConfig, dev_score: float) -> dict[str, object]:
     values = (
         config.student_name,
         config.task.train_examples,
-        config.spec.label if config.spec and settings.arm == "spec" else settings.arm,
+        config.point,
         settings.hsk_epochs,
         settings.prediction_epochs,
         settings.hsk_lr if settings.arm != "none" else None,

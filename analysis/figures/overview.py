@@ -60,9 +60,8 @@ def overview_figure(lines: Sequence[Line], x: str = "fraction", confidence: floa
         axes = figure.subplots()
         amount_axis(axes, x, np.concatenate([scaled(table[x].to_numpy(np.float64), x) for table in tables]))
         for table, (label, look) in zip(tables, looks(labels).items(), strict=True):
-            at = aside(
-                axes, scaled(table[x].to_numpy(np.float64), x), look.shift / 3
-            )  # the axis is long, and points of one amount are few
+            # The axis is long, and points of one amount are few.
+            at = aside(axes, scaled(table[x].to_numpy(np.float64), x), look.shift / 3)
             mean = 100 * table["mean"].to_numpy()
             bars = np.stack([mean - 100 * table["low"], 100 * table["high"] - mean])
             axes.plot(at, mean, color=look.colour, marker=look.marker, ls=look.dashes, label=label, zorder=4)

@@ -109,10 +109,14 @@ class TrialConfig(BaseModel):
         return self.model_dump(mode="json", exclude=None if self.files else {"files"})
 
     @property
+    def point(self) -> str:
+        """For people: the spec's short form, or the arm."""
+        return self.spec.label if self.spec and self.settings.arm == "spec" else self.settings.arm
+
+    @property
     def title(self) -> str:
         """For people: arm or spec, and seed."""
-        named = self.spec.label if self.spec and self.settings.arm == "spec" else self.settings.arm
-        return f"{named}, seed {self.settings.seed}"
+        return f"{self.point}, seed {self.settings.seed}"
 
     @property
     def student_name(self) -> str:

@@ -285,7 +285,9 @@ class Study:
     def build(self) -> None:
         """Make everything that trials share, on all the threads that are set for that."""
         set_threads(self._first.build_threads)
-        _ = self.teacher_folder if self._first.online else self.superset, self.held_out
+        if not self._first.online:
+            _ = self.superset
+        _ = self.teacher_folder, self.held_out
         for config in {config.student: config for config in self.trials}.values():
             self.student_folder(config)
         release_memory()  # the teacher's: from here on students train alone
