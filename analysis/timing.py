@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,10 +50,10 @@ class Timings:
 
     @classmethod
     def read(cls, folder: Path) -> Timings:
-        """Read every timing file in ``folder``.
+        """Read every timing file in ``folder``: one for each suite, or one for each group, as in ``work/bench``.
 
         Raises:
-            HskdError: there is none.
+            HskdError: there is none, or two hold the same case.
             CorruptionError: a file is not one that ``hskd bench`` wrote.
         """
         files = sorted(folder.glob("*.json"))
@@ -62,14 +63,19 @@ class Timings:
         for file in files:
             content = read_json(file)
             try:
-                rows += [
-                    {**bench["extra_info"], "seconds": tuple(bench["stats"]["data"])} for bench in content["benchmarks"]
-                ]
+                rows += _cases(content)
                 [row["suite"] + row["group"] + row["case"] for row in rows]
             except (KeyError, TypeError):
                 raise CorruptionError(f"{file}: not a timing file of `hskd bench`; delete it and run that.") from None
         if not rows:
             raise HskdError(f"{folder}: the timing files hold no times; run `hskd bench` again.")
+        names = Counter((row["suite"], row["group"], row["case"]) for row in rows)
+        (suite, group, case), times = names.most_common(1)[0]
+        if times > 1:
+            raise HskdError(
+                f"{folder}: {case} of {suite} {group} is in {times} files, measured with other code, settings or "
+                "devices; give each its own folder."
+            )
         first = rows[0]
         threads = f"{first['threads']} thread{'' if first['threads'] == 1 else 's'}"
         return cls(pd.DataFrame(rows), f"{first['device_name']}, {threads}, torch {first['torch']}")
@@ -80,6 +86,18 @@ class Timings:
             group = group.set_index("case")
             rounds = min(len(seconds) for seconds in group["seconds"])
             yield group, {str(name): np.array(seconds[:rounds]) for name, seconds in group["seconds"].items()}
+
+
+def _cases(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The cases of a timing file: of a finished suite, or of one group, as a run that was killed leaves it."""
+    if "measured" in content:
+        group = content["recipe"]["group"]
+        names = {"suite": group["suite"], "group": group["name"]}
+        for case, measured in content["measured"].items():
+            yield {**names, "case": case, **measured["known"], "seconds": tuple(measured["seconds"])}
+        return
+    for bench in content["benchmarks"]:
+        yield {**bench["extra_info"], "seconds": tuple(bench["stats"]["data"])}
 
 
 def speedups(timings: Timings) -> pd.DataFrame:

@@ -53,7 +53,7 @@ def _shown_speedups(table: pd.DataFrame) -> pd.DataFrame:
         return table
     shown = table[["student", "lengths", "dtype"]].copy()
     for name in ("offline", "online", "fine-tuning", "fine-tuning-cls", "prediction", "stock", "teacher"):
-        shown[f"{name}, ms"] = table[f"{name}_ms"].map("{:.0f}".format)
+        shown[f"{name}, ms"] = table[f"{name}_ms"].map(lambda ms: f"{ms:.{0 if ms >= 100 else 1}f}")
     shown["speed-up"] = [
         f"{row.speedup:.2f} ({row.speedup_low:.2f} to {row.speedup_high:.2f})" for row in table.itertuples()
     ]

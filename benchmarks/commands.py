@@ -14,6 +14,7 @@ import torch
 import typer
 
 from benchmarks.cases import SUITES
+from benchmarks.shapes import SIZES, chosen_sizes
 from hskd.artifacts import read_json, write_json
 from hskd.errors import HskdError
 
@@ -26,6 +27,16 @@ def bench(
     only: Annotated[
         list[str] | None, typer.Option(help=f"Run this suite only; may be given again. One of {', '.join(SUITES)}.")
     ] = None,
+    lengths: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"Length setting of the training suite; may be given again. One of {', '.join(SIZES['full'].lengths)} "
+            "[default: all]."
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Examples in a batch [default: 32, the paper's; 8 with --quick].")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the results; each device has one in it.")] = Path(
         "results/bench"
     ),
@@ -33,6 +44,14 @@ def bench(
         "work"
     ),
     fresh: Annotated[bool, typer.Option(help="Measure again what is done.")] = False,
+    tables: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Measure nothing: make the tables and figures of the timing files in this folder, such as copies of "
+            "what a killed run left in work/bench, from whichever machine.",
+        ),
+    ] = None,
 ) -> None:
     """Time training, extraction and stores on this machine, with random weights in the paper's shapes.
 
@@ -40,12 +59,17 @@ def bench(
     """
     from analysis.timing_report import write_report
 
+    if tables is not None:
+        print(write_report(tables))
+        return
     unknown = sorted(set(only or ()) - set(SUITES))
     if unknown:
         raise HskdError(f"--only {unknown[0]}: no such suite; there are {', '.join(SUITES)}.")
+    sizes = "quick" if quick else "full"
+    chosen_sizes(sizes, lengths, batch)  # refuses what cannot be, before anything runs
     for name in devices(device):
-        folder = out / (slug(torch.device(name)) + ("-quick" if quick else ""))
-        run_suites(only or list(SUITES), name, "quick" if quick else "full", folder, work / "bench", fresh)
+        folder = out / (slug(torch.device(name)) + ("-quick" if quick else "") + (f"-batch-{batch}" if batch else ""))
+        run_suites(only or list(SUITES), name, sizes, folder, work / "bench", fresh, lengths=lengths, batch=batch)
         print(write_report(folder))
 
 
@@ -70,7 +94,17 @@ def slug(device: torch.device) -> str:
     return re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
 
 
-def run_suites(suites: Sequence[str], device: str, sizes: str, folder: Path, cases: Path, fresh: bool) -> None:
+def run_suites(
+    suites: Sequence[str],
+    device: str,
+    sizes: str,
+    folder: Path,
+    cases: Path,
+    fresh: bool,
+    *,
+    lengths: Sequence[str] | None = None,
+    batch: int | None = None,
+) -> None:
     """Run suites in a pytest of their own, and write one file of pytest-benchmark for each into ``folder``.
 
     Args:
@@ -80,12 +114,16 @@ def run_suites(suites: Sequence[str], device: str, sizes: str, folder: Path, cas
         folder: where the files will lie.
         cases: folder of the groups that are done.
         fresh: measure again what is done.
+        lengths: length settings of the training suite; None for those of the sizes.
+        batch: examples in a batch; None for that of the sizes.
 
     Raises:
         HskdError: a benchmark failed; nothing is written, and what is done is kept in ``cases``.
     """
     tests = [f"{Path(__file__).with_name('bench.py')}::test_{suite}" for suite in suites]
     options = ["--sizes", sizes, "--device", device, "--cases", str(cases.resolve()), *(["--fresh"] if fresh else [])]
+    options += [option for setting in lengths or () for option in ("--lengths", setting)]
+    options += ["--batch", str(batch)] if batch else []
     quiet = ["-x", "-q", "-s", "--no-header", "--no-summary", "--benchmark-quiet", "-p", "no:cacheprovider"]
     with tempfile.TemporaryDirectory() as temporary:
         timings = Path(temporary) / "timings.json"

@@ -13,7 +13,7 @@ import torch
 from benchmarks.cases import SUITES, Case, Group
 from benchmarks.driver import Driver, Measured, device_name
 from benchmarks.replay import replay as replay_seconds
-from benchmarks.shapes import SIZES
+from benchmarks.shapes import SIZES, Sizes, chosen_sizes
 from hskd.cli.progress import console
 from hskd.runtime import provenance, resolve_dtype
 
@@ -22,6 +22,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of ``pytest benchmarks/bench.py``."""
     group = parser.getgroup("hskd")
     group.addoption("--sizes", choices=list(SIZES), default="full", help="how much is run")
+    group.addoption("--lengths", action="append", help="length setting of the training suite, instead of all")
+    group.addoption("--batch", type=int, help="examples in a batch, instead of the sizes'")
     group.addoption("--device", default="cpu", help="cpu, cuda, mps")
     group.addoption("--cases", type=Path, help="folder of the groups that are done, which are not measured again")
     group.addoption("--fresh", action="store_true", help="measure again what is done")
@@ -32,13 +34,17 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "timeout: a group takes as long as it takes")
 
 
+def _sizes(config: pytest.Config) -> Sizes:
+    return chosen_sizes(*(config.getoption(f"--{name}") for name in ("sizes", "lengths", "batch")))
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test for every case of the suite's groups."""
     config = metafunc.config
     device = torch.device(config.getoption("--device"))
     native = resolve_dtype("auto", device) == "bf16"
     suite = SUITES[metafunc.function.__name__.removeprefix("test_")]
-    groups = suite(SIZES[config.getoption("--sizes")], ("fp32", "bf16") if native else ("fp32",))
+    groups = suite(_sizes(config), ("fp32", "bf16") if native else ("fp32",))
     cases = [pytest.param(group, case, id=f"{group.name}-{case.name}") for group in groups for case in group.cases]
     metafunc.parametrize(("group", "case"), cases)
 
@@ -62,7 +68,7 @@ def driver(pytestconfig: pytest.Config) -> Driver:
     """What measures."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     return Driver(
-        sizes=SIZES[pytestconfig.getoption("--sizes")],
+        sizes=_sizes(pytestconfig),
         device=torch.device(pytestconfig.getoption("--device")),
         threads=torch.get_num_threads(),
         cases=pytestconfig.getoption("--cases"),

@@ -82,9 +82,9 @@ class Driver:
     def _workers(self, group: Group, folder: Path) -> Iterator[dict[str, Connection]]:
         from benchmarks.workers import Job, run
 
-        # Forks of a process that has imported everything and computed nothing start at once. An accelerator's
-        # libraries do not survive forks everywhere.
-        forked = self.device.type == "cpu" and sys.platform == "linux"
+        # Forks of a process that has imported everything and computed nothing start at once: CUDA, too, survives a
+        # fork that came before its first use. Others were not tried.
+        forked = self.device.type in ("cpu", "cuda") and sys.platform == "linux"
         context: Any = multiprocessing.get_context("forkserver" if forked else "spawn")
         if forked:
             context.set_forkserver_preload(["benchmarks.workers", "benchmarks.store_workers"])
@@ -115,7 +115,7 @@ class Driver:
     def _rounds(self, group: Group, workers: dict[str, Connection]) -> dict[str, Measured]:
         measured = {case.name: Measured(known=self._describe(case)) for case in group.cases}
         names = list(workers)
-        steps = self.sizes.steps.get(group.cases[0].lengths, 1)
+        steps = self.sizes.turn(group.cases[0].lengths, self.device)
         # The first turn is slowed by the counting of operations.
         warmup = 1 + max(0, -(-(self.sizes.warmup_steps - steps) // steps))
         fewest, most = self.sizes.rounds

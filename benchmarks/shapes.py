@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
+from hskd.errors import HskdError
 from hskd.students.rosita import RositaConfig, RositaForSequenceClassification
 from hskd.teachers.loading import Teacher
 
@@ -66,6 +68,8 @@ class Sizes:
         extraction_lengths: length settings of the extraction suite.
         batch: examples in a batch.
         steps: batches in a turn of a length setting; a turn is one time that is written down.
+        accelerator_steps: batches in a turn on an accelerator, at least: of a turn's first batches much of the time is
+            spent filling its queue, of the last emptying it.
         rounds: fewest and most rounds; in a round every case of a group has one turn.
         seconds: a group gets as many rounds as fit in this time.
         warmup_steps: steps before the first turn that counts, at least.
@@ -85,6 +89,7 @@ class Sizes:
     steps: dict[str, int] = field(
         default_factory=lambda: {"pad64": 1, "pad128": 1, "cola": 6, "sst2": 6, "rte": 2, "short": 8}
     )
+    accelerator_steps: int = 16
     rounds: tuple[int, int] = (5, 15)
     seconds: float = 40.0
     warmup_steps: int = 3
@@ -94,6 +99,11 @@ class Sizes:
     store_mebibytes: tuple[int, int] = (40, 4096)
     scale: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000)
     trials: tuple[int, ...] = (3, 6, 12)
+
+    def turn(self, lengths: str, device: torch.device) -> int:
+        """Batches in a turn of a length setting on a device."""
+        steps = self.steps.get(lengths, 1)
+        return steps if device.type == "cpu" else max(steps, self.accelerator_steps)
 
 
 SIZES = {
@@ -122,6 +132,7 @@ SIZES = {
             extraction_lengths=("cola",),
             batch=4,
             steps={"pad64": 1, "cola": 2, "short": 2},
+            accelerator_steps=2,
             rounds=(1, 1),
             seconds=0.0,
             warmup_steps=1,
@@ -134,6 +145,19 @@ SIZES = {
         ),
     )
 }
+
+
+def chosen_sizes(name: str, lengths: Sequence[str] | None = None, batch: int | None = None) -> Sizes:
+    """The sizes of a name, with other length settings of the training suite, or another batch, where they are given.
+
+    Raises:
+        HskdError: a length setting is none.
+    """
+    sizes = SIZES[name]
+    for setting in lengths or ():
+        if setting not in (known := SIZES["full"].lengths):
+            raise HskdError(f"--lengths {setting}: no such setting; there are {', '.join(known)}.")
+    return replace(sizes, lengths=tuple(lengths or sizes.lengths), batch=batch or sizes.batch)
 
 
 def student_of(kind: str, sizes: Sizes) -> PreTrainedModel:

@@ -61,7 +61,7 @@ class Job:
     @property
     def steps(self) -> int:
         """Batches in a turn."""
-        return self.sizes.steps[self.case.lengths]
+        return self.sizes.turn(self.case.lengths, self.device)
 
     @property
     def spec(self) -> HSKSpec:
@@ -229,7 +229,7 @@ def run(pipe: Connection, job: Job) -> None:
         datasets.disable_progress_bars()
         torch.set_num_threads(job.threads)
         gc.freeze()  # Trainer collects garbage before it trains: among all that is imported, most of a second
-        pace = Pace(pipe, job.sizes.steps.get(job.case.lengths, 1), job.device)
+        pace = Pace(pipe, job.steps, job.device)
         _work_of(job.case.what)(job, pace)
         pace.end()
     except (EOFError, ConnectionError):

@@ -172,3 +172,21 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     write(tmp_path, name="x")
     with pytest.raises(HskdError, match="hold no times"):
         Timings.read(tmp_path)
+
+
+def test_what_a_killed_run_leaves_is_read_like_a_finished_suite(tmp_path: Path) -> None:
+    finished = write(tmp_path / "finished", *training())
+    left = tmp_path / "left"
+    left.mkdir()
+    measured = {
+        each["extra_info"]["case"]: {"seconds": each["stats"]["data"], "known": each["extra_info"]}
+        for each in training()
+    }
+    group = {"suite": "training", "name": "tinybert4-pad64-fp32"}
+    content = json.dumps({"recipe": {"group": group}, "measured": measured})
+    (left / "training-tinybert4-pad64-fp32-0123.json").write_text(content)
+    pd.testing.assert_frame_equal(speedups(Timings.read(left)), speedups(Timings.read(finished)))
+
+    (left / "training-tinybert4-pad64-fp32-4567.json").write_text(content)
+    with pytest.raises(HskdError, match=r"left: fine-tuning of training tinybert4-pad64-fp32 is in 2 files"):
+        Timings.read(left)

@@ -14,7 +14,8 @@ from analysis.timing import Timings, bars
 from benchmarks.cases import SUITES, Case, Group
 from benchmarks.commands import bench, devices, run_suites, slug
 from benchmarks.driver import Driver
-from benchmarks.shapes import SIZES
+from benchmarks.shapes import SIZES, chosen_sizes
+from hskd.artifacts import read_json
 from hskd.errors import HskdError
 
 BENCH = Path(__file__).resolve().parents[2] / "benchmarks" / "bench.py"
@@ -84,3 +85,30 @@ def test_what_goes_wrong_in_a_worker_is_said_and_nothing_is_kept(tmp_path: Path)
     with pytest.raises(HskdError, match=r"(?s)training broken: no failed:.*KeyError: 'nobody'"):
         driver(tmp_path).measure(broken)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_accelerator_has_longer_turns() -> None:
+    sizes, gpu = SIZES["full"], torch.device("cuda")
+    assert [sizes.turn(lengths, torch.device("cpu")) for lengths in ("pad64", "cola")] == [1, 6]
+    assert [sizes.turn(lengths, gpu) for lengths in ("pad64", "cola")] == [16, 16]
+
+
+def test_lengths_and_batch_are_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = chosen_sizes("full", ["cola"], 256)
+    assert (chosen.lengths, chosen.batch, chosen.rounds) == (("cola",), 256, SIZES["full"].rounds)
+    assert chosen_sizes("tiny") == SIZES["tiny"]
+    with pytest.raises(HskdError, match="--lengths pad12: no such setting; there are pad64, pad128, cola, sst2, rte"):
+        bench(lengths=["pad12"], out=tmp_path, work=tmp_path)
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    run_suites(["size"], "cpu", "tiny", tmp_path, tmp_path / "cases", fresh=False, batch=3)
+    [found] = [read_json(file) for file in (tmp_path / "cases").glob("*.json")]
+    assert found["recipe"]["sizes"]["batch"] == 3
+
+
+def test_tables_are_made_of_what_a_killed_run_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    [group] = SUITES["size"](SIZES["tiny"], ("fp32",))
+    driver(tmp_path).measure(group)
+    bench(tables=tmp_path)
+    assert "| store size / floor | superset |" in capsys.readouterr().out
+    assert (tmp_path / "bars.csv").is_file()

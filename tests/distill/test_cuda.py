@@ -1,0 +1,60 @@
+"""On a GPU the student cannot tell a store from the teacher either. Run where there is one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from distill.lab import Lab, StudentKind, arguments, losses
+
+from hskd.distill.source import KnowledgeSource
+from hskd.distill.trainer import HSKModule, HSKTrainer, PredictionTrainer
+from hskd.spec import HSKSpec
+from hskd.store.extract import Superset, extract
+from hskd.teachers.loading import Teacher
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture(scope="module")
+def on_cuda(lab: Lab) -> Lab:
+    """The laboratory with its teacher on the GPU."""
+    teacher = Teacher.load(str(lab.root / "teacher"), lab.task)
+    teacher.model.to(CUDA)
+    return replace(lab, teacher=teacher)
+
+
+def trace(lab: Lab, kind: StudentKind, source: KnowledgeSource, folder: Path) -> list[float]:
+    module = HSKModule(lab.student(kind), lab.teacher.model.config.hidden_size).to(CUDA)
+    return losses(HSKTrainer(module, arguments(folder, device=CUDA), lab.train, source))
+
+
+@pytest.mark.parametrize("kind", ["rosita", "narrow"])
+@pytest.mark.parametrize("text", ["all_all_all", "1l_3t_0.1w", "2l_4t_0.25w,width=uniform", "2l_2t_0.5w,length=random"])
+def test_hsk_stage(on_cuda: Lab, kind: StudentKind, text: str, tmp_path: Path) -> None:
+    spec = HSKSpec.parse(f"{text},precision=fp32")
+    online = trace(on_cuda, kind, on_cuda.online(spec), tmp_path)
+    assert online[-1] < online[0]
+    # The store was made on the CPU, whose last bits differ.
+    assert trace(on_cuda, kind, on_cuda.offline(spec), tmp_path) == pytest.approx(online, rel=1e-3)
+
+
+def test_prediction_stage(on_cuda: Lab, tmp_path: Path) -> None:
+    def trace(source: KnowledgeSource) -> list[float]:
+        student = on_cuda.student().to(CUDA)
+        return losses(PredictionTrainer(student, arguments(tmp_path, device=CUDA), on_cuda.train, source))
+
+    assert trace(on_cuda.offline(HSKSpec())) == pytest.approx(trace(on_cuda.online(None)), rel=1e-3)
+
+
+def test_a_store_made_on_a_gpu_holds_what_one_made_on_a_cpu_does(on_cuda: Lab, tmp_path: Path) -> None:
+    everything = Superset(layers=(0, 1, 2, 3, 4), attention_layers=(1, 2, 3, 4))
+    made = extract(on_cuda.teacher, on_cuda.task, on_cuda.train, everything, tmp_path / "superset")
+    rows = made.rows(on_cuda.train.ids)
+    torch.testing.assert_close(made.logits(rows), on_cuda.superset.logits(rows), rtol=1e-3, atol=1e-3)
+    one, other = (store.states(rows) for store in (made, on_cuda.superset))
+    for layer, values in one.hidden.items():
+        torch.testing.assert_close(values, other.hidden[layer], rtol=1e-2, atol=1e-2)
