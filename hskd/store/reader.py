@@ -262,8 +262,11 @@ def unpack_neurons(packed: torch.Tensor, width: int, count: int) -> torch.Tensor
     """The inverse of :func:`pack_neurons`, from ``(K, n, ...)`` to indices ``(K, n, count)`` int64."""
     if packed.dtype == torch.uint16:
         return packed.long()
-    bits = np.unpackbits(packed.numpy(), axis=2, count=width)
-    return torch.from_numpy(np.nonzero(bits)[2].reshape(*bits.shape[:2], count))
+    bits = np.unpackbits(packed.numpy(), axis=2, count=width).view(bool)
+    # One index into all of it, less where each mask begins: numpy finds it faster than one index a dimension.
+    found = np.flatnonzero(bits).reshape(*bits.shape[:2], count)
+    found -= np.arange(0, bits.size, width).reshape(*bits.shape[:2], 1)
+    return torch.from_numpy(found)
 
 
 def _joined(shards: list[dict[str, torch.Tensor]], name: str) -> np.ndarray:
