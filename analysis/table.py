@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -206,12 +207,16 @@ class Study:
 
     @property
     def dimension(self) -> str:
-        """The dimension whose amount varies over the specs, or ``joint`` where several do.
+        """The dimension whose amount varies over the specs, or ``joint`` where several do."""
+        return self.dimension_of(self.strategies)
+
+    def dimension_of(self, strategies: Sequence[str]) -> str:
+        """The same of the specs of some strategies alone.
 
         A lone spec varies in nothing: then it is the dimension in which it is less than full.
         """
-        specs = self.trials[self.trials["arm"] == "spec"]
-        for rows in (specs, self.trials[self.trials["arm"].isin(("spec", "full"))]):
+        specs = self.trials[(self.trials["arm"] == "spec") & self.trials["strategy"].isin(strategies)]
+        for rows in (specs, pd.concat([specs, self.trials[self.trials["arm"] == "full"]])):
             varying = [name for name, column in DIMENSIONS.items() if rows[column].nunique(dropna=False) > 1]
             if varying:
                 return varying[0] if len(varying) == 1 else "joint"

@@ -25,7 +25,7 @@ class Line(NamedTuple):
     @property
     def label(self) -> str:
         """The dimension that varies, and how it is chosen where the study has several ways."""
-        return self.study.dimension + (f", {self.strategy}" if self.strategy else "")
+        return self.study.dimension_of([self.strategy]) + (f", {self.strategy}" if self.strategy else "")
 
 
 def overview_figure(lines: Sequence[Line], x: str = "fraction", confidence: float = CONFIDENCE) -> Figure:

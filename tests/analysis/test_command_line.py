@@ -65,7 +65,7 @@ def test_the_command_distils_as_the_trials_did() -> None:
         for file in (DEMO / "trials").glob("*.json")
         if (found := json.loads(file.read_text()))["spec"] == "2l_8t_0.1w"
     )
-    assert options["spec"] == "2l_8t_0.1w" and (options["task"], options["train_examples"]) == ("mr", 2000)
+    assert options["spec"] == "2l_8t_0.1w" and (options["task"], options["train_examples"]) == ("mr", 500)
     wanted = {field: value for field, value in result["settings"].items() if field not in ("arm", "seed")}
     assert {field: options[field] for field in wanted} == wanted
 
@@ -75,7 +75,7 @@ def test_without_the_trials_files_the_table_says_what_it_can() -> None:
     from_table = Study(**{**{k: getattr(made, k) for k in made.__dataclass_fields__}, "folder": None})
     options = parsed(distil_command(from_table, "2l_all_0.5w", examples=5000))
     assert (options["hsk_epochs"], options["prediction_epochs"]) == (4, 2)
-    assert (options["hsk_lr"], options["prediction_lr"], options["train_examples"]) == (8e-4, 2e-4, 5000)
+    assert (options["hsk_lr"], options["prediction_lr"], options["train_examples"]) == (4e-4, 1e-4, 5000)
     assert options["warmup"] == 0  # the table does not hold it
 
 

@@ -15,13 +15,13 @@ DEMO = Path(__file__).resolve().parents[2] / "results" / "demo-3-seeds"
 def test_facts_of_a_committed_study() -> None:
     [study] = studies(DEMO)
     facts = dict(provenance.facts(study, DEMO))
-    assert facts["task"] == "mr, 2,000 training examples; scored on test"
+    assert facts["task"] == "mr, 500 training examples; scored on test"
     assert facts["teacher"] == "offline:minilm, fine-tuned for 2 epochs at 5e-05; it scores 81.5 %"
     assert facts["student"] == "rosita-3l-2h-96ffn, 12,591,074 parameters"
     assert facts["trials"] == "24: none 3, spec 18, full 3"
     assert (facts["seeds"], facts["specs"], facts["threads of a trial"]) == ("0, 1, 2", "6", "1")
-    assert facts["epochs of the HSK stage"] == "4" and facts["learning rate of the HSK stage"] == "0.0008"
-    assert facts["none instead"] == "6 epochs of the prediction stage at 0.0008"
+    assert facts["epochs of the HSK stage"] == "4" and facts["learning rate of the HSK stage"] == "0.0004"
+    assert facts["none instead"] == "6 epochs of the prediction stage at 0.0004"
     assert facts["batch size"] == "32"
     assert facts["machine"] == "AMD EPYC, cpu, arithmetic in bf16"
     assert "torch 2.13.0+cpu" in facts["versions"]

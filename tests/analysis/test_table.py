@@ -120,8 +120,8 @@ def test_two_trials_of_one_point_and_seed_are_refused(tmp_path: Path, name: str)
 def test_the_committed_demo_is_one_study_of_one_strategy() -> None:
     [demo] = studies(DEMO)
     assert demo.folder == DEMO
-    assert demo.title == "mr · rosita-3l-2h-96ffn · 2,000 training examples · test"
-    assert demo.slug == "mr-offline-minilm-rosita-3l-2h-96ffn-2000-test"
+    assert demo.title == "mr · rosita-3l-2h-96ffn · 500 training examples · test"
+    assert demo.slug == "mr-offline-minilm-rosita-3l-2h-96ffn-500-test"
     assert demo.dimension == "joint"
     # The spec that keeps all tokens chooses none: it is of the same strategy as the others.
     assert demo.strategies == [""]

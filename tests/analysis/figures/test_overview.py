@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import simulated
 from legible import require_apart, require_legible
@@ -27,6 +28,15 @@ def test_every_line_goes_from_its_least_amount_to_full() -> None:
     heights = [100 * JOINT.scores[name].mean() for name in (*steps, full)]
     assert list(drawn["joint"].get_ydata()) == pytest.approx(heights)
     assert max(drawn["joint"].get_xdata()) == pytest.approx(100, rel=0.1)
+
+
+def test_a_line_is_named_by_the_dimension_that_varies_along_it() -> None:
+    table = simulated.simulate("length")
+    specs = table[table["arm"] == "spec"].drop_duplicates("seed")
+    one = specs.assign(spec="1l_1t_all,length=cls", n="1", length="cls", k="1", trial="cls" + specs["trial"])
+    made = Study.of(pd.concat([table, one], ignore_index=True))
+    assert made.dimension == "joint"
+    assert Line(made, "left").label == "length, left"
 
 
 def test_against_bytes() -> None:
