@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from analysis import style
+from analysis.strategies import UNDETERMINED
 from analysis.table import Study
+
+MINUS = "\N{MINUS SIGN}"
 
 AMOUNTS = {
     "fraction": "fraction of full HSK (%, log scale)",
@@ -115,6 +118,27 @@ def row_names(axes: Axes, names: Sequence[tuple[float, str]]) -> None:
             label.set_fontweight("bold")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
+
+
+def difference_row(axes: Axes, y: float, row: Mapping[Hashable, Any], said: str, colour: str, marker: str) -> None:
+    """Draw a difference with its interval at height ``y``, in points; filled and heavy where it is shown.
+
+    Args:
+        axes: of a figure of differences.
+        y: the row's height.
+        row: difference, low, high (shares; the bounds may be NaN) and verdict.
+        said: what stands behind the difference's number, at the row's right end.
+        colour: of the row.
+        marker: of the row.
+    """
+    difference, low, high = (100 * row[name] for name in ("difference", "low", "high"))
+    shown = row["verdict"] != UNDETERMINED
+    if np.isfinite([low, high]).all():
+        axes.plot([low, high], [y, y], color=colour, lw=2.0 if shown else 0.9, zorder=2)
+    axes.plot(difference, y, marker=marker, ms=5, color=colour, mfc=colour if shown else "white", zorder=3)
+    text = f"{difference:+.2f}".replace("-", MINUS) + said
+    weight = "bold" if shown else "normal"
+    axes.text(1.01, y, text, fontsize=style.SMALL, weight=weight, va="center", transform=axes.get_yaxis_transform())
 
 
 def fill_last_row(panels: Sequence[Axes], used: int, columns: int) -> None:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import style
-from analysis.figures.axes import row_names
-from analysis.strategies import UNDETERMINED
-
-_MINUS = "\N{MINUS SIGN}"
+from analysis.figures.axes import MINUS, difference_row, row_names
 
 
 def pairing_figure(pairs: pd.DataFrame, first: str, second: str, above_none: bool = False) -> Figure:
@@ -26,16 +22,10 @@ def pairing_figure(pairs: pd.DataFrame, first: str, second: str, above_none: boo
         axes = figure.subplots()
         axes.axvline(0, color=style.INK, lw=0.8, zorder=1)
         for y, row in enumerate(pairs.to_dict("records")):
-            difference, low, high = (100 * row[name] for name in ("difference", "low", "high"))
-            shown = row["verdict"] != UNDETERMINED
-            if np.isfinite([low, high]).all():
-                axes.plot([low, high], [y, y], color=style.CURVE, lw=2.0 if shown else 0.9, zorder=2)
-            axes.plot(difference, y, "o", ms=5, color=style.CURVE, mfc=style.CURVE if shown else "white", zorder=3)
-            said = f"{difference:+.2f}, {row['n']} seed{'' if row['n'] == 1 else 's'}".replace("-", _MINUS)
-            axes.text(1.01, y, said, fontsize=style.SMALL, va="center", transform=axes.get_yaxis_transform())
+            difference_row(axes, y, row, f", {row['n']} seed{'' if row['n'] == 1 else 's'}", style.CURVE, "o")
         row_names(axes, [(float(y), str(name)) for y, name in enumerate(pairs["name"])])
         axes.margins(x=0.06)
         what = "what is gained over none" if above_none else "score"
-        axes.set_xlabel(f"difference in {what}, {second} {_MINUS} {first} (points)")
+        axes.set_xlabel(f"difference in {what}, {second} {MINUS} {first} (points)")
         style.settle(figure)
         return figure

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import style
-from analysis.figures.axes import row_names
-from analysis.strategies import UNDETERMINED
+from analysis.figures.axes import MINUS, difference_row, row_names
 from hskd.errors import HskdError
-
-_MINUS = "\N{MINUS SIGN}"
 
 
 def strategies_figure(comparison: pd.DataFrame) -> Figure:
@@ -37,12 +33,12 @@ def strategies_figure(comparison: pd.DataFrame) -> Figure:
             names.append((y, f"{dimension}:"))
             for row in rows.to_dict("records"):
                 y += 1
-                names.append((y, f"{row['a']} {_MINUS} {row['b']}"))
-                _draw_row(axes, y, row, style.COLOURS[index], style.MARKERS[index])
+                names.append((y, f"{row['a']} {MINUS} {row['b']}"))
+                difference_row(axes, y, row, _said(row), style.COLOURS[index], style.MARKERS[index])
             y += 1.3
         row_names(axes, names)
         axes.margins(x=0.06)
-        axes.set_xlabel(f"difference in score, first {_MINUS} second (points)")
+        axes.set_xlabel(f"difference in score, first {MINUS} second (points)")
         style.settle(figure)
         return figure
 
@@ -63,14 +59,7 @@ def caption(comparison: pd.DataFrame, confidence: float) -> str:
     )
 
 
-def _draw_row(axes: Axes, y: float, row: dict[Hashable, Any], colour: str, marker: str) -> None:
-    difference, low, high = (100 * row[name] for name in ("difference", "low", "high"))
-    shown = row["verdict"] != UNDETERMINED
-    if np.isfinite([low, high]).all():
-        axes.plot([low, high], [y, y], color=colour, lw=2.0 if shown else 0.9, zorder=2)
-    axes.plot(difference, y, marker=marker, ms=5, color=colour, mfc=colour if shown else "white", zorder=3)
-    said = f"{difference:+.2f}".replace("-", _MINUS)
-    if np.isfinite(row["p_holm"]):
-        said += f", p {'< 0.001' if row['p_holm'] < 0.001 else format(row['p_holm'], '.2g')}"
-    weight = "bold" if shown else "normal"
-    axes.text(1.01, y, said, fontsize=style.SMALL, weight=weight, va="center", transform=axes.get_yaxis_transform())
+def _said(row: Mapping[Hashable, Any]) -> str:
+    if not np.isfinite(row["p_holm"]):
+        return ""
+    return f", p {'< 0.001' if row['p_holm'] < 0.001 else format(row['p_holm'], '.2g')}"
