@@ -70,7 +70,8 @@ def test_labels_of_other_data_are_refused(folder: Path) -> None:
     [demo] = studies(folder)
     labels = dict(np.load(folder / "labels.npz"))
     np.savez(folder / "labels.npz", test=labels["test"][::-1])
-    with pytest.raises(MismatchError, match=r"\.npz: with the labels of .*labels\.npz it scores 0\.4\d+, but the table says 0\.7"):
+    said = r"\.npz: with the labels of .*labels\.npz it scores 0\.4\d+, but the table says 0\.7"
+    with pytest.raises(MismatchError, match=said):
         Answers.read(folder, demo)
     np.savez(folder / "labels.npz", test=labels["test"][:-1])
     with pytest.raises(HskdError, match="2030 predictions for 2029 labels"):
