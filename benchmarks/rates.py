@@ -87,7 +87,7 @@ def main(
     with display() as shown:
         study = Study(trials, work, shown)
         study.build()
-        outcomes = Workers(workers).run(study, trials, work / "rates")
+        outcomes = Workers(workers).run(study, trials, work / "rates" / spec.name)
         for done, (config, result, error) in enumerate(outcomes, start=1):
             if result is None:
                 raise SystemExit(error)
