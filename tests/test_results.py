@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from analysis.report import report
+from benchmarks.none_rates import none_trials
 from hskd.artifacts import read_json
 from hskd.results import GRID_FILE, load
 
@@ -16,6 +17,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 MADE_HERE = ("demo", "demo-quick")
 COMMITTED = sorted(path.parent for path in RESULTS.glob("*/trials.csv") if path.parent.name not in MADE_HERE)
 REPORTED = [folder for folder in COMMITTED if (folder / "report").is_dir()]
+TRIED = pd.read_csv(RESULTS / "rates" / "none.csv")  # none at several rates, of several grids
 
 
 def test_there_are_results() -> None:
@@ -47,3 +49,13 @@ def test_the_report_is_made_of_the_table(folder: Path, tmp_path: Path) -> None:
     for path in made:
         if path.suffix == ".csv":  # another processor may differ in the last digit
             pd.testing.assert_frame_equal(pd.read_csv(tmp_path / path), pd.read_csv(kept / path), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(set(TRIED["grid"])))
+def test_the_table_of_rates_holds_the_grid_s_own_none(name: str) -> None:
+    own = none_trials(RESULTS / name).set_index(["grid", "none_lr", "seed"]).sort_index()
+    kept = TRIED.set_index(["grid", "none_lr", "seed"]).sort_index()
+    pd.testing.assert_frame_equal(kept.loc[own.index], own)
+    rates = TRIED[TRIED["grid"] == name].groupby("none_lr")["score"].mean()
+    used = read_json(RESULTS / name / GRID_FILE)["none_lr"]
+    assert rates[used] > rates.max() - 0.0015, "none has a rate that is better for it, by more than a tenth of a point"
