@@ -12,7 +12,8 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from hskd.artifacts import atomic_path, read_json
+from benchmarks.rates import add_rows
+from hskd.artifacts import read_json
 from hskd.results import GRID_FILE, load
 
 TABLE = Path("results/rates/none.csv")
@@ -29,11 +30,8 @@ def none_trials(folder: Path) -> pd.DataFrame:
 
 def main(folders: Annotated[list[Path], typer.Argument(help="Folders of results.")]) -> None:
     """Add the trials of none of each folder to the table."""
-    known = [pd.read_csv(TABLE)] if TABLE.is_file() else []
-    rows = pd.concat([*known, *map(none_trials, folders)]).drop_duplicates([*SETTING, "seed"], keep="last")
-    with atomic_path(TABLE) as temporary:
-        rows.sort_values([*SETTING, "seed"]).to_csv(temporary, index=False)
-    print(rows.groupby(SETTING)[["dev_score", "score"]].agg(["mean", "count"]).to_string(float_format="%.4g"))
+    table = add_rows(TABLE, pd.concat(map(none_trials, folders)), SETTING)
+    print(table.groupby(SETTING)[["dev_score", "score"]].agg(["mean", "count"]).to_string(float_format="%.4g"))
 
 
 if __name__ == "__main__":

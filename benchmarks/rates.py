@@ -14,7 +14,9 @@ import pandas as pd
 import typer
 
 from hskd.artifacts import atomic_path
+from hskd.cli.grid import Set
 from hskd.cli.progress import display
+from hskd.grid.changes import changed, parse_changes
 from hskd.grid.config import Machine, TrialConfig
 from hskd.grid.executors import Workers
 from hskd.grid.spec import GridSpec, load_grid
@@ -59,6 +61,16 @@ def row(config: TrialConfig, dev_score: float) -> dict[str, object]:
     return dict(zip(SETTING, values, strict=True)) | {"seed": settings.seed, "dev_score": dev_score}
 
 
+def add_rows(path: Path, rows: pd.DataFrame, setting: list[str]) -> pd.DataFrame:
+    """Write rows into a table, in the place of those of the same setting and seed; the whole of it."""
+    known = [pd.read_csv(path)] if path.is_file() else []
+    keys = [*setting, "seed"]
+    table = pd.concat([*known, rows]).drop_duplicates(keys, keep="last").sort_values(keys)
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False)
+    return table
+
+
 def numbers(text: str) -> list[float]:
     """``4e-4,8e-4`` as numbers; nothing as none."""
     return [float(part) for part in text.split(",") if part]
@@ -70,6 +82,7 @@ def main(
     hsk_lr: Annotated[str, typer.Option(help="Rates of the HSK stage.")] = "4e-4,8e-4,1.6e-3,3.2e-3",
     prediction_lr: Annotated[str, typer.Option(help="Rates of the prediction stage after it.")] = "2e-4,4e-4,8e-4",
     specs: Annotated[str, typer.Option(help="Labels of small specs to search beside full HSK.")] = "",
+    changes: Set = None,
     hsk_epochs: Annotated[int | None, typer.Option(help="Epochs of the HSK stage [default: the grid's].")] = None,
     prediction_epochs: Annotated[int | None, typer.Option(help="Epochs of the prediction stage.")] = None,
     seeds: Annotated[str, typer.Option(help="Seeds that the grid does not report.")] = "100,101",
@@ -77,13 +90,13 @@ def main(
     work: Annotated[Path, typer.Option(help="Folder of artifacts.")] = Path("work"),
 ) -> None:
     """Print the mean dev score of every setting."""
-    spec = load_grid(grid).model_copy(update={"seeds": tuple(int(seed) for seed in seeds.split(","))})
+    spec = changed(load_grid(grid), parse_changes(changes or []))
+    spec = spec.model_copy(update={"seeds": tuple(int(seed) for seed in seeds.split(","))})
     epochs = {"hsk_epochs": hsk_epochs, "prediction_epochs": prediction_epochs}
     training = spec.training.model_copy(update={name: count for name, count in epochs.items() if count is not None})
     spec = spec.model_copy(update={"training": training})
     trials = searched(spec, numbers(none_lr), numbers(hsk_lr), numbers(prediction_lr), specs.split())
     path = Path("results/rates") / f"{spec.name}.csv"
-    tried = pd.read_csv(path) if path.is_file() else pd.DataFrame()
     with display() as shown:
         study = Study(trials, work, shown)
         study.build()
@@ -93,10 +106,8 @@ def main(
                 raise SystemExit(error)
             entry = row(config, result["metrics"]["dev"]["score"])
             shown.trials(done, 0, len(trials), str(entry))
-            tried = pd.concat([tried, pd.DataFrame([entry])]).drop_duplicates([*SETTING, "seed"], keep="last")
-            with atomic_path(path) as temporary:
-                tried.sort_values([*SETTING, "seed"]).to_csv(temporary, index=False)
-    scores = tried.groupby(SETTING, dropna=False)["dev_score"]
+            add_rows(path, pd.DataFrame([entry]), SETTING)
+    scores = pd.read_csv(path).groupby(SETTING, dropna=False)["dev_score"]
     print(scores.agg(["mean", "min", "max", "count"]).to_string(float_format="%.4g"))
 
 
