@@ -2,29 +2,41 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test bench lint notebook clean
+.PHONY: demo test bench lint format types notebook clean
 
 demo: .venv/installed          ## the main job on real data; ends with a marginal-utility figure
 	$(BIN)/hskd demo
 
-test: .venv/installed          ## the test suite
-	$(BIN)/python -m pytest
+test: .venv/installed          ## the test suite, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: .venv/installed         ## times of training, extraction and stores on this machine; on a quiet one
 	$(BIN)/hskd bench
 
-lint: .venv/installed          ## ruff and mypy
+lint: .venv/installed types    ## ruff, mypy and the order of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	cd build/types && $(CURDIR)/$(BIN)/lint-imports --no-cache --no-logo $(CURDIR)/pyproject.toml
+
+format: .venv/installed        ## rewrite the code as ruff wants it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# mypy and import-linter find modules by their folders, so the three are linked into the one package that they become.
+types: .venv/installed         ## mypy
+	rm -rf build/types
+	mkdir -p build/types/hskd
+	ln -s $(CURDIR)/hskd/* build/types/hskd/
+	ln -s $(CURDIR)/analysis $(CURDIR)/benchmarks build/types/hskd/
+	MYPYPATH=build/types $(BIN)/mypy -p hskd
 
 notebook: .venv/installed      ## Jupyter, in the folder of notebooks
 	$(BIN)/jupyter lab notebooks
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -c constraints.txt -e '.[offline,cluster,notebook,dev]'
+	$(BIN)/pip install -c constraints.txt -e '.[analysis,bench,offline,cluster,notebook,dev]'
 	touch $@
 
 clean:                         ## forget installation and artifacts (results stay)
-	rm -rf .venv work
+	rm -rf .venv work build
