@@ -2,98 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from hskd import processes
-from hskd.errors import CorruptionError, HskdError, MismatchError
+from hskd.errors import HskdError, MismatchError
+from hskd.hashing import fingerprint
+from hskd.io import read_json, write_json
 
 RECIPE_SUFFIX = ".recipe.json"
-
-
-def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces: equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def fingerprint(value: Any) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of ``value``'s canonical JSON."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def content_fingerprint(path: Path) -> str:
-    """16 hexadecimal digits that stand for a file's bytes, or for the names and bytes of all files in a folder."""
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    return fingerprint([[file.relative_to(path).as_posix(), file_sha256(file)] for file in files])
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write a file to; it takes ``path``'s place only once whole and on disk.
-
-    Raises:
-        HskdError: the disk is full or the folder cannot be written; nothing is left behind.
-    """
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        # mkstemp makes files private; what we publish has the ordinary permissions.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-    except OSError as error:
-        raise HskdError(f"{path}: cannot be written ({error.strerror or error}). Nothing was left behind.") from error
-    finally:
-        if temporary:
-            temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` to ``path`` as indented JSON, atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        HskdError: the file is missing.
-        CorruptionError: the file is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise HskdError(f"{path}: no such file.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CorruptionError(f"{path}: not valid JSON ({error}).") from None
+RECIPE_FILE = "recipe.json"
+"""What a folder was made from, in the folder itself."""
 
 
 def claim(note: Path, recipe: Any, holds: str) -> None:
@@ -150,13 +73,62 @@ def build(folder: Path, builder: Callable[[Path], None], together: bool = False)
     return folder
 
 
+def build_artifact(
+    folder: Path,
+    recipe: Any,
+    builder: Callable[[Path], None],
+    holds: str,
+    *,
+    resumes: bool = False,
+    together: bool = False,
+) -> Path:
+    """Fill ``folder`` with what ``recipe`` describes, or make sure that it holds just that.
+
+    Args:
+        folder: what is built (see :func:`build`).
+        recipe: everything that the content depends on, as JSON; its fingerprint is kept in the folder.
+        builder: fills the folder that it is given.
+        holds: what the folder holds if its recipe is another one, for the message.
+        resumes: ``builder`` goes on from what a killed run left, so that must be of the same recipe.
+        together: all of :mod:`hskd.processes` run ``builder``.
+
+    Raises:
+        HskdError: the folder cannot be written, or was not made from a recipe.
+        MismatchError: the folder, or the beginning that a killed run left, was made from another recipe.
+    """
+
+    def claimed(partial: Path) -> None:
+        if resumes:
+            processes.by_main(lambda: claim(partial / RECIPE_FILE, recipe, holds))
+        builder(partial)
+        if not resumes:
+            processes.by_main(lambda: write_json(partial / RECIPE_FILE, {"recipe": fingerprint(recipe)}))
+
+    build(folder, claimed, together)
+    if not processes.by_main((folder / RECIPE_FILE).is_file):
+        raise HskdError(f"{folder}: exists, and was not made by this command; choose another folder.")
+    claim(folder / RECIPE_FILE, recipe, holds)
+    return folder
+
+
 def lock_path(folder: Path) -> Path:
     """The lock that whoever makes ``folder`` holds."""
     return folder.with_name(f".{folder.name}.lock")
 
 
-class Workspace:
-    """The folder that holds every artifact, as ``<root>/<kind>/<key>``: the key is a fingerprint of the recipe."""
+SCHEMAS = {"teachers": 1, "general": 1, "students": 1, "stores": 1, "trials": 1}
+"""The schema number of each kind of artifact, which is part of its key.
+
+Raise a number when the same recipe gives another artifact than before: another format, or other training. Artifacts
+of the number before are then made anew. A release that changes neither keeps the numbers, and with them the cache.
+"""
+
+
+class ArtifactFolders:
+    """The folder that holds every artifact, as ``<root>/<kind>/<key>``.
+
+    The key is a fingerprint of the recipe and of the kind's number in :data:`SCHEMAS`.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -166,6 +138,8 @@ class Workspace:
 
         The recipe is kept beside it, so that a person can tell what a key stands for.
         """
+        if kind in SCHEMAS:
+            recipe = recipe | {"schema": SCHEMAS[kind]}
         folder = self.root / kind / fingerprint(recipe)
         note = folder.with_name(folder.name + RECIPE_SUFFIX)
         if note.exists():
@@ -173,28 +147,3 @@ class Workspace:
         else:
             write_json(note, recipe)
         return folder
-
-
-def require_space(folder: Path, needed: int, what: str) -> str:
-    """Say how many bytes ``what`` needs and how many are free; refuse if they do not fit.
-
-    Raises:
-        HskdError: fewer than ``needed`` bytes are free where ``folder`` lies.
-    """
-    existing = folder
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
-    message = f"{what} needs {format_bytes(needed)}; {format_bytes(free)} free on the disk of {folder}"
-    if needed > free:
-        raise HskdError(f"{message}. Free some space, choose another folder, or keep less HSK.")
-    return message
-
-
-def format_bytes(count: float) -> str:
-    """A count of bytes in the largest unit that keeps it above 1."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

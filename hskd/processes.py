@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, TypeVar
-
-import numpy as np
-import torch
-import torch.distributed as dist
-from accelerate import PartialState
-from accelerate.utils.environment import get_cpu_distributed_information
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hskd.errors import HskdError
+
+# A command that has not met other processes imports neither torch nor accelerate for asking how many there are.
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
 T = TypeVar("T")
 
@@ -26,13 +27,36 @@ _LEAD = 10.0
 _LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _LAUNCH_BY_MPI = ("OMPI_COMM_WORLD_", "PMI_", "MPI_LOCAL", "MV2_COMM_WORLD_")
 
+# The variables of torchrun and of MPI that accelerate reads, in its order; the first that is set counts.
+_RANK = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+_WORLD_SIZE = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+_LOCAL_WORLD_SIZE = ("LOCAL_WORLD_SIZE", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE")
+
 _solo = False
+
+
+def _from_environment(names: tuple[str, ...], default: int) -> int:
+    """The first of these variables that holds a number from 0."""
+    values = (int(os.environ.get(name, -1)) for name in names)
+    return next((value for value in values if value >= 0), default)
+
+
+def _distributed() -> ModuleType:
+    """``torch.distributed``, for what only processes that have met do."""
+    import torch.distributed
+
+    return torch.distributed
+
+
+def _met() -> ModuleType | None:
+    """``torch.distributed`` if this process has met others, else None."""
+    dist = sys.modules.get("torch.distributed")
+    return dist if dist is not None and dist.is_available() and dist.is_initialized() else None
 
 
 def launched() -> tuple[int, int]:
     """Which of how many processes the launcher says that this is, whether they have met or not."""
-    found = get_cpu_distributed_information()  # of torchrun's and of MPI's variables, on a GPU too
-    return found.rank, found.world_size
+    return _from_environment(_RANK, 0), _from_environment(_WORLD_SIZE, 1)
 
 
 def start(device: torch.device) -> torch.device:
@@ -49,7 +73,10 @@ def start(device: torch.device) -> torch.device:
         return device
     if device.type not in ("cpu", "cuda") or device.index is not None:
         raise HskdError(f"--device {device}: {many} processes take a device each; give --device cuda or --device cpu.")
-    here = get_cpu_distributed_information().local_world_size
+    import torch
+    from accelerate import PartialState
+
+    here = _from_environment(_LOCAL_WORLD_SIZE, 1)
     if device.type == "cuda" and here > torch.cuda.device_count():
         raise HskdError(
             f"{here} processes on a machine of {torch.cuda.device_count()} GPUs: launch one for each GPU, or give "
@@ -63,7 +90,7 @@ def start(device: torch.device) -> torch.device:
 
 def stop() -> None:
     """Part from the other processes, once all are done."""
-    if dist.is_available() and dist.is_initialized():
+    if (dist := _met()) is not None:
         barrier()
         dist.destroy_process_group()
 
@@ -85,8 +112,8 @@ def count() -> int:
     """
     if _solo:
         return 1
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_world_size()
+    if (dist := _met()) is not None:
+        return int(dist.get_world_size())
     if launched()[1] > 1:
         raise HskdError("several processes were launched, and have not met: call hskd.processes.start(device) first.")
     return 1
@@ -94,7 +121,7 @@ def count() -> int:
 
 def rank() -> int:
     """Which of them this is; 0 is the main one."""
-    return dist.get_rank() if count() > 1 else 0
+    return int(_distributed().get_rank()) if count() > 1 else 0
 
 
 def is_main() -> bool:
@@ -105,7 +132,7 @@ def is_main() -> bool:
 def barrier() -> None:
     """Wait until all are here."""
     if count() > 1:
-        dist.barrier()
+        _distributed().barrier()
 
 
 def by_main(call: Callable[[], T]) -> T:
@@ -129,7 +156,7 @@ def by_main(call: Callable[[], T]) -> T:
         raise
     finally:
         _solo = False
-        dist.broadcast_object_list(answer)
+        _distributed().broadcast_object_list(answer)
     if answer[1] is not None:
         raise HskdError(answer[1])
     return answer[0]  # type: ignore[no-any-return]
@@ -140,7 +167,7 @@ def gathered(value: T) -> list[T]:
     if count() == 1:
         return [value]
     values: list[Any] = [None] * count()
-    dist.all_gather_object(values, value)
+    _distributed().all_gather_object(values, value)
     return values
 
 
@@ -148,8 +175,11 @@ def summed(values: np.ndarray) -> np.ndarray:
     """The sum of all processes' arrays, which have the same shape."""
     if count() == 1:
         return values
+    import torch
+    from accelerate import PartialState
+
     tensor = torch.from_numpy(values).to(PartialState().device)
-    dist.all_reduce(tensor)
+    _distributed().all_reduce(tensor)
     return tensor.cpu().numpy()  # type: ignore[no-any-return]
 
 
@@ -161,8 +191,8 @@ def first_to_fail() -> bool:
     mine, many = launched()
     if many == 1:
         return True
-    met = dist.is_available() and dist.is_initialized()
-    if met:
+    dist = _met()
+    if dist is not None:
         # If whoever keeps the count is gone, it has failed before.
         with contextlib.suppress(RuntimeError):
             if dist.distributed_c10d._get_default_store().add("hskd: failed", 1) == 1:
@@ -170,4 +200,6 @@ def first_to_fail() -> bool:
     elif mine == 0:
         return True
     time.sleep(_LEAD)
-    return not met  # before they meet, all read the same words; only if the main one found no fault are we still here
+    return (
+        dist is None
+    )  # before they meet, all read the same words; only if the main one found no fault are we still here

@@ -10,8 +10,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from hskd.artifacts import RECIPE_SUFFIX, lock_path, read_json
+from hskd.artifacts import RECIPE_SUFFIX, lock_path
 from hskd.errors import HskdError
+from hskd.io import read_json
 
 DAY = 24 * 3600
 

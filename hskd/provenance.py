@@ -1,0 +1,87 @@
+"""Versions, machine and code of a run, recorded beside every result. A fact that is unknown is None, never an error."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+from typing import Any
+
+_LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "numpy", "hskd")
+
+
+@lru_cache
+def provenance() -> dict[str, Any]:
+    """Versions, machine and git commit: what a reader needs to judge or repeat a number."""
+    return {
+        "python": sys.version.split()[0],
+        **{name: _version(name) for name in _LIBRARIES},
+        "machine": _processor(),
+        "cores": os.cpu_count(),
+        "cuda": _cuda_device(),
+        "git_commit": git_commit(Path(__file__)) or _installed_commit(),
+    }
+
+
+def git_commit(file: Path) -> str | None:
+    """The commit that is checked out where ``file`` lies, or None.
+
+    A repository that only happens to hold the virtual environment does not track ``file``, and its commit says nothing
+    about it.
+    """
+    folder = str(file.resolve().parent)
+    if _git(folder, "ls-files", "--error-unmatch", file.name) is None:
+        return None
+    return _git(folder, "rev-parse", "HEAD")
+
+
+def _git(folder: str, *arguments: str) -> str | None:
+    """What git prints, or None if it is not installed or refuses."""
+    # A repository that the environment names, as in a git hook, is not the one of this folder.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        done = subprocess.run(
+            ["git", "-C", folder, *arguments], capture_output=True, text=True, check=False, timeout=30, env=environment
+        )
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def _installed_commit() -> str | None:
+    """The commit that pip installed from, where it was a git URL (PEP 610)."""
+    try:
+        text = distribution("hskd").read_text("direct_url.json")
+        commit = json.loads(text or "{}").get("vcs_info", {}).get("commit_id")
+    except (PackageNotFoundError, OSError, ValueError, AttributeError):
+        return None
+    return str(commit) if commit else None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except (PackageNotFoundError, OSError):
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _cuda_device() -> str | None:
+    import torch
+
+    try:
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    except RuntimeError:  # a driver that does not fit
+        return None
