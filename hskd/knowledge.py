@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
 
-from hskd.selectors import Tokens
+from hskd.selectors import LayerView, Tokens
 from hskd.spec import HSKSpec, Layer
 
 
@@ -39,6 +39,9 @@ class KeptHSK:
         values: ``(K, n, k)`` fp32.
         neurons: which neurons the values are: None for all, ``(k,)`` the same everywhere, or ``(K, n, k)``, int64.
         weights: of each value among those of its example and layer, ``(K, n, k)``, summing to 1; None: all alike.
+            Selection always gives None; a source of your own may give others.
+        most: kept tokens of the example that has the most. It is known on the CPU, so that no step has to wait for a
+            GPU to count; None to count it now.
     """
 
     layers: tuple[int, ...]
@@ -47,27 +50,42 @@ class KeptHSK:
     values: torch.Tensor
     neurons: torch.Tensor | None
     weights: torch.Tensor | None = None
+    most: int | None = None
+
+    def __post_init__(self) -> None:
+        """Count what is not given."""
+        if self.most is None:
+            object.__setattr__(self, "most", int(self.counts.max()) if len(self.counts) else 0)
 
     @cached_property
     def example(self) -> torch.Tensor:
         """Which example of the batch each kept token belongs to, ``(K,)`` int64."""
-        return torch.repeat_interleave(torch.arange(len(self.counts), device=self.counts.device), self.counts)
+        examples = torch.arange(len(self.counts), device=self.counts.device)
+        return torch.repeat_interleave(examples, self.counts, output_size=len(self.positions))
 
     @cached_property
     def rank(self) -> torch.Tensor:
         """Place of each kept token among the kept ones of its example, ``(K,)`` int64, from 0."""
-        first = torch.repeat_interleave(self.counts.cumsum(0) - self.counts, self.counts)
+        starts = self.counts.cumsum(0) - self.counts
+        first = torch.repeat_interleave(starts, self.counts, output_size=len(self.positions))
         return torch.arange(len(first), device=first.device) - first
 
-    def to(self, device: torch.device) -> KeptHSK:
-        """The same knowledge on ``device``."""
+    def to(self, device: torch.device, non_blocking: bool = False) -> KeptHSK:
+        """The same knowledge on ``device``; ``non_blocking`` is that of ``Tensor.to``."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> KeptHSK:
+        """The same knowledge in pinned memory, from which a GPU copies while it computes."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> KeptHSK:
         return replace(
             self,
-            counts=self.counts.to(device),
-            positions=self.positions.to(device),
-            values=self.values.to(device),
-            neurons=None if self.neurons is None else self.neurons.to(device),
-            weights=None if self.weights is None else self.weights.to(device),
+            counts=change(self.counts),
+            positions=change(self.positions),
+            values=change(self.values),
+            neurons=None if self.neurons is None else change(self.neurons),
+            weights=None if self.weights is None else change(self.weights),
         )
 
 
@@ -84,14 +102,14 @@ def select_hsk(spec: HSKSpec, layers: Sequence[Layer], states: TeacherStates) ->
     positions, values, neurons = [], [], []
     fixed: torch.Tensor | None = None
     for layer in layers:
-        hidden = states.hidden[layer.teacher]
         attention = None if layer.attention is None else states.attention[layer.attention]
-        chosen = spec.length.select(tokens, layer.student, attention)
-        positions.append(torch.from_numpy(tokens.position[chosen]))
-        kept = spec.precision.ranked(hidden[torch.from_numpy(chosen).to(hidden.device)])
+        view = LayerView(tokens, layer.student, states.hidden[layer.teacher], attention, spec.precision.ranked)
+        view = view.take(spec.length.select(view))
+        positions.append(torch.from_numpy(view.tokens.position))
+        kept = view.hidden
         mask = spec.width.fixed(kept.shape[1])
         if mask is None:
-            picked = spec.width.neurons(kept)
+            picked = spec.width.neurons(view).to(kept.device)
             neurons.append(picked)
             kept = kept.gather(1, picked)
         elif len(mask) < kept.shape[1]:

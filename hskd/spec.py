@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError, field_validator
 
-from hskd.artifacts import canonical_json, fingerprint
 from hskd.errors import HskdError
+from hskd.hashing import canonical_json, fingerprint
 from hskd.selectors import (
     DEPTH,
     LENGTH,
@@ -33,6 +32,9 @@ from hskd.selectors.length import Left
 from hskd.selectors.precision import FP16
 from hskd.selectors.width import UniformNeurons
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 DIMENSIONS: dict[str, Registry[Any]] = {"depth": DEPTH, "length": LENGTH, "width": WIDTH, "precision": PRECISION}
 _AMOUNT = {"depth": ("n", "l"), "length": ("k", "t"), "width": ("w", "w")}
 """The field that holds each dimension's amount, and its unit in the short form."""
@@ -47,15 +49,23 @@ class Shape:
         student_layers: ``L_S``, without the embedding output.
         teacher_layers: ``L_T``, without the embedding output.
         teacher_width: ``d_T``.
-        labels: outputs of the classifier.
         vocab_size: of the tokenizer.
     """
 
     student_layers: int
     teacher_layers: int
     teacher_width: int
-    labels: int
     vocab_size: int
+
+    @classmethod
+    def of(cls, teacher: PretrainedConfig, student_layers: int) -> Shape:
+        """The sizes of a teacher of configuration ``teacher``, and of a student of ``student_layers`` layers."""
+        return cls(
+            student_layers=student_layers,
+            teacher_layers=teacher.num_hidden_layers,
+            teacher_width=teacher.hidden_size,
+            vocab_size=teacher.vocab_size,
+        )
 
 
 class Layer(NamedTuple):
@@ -169,23 +179,6 @@ class HSKSpec(BaseModel):
             Layer(student, teacher, self.length.attention_layer(teacher, top[student]))
             for student, teacher in self.depth.kept(shape.student_layers, shape.teacher_layers)
         )
-
-    def kept_arrays(self, shape: Shape, max_length: int) -> dict[str, tuple[torch.dtype, int]]:
-        """What a store holds for each kept token: name -> (dtype, elements over all kept layers).
-
-        Neurons that differ from token to token take the smaller of a bit mask (``d`` bits) and 16-bit indices;
-        positions take a byte where no example has more than 256 tokens.
-        """
-        layers = len(self.layers(shape))
-        count = self.width.count(shape.teacher_width)
-        arrays = {name: (dtype, layers * elements) for name, (dtype, elements) in self.precision.layout(count).items()}
-        if self.length != Left():
-            arrays["positions"] = (torch.uint8 if max_length <= 256 else torch.uint16, layers)
-        if self.width.fixed(shape.teacher_width) is None:
-            mask_bytes = -(-shape.teacher_width // 8)
-            as_mask = mask_bytes <= 2 * count
-            arrays["neurons"] = (torch.uint8, layers * mask_bytes) if as_mask else (torch.uint16, layers * count)
-        return arrays
 
 
 def _amount_text(amount: int | float | str, unit: str) -> str:

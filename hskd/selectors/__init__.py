@@ -1,6 +1,10 @@
-"""Selectors: one small file per dimension of hidden-state knowledge, one registry each."""
+"""Selectors: one small file per dimension of hidden-state knowledge, one registry each.
 
-from hskd.selectors.base import Registry, Selector, Tokens
+Every module of this folder is imported: a selector may also be a file of its own.
+"""
+
+from hskd.registry import import_all
+from hskd.selectors.base import LayerView, Registry, Selector, Tokens, mix
 from hskd.selectors.depth import DEPTH, DepthSelector
 from hskd.selectors.length import LENGTH, LengthSelector
 from hskd.selectors.precision import PRECISION, PrecisionSelector
@@ -12,10 +16,14 @@ __all__ = [
     "PRECISION",
     "WIDTH",
     "DepthSelector",
+    "LayerView",
     "LengthSelector",
     "PrecisionSelector",
     "Registry",
     "Selector",
     "Tokens",
     "WidthSelector",
+    "mix",
 ]
+
+import_all(__name__, __path__)

@@ -1,16 +1,20 @@
-"""What the selectors of every dimension share: a registry per dimension and the flat view of real tokens."""
+"""What the selectors of every dimension share: the registries, and the view of a layer that they choose from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from hskd import plugins, registry
 from hskd.errors import HskdError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
 All = Literal["all"]
 
@@ -26,25 +30,21 @@ class Selector(BaseModel):
 T = TypeVar("T", bound=Selector)
 
 
-class Registry(Generic[T]):
+class Registry(registry.Registry[type[T]], Generic[T]):
     """The selectors of one dimension, by name. ``@REGISTRY.register`` above a class adds one."""
 
     def __init__(self, dimension: str) -> None:
+        super().__init__("selector", plugins.SELECTORS, dimension)
         self.dimension = dimension
-        self._classes: dict[str, type[T]] = {}
 
     def register(self, cls: type[T]) -> type[T]:
-        """Add a selector class under the default of its field ``selector``."""
-        self._classes[cls.model_fields["selector"].default] = cls
+        """Add a selector class under the default of its field ``selector``.
+
+        Raises:
+            HskdError: another class has that name.
+        """
+        self.add(cls.model_fields["selector"].default, cls, cls)
         return cls
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._classes)
-
-    def __getitem__(self, name: str) -> type[T]:
-        if name not in self._classes:
-            raise HskdError(f"{self.dimension}: unknown selector {name!r}; known: {', '.join(self._classes)}.")
-        return self._classes[name]
 
     def parse(self, fields: Any) -> T:
         """The selector that ``fields`` (a dict with the key ``selector``) describes; a selector is returned as it is.
@@ -83,27 +83,86 @@ class Tokens:
         offsets: ``(B + 1,)`` int64; example ``b`` holds tokens ``offsets[b]`` up to ``offsets[b + 1]``.
         input_ids: ``(M,)``.
         sep_id: the tokenizer's id of ``[SEP]``.
+        places: each token's position in its example, ``(M,)``; None counts them from 0, which holds for whole examples.
     """
 
     example_ids: np.ndarray
     offsets: np.ndarray
     input_ids: np.ndarray
     sep_id: int
+    places: np.ndarray | None = None
 
     @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of each example, ``(B,)``."""
+        import numpy as np
+
         return np.diff(self.offsets)
 
     @cached_property
     def example(self) -> np.ndarray:
         """Which of the ``B`` examples each token belongs to, ``(M,)``."""
+        import numpy as np
+
         return np.repeat(np.arange(len(self.lengths)), self.lengths)
 
     @cached_property
     def position(self) -> np.ndarray:
-        """Each token's place in its example, ``(M,)``."""
+        """Each token's position in its example, ``(M,)``."""
+        import numpy as np
+
+        if self.places is not None:
+            return self.places
         return np.arange(len(self.input_ids)) - np.repeat(self.offsets[:-1], self.lengths)
+
+    def take(self, chosen: np.ndarray) -> Tokens:
+        """The tokens at the ascending indices ``chosen``; each keeps its example and its position there."""
+        import numpy as np
+
+        return Tokens(
+            self.example_ids,
+            np.searchsorted(chosen, self.offsets),
+            self.input_ids[chosen],
+            self.sep_id,
+            self.position[chosen],
+        )
+
+
+def _as_they_are(values: torch.Tensor) -> torch.Tensor:
+    return values
+
+
+@dataclass(frozen=True, eq=False)
+class LayerView:
+    """What a selector sees: ``M`` tokens of ``B`` examples in one layer. It is the same online and offline.
+
+    Attributes:
+        tokens: ids, positions and examples of the tokens.
+        layer: the student layer that learns; 0 is the embedding output.
+        states: the teacher's hidden states, ``(M, d_T)`` fp32, before they are rounded.
+        attention: the share of attention that ``[CLS]`` pays each token, ``(M,)`` fp32; None where the length selector
+            names no attention layer.
+        rounding: rounds hidden states to the precision in which the spec stores them.
+    """
+
+    tokens: Tokens
+    layer: int
+    states: torch.Tensor
+    attention: np.ndarray | None = None
+    rounding: Callable[[torch.Tensor], torch.Tensor] = _as_they_are
+
+    @cached_property
+    def hidden(self) -> torch.Tensor:
+        """The hidden states as they are stored, ``(M, d_T)`` fp32. Choose by these: a store holds no others."""
+        return self.rounding(self.states)
+
+    def take(self, chosen: np.ndarray) -> LayerView:
+        """The view of the tokens at the ascending indices ``chosen``."""
+        import torch
+
+        rows = torch.from_numpy(chosen).to(self.states.device)
+        attention = None if self.attention is None else self.attention[chosen]
+        return LayerView(self.tokens.take(chosen), self.layer, self.states[rows], attention, self.rounding)
 
 
 def mix(*keys: np.ndarray | int) -> np.ndarray:
@@ -112,6 +171,8 @@ def mix(*keys: np.ndarray | int) -> np.ndarray:
     Random selection by this value is the same online and offline, in any batch and on any machine.
     The finaliser is splitmix64's (https://prng.di.unimi.it/splitmix64.c).
     """
+    import numpy as np
+
     state = np.zeros((), np.uint64)
     with np.errstate(over="ignore"):
         for key in keys:

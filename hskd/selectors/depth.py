@@ -6,6 +6,7 @@ from fractions import Fraction
 from typing import Annotated, Literal
 
 from pydantic import Field
+from typing_extensions import override
 
 from hskd.errors import HskdError
 from hskd.selectors.base import All, Registry, Selector
@@ -46,12 +47,13 @@ class TopN(DepthSelector):
     l_top: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] | Pairs = 1.0
     """Teacher layer that the top student layer learns from: a number, a share of ``L_T``, or explicit pairs."""
 
+    @override
     def all_layers(self) -> TopN:
-        """See the base class."""
         return TopN(l_top=self.l_top)
 
+    @override
     def mapping(self, student_layers: int, teacher_layers: int) -> Pairs:
-        """See the base class.
+        """Every mapped pair (student layer, teacher layer), ascending.
 
         Raises:
             HskdError: a layer of ``l_top`` is not one of the student's or the teacher's.
@@ -74,8 +76,9 @@ class TopN(DepthSelector):
             raise HskdError(f"depth: l_top = {self.l_top} is out of range: the teacher has layers 1..{teacher_layers}.")
         return uniform_mapping(student_layers, top)
 
+    @override
     def kept(self, student_layers: int, teacher_layers: int) -> Pairs:
-        """See the base class.
+        """The top ``n`` pairs, ascending.
 
         Raises:
             HskdError: ``n`` is more than the mapped layers.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
+from typing_extensions import override
 
 from hskd.errors import HskdError
-from hskd.selectors.base import All, Registry, Selector, Tokens, mix
+from hskd.selectors.base import All, LayerView, Registry, Selector, Tokens, mix
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class LengthSelector(Selector):
@@ -25,14 +28,18 @@ class LengthSelector(Selector):
 
     def eligible(self, tokens: Tokens) -> np.ndarray:
         """Which tokens may be kept, ``(M,)`` bool."""
+        import numpy as np
+
         return np.ones(len(tokens.input_ids), bool)
 
-    def scores(self, tokens: Tokens, layer: int, attention: np.ndarray | None) -> np.ndarray:
-        """Importance of each token for student layer ``layer``, ``(M,)``; the highest are kept.
-
-        ``attention`` is, for each token, the share of attention that ``[CLS]`` pays it, ``(M,)`` fp32.
-        """
+    def scores(self, view: LayerView) -> np.ndarray:
+        """Importance of each token of ``view``, ``(M,)``; the highest are kept."""
         raise NotImplementedError
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether every real token is kept, so that nothing is ranked and no position needs to be stored."""
+        return self.k == "all" and type(self).eligible is LengthSelector.eligible
 
     def attention_layer(self, teacher_layer: int, top_mapped_layer: int) -> int | None:
         """The teacher's attention layer (1-based) that ranks the tokens of ``teacher_layer``; None where none does.
@@ -43,22 +50,27 @@ class LengthSelector(Selector):
 
     def counts(self, tokens: Tokens) -> np.ndarray:
         """How many tokens of each example are kept, ``(B,)`` int64: the same in every layer."""
+        import numpy as np
+
         running = np.concatenate([[0], np.cumsum(self.eligible(tokens))])
         counts = running[tokens.offsets[1:]] - running[tokens.offsets[:-1]]
         return counts if self.k == "all" else np.minimum(self.k, counts)
 
-    def select(self, tokens: Tokens, layer: int, attention: np.ndarray | None = None) -> np.ndarray:
+    def select(self, view: LayerView) -> np.ndarray:
         """Indices into the ``M`` tokens of those kept, in text order, ``(counts.sum(),)``.
 
         Raises:
             HskdError: the selector ranks by attention and got none.
         """
+        import numpy as np
+
+        tokens = view.tokens
         eligible = self.eligible(tokens)
         if self.k == "all":
             return np.flatnonzero(eligible)
-        if self.needs_attention and attention is None:
+        if self.needs_attention and view.attention is None:
             raise HskdError(f"length={self.selector} ranks tokens by attention, and there is none here.")
-        scores = self.scores(tokens, layer, attention)
+        scores = self.scores(view)
         # Best first within each example; lexsort is stable, so equal scores stay in text order.
         best_first = np.lexsort((-scores.astype(np.float64), ~eligible, tokens.example))
         rank = np.arange(len(best_first)) - np.repeat(tokens.offsets[:-1], tokens.lengths)
@@ -78,13 +90,14 @@ class Attention(LengthSelector):
 
     needs_attention: ClassVar[bool] = True
 
-    def scores(self, tokens: Tokens, layer: int, attention: np.ndarray | None) -> np.ndarray:
-        """See the base class."""
-        assert attention is not None
-        return attention
+    @override
+    def scores(self, view: LayerView) -> np.ndarray:
+        assert view.attention is not None
+        return view.attention
 
+    @override
     def attention_layer(self, teacher_layer: int, top_mapped_layer: int) -> int | None:
-        """See the base class; the embedding output, which no attention made, is ranked by the first layer's."""
+        """Its own; the embedding output, which no attention made, is ranked by the first layer's."""
         if self.k == "all":
             return None  # nothing to rank
         return max(teacher_layer if self.att_map == "same" else top_mapped_layer, 1)
@@ -96,8 +109,8 @@ class AttentionNoSep(Attention):
 
     selector: Literal["attention_no_sep"] = "attention_no_sep"  # type: ignore[assignment]
 
+    @override
     def eligible(self, tokens: Tokens) -> np.ndarray:
-        """See the base class."""
         return tokens.input_ids != tokens.sep_id
 
 
@@ -107,9 +120,9 @@ class Left(LengthSelector):
 
     selector: Literal["left"] = "left"
 
-    def scores(self, tokens: Tokens, layer: int, attention: np.ndarray | None) -> np.ndarray:
-        """See the base class."""
-        return -tokens.position
+    @override
+    def scores(self, view: LayerView) -> np.ndarray:
+        return -view.tokens.position
 
 
 @LENGTH.register
@@ -119,13 +132,13 @@ class Cls(LengthSelector):
     selector: Literal["cls"] = "cls"
     k: Literal[1] = 1
 
+    @override
     def eligible(self, tokens: Tokens) -> np.ndarray:
-        """See the base class."""
         return tokens.position == 0
 
-    def scores(self, tokens: Tokens, layer: int, attention: np.ndarray | None) -> np.ndarray:
-        """See the base class."""
-        return -tokens.position
+    @override
+    def scores(self, view: LayerView) -> np.ndarray:
+        return -view.tokens.position
 
 
 @LENGTH.register
@@ -135,7 +148,10 @@ class Random(LengthSelector):
     selector: Literal["random"] = "random"
     seed: Annotated[int, Field(ge=0)] = 0
 
-    def scores(self, tokens: Tokens, layer: int, attention: np.ndarray | None) -> np.ndarray:
-        """See the base class."""
-        draw = mix(self.seed, layer, np.repeat(tokens.example_ids, tokens.lengths), tokens.position)
+    @override
+    def scores(self, view: LayerView) -> np.ndarray:
+        import numpy as np
+
+        tokens = view.tokens
+        draw = mix(self.seed, view.layer, np.repeat(tokens.example_ids, tokens.lengths), tokens.position)
         return (draw >> np.uint64(11)).astype(np.float64)

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
+from typing_extensions import override
 
 from hskd.selectors.base import Registry, Selector
+
+if TYPE_CHECKING:
+    import torch
 
 
 class PrecisionSelector(Selector):
     """Base of the precisions: how kept values turn into stored arrays and back.
 
-    A plain number type needs only ``dtype``. A quantiser overrides all four methods: it may store several
+    A plain number type needs only ``number``. A quantiser overrides all four methods: it may store several
     arrays, a scale beside the codes, say.
     """
 
-    dtype: ClassVar[torch.dtype]
+    number: ClassVar[str]
+    """PyTorch's name of the type of the stored numbers. A name, so that a spec is read without importing PyTorch."""
     superset: ClassVar[str] = "fp32"
     """The precision of a superset for specs of this one alone: itself where storing twice changes nothing."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the stored numbers."""
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self.number)
+        return dtype
 
     def layout(self, count: int) -> dict[str, tuple[torch.dtype, int]]:
         """The arrays stored for ``count`` values of one token in one layer: name -> (dtype, elements)."""
@@ -48,7 +60,7 @@ class FP32(PrecisionSelector):
     """32 bits: as the teacher computes."""
 
     selector: Literal["fp32"] = "fp32"
-    dtype: ClassVar[torch.dtype] = torch.float32
+    number: ClassVar[str] = "float32"
 
 
 @PRECISION.register
@@ -56,7 +68,7 @@ class FP16(PrecisionSelector):
     """16 bits, 11 of them significant."""
 
     selector: Literal["fp16"] = "fp16"
-    dtype: ClassVar[torch.dtype] = torch.float16
+    number: ClassVar[str] = "float16"
     superset: ClassVar[str] = "fp16"
 
 
@@ -65,7 +77,7 @@ class BF16(PrecisionSelector):
     """16 bits, 8 of them significant, with the range of fp32."""
 
     selector: Literal["bf16"] = "bf16"
-    dtype: ClassVar[torch.dtype] = torch.bfloat16
+    number: ClassVar[str] = "bfloat16"
     superset: ClassVar[str] = "bf16"
 
 
@@ -83,6 +95,8 @@ class _Quantiser(PrecisionSelector):
         return values
 
     def _codes(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        import torch
+
         scale = (values.abs().amax(dim=-1, keepdim=True) / self.largest).half()
         # A scale that fp16 rounds to 0 belongs to values that are as good as 0.
         codes = (values / scale.float()).nan_to_num(0.0).round().clamp(-self.largest, self.largest)
@@ -94,20 +108,22 @@ class Int8(_Quantiser):
     """8 bits, from -127 to 127 times a scale in fp16 for each kept token and layer."""
 
     selector: Literal["int8"] = "int8"
-    dtype: ClassVar[torch.dtype] = torch.int8
+    number: ClassVar[str] = "int8"
     largest: ClassVar[int] = 127
 
     def layout(self, count: int) -> dict[str, tuple[torch.dtype, int]]:
         """A byte for each value, and the scale."""
+        import torch
+
         return {"values": (torch.int8, count), "scale": (torch.float16, 1)}
 
+    @override
     def encode(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """See :class:`PrecisionSelector`."""
         codes, scale = self._codes(values)
         return {"values": codes, "scale": scale}
 
+    @override
     def decode(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
-        """See :class:`PrecisionSelector`."""
         return arrays["values"].float() * arrays["scale"].float()
 
 
@@ -116,23 +132,30 @@ class Int4(_Quantiser):
     """4 bits, from -7 to 7 times a scale in fp16 for each kept token and layer; two values to a byte."""
 
     selector: Literal["int4"] = "int4"
-    dtype: ClassVar[torch.dtype] = torch.uint8
+    number: ClassVar[str] = "uint8"
     largest: ClassVar[int] = 7
 
     def layout(self, count: int) -> dict[str, tuple[torch.dtype, int]]:
         """Half a byte for each value, and the scale."""
+        import torch
+
         return {"values": (torch.uint8, -(-count // 2)), "scale": (torch.float16, 1)}
 
+    @override
     def encode(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """See :class:`PrecisionSelector`; 8 is added to each number, and 0 marks the missing one of an odd count."""
+        """Two numbers a byte: 8 is added to each, and 0 marks the missing one of an odd count."""
+        import torch
+
         codes, scale = self._codes(values)
         nibbles = (codes + 8).to(torch.uint8)
         if nibbles.shape[-1] % 2:
             nibbles = torch.cat([nibbles, torch.zeros_like(nibbles[..., :1])], dim=-1)
         return {"values": nibbles[..., 0::2] | nibbles[..., 1::2] << 4, "scale": scale}
 
+    @override
     def decode(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
-        """See :class:`PrecisionSelector`."""
+        import torch
+
         packed = arrays["values"]
         nibbles = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2)
         if nibbles.numel() and not nibbles[..., -1].any():

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
-import torch
 from pydantic import Field, field_validator
+from typing_extensions import override
 
-from hskd.selectors.base import Registry, Selector
+from hskd.selectors.base import LayerView, Registry, Selector
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
 
 class WidthSelector(Selector):
     """Base of the selectors along width: keeps ``max(1, floor(w * d_T))`` neurons of every kept token.
 
-    A subclass gives either one :meth:`fixed` mask, or the :meth:`neurons` of each token.
+    A subclass gives either one :meth:`fixed` mask for all layers, or the :meth:`neurons` of each token in each layer.
     """
 
     w: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -31,11 +34,13 @@ class WidthSelector(Selector):
         return max(1, int(Fraction(str(self.w)) * width))
 
     def fixed(self, width: int) -> np.ndarray | None:
-        """The neurons kept in every token, ascending, ``(count,)``; None where they differ from token to token."""
+        """The neurons kept in every token and layer, ascending, ``(count,)``; None where :meth:`neurons` chooses."""
+        import numpy as np
+
         return np.arange(width) if self.count(width) == width else None
 
-    def neurons(self, values: torch.Tensor) -> torch.Tensor:
-        """The neurons kept of each token of ``values`` ``(M, d_T)``, ascending, ``(M, count)`` int64."""
+    def neurons(self, view: LayerView) -> torch.Tensor:
+        """The neurons kept of each token of ``view`` (the kept tokens), ascending, ``(M, count)`` int64."""
         raise NotImplementedError
 
 
@@ -48,11 +53,11 @@ class Magnitude(WidthSelector):
 
     selector: Literal["magnitude"] = "magnitude"
 
-    def neurons(self, values: torch.Tensor) -> torch.Tensor:
-        """See the base class."""
+    @override
+    def neurons(self, view: LayerView) -> torch.Tensor:
         # topk leaves the order of ties open; a stable sort does not.
-        order = values.abs().sort(dim=1, descending=True, stable=True).indices
-        return order[:, : self.count(values.shape[1])].sort(dim=1).values
+        order = view.hidden.abs().sort(dim=1, descending=True, stable=True).indices
+        return order[:, : self.count(view.hidden.shape[1])].sort(dim=1).values
 
 
 @WIDTH.register
@@ -62,8 +67,10 @@ class RandomNeurons(WidthSelector):
     selector: Literal["random"] = "random"
     seed: Annotated[int, Field(ge=0)] = 0
 
+    @override
     def fixed(self, width: int) -> np.ndarray:
-        """See the base class."""
+        import numpy as np
+
         draw = np.random.default_rng(self.seed).choice(width, self.count(width), replace=False)
         return np.sort(draw)
 
@@ -74,7 +81,9 @@ class UniformNeurons(WidthSelector):
 
     selector: Literal["uniform"] = "uniform"
 
+    @override
     def fixed(self, width: int) -> np.ndarray:
-        """See the base class."""
+        import numpy as np
+
         count = self.count(width)
         return np.arange(count) * width // count

@@ -1,0 +1,146 @@
+"""What a store looks like on disk: which arrays, of which type, in how many shards.
+
+A store is a folder with a ``manifest.json`` and shards. A shard is one safetensors file that holds a run of
+consecutive examples. Arrays are flat: one row per example, per real token, or per kept token; nothing is padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from hskd.selectors import PrecisionSelector
+from hskd.spec import HSKSpec, Shape
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+MANIFEST = "manifest.json"
+SHARD_BYTES = 128 * 2**20
+
+
+class ArraySpec(NamedTuple):
+    """One array of a store: what its rows stand for, its type, and the elements of a row."""
+
+    per: Literal["example", "token", "kept"]
+    dtype: torch.dtype
+    elements: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self.dtype.itemsize * self.elements
+
+
+TARGET = "target"
+"""The array that holds the teacher's rows, as the head of the task says (see :meth:`hskd.heads.Head.target`)."""
+
+
+def _common(target: ArraySpec, max_length: int, vocab_size: int) -> dict[str, ArraySpec]:
+    import torch
+
+    return {
+        "example_ids": ArraySpec("example", torch.int64, 1),
+        "lengths": ArraySpec("example", _small(max_length), 1),
+        TARGET: target,
+        "token_ids": ArraySpec("token", torch.uint16 if vocab_size <= 2**16 else torch.int32, 1),
+    }
+
+
+def _small(largest: int) -> torch.dtype:
+    import torch
+
+    return torch.uint8 if largest < 2**8 else torch.uint16
+
+
+def superset_arrays(
+    layers: int,
+    attention_layers: int,
+    width: int,
+    target: ArraySpec,
+    precision: PrecisionSelector,
+    max_length: int,
+    vocab_size: int,
+) -> dict[str, ArraySpec]:
+    """The arrays of a superset: every real token at full width, and the attention that ``[CLS]`` pays it, in fp32."""
+    import torch
+
+    arrays = _common(target, max_length, vocab_size)
+    for name, (dtype, elements) in precision.layout(width).items():
+        arrays[name] = ArraySpec("kept", dtype, layers * elements)
+    if attention_layers:
+        arrays["attention"] = ArraySpec("token", torch.float32, attention_layers)
+    return arrays
+
+
+def derived_arrays(spec: HSKSpec, shape: Shape, max_length: int, target: ArraySpec) -> dict[str, ArraySpec]:
+    """The arrays of one spec's store."""
+    arrays = _common(target, max_length, shape.vocab_size)
+    if not spec.length.keeps_all:
+        arrays["counts"] = ArraySpec("example", _small(max_length), 1)
+    for name, (dtype, elements) in kept_arrays(spec, shape, max_length).items():
+        arrays[name] = ArraySpec("kept", dtype, elements)
+    return arrays
+
+
+def kept_arrays(spec: HSKSpec, shape: Shape, max_length: int) -> dict[str, tuple[torch.dtype, int]]:
+    """What a store of ``spec`` holds for each kept token: name -> (dtype, elements over all kept layers).
+
+    Neurons that differ from token to token take the smaller of a bit mask (``d`` bits) and 16-bit indices;
+    positions take a byte where no example has more than 256 tokens.
+    """
+    import torch
+
+    layers = len(spec.layers(shape))
+    count = spec.width.count(shape.teacher_width)
+    arrays = {name: (dtype, layers * elements) for name, (dtype, elements) in spec.precision.layout(count).items()}
+    if not spec.length.keeps_all:
+        arrays["positions"] = (torch.uint8 if max_length <= 256 else torch.uint16, layers)
+    if spec.width.fixed(shape.teacher_width) is None:
+        mask_bytes = -(-shape.teacher_width // 8)
+        as_mask = mask_bytes <= 2 * count
+        arrays["neurons"] = (torch.uint8, layers * mask_bytes) if as_mask else (torch.uint16, layers * count)
+    return arrays
+
+
+def total_bytes(arrays: Mapping[str, ArraySpec], examples: int, tokens: int, kept: int) -> int:
+    """Bytes of a store's arrays for so many examples, real tokens and kept tokens."""
+    rows = {"example": examples, "token": tokens, "kept": kept}
+    return sum(array.row_bytes * rows[array.per] for array in arrays.values())
+
+
+def plan_shards(
+    arrays: Mapping[str, ArraySpec], lengths: np.ndarray, counts: np.ndarray, shard_bytes: int = SHARD_BYTES
+) -> list[range]:
+    """Cut the examples into runs of about ``shard_bytes``; a pure function of the sizes, so a resumed run agrees.
+
+    Args:
+        arrays: the arrays of the store.
+        lengths: real tokens of each example, ``(N,)``.
+        counts: kept tokens of each example, ``(N,)``.
+        shard_bytes: size at which a shard is cut.
+    """
+    import numpy as np
+
+    per = {
+        kind: sum(array.row_bytes for array in arrays.values() if array.per == kind)
+        for kind in ("example", "token", "kept")
+    }
+    sizes = per["example"] + per["token"] * lengths.astype(np.int64) + per["kept"] * counts.astype(np.int64)
+    shard = (np.cumsum(sizes) - sizes) // shard_bytes
+    starts = np.flatnonzero(np.diff(shard, prepend=-1))
+    return [range(int(a), int(b)) for a, b in zip(starts, [*starts[1:], len(lengths)], strict=True)]
+
+
+def shard_name(index: int) -> str:
+    """File name of a shard."""
+    return f"shard-{index:05d}.safetensors"
+
+
+def ragged_rows(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """The rows of runs, end to end: ``starts[i], ..., starts[i] + sizes[i] - 1`` for each ``i``, ``(sizes.sum(),)``."""
+    import numpy as np
+
+    ends = np.cumsum(sizes)
+    return np.arange(ends[-1]) + np.repeat(starts - ends + sizes, sizes)
