@@ -1,33 +1,66 @@
-"""Tasks: from named data to batches of token ids."""
+"""Tasks: from named data to batches of token ids.
 
-from hskd.tasks.batches import (
-    BucketedBatchSampler,
-    EpochDataLoader,
-    bucketed_batches,
-    model_inputs,
-    sequential_batches,
-)
-from hskd.tasks.labels import label_permutation
-from hskd.tasks.metrics import compute_metrics
-from hskd.tasks.registry import TASK_NAMES, TASKS, load_task
-from hskd.tasks.task import Split, Task, TaskData
-from hskd.tasks.tokenized import TokenizedSplit, tokenize, tokenizer_fingerprint
+The names are imported when they are first used.
+"""
+
+from typing import TYPE_CHECKING
+
+from hskd.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from hskd.tasks.batches import (
+        BatchDataset,
+        BucketedBatchSampler,
+        Deal,
+        batch_loader,
+        bucketed_batches,
+        is_padded,
+        model_inputs,
+        sequential_batches,
+    )
+    from hskd.tasks.load import load_task
+    from hskd.tasks.metrics import compute_metrics
+    from hskd.tasks.registry import TASKS
+    from hskd.tasks.task import Split, Task, TaskData
+    from hskd.tasks.tokenized import TokenizedSplit, tokenize, tokenizer_fingerprint
 
 __all__ = [
     "TASKS",
-    "TASK_NAMES",
+    "BatchDataset",
     "BucketedBatchSampler",
-    "EpochDataLoader",
+    "Deal",
     "Split",
     "Task",
     "TaskData",
     "TokenizedSplit",
+    "batch_loader",
     "bucketed_batches",
     "compute_metrics",
-    "label_permutation",
+    "is_padded",
     "load_task",
     "model_inputs",
     "sequential_batches",
     "tokenize",
     "tokenizer_fingerprint",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "hskd.tasks.batches": (
+            "BatchDataset",
+            "BucketedBatchSampler",
+            "Deal",
+            "batch_loader",
+            "bucketed_batches",
+            "is_padded",
+            "model_inputs",
+            "sequential_batches",
+        ),
+        "hskd.tasks.metrics": ("compute_metrics",),
+        "hskd.tasks.load": ("load_task",),
+        "hskd.tasks.registry": ("TASKS",),
+        "hskd.tasks.task": ("Split", "Task", "TaskData"),
+        "hskd.tasks.tokenized": ("TokenizedSplit", "tokenize", "tokenizer_fingerprint"),
+    },
+)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hskd.errors import HskdError
+from hskd.tasks.builtin.glue import GLUE_TASKS, read_tsv
 from hskd.tasks.custom import FORMATS, read_columns, texts_of
-from hskd.tasks.glue import GLUE_TASKS, read_tsv
 from hskd.tasks.task import Split, TaskData, example_ids
 
 AUGMENTED = "augmented"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.data_loader import prepare_data_loader
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -23,6 +26,11 @@ CHUNK_BATCHES = 50
 def model_inputs(batch: Mapping[str, torch.Tensor], device: torch.device | None = None) -> dict[str, torch.Tensor]:
     """The part of a batch that a model takes, on ``device`` if one is given; ids and labels stay behind."""
     return {name: batch[name].to(device) for name in MODEL_INPUTS if name in batch}
+
+
+def is_padded(batch: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a batch has pads. Ask while it is on the CPU: a GPU would have to be waited for."""
+    return not bool(batch["attention_mask"].all())
 
 
 def bucketed_batches(lengths: NDArray[np.integer], batch_size: int, seed: int, epoch: int) -> list[Indices]:
@@ -69,6 +77,24 @@ def sequential_batches(lengths: NDArray[np.integer], batch_size: int) -> list[In
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
+@dataclass(frozen=True)
+class Deal:
+    """Who takes what of a batch: by default one process takes it whole.
+
+    Attributes:
+        accumulate: shares of each process, one after the other.
+        process: the process that takes, from 0.
+        processes: how many there are.
+    """
+
+    accumulate: int = 1
+    process: int = 0
+    processes: int = 1
+
+
+WHOLE = Deal()
+
+
 class Share(list[int]):
     """Rows that one process takes at a time, and the part of a whole batch that they are, between 0 and 1."""
 
@@ -77,8 +103,8 @@ class Share(list[int]):
         self.part = part
 
 
-def shares(batch: Indices, accumulate: int, process: int, processes: int) -> list[Share]:
-    """What one process takes of a batch: ``accumulate`` shares, one after the other.
+def shares(batch: Indices, deal: Deal) -> list[Share]:
+    """What one process takes of a batch, in shares.
 
     The batch is cut in the order of its rows, which is that of their lengths, and each piece is dealt out, so that
     processes have about as much to do. Over all processes, every row is in one share. Where there are fewer rows than
@@ -86,11 +112,9 @@ def shares(batch: Indices, accumulate: int, process: int, processes: int) -> lis
 
     Args:
         batch: (B,) rows, at least one.
-        accumulate: shares of each process.
-        process: from 0.
-        processes: how many there are.
+        deal: says which process, of how many, and in how many shares.
     """
-    mine = [piece[process::processes] for piece in np.array_split(batch, accumulate)]
+    mine = [piece[deal.process :: deal.processes] for piece in np.array_split(batch, deal.accumulate)]
     return [Share((rows if len(rows) else batch[:1]).tolist(), len(rows) / len(batch)) for rows in mine]
 
 
@@ -103,25 +127,20 @@ class BucketedBatchSampler(Sampler[list[int]]):
         batch_size: int,
         seed: int,
         first_epoch: int = 0,
-        drop_last: bool = False,
-        *,
-        accumulate: int = 1,
-        process: int = 0,
-        processes: int = 1,
+        whole_only: bool = False,
+        deal: Deal = WHOLE,
     ) -> None:
         """See :func:`bucketed_batches` and :func:`shares`.
 
-        Epochs are counted from ``first_epoch``; a short batch may be left out.
+        Epochs are counted from ``first_epoch``; with ``whole_only``, a short batch is left out.
         """
         self.lengths = lengths
-        self.drop_last = drop_last
+        self.whole_only = whole_only
         # accelerate reads it when it prepares a loader.
         self.batch_size = batch_size
         self.seed = seed
         self.first_epoch = first_epoch
-        self.accumulate = accumulate
-        self.process = process
-        self.processes = processes
+        self.deal = deal
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -131,58 +150,82 @@ class BucketedBatchSampler(Sampler[list[int]]):
     def __len__(self) -> int:
         """Shares in an epoch."""
         full, short = divmod(len(self.lengths), self.batch_size)
-        return (full + bool(short and not self.drop_last)) * self.accumulate
+        return (full + bool(short and not self.whole_only)) * self.deal.accumulate
 
     def __iter__(self) -> Iterator[Share]:
-        """This process's shares of the batches of the epoch that is set."""
+        """This process's shares of the batches of the epoch that is set.
+
+        Each epoch advances torch's generator by one draw, however many workers read the batches. A loader would do it
+        itself, but only where it starts workers anew; the dropout of every recorded trial comes after this draw.
+        """
+        torch.empty((), dtype=torch.int64).random_()
         for batch in bucketed_batches(self.lengths, self.batch_size, self.seed, self.first_epoch + self.epoch):
-            if len(batch) == self.batch_size or not self.drop_last:
-                yield from shares(batch, self.accumulate, self.process, self.processes)
+            if len(batch) == self.batch_size or not self.whole_only:
+                yield from shares(batch, self.deal)
 
 
-class _Shares(Dataset[Any]):
-    """A tokenised split whose batches say what part of the whole batch they are: ``share``."""
+class BatchDataset(Dataset[dict[str, Any]]):
+    """A tokenised split as a torch data set of whole batches; :func:`batch_loader` loads them.
+
+    A batch holds what :meth:`~hskd.tasks.TokenizedSplit.collate` gives, and ``share``, the part of a whole batch that
+    it is, and ``padded``, whether it has pads.
+
+    Args:
+        split: the examples.
+    """
+
+    in_workers = True
+    """Whether worker processes can read the batches."""
 
     def __init__(self, split: TokenizedSplit) -> None:
         self.split = split
 
     def __len__(self) -> int:
+        """Examples."""
         return len(self.split)
 
-    def __getitems__(self, rows: Share) -> dict[str, Any]:
-        return {**self.split.collate(rows), "share": rows.part}
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        """A batch of one example."""
+        return self.__getitems__([row])
+
+    def __getitems__(self, rows: list[int]) -> dict[str, Any]:
+        """The batch of these rows: what a ``DataLoader`` asks for."""
+        batch: dict[str, Any] = self.split.collate(rows)
+        return {**batch, "share": rows.part if isinstance(rows, Share) else 1.0, "padded": is_padded(batch)}
+
+
+def batch_loader(
+    dataset: BatchDataset, sampler: BucketedBatchSampler, device: torch.device, workers: int = 0
+) -> DataLoader[Any]:
+    """A loader of whole batches on ``device``, whose ``set_epoch`` reaches the sampler.
+
+    It is one batch ahead: the next batch is on its way to the device before a step begins. The batches, and what is
+    drawn during training, do not depend on ``workers``.
+
+    Args:
+        dataset: makes the batches.
+        sampler: says which rows are in a batch.
+        device: where the batches are wanted. Those that workers read for a GPU come through pinned memory.
+        workers: processes that read; ignored where the data set cannot be read in one.
+    """
+    workers = workers if dataset.in_workers else 0
+    if workers:
+        # Workers do not tokenise. Unless this is set, the library warns about every fork.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    loader = DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=_identity,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=dataset.in_workers and device.type == "cuda",
+        generator=torch.Generator(),  # Not the global one, of which only the sampler takes a draw.
+    )
+    # The sampler has dealt the batches out among processes already.
+    return prepare_data_loader(  # type: ignore[no-any-return]
+        loader, device, num_processes=1, process_index=0, put_on_device=True, non_blocking=True
+    )
 
 
 def _identity(batch: Any) -> Any:
     return batch
-
-
-class EpochDataLoader(DataLoader[Any]):
-    """A loader of whole batches whose ``set_epoch``, which ``Trainer`` calls, reaches the batch sampler.
-
-    It is one batch ahead: the next batch is read before a step begins, while an accelerator is busy with the last one.
-
-    Resuming inside an epoch, ``Trainer`` has accelerate rebuild the loader around the same sampler, and sets the
-    sampler's epoch itself.
-    """
-
-    def __init__(self, dataset: TokenizedSplit, batch_sampler: BucketedBatchSampler, **options: Any) -> None:
-        """``options`` are the other arguments of torch's ``DataLoader``."""
-        super().__init__(
-            _Shares(dataset),
-            batch_sampler=batch_sampler,
-            **{"collate_fn": _identity, **options},
-        )
-
-    def __iter__(self) -> Any:
-        """The batches of the epoch that is set."""
-        batches = super().__iter__()
-        ahead = next(batches, None)
-        while ahead is not None:
-            batch, ahead = ahead, next(batches, None)
-            yield batch
-
-    def set_epoch(self, epoch: int) -> None:
-        """The next iteration gives this epoch's batches."""
-        if isinstance(self.batch_sampler, BucketedBatchSampler):
-            self.batch_sampler.set_epoch(epoch)

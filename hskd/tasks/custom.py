@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from hskd.errors import HskdError
+from hskd.heads import SequenceClassification, SequenceRegression
 from hskd.tasks.task import SPLITS, Split, Task, TaskData, text_hash
 
 FORMATS = (".csv", ".jsonl", ".parquet")
@@ -54,14 +52,12 @@ def load_custom(data: str | None, text_columns: Sequence[str] | None, label_colu
     splits = {name: Split.of(name, texts[name], labels[name]) for name in tables}
     if path.is_file():
         splits = _cut(path, splits["train"])
-    regression = kind is float
+    head = SequenceRegression() if kind is float else SequenceClassification(label_names=tuple(map(str, names)))
     task = Task(
         name="custom",
         text_columns=tuple(text_columns),
         label_column=label_column,
-        label_type="regression" if regression else "classification",
-        label_names=tuple(str(name) for name in names),
-        metrics=("pearson", "spearman") if regression else ("accuracy",),
+        head=head,
         hsk_epochs=10,
         max_length=128,
     )
@@ -92,6 +88,9 @@ def read_columns(path: Path) -> Columns:
     Raises:
         HskdError: it is of another format, cannot be read, or has no rows.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         match path.suffix:
             case ".csv":

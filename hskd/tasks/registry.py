@@ -2,56 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
+from typing_extensions import override
+
+from hskd import plugins, registry
 from hskd.errors import HskdError
-from hskd.tasks.augment import with_augmented
-from hskd.tasks.custom import load_custom
-from hskd.tasks.glue import GLUE_TASKS, load_glue
-from hskd.tasks.mr import MR, load_mr
 from hskd.tasks.task import Task, TaskData
 
-TASKS: dict[str, Callable[[str | None], TaskData]] = {
-    "mr": load_mr,
-    **{name: partial(load_glue, glue) for name, glue in GLUE_TASKS.items()},
-}
-"""What loads each task of fixed columns, given ``data`` (None: from its default place)."""
-FIXED_TASKS: dict[str, Task] = {MR.name: MR, **{name: glue.task for name, glue in GLUE_TASKS.items()}}
-"""What is known of them without loading any data."""
 CUSTOM = "custom"
-TASK_NAMES = (*TASKS, CUSTOM)
+"""The task of the user's own files: its columns and labels are known once it is loaded."""
+Load = Callable[[str | None], TaskData]
 
 
-def load_task(
-    name: str,
-    data: str | None = None,
-    text_columns: Sequence[str] | None = None,
-    label_column: str | None = None,
-    augment: str | None = None,
-) -> TaskData:
-    """Load a task's examples.
+@dataclass(frozen=True)
+class TaskEntry:
+    """A task that has a name.
 
-    Args:
-        name: one of ``TASK_NAMES``.
-        data: a file or folder; None takes the task's default place (a package, the hub).
-        text_columns: one or two names, for ``custom`` only.
-        label_column: for ``custom`` only.
-        augment: a file of further sentences (see :func:`~hskd.tasks.augment.with_augmented`).
-
-    Raises:
-        HskdError: an unknown task, arguments it has no use for, or data that is missing or malformed.
+    Attributes:
+        task: what is known of it without loading any data.
+        load: loads its examples, given ``data``: a file or folder, or None for their default place.
     """
-    loaded = _load(name, data, text_columns, label_column)
-    return loaded if augment is None else with_augmented(loaded, Path(augment).expanduser())
+
+    task: Task
+    load: Load
 
 
-def _load(name: str, data: str | None, text_columns: Sequence[str] | None, label_column: str | None) -> TaskData:
-    if name == CUSTOM:
-        return load_custom(data, text_columns, label_column)
-    if name not in TASKS:
-        raise HskdError(f"Unknown task {name!r}; the tasks are {', '.join(TASK_NAMES)}.")
-    if text_columns or label_column:
-        raise HskdError(f"Task {name} has columns of its own; only task {CUSTOM} takes text and label columns.")
-    return TASKS[name](data)
+class TaskRegistry(registry.Registry[TaskEntry]):
+    """The tasks of fixed columns, and the name of the one that has none. ``@TASKS.register(task)`` adds one."""
+
+    def register(self, task: Task) -> Callable[[Load], Load]:
+        """Add ``task``; the function below loads its examples (see :class:`TaskEntry`).
+
+        Raises:
+            HskdError: another function has that name.
+        """
+
+        def decorate(load: Load) -> Load:
+            self.add(task.name, TaskEntry(task, load), load)
+            return load
+
+        if task.name == CUSTOM:
+            raise HskdError(f"task {CUSTOM!r} is that of the user's own files; give yours another name.")
+        return decorate
+
+    @override
+    def find(self, name: str) -> TaskEntry | None:
+        _import_built_in()
+        return super().find(name)
+
+    @override
+    def __iter__(self) -> Iterator[str]:
+        _import_built_in()
+        yield from super().__iter__()
+        yield CUSTOM
+
+    def require(self, name: str) -> None:
+        """Refuse a name that is no task's, here or in an installed plug-in.
+
+        Raises:
+            HskdError: lists the names.
+        """
+        if name != CUSTOM and self.find(name) is None:
+            raise self.unknown(name)
+
+
+def _import_built_in() -> None:
+    # When a task is asked for, not before: the modules of the tasks import this one.
+    import hskd.tasks.builtin  # noqa: F401
+
+
+TASKS = TaskRegistry("task", plugins.TASKS)

@@ -6,38 +6,35 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+from hskd.heads import Head
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 SPLITS = ("train", "dev", "test")
 
 
 @dataclass(frozen=True)
 class Task:
-    """A classification or regression task on one text or a pair of texts.
-
-    Its *score* is the mean of ``metrics``, each a fraction of 1.
-    """
+    """A task on one text or a pair of texts. Its head says what is predicted and how that is scored."""
 
     name: str
     text_columns: tuple[str, ...]
     """One or two names."""
     label_column: str
-    label_type: Literal["classification", "regression"]
-    label_names: tuple[str, ...]
-    """In the order of the label indices; empty for regression."""
-    metrics: tuple[str, ...]
+    head: Head
     hsk_epochs: int
     """Epochs of the HSK stage, unless a config says otherwise."""
     max_length: int
     """Tokens, special ones included, that an example is truncated to."""
 
     @property
-    def num_labels(self) -> int:
-        """Outputs of a model's head: the number of classes, or 1 for regression."""
-        return len(self.label_names) if self.label_type == "classification" else 1
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the labels in the order of their indices; empty where labels are numbers."""
+        return self.head.label_names
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +47,8 @@ class Split:
     name: str
     texts: tuple[list[str], ...]
     """One list of N texts per text column."""
-    labels: list[int] | list[float] | None
-    """N label indices or regression targets; None where they are not known."""
+    labels: list[Any] | None
+    """N labels as the task's head takes them, such as label indices; None where they are not known."""
     ids: NDArray[np.int64]
     """(N,) example ids, unique within the split."""
 
@@ -60,7 +57,7 @@ class Split:
         return len(self.ids)
 
     @classmethod
-    def of(cls, name: str, texts: Sequence[list[str]], labels: list[int] | list[float] | None) -> Split:
+    def of(cls, name: str, texts: Sequence[list[str]], labels: list[Any] | None) -> Split:
         """A split whose ids come from its texts (see :func:`example_ids`)."""
         return cls(name, tuple(texts), labels, example_ids(texts))
 
@@ -91,6 +88,8 @@ def example_ids(texts: Sequence[list[str]]) -> NDArray[np.int64]:
     Returns:
         (N,) int64, all different.
     """
+    import numpy as np
+
     ids: list[int] = []
     seen: set[int] = set()
     # Where counting left off for a repeated text; without it n copies of one text would cost n^2 hashes.

@@ -13,7 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from hskd.errors import HskdError
-from hskd.tasks.mr import read_csv
+from hskd.tasks.builtin.mr import read_csv
 from hskd.tasks.tokenized import DTYPES, TokenizedSplit, special_ids
 
 SHORTEST = 8

@@ -9,8 +9,9 @@ import datasets
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hskd.artifacts import file_sha256, read_json, write_json
 from hskd.errors import CorruptionError
+from hskd.hashing import file_sha256
+from hskd.io import read_json, write_json
 
 CHECKSUMS = "checksums.json"
 

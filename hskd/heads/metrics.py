@@ -1,0 +1,94 @@
+"""Scores of predictions, as the GLUE benchmark defines them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+from hskd.errors import HskdError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Metric: TypeAlias = "Callable[[NDArray[np.generic], NDArray[np.generic]], float]"
+
+
+# The libraries are imported in the functions: a task names its metrics long before any is computed.
+def _accuracy(labels: NDArray[np.generic], predictions: NDArray[np.generic]) -> float:
+    from sklearn.metrics import accuracy_score
+
+    return float(accuracy_score(labels, predictions))
+
+
+def _f1(labels: NDArray[np.generic], predictions: NDArray[np.generic]) -> float:
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predictions, zero_division=0.0))
+
+
+def _matthews(labels: NDArray[np.generic], predictions: NDArray[np.generic]) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
+    return float(matthews_corrcoef(labels, predictions))
+
+
+def _pearson(labels: NDArray[np.generic], predictions: NDArray[np.generic]) -> float:
+    from scipy.stats import pearsonr
+
+    return _correlation(pearsonr, labels, predictions)
+
+
+def _spearman(labels: NDArray[np.generic], predictions: NDArray[np.generic]) -> float:
+    from scipy.stats import spearmanr
+
+    return _correlation(spearmanr, labels, predictions)
+
+
+def _correlation(
+    function: Callable[..., tuple[float, float]], labels: NDArray[np.generic], predictions: NDArray[np.generic]
+) -> float:
+    # Undefined for a constant; scikit-learn calls the Matthews correlation 0 there, and so do we.
+    import numpy as np
+
+    if np.ptp(labels) == 0 or np.ptp(predictions) == 0:
+        return 0.0
+    return float(function(labels, predictions)[0])
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": _accuracy,
+    "f1": _f1,
+    "matthews": _matthews,
+    "pearson": _pearson,
+    "spearman": _spearman,
+}
+"""Every metric by name: a function of labels and predictions. 1 is perfect; F1 is that of class 1."""
+
+
+def named_metrics(
+    names: Sequence[str], labels: NDArray[np.generic], predictions: NDArray[np.generic]
+) -> dict[str, float]:
+    """The metrics ``names`` of ``predictions``, and ``score``, their mean; fractions, not percentages."""
+    import numpy as np
+
+    values = {name: METRICS[name](labels, predictions) for name in names}
+    return {**values, "score": float(np.mean(list(values.values())))}
+
+
+def require_scorable(rows: NDArray[np.floating], labels: NDArray[np.generic]) -> None:
+    """Refuse rows that cannot be scored.
+
+    Raises:
+        HskdError: no rows, another number of labels, or rows that are not finite.
+    """
+    import numpy as np
+
+    if len(labels) == 0 or len(rows) != len(labels):
+        raise HskdError(f"{len(rows)} predictions for {len(labels)} labels; need as many, at least 1.")
+    if not np.isfinite(rows).all():
+        bad = int((~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1)).sum())
+        raise HskdError(
+            f"the model's outputs are not finite for {bad} of {len(rows)} examples. "
+            "Training diverged: lower the learning rate."
+        )

@@ -1,0 +1,202 @@
+"""Heads with one prediction for each example: a class, or a number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from typing_extensions import override
+
+from hskd.errors import MismatchError
+from hskd.heads.base import Batch, Head, output_names
+from hskd.heads.labels import label_permutation, permute_outputs
+from hskd.heads.metrics import named_metrics, require_scorable
+from hskd.heads.registry import HEADS
+from hskd.store_format.layout import ArraySpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class SequenceHead(Head):
+    """What classification and regression of whole examples share: a model reads ``[CLS]`` and gives one row."""
+
+    @property
+    @override
+    def auto_class(self) -> Any:
+        from transformers import AutoModelForSequenceClassification
+
+        return AutoModelForSequenceClassification
+
+    @override
+    def config_fields(self) -> dict[str, Any]:
+        names = self._output_names
+        return {
+            "num_labels": len(names),
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: i for i, name in enumerate(names)},
+        }
+
+    @property
+    def _output_names(self) -> tuple[str, ...]:
+        """What a model that is made for this head calls its outputs."""
+        return self.label_names
+
+    @override
+    def target(self) -> ArraySpec:
+        import torch
+
+        return ArraySpec("example", torch.float32, self.outputs)
+
+    @override
+    def readout(self, batch: Batch) -> torch.Tensor | None:
+        import torch
+
+        ids = batch["input_ids"]
+        return torch.zeros((len(ids), 1), dtype=torch.long, device=ids.device)
+
+    @override
+    def rows(self, output: Any, batch: Batch) -> torch.Tensor:
+        logits: torch.Tensor = output.logits
+        return logits
+
+    @override
+    def labels(self, batch: Batch) -> torch.Tensor:
+        return batch["labels"]
+
+    @override
+    def metrics(self, rows: NDArray[np.floating], labels: Sequence[Any] | NDArray[Any]) -> dict[str, float]:
+        import numpy as np
+
+        rows, truth = np.asarray(rows), np.asarray(labels)
+        require_scorable(rows, truth)
+        return named_metrics(self.metric_names, truth, self.predict(rows))
+
+
+@HEADS.register
+@dataclass(frozen=True)
+class SequenceClassification(SequenceHead):
+    """One of several classes for each example; rows are logits."""
+
+    kind: ClassVar[str] = "classification"
+
+    metric_names: tuple[str, ...] = ("accuracy",)
+
+    @property
+    @override
+    def outputs(self) -> int:
+        return len(self.label_names)
+
+    @override
+    def gold_loss(self, rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        from torch.nn import functional as F
+
+        return F.cross_entropy(rows.float(), labels)
+
+    @override
+    def distil_loss(self, rows: torch.Tensor, target_rows: torch.Tensor, tau: float = 1.0) -> torch.Tensor:
+        return soft_cross_entropy(rows, target_rows, tau)
+
+    @override
+    def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
+        import numpy as np
+
+        return np.array(labels, dtype=np.int64)
+
+    @override
+    def predict(self, rows: NDArray[np.floating]) -> NDArray[Any]:
+        import numpy as np
+
+        return np.asarray(rows).argmax(axis=1)
+
+    @override
+    def align(self, model: PreTrainedModel, where: str) -> None:
+        names = output_names(model.config)
+        if len(names) != self.outputs:
+            raise MismatchError(
+                f"{where}: the model has {len(names)} labels, {list(names)}, and the task has {self.outputs}, "
+                f"{list(self.label_names)}; use a model that was fine-tuned on this task."
+            )
+        permute_outputs(model, label_permutation(self.label_names, names, where), where)
+        fields = self.config_fields()
+        model.config.id2label, model.config.label2id = fields["id2label"], fields["label2id"]
+
+
+@HEADS.register
+@dataclass(frozen=True)
+class SequenceRegression(SequenceHead):
+    """One number for each example."""
+
+    kind: ClassVar[str] = "regression"
+    fits_numbers: ClassVar[bool] = True
+
+    metric_names: tuple[str, ...] = ("pearson", "spearman")
+
+    @property
+    @override
+    def outputs(self) -> int:
+        return 1
+
+    @property
+    @override
+    def _output_names(self) -> tuple[str, ...]:
+        return ("score",)
+
+    @override
+    def gold_loss(self, rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        from torch.nn import functional as F
+
+        return F.mse_loss(rows.float().squeeze(1), labels.float())
+
+    @override
+    def distil_loss(self, rows: torch.Tensor, target_rows: torch.Tensor, tau: float = 1.0) -> torch.Tensor:
+        from torch.nn import functional as F
+
+        return F.mse_loss(rows.float(), target_rows.float())
+
+    @override
+    def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
+        import numpy as np
+
+        return np.array(labels, dtype=np.float32)
+
+    @override
+    def predict(self, rows: NDArray[np.floating]) -> NDArray[Any]:
+        import numpy as np
+
+        rows = np.asarray(rows)
+        return rows.reshape(len(rows))
+
+    @override
+    def align(self, model: PreTrainedModel, where: str) -> None:
+        names = output_names(model.config)
+        if len(names) != 1:
+            raise MismatchError(
+                f"{where}: the task is a regression and needs a model with 1 output, not {len(names)} ({list(names)}); "
+                "use a model that was fine-tuned on this task."
+            )
+
+
+def head_of_rows(columns: int, metric_names: Sequence[str]) -> Head:
+    """The head of sequence predictions with so many columns, whose labels have no names: of results, for scoring."""
+    if columns == 1:
+        return SequenceRegression(metric_names=tuple(metric_names))
+    return SequenceClassification(tuple(map(str, range(columns))), tuple(metric_names))
+
+
+def soft_cross_entropy(rows: torch.Tensor, target_rows: torch.Tensor, tau: float = 1.0) -> torch.Tensor:
+    """Cross-entropy with the teacher's distribution (arXiv 2106.05691): sum over classes, mean over rows.
+
+    Args:
+        rows: the student's logits, ``(R, C)``.
+        target_rows: the teacher's logits, ``(R, C)``.
+        tau: temperature of both.
+    """
+    from torch.nn import functional as F
+
+    return F.cross_entropy(rows.float() / tau, F.softmax(target_rows.float() / tau, dim=-1))

@@ -1,0 +1,5 @@
+"""The tasks that come with hskd. Every module of this folder is imported: a task is one file."""
+
+from hskd.registry import import_all
+
+import_all(__name__, __path__)
