@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from hskd.artifacts import file_sha256, fingerprint
 from hskd.errors import CorruptionError, HskdError
+from hskd.hashing import file_sha256, fingerprint
 from hskd.remote.place import Place
 from hskd.selectors.base import describe
-from hskd.store.layout import MANIFEST
-from hskd.store.manifest import Manifest
+from hskd.store_format.layout import MANIFEST
+from hskd.store_format.manifest import Manifest
 
 CHECKSUMS = "checksums.json"
 UPLOAD = "upload.json"

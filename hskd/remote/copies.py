@@ -9,11 +9,13 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from hskd.artifacts import Workspace, atomic_path, build, claim, file_sha256, lock_path, require_space
+from hskd.artifacts import ArtifactFolders, build, claim, lock_path
 from hskd.errors import CorruptionError, HskdError, MismatchError
+from hskd.hashing import file_sha256
+from hskd.io import atomic_path, require_space
+from hskd.progress import Progress, Silent
 from hskd.remote.contents import CHECKSUMS, UPLOAD, Contents, File, finished_contents, local_contents, remote_contents
 from hskd.remote.place import Place, is_url
-from hskd.watch import Silent, Watcher
 
 CACHE = "remote"
 """Kind of the artifacts that are copies of what lies elsewhere."""
@@ -21,12 +23,12 @@ WORK = Path("work")
 _SILENT = Silent()
 
 
-def local_copy(place: str | Path, work: Path = WORK, watcher: Watcher = _SILENT) -> Path:
+def local_copy(place: str | Path, work: Path = WORK, progress: Progress = _SILENT) -> Path:
     """A folder on this machine: ``place`` itself, or what :func:`fetch` makes of a URL."""
-    return fetch(place, work, watcher) if isinstance(place, str) and is_url(place) else Path(place)
+    return fetch(place, work, progress) if isinstance(place, str) and is_url(place) else Path(place)
 
 
-def fetch(url: str, work: Path = WORK, watcher: Watcher = _SILENT) -> Path:
+def fetch(url: str, work: Path = WORK, progress: Progress = _SILENT) -> Path:
     """Copy the store, teacher, student or trial at ``url`` into the cache and say where it is.
 
     The copy lies in ``<work>/remote``, under a key of the URL and of what is there: when that changes, another copy
@@ -35,7 +37,7 @@ def fetch(url: str, work: Path = WORK, watcher: Watcher = _SILENT) -> Path:
     Args:
         url: any URL that ``fsspec`` opens; ``hskd cache`` lists and clears the copies.
         work: the work folder.
-        watcher: is told how many files are fetched.
+        progress: is told how many files are fetched.
 
     Raises:
         HskdError: nothing is there, it cannot be reached, or the disk is too full.
@@ -43,14 +45,14 @@ def fetch(url: str, work: Path = WORK, watcher: Watcher = _SILENT) -> Path:
     """
     place = Place(url)
     contents = remote_contents(place)
-    folder = Workspace(work).folder(CACHE, {"url": place.url, "content": contents.fingerprint})
+    folder = ArtifactFolders(work).folder(CACHE, {"url": place.url, "content": contents.fingerprint})
     if folder.is_dir() and _lacks(contents, folder):
         with FileLock(lock_path(folder)):
-            _fill(place, contents, folder, watcher)
-    return build(folder, lambda partial: _fill(place, contents, partial, watcher))
+            _fill(place, contents, folder, progress)
+    return build(folder, lambda partial: _fill(place, contents, partial, progress))
 
 
-def pull(url: str, folder: Path, watcher: Watcher = _SILENT) -> Path:
+def pull(url: str, folder: Path, progress: Progress = _SILENT) -> Path:
     """Copy the store, teacher, student or trial at ``url`` into ``folder``; a killed copy goes on.
 
     Raises:
@@ -67,7 +69,7 @@ def pull(url: str, folder: Path, watcher: Watcher = _SILENT) -> Path:
         if any(partial.iterdir()) and not note.is_file():
             raise MismatchError(f"{partial}: holds {holds}. Choose another folder, or delete that one.")
         claim(note, contents.fingerprint, holds)
-        _fill(place, contents, partial, watcher)
+        _fill(place, contents, partial, progress)
         note.unlink()
 
     if not folder.exists():
@@ -75,11 +77,11 @@ def pull(url: str, folder: Path, watcher: Watcher = _SILENT) -> Path:
     known = contents.index is not None
     if _lacks(contents, folder) or (known and local_contents(folder).fingerprint != contents.fingerprint):
         raise MismatchError(f"{folder}: holds something else than {place.url}; choose another folder, or delete it.")
-    watcher.say(f"{folder} is there already")
+    progress.say(f"{folder} is there already")
     return folder
 
 
-def publish(folder: Path, url: str, watcher: Watcher = _SILENT) -> None:
+def publish(folder: Path, url: str, progress: Progress = _SILENT) -> None:
     """Copy the store, teacher, student or finished trial in ``folder`` to ``url``.
 
     What says that all is there is written last, so nobody reads half of it. Files that are there already in the right
@@ -100,14 +102,14 @@ def publish(folder: Path, url: str, watcher: Watcher = _SILENT) -> None:
         raise MismatchError(f"{place.url}: holds something else than {folder}; choose another URL, or delete it there.")
     missing = [file for file in contents.files if place.size(file.name) != file.bytes]
     if there is None or missing:
-        watcher.begin(f"push to {place.url}", len(missing))
+        progress.begin(f"push to {place.url}", len(missing))
     else:
-        watcher.say(f"{place.url} is there already")
+        progress.say(f"{place.url} is there already")
     for file in missing:
         if file_sha256(folder / file.name) != file.sha256:
             raise CorruptionError(f"{folder / file.name}: is not what was written there; it was not uploaded.")
         place.put(folder / file.name, file.name)
-        watcher.advance()
+        progress.advance()
     if there is None:
         place.write(*contents.index)
     place.remove(UPLOAD)
@@ -123,7 +125,7 @@ def contents_of(url: str) -> Contents:
     return remote_contents(Place(url))
 
 
-def verify(url: str, watcher: Watcher = _SILENT) -> Contents:
+def verify(url: str, progress: Progress = _SILENT) -> Contents:
     """Read back everything at ``url`` and compare it with its checksums; nothing is kept.
 
     Returns:
@@ -137,11 +139,11 @@ def verify(url: str, watcher: Watcher = _SILENT) -> Contents:
     contents = remote_contents(place)
     if contents.index is None:
         raise HskdError(f"{place.url}: has no {CHECKSUMS} to compare with: it was not published by hskd push.")
-    watcher.begin(f"verify {place.url}", len(contents.files))
+    progress.begin(f"verify {place.url}", len(contents.files))
     for file in contents.files:
         for _ in _checked(place, file):
             pass
-        watcher.advance()
+        progress.advance()
     return contents
 
 
@@ -164,7 +166,7 @@ def _lacks(contents: Contents, folder: Path) -> bool:
     return index or bool(contents.missing(folder))
 
 
-def _fill(place: Place, contents: Contents, folder: Path, watcher: Watcher) -> None:
+def _fill(place: Place, contents: Contents, folder: Path, progress: Progress) -> None:
     """Fetch what ``folder`` lacks; a store's manifest last."""
     names = {file.name for file in contents.files}
     for leftover in folder.rglob(".*"):  # what a killed fetch was writing
@@ -172,13 +174,13 @@ def _fill(place: Place, contents: Contents, folder: Path, watcher: Watcher) -> N
             leftover.unlink()
     missing = contents.missing(folder)
     needed = sum(file.bytes or 0 for file in missing)
-    watcher.say(require_space(folder, needed, f"the copy of {place.url}"))
-    watcher.begin(f"fetch {place.url}", len(missing))
+    progress.say(require_space(folder, needed, f"the copy of {place.url}"))
+    progress.begin(f"fetch {place.url}", len(missing))
     for file in missing:
         with atomic_path(folder / file.name) as temporary, temporary.open("wb") as copy:
             for block in _checked(place, file):
                 copy.write(block)
-        watcher.advance()
+        progress.advance()
     if contents.manifest is not None and contents.index is not None:
         name, content = contents.index
         with atomic_path(folder / name) as temporary:

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fsspec.core import url_to_fs
-
 from hskd.errors import HskdError
 
 _BLOCK = 2**22
@@ -28,6 +26,8 @@ class Place:
 
     def __init__(self, url: str) -> None:
         # A password in a URL must not reach messages, or the note beside a cached copy.
+        from fsspec.core import url_to_fs
+
         self.url = re.sub(r"://[^/@:]*:[^/@]*@", "://", url).rstrip("/")
         try:
             self._files, root = url_to_fs(url)

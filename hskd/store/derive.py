@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +10,13 @@ import torch
 from hskd import processes
 from hskd.errors import HskdError, MismatchError
 from hskd.knowledge import KeptHSK, select_hsk
-from hskd.runtime import provenance
+from hskd.progress import Progress, Silent
+from hskd.provenance import provenance
 from hskd.spec import HSKSpec, Shape
-from hskd.store.layout import SHARD_BYTES, ArraySpec, derived_arrays, plan_shards, total_bytes
-from hskd.store.manifest import Manifest
 from hskd.store.reader import Store, pack_neurons
 from hskd.store.writer import Shard, fits, write_store
+from hskd.store_format.layout import MANIFEST, SHARD_BYTES, TARGET, ArraySpec, derived_arrays, plan_shards, total_bytes
+from hskd.store_format.manifest import Manifest
 
 _CHUNK_TOKENS = 2**15
 
@@ -28,8 +28,7 @@ def derive(
     folder: Path,
     *,
     shard_bytes: int = SHARD_BYTES,
-    report: Callable[[str], None] = lambda message: None,
-    advance: Callable[[int], None] = lambda examples: None,
+    progress: Progress | None = None,
 ) -> Store:
     """Write what ``spec`` keeps of ``superset`` into ``folder``; resumable and reused as an extraction is.
 
@@ -39,20 +38,19 @@ def derive(
         student_layers: ``L_S``, which the layer mapping depends on.
         folder: where the store will lie.
         shard_bytes: size at which a shard is cut.
-        report: receives a line on bytes needed and free.
-        advance: receives the number of examples done, after every shard.
+        progress: is told the examples done, and the bytes needed and free.
 
     Raises:
         HskdError: the superset lacks a layer, an attention layer or the precision that the spec asks for, a value
             does not fit into that precision, or the disk is too full.
         MismatchError: ``folder`` holds another store.
     """
+    progress = progress or Silent()
     held = superset.manifest
-    labels = max(len(held.origin.label_names), 1)
-    shape = Shape(student_layers, held.teacher_layers, held.teacher_width, labels, held.vocab_size)
+    shape = held.shape(student_layers)
     require_served(superset, spec, shape)
     layers = spec.layers(shape)
-    arrays = derived_arrays(spec, shape, held.origin.max_length)
+    arrays = derived_arrays(spec, shape, held.origin.max_length, held.target.array)
     mask = spec.width.fixed(held.teacher_width)
     plan = Manifest(
         kind="derived",
@@ -64,6 +62,7 @@ def derive(
         layers=tuple(layer.student for layer in layers),
         mapped=tuple(layer.teacher for layer in layers),
         student_layers=student_layers,
+        target=held.target,
         precision=spec.precision.selector,
         spec=spec.model_dump(mode="json"),
         fixed_neurons=None if mask is None or len(mask) == held.teacher_width else tuple(int(i) for i in mask),
@@ -83,13 +82,15 @@ def derive(
                 f"spec {spec.label}: a hidden state does not fit into {spec.precision.selector}; "
                 "ask for precision=bf16 or precision=fp32."
             )
-        advance(len(span))
+        progress.advance(len(span))
         return shard
 
     counts = spec.length.counts(superset.tokens(np.arange(len(superset))))
     needed = total_bytes(arrays, len(superset), int(superset.lengths.sum()), int(counts.sum()))
     ranges = plan_shards(arrays, superset.lengths, counts, shard_bytes)
-    processes.by_main(lambda: write_store(folder, plan, ranges, needed, make_shard, report))
+    if not processes.by_main((folder / MANIFEST).is_file):
+        progress.begin("derive", len(superset))
+    processes.by_main(lambda: write_store(folder, plan, ranges, needed, make_shard, progress.say))
     return Store.open(folder)
 
 
@@ -145,7 +146,7 @@ def _addresses(superset: Store, rows: np.ndarray, arrays: dict[str, ArraySpec]) 
         "token_ids": torch.from_numpy(superset.token_ids(rows)),
     }
     return {name: tensor.to(arrays[name].dtype) for name, tensor in addresses.items()} | {
-        "logits": superset.logits(rows)
+        TARGET: superset.targets(rows)
     }
 
 

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hskd.errors import HskdError
+from hskd.heads import head_of
 from hskd.store.reader import Store
 from hskd.tasks import Task, TokenizedSplit
-from hskd.tasks.glue import GLUE_TASKS
-from hskd.tasks.mr import MR
+from hskd.tasks.registry import TASKS
 
 
 def store_examples(store: Store, token_types: bool = True) -> TokenizedSplit:
@@ -72,19 +72,22 @@ def _segments(split: TokenizedSplit) -> NDArray[np.uint8]:
 def store_task(store: Store) -> Task:
     """The task that a store was extracted for, as far as training from the store needs it.
 
-    Labels and length are the store's. The epochs of the HSK stage are those of the task of that name, and for the
-    user's own files those of ``custom``.
+    Labels and length are the store's. Metrics and the epochs of the HSK stage are those of the task of that name, and
+    for the user's own files those of ``custom``.
+
+    Raises:
+        HskdError: the kind of head that the store names is not known here.
     """
     origin = store.manifest.origin
-    known = {"mr": MR, **{name: glue.task for name, glue in GLUE_TASKS.items()}}
-    task = known.get(origin.task) or Task(
+    if (entry := TASKS.find(origin.task)) is not None:
+        known = entry.task
+        head = head_of(origin.head, origin.label_names, known.head.metric_names)
+        return replace(known, head=head, max_length=origin.max_length)
+    return Task(
         name=origin.task,
         text_columns=(),
         label_column="",
-        label_type="classification" if origin.label_names else "regression",
-        label_names=(),
-        metrics=(),
+        head=head_of(origin.head, origin.label_names),
         hsk_epochs=10,
-        max_length=0,
+        max_length=origin.max_length,
     )
-    return replace(task, label_names=origin.label_names, max_length=origin.max_length)

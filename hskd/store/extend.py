@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from hskd.artifacts import atomic_path, file_sha256
 from hskd.errors import CorruptionError, MismatchError
-from hskd.store.layout import ArraySpec, plan_shards
-from hskd.store.manifest import Manifest
+from hskd.hashing import file_sha256
+from hskd.io import atomic_path
 from hskd.store.reader import Store
+from hskd.store_format.layout import ArraySpec, plan_shards
+from hskd.store_format.manifest import Manifest
 from hskd.tasks import TokenizedSplit
 
 
@@ -59,6 +60,7 @@ def require_extends(old: Store, plan: Manifest, split: TokenizedSplit) -> None:
         teacher=wanted.teacher,
         tokenizer=wanted.tokenizer,
         task=wanted.task,
+        head=wanted.head,
         label_names=wanted.label_names,
         max_length=wanted.max_length,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,18 +10,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hskd.artifacts import format_bytes
+from hskd import processes
 from hskd.errors import HskdError
-from hskd.runtime import provenance
+from hskd.io import format_bytes
+from hskd.progress import Progress, Silent
+from hskd.provenance import provenance
 from hskd.selectors import PRECISION
 from hskd.spec import HSKSpec, Shape
 from hskd.store.extend import in_order_of, place_shards, plan_parts, require_extends
-from hskd.store.layout import SHARD_BYTES, ArraySpec, ragged_rows, superset_arrays, total_bytes
-from hskd.store.manifest import Manifest, Origin
 from hskd.store.reader import Store
 from hskd.store.writer import Shard, fits, write_store
+from hskd.store_format.layout import MANIFEST, SHARD_BYTES, TARGET, ArraySpec, ragged_rows, superset_arrays, total_bytes
+from hskd.store_format.manifest import Manifest, Origin, TargetArray
 from hskd.tasks import Task, TokenizedSplit, sequential_batches
-from hskd.teachers.forward import teacher_forward
+from hskd.teachers.forward import ForwardOptions, teacher_forward
 from hskd.teachers.loading import Teacher
 
 
@@ -55,17 +57,35 @@ class Superset:
             precision=precisions.pop() if len(precisions) == 1 else "fp32",
         )
 
-    def arrays(self, width: int, labels: int, max_length: int, vocab_size: int) -> dict[str, ArraySpec]:
-        """The arrays of this superset, for a teacher of that width, labels and vocabulary (see ``superset_arrays``)."""
+    def arrays(self, shape: Shape, target: ArraySpec, max_length: int) -> dict[str, ArraySpec]:
+        """The arrays of this superset, for a teacher and a target of these sizes (see ``superset_arrays``)."""
         return superset_arrays(
             len(self.layers),
             len(self.attention_layers),
-            width,
-            labels,
+            shape.teacher_width,
+            target,
             PRECISION[self.precision](),  # type: ignore[call-arg]
             max_length,
-            vocab_size,
+            shape.vocab_size,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class ExtractOptions:
+    """How an extraction runs.
+
+    Attributes:
+        dtype: precision of the teacher's forward pass, resolved: fp32, or bf16 for autocast.
+        batch_size: examples in a forward pass; the store depends on it only to rounding.
+        shard_bytes: size at which a shard is cut.
+        extend: a store of some of the examples, by the same teacher and of the same superset. Its shards become the
+            first of the new store; the teacher runs on the other examples alone. It stays as it is.
+    """
+
+    dtype: str = "fp32"
+    batch_size: int = 32
+    shard_bytes: int = SHARD_BYTES
+    extend: Store | None = None
 
 
 def extract(
@@ -74,13 +94,8 @@ def extract(
     split: TokenizedSplit,
     superset: Superset,
     folder: Path,
-    *,
-    dtype: str = "fp32",
-    batch_size: int = 32,
-    shard_bytes: int = SHARD_BYTES,
-    extend: Store | None = None,
-    report: Callable[[str], None] = lambda message: None,
-    advance: Callable[[int], None] = lambda examples: None,
+    options: ExtractOptions | None = None,
+    progress: Progress | None = None,
 ) -> Store:
     """Run the teacher over ``split`` once and write the superset store into ``folder``.
 
@@ -92,19 +107,16 @@ def extract(
         split: the tokenised examples.
         superset: what to hold.
         folder: where the store will lie.
-        dtype: precision of the teacher's forward pass, resolved: fp32, or bf16 for autocast.
-        batch_size: examples in a forward pass; the store does not depend on it but to rounding.
-        shard_bytes: size at which a shard is cut.
-        extend: a store of some of the examples, by the same teacher and of the same superset. Its shards become the
-            first of this one; the teacher runs on the other examples alone. It stays as it is.
-        report: receives a line on bytes needed and free.
-        advance: receives the number of examples done, after every batch.
+        options: precision, sizes, and a store to extend [default: those of :class:`ExtractOptions`].
+        progress: is told the examples done, and the bytes needed and free.
 
     Raises:
         HskdError: a layer is out of range, or the disk is too full.
-        MismatchError: ``folder`` holds another store, or ``extend`` is of another teacher, superset or data.
-        CorruptionError: a shard of ``extend`` is damaged.
+        MismatchError: ``folder`` holds another store, or the store to extend is of another teacher, superset or data.
+        CorruptionError: a shard of the store to extend is damaged.
     """
+    options, progress = options or ExtractOptions(), progress or Silent()
+    extend = options.extend
     config = teacher.model.config
     for what, layers, first in (("", superset.layers, 0), ("attention ", superset.attention_layers, 1)):
         if not set(layers) <= set(range(first, config.num_hidden_layers + 1)):
@@ -120,7 +132,8 @@ def extract(
         )
     if extend is not None:
         split = in_order_of(extend, split)
-    arrays = superset.arrays(config.hidden_size, config.num_labels, split.max_length, config.vocab_size)
+    target = task.head.target()
+    arrays = superset.arrays(teacher.shape(config.num_hidden_layers), target, split.max_length)
     plan = Manifest(
         kind="superset",
         origin=Origin(
@@ -128,9 +141,10 @@ def extract(
             tokenizer=teacher.tokenizer_fingerprint,
             data=split.fingerprint,
             task=task.name,
+            head=task.head.kind,
             label_names=task.label_names,
             max_length=split.max_length,
-            dtype=dtype,
+            dtype=options.dtype,
         ),
         teacher_layers=config.num_hidden_layers,
         teacher_width=config.hidden_size,
@@ -139,6 +153,7 @@ def extract(
         layers=superset.layers,
         mapped=superset.layers,
         attention_layers=superset.attention_layers,
+        target=TargetArray.of(target),
         precision=superset.precision,
         examples=len(split),
         made_by=provenance() | ({} if extend is None else {"extends": extend.manifest.fingerprint}),
@@ -146,17 +161,20 @@ def extract(
     if extend is not None:
         require_extends(extend, plan, split)
 
+    forward = ForwardOptions(options.dtype)
+
     def make_shard(span: range) -> Shard:
         shard = empty_shard(arrays, split, span)
         starts = split.offsets[span.start : span.stop] - split.offsets[span.start]
-        for order in sequential_batches(split.lengths[span.start : span.stop], batch_size):
+        for order in sequential_batches(split.lengths[span.start : span.stop], options.batch_size):
             output = teacher_forward(
                 teacher.model,
                 split.collate(order + span.start),
                 split.sep_id,
                 superset.layers,
                 superset.attention_layers,
-                dtype,
+                head=task.head,
+                options=forward,
             )
             rows = torch.from_numpy(ragged_rows(starts[order], output.states.tokens.lengths))
             for i, layer in enumerate(superset.layers):
@@ -165,8 +183,10 @@ def extract(
             if superset.attention_layers:
                 shares = np.stack([output.states.attention[layer] for layer in superset.attention_layers], axis=1)
                 shard["attention"][rows] = torch.from_numpy(shares)
-            shard["logits"][torch.from_numpy(order)] = output.logits.cpu()
-            advance(len(order))
+            assert output.target is not None
+            place = rows if target.per == "token" else torch.from_numpy(order)
+            shard[TARGET][place] = output.target.cpu().to(target.dtype)
+            progress.advance(len(order) * processes.count())  # The other processes do about as much.
         if not fits(shard):
             raise HskdError(
                 f"a hidden state does not fit into {superset.precision}; extract with --precision bf16 or fp32."
@@ -174,10 +194,12 @@ def extract(
         return shard
 
     needed = total_bytes(arrays, len(split), int(split.offsets[-1]), int(split.offsets[-1]))
-    ranges = plan_parts(arrays, split, shard_bytes, extend)
+    ranges = plan_parts(arrays, split, options.shard_bytes, extend)
     place = (lambda unfinished: None) if extend is None else partial(place_shards, extend)
-    manifest = write_store(folder, plan, ranges, needed, make_shard, report, place)
-    report(f"{folder}: {manifest.examples} examples, {format_bytes(manifest.bytes)}")
+    if not processes.by_main((folder / MANIFEST).is_file):
+        progress.begin("extract", len(split) - (0 if extend is None else len(extend)))
+    manifest = write_store(folder, plan, ranges, needed, make_shard, progress.say, place)
+    progress.say(f"{folder}: {manifest.examples} examples, {format_bytes(manifest.bytes)}")
     return Store.open(folder)
 
 

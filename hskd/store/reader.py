@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from hskd.artifacts import file_sha256
 from hskd.errors import CorruptionError, HskdError, MismatchError
+from hskd.hashing import file_sha256
 from hskd.knowledge import KeptHSK, TeacherStates
 from hskd.remote.copies import WORK, local_copy
 from hskd.selectors import PRECISION, PrecisionSelector, Tokens
 from hskd.spec import HSKSpec
-from hskd.store.layout import ArraySpec, ragged_rows
-from hskd.store.manifest import Manifest, ShardEntry
+from hskd.store_format.layout import TARGET, ArraySpec, ragged_rows
+from hskd.store_format.manifest import Manifest, ShardEntry
 
 
 class Store:
@@ -35,6 +36,7 @@ class Store:
         sizes = np.array([shard.examples for shard in manifest.shards])
         self._shard_of = np.repeat(np.arange(len(sizes)), sizes)
         self._first = np.cumsum(sizes) - sizes
+        self._per = {name: array.per for name, array in manifest.arrays.items()}
 
     @classmethod
     def open(cls, folder: str | Path, work: Path = WORK) -> Store:
@@ -72,6 +74,10 @@ class Store:
 
     def __len__(self) -> int:
         return len(self.example_ids)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What another process needs to open the store for itself: not the values."""
+        return Store.open, (self.folder,)
 
     def verify(self) -> None:
         """Compare every shard with its checksum.
@@ -136,13 +142,16 @@ class Store:
             f"(the store's is {self.manifest.origin.max_length}) is another one. Use the store's, or extract again."
         )
 
-    def logits(self, rows: np.ndarray) -> torch.Tensor:
-        """The teacher's logits, ``(B, C)`` fp32."""
-        return self._gather("logits", rows, None)
+    def targets(self, rows: np.ndarray) -> torch.Tensor:
+        """The teacher's rows ``(R, C)`` for the examples in ``rows`` ``(B,)``, in their order.
+
+        One row for each example, or one for each of its tokens, as ``manifest.target.per`` says.
+        """
+        return self._gather(TARGET, rows)
 
     def token_ids(self, rows: np.ndarray) -> np.ndarray:
         """Token ids of the examples, end to end, ``(M,)``."""
-        return self._gather("token_ids", rows, self.lengths).numpy().astype(np.int64)
+        return self._gather("token_ids", rows).numpy().astype(np.int64)
 
     def tokens(self, rows: np.ndarray) -> Tokens:
         """The examples' tokens, as the selectors see them."""
@@ -161,7 +170,7 @@ class Store:
         layers = len(self.manifest.layers)
         values = self._values(rows)
         if "positions" in self._shards[0]:
-            positions = self._gather("positions", rows, self.counts).long()
+            positions = self._gather("positions", rows).long()
         else:
             place = torch.arange(len(values)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
             positions = place[:, None].expand(-1, layers)
@@ -170,10 +179,7 @@ class Store:
     def _values(self, rows: np.ndarray) -> torch.Tensor:
         layers = len(self.manifest.layers)
         return self.precision.decode(
-            {
-                name: self._gather(name, rows, self.counts).unflatten(1, (layers, -1))
-                for name in self.precision.layout(1)
-            }
+            {name: self._gather(name, rows).unflatten(1, (layers, -1)) for name in self.precision.layout(1)}
         )
 
     def _neurons(self, rows: np.ndarray, count: int) -> torch.Tensor | None:
@@ -181,7 +187,7 @@ class Store:
             return torch.tensor(self.manifest.fixed_neurons)
         if "neurons" not in self._shards[0]:
             return None
-        packed = self._gather("neurons", rows, self.counts).unflatten(1, (len(self.manifest.layers), -1))
+        packed = self._gather("neurons", rows).unflatten(1, (len(self.manifest.layers), -1))
         return unpack_neurons(packed, self.manifest.teacher_width, count)
 
     def states(self, rows: np.ndarray) -> TeacherStates:
@@ -194,7 +200,7 @@ class Store:
             raise HskdError(f"{self.folder}: holds one spec only; name the superset that it was derived from.")
         values = self._values(rows)
         attention = self.manifest.attention_layers
-        shares = self._gather("attention", rows, self.lengths).numpy() if attention else np.empty((0, 0))
+        shares = self._gather("attention", rows).numpy() if attention else np.empty((0, 0))
         return TeacherStates(
             tokens=self.tokens(rows),
             hidden={layer: values[:, i] for i, layer in enumerate(self.manifest.layers)},
@@ -202,22 +208,23 @@ class Store:
         )
 
     @cached_property
-    def _starts(self) -> dict[int, np.ndarray]:
-        """For counts (0) and lengths (1): where each example's rows begin within its shard."""
+    def _starts(self) -> dict[str, np.ndarray]:
+        """Where each example's rows begin within its shard, for arrays of kept and of all tokens."""
         starts = {}
-        for key, sizes in ((0, self.counts), (1, self.lengths)):
+        for per, sizes in (("kept", self.counts), ("token", self.lengths)):
             running = np.cumsum(sizes) - sizes
-            starts[key] = running - running[self._first][self._shard_of]
+            starts[per] = running - running[self._first][self._shard_of]
         return starts
 
-    def _gather(self, name: str, rows: np.ndarray, sizes: np.ndarray | None) -> torch.Tensor:
-        """The rows of array ``name`` that belong to the examples ``rows``, end to end; ``sizes`` None: one each."""
+    def _gather(self, name: str, rows: np.ndarray) -> torch.Tensor:
+        """The rows of array ``name`` that belong to the examples ``rows``, end to end."""
         shards = self._shard_of[rows]
-        if sizes is None:
+        per = self._per[name]
+        if per == "example":
             index = rows - self._first[shards]
         else:
-            starts = self._starts[0 if sizes is self.counts else 1][rows]
-            sizes = sizes[rows]
+            starts = self._starts[per][rows]
+            sizes = (self.counts if per == "kept" else self.lengths)[rows]
             index = ragged_rows(starts, sizes)
             shards = np.repeat(shards, sizes)
         dtype = self._shards[0][name].dtype

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hskd.amount import amount_of
 from hskd.errors import HskdError
 from hskd.selectors import Tokens
 from hskd.spec import HSKSpec, Shape
+from hskd.store.amount import Counts, amount_of
 from hskd.store.extract import Superset
-from hskd.store.layout import SHARD_BYTES, derived_arrays, total_bytes
+from hskd.store_format.layout import SHARD_BYTES, ArraySpec, derived_arrays, total_bytes
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class StoreSize:
     shards: int
 
 
-def size_of(spec: HSKSpec, shape: Shape, lengths: np.ndarray, max_length: int) -> StoreSize:
+def size_of(spec: HSKSpec, shape: Shape, lengths: np.ndarray, max_length: int, target: ArraySpec) -> StoreSize:
     """Sizes for examples of known lengths.
 
     Args:
@@ -46,11 +46,15 @@ def size_of(spec: HSKSpec, shape: Shape, lengths: np.ndarray, max_length: int) -
         shape: sizes of teacher and student.
         lengths: real tokens of each example, ``(N,)``.
         max_length: tokens that an example is cut to.
+        target: what the store holds of the teacher's outputs, ``task.head.target()``.
     """
-    return _size(spec, shape, max_length, len(lengths), int(lengths.sum()), int(_kept(spec, lengths).sum()))
+    counts = Counts(len(lengths), int(lengths.sum()), int(_kept(spec, lengths).sum()))
+    return _size(spec, shape, max_length, target, counts)
 
 
-def size_of_many(spec: HSKSpec, shape: Shape, examples: int, mean_tokens: float, max_length: int) -> StoreSize:
+def size_of_many(
+    spec: HSKSpec, shape: Shape, examples: int, mean_tokens: float, max_length: int, target: ArraySpec
+) -> StoreSize:
     """Sizes for so many examples of so many real tokens on average, special tokens counted.
 
     Every example is taken to be as long as the average. Short ones keep fewer tokens and long ones no more, so what
@@ -64,7 +68,8 @@ def size_of_many(spec: HSKSpec, shape: Shape, examples: int, mean_tokens: float,
     below = math.floor(mean_tokens)
     few, many = _kept(spec, np.array([below, below + 1]))
     kept = few + (mean_tokens - below) * (many - few)
-    return _size(spec, shape, max_length, examples, round(examples * mean_tokens), round(examples * kept))
+    counts = Counts(examples, round(examples * mean_tokens), round(examples * kept))
+    return _size(spec, shape, max_length, target, counts)
 
 
 def _kept(spec: HSKSpec, lengths: np.ndarray) -> np.ndarray:
@@ -74,16 +79,16 @@ def _kept(spec: HSKSpec, lengths: np.ndarray) -> np.ndarray:
     return spec.length.counts(Tokens(np.arange(len(lengths)), offsets, ids, sep_id=1))
 
 
-def _size(spec: HSKSpec, shape: Shape, max_length: int, examples: int, tokens: int, kept: int) -> StoreSize:
+def _size(spec: HSKSpec, shape: Shape, max_length: int, target: ArraySpec, counts: Counts) -> StoreSize:
     superset = Superset.of([spec], shape)
-    wide = superset.arrays(shape.teacher_width, shape.labels, max_length, shape.vocab_size)
-    derived = total_bytes(derived_arrays(spec, shape, max_length), examples, tokens, kept)
+    wide = superset.arrays(shape, target, max_length)
+    derived = total_bytes(derived_arrays(spec, shape, max_length, target), *counts)
     return StoreSize(
-        examples=examples,
-        tokens=tokens,
-        kept_tokens=kept,
-        fraction=amount_of(spec, shape, max_length, examples, tokens, kept).fraction,
+        examples=counts.examples,
+        tokens=counts.tokens,
+        kept_tokens=counts.kept,
+        fraction=amount_of(spec, shape, max_length, target, counts).fraction,
         derived_bytes=derived,
-        superset_bytes=total_bytes(wide, examples, tokens, tokens),
+        superset_bytes=total_bytes(wide, counts.examples, counts.tokens, counts.tokens),
         shards=-(-derived // SHARD_BYTES),
     )

@@ -10,10 +10,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from hskd import processes
-from hskd.artifacts import atomic_path, build, claim, file_sha256, format_bytes, require_space
+from hskd.artifacts import build, claim
 from hskd.errors import CorruptionError, HskdError, MismatchError
-from hskd.store.layout import MANIFEST, shard_name
-from hskd.store.manifest import Manifest, ShardEntry
+from hskd.hashing import file_sha256
+from hskd.io import atomic_path, format_bytes, require_space
+from hskd.store_format.layout import MANIFEST, shard_name
+from hskd.store_format.manifest import Manifest, ShardEntry
 
 PLAN = "plan.json"
 

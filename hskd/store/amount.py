@@ -1,0 +1,67 @@
+"""How much HSK a spec keeps of a data set: counted exactly, before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from hskd.selectors import Tokens
+from hskd.spec import HSKSpec, Shape
+from hskd.store_format.layout import ArraySpec, derived_arrays, total_bytes
+
+
+class Counts(NamedTuple):
+    """Sizes of a data set: examples, their real tokens, and the tokens that are kept in each layer."""
+
+    examples: int
+    tokens: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class HSKAmount:
+    """What a spec keeps of a data set.
+
+    Attributes:
+        kept_values: numbers kept, over all examples.
+        full_values: numbers in full HSK of the same mapping: every mapped layer, real token and neuron.
+        fraction: ``kept_values / full_values``.
+        fraction_padded: the paper's way of counting: the same, over tokens padded to the maximum length.
+        bytes_per_example: what the spec's store takes on disk, targets and addresses included.
+    """
+
+    kept_values: int
+    full_values: int
+    fraction: float
+    fraction_padded: float
+    bytes_per_example: float
+
+
+def measure(spec: HSKSpec, tokens: Tokens, shape: Shape, max_length: int, target: ArraySpec) -> HSKAmount:
+    """Count what ``spec`` keeps of the examples in ``tokens``, tokenised to at most ``max_length`` tokens.
+
+    ``target`` is what a store holds of the teacher's outputs, ``task.head.target()``.
+
+    Raises:
+        HskdError: the spec names a layer that the student or the teacher lacks.
+    """
+    kept_tokens = int(spec.length.counts(tokens).sum())
+    counts = Counts(len(tokens.lengths), len(tokens.input_ids), kept_tokens)
+    return amount_of(spec, shape, max_length, target, counts)
+
+
+def amount_of(spec: HSKSpec, shape: Shape, max_length: int, target: ArraySpec, counts: Counts) -> HSKAmount:
+    """:func:`measure` from counts over all examples.
+
+    Raises:
+        HskdError: the spec names a layer that the student or the teacher lacks.
+    """
+    kept = counts.kept * len(spec.layers(shape)) * spec.width.count(shape.teacher_width)
+    per_token = len(spec.depth.mapping(shape.student_layers, shape.teacher_layers)) * shape.teacher_width
+    return HSKAmount(
+        kept_values=kept,
+        full_values=counts.tokens * per_token,
+        fraction=kept / (counts.tokens * per_token),
+        fraction_padded=kept / (counts.examples * max_length * per_token),
+        bytes_per_example=total_bytes(derived_arrays(spec, shape, max_length, target), *counts) / counts.examples,
+    )
