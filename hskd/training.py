@@ -1,34 +1,65 @@
-"""What every training run here shares: Trainer with our batches, stopping at NaN, counting clipped steps."""
+"""What every training run here shares: Trainer on our batches, its arguments, its callbacks, and predictions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_callback import TrainerControl, TrainerState
+from transformers.trainer_callback import ExportableState, TrainerControl, TrainerState
+from typing_extensions import override
 
 from hskd import processes
-from hskd.dropout import cheap_dropout
-from hskd.encoder import cls_only, takes_cls_only
 from hskd.errors import HskdError
+from hskd.fast.encoder import LeanEncoder
+from hskd.heads import Head
+from hskd.progress import Progress
 from hskd.runtime import autocast
+from hskd.store_format.layout import ragged_rows
 from hskd.tasks import (
+    BatchDataset,
     BucketedBatchSampler,
-    EpochDataLoader,
-    Task,
+    Deal,
     TokenizedSplit,
-    compute_metrics,
+    batch_loader,
+    is_padded,
     model_inputs,
     sequential_batches,
 )
+
+WHOLE_FILE = "whole"
+"""Marks a checkpoint of several processes to which all of them have written."""
+
+
+class HeadModule(nn.Module):
+    """A model as gold labels and the prediction stage train it: rows of its head, and no more than the head reads.
+
+    Args:
+        model: the model.
+        head: what its predictions are.
+        encoder: how the model runs; by default as :class:`~hskd.fast.LeanEncoder` runs it.
+    """
+
+    accepts_loss_kwargs = False  # Or Trainer would count labels among all processes, which no loss here asks for.
+
+    def __init__(self, model: PreTrainedModel, head: Head, encoder: LeanEncoder | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.head = head
+        self.encoder = encoder or LeanEncoder(model)
+
+    def forward(self, padded: bool | None = None, **inputs: torch.Tensor) -> torch.Tensor:
+        """The head's rows ``(R, C)`` for a batch; ``padded`` says whether it has pads, None that it is to find out."""
+        output = self.encoder.output(inputs, self.head.readout(inputs), padded)
+        return self.head.rows(output, inputs)
 
 
 class StageTrainer(Trainer):
@@ -38,167 +69,162 @@ class StageTrainer(Trainer):
     several steps: its loss and gradient are those of the whole, to rounding.
 
     Args:
-        model: the module to train.
+        model: the module to train. It says ``accepts_loss_kwargs = False``.
         args: training arguments, those of :func:`training_arguments`.
-        split: the training examples.
+        dataset: the training examples, with their targets.
         stage: name of the stage, for messages and progress.
+        options: further arguments of ``Trainer``, such as ``optimizer_cls_and_kwargs``.
     """
 
-    # compute_loss does it: shares of a batch may differ in size.
-    loss_is_scaled_for_ga = True
+    args: StageArguments
 
-    clip_each = False
-    """Clip the gradient of every parameter by itself, and not that of all together."""
-
-    first_epoch = 0
-    """Epochs of the stages before: the batches go on from there, so that arms with and without them agree."""
-
-    def __init__(self, model: nn.Module, args: StageArguments, split: TokenizedSplit, stage: str) -> None:
-        # Elsewhere not every parameter may take part, such as the classifier in the HSK stage.
-        args.ddp_find_unused_parameters = not takes_cls_only(model)
-        super().__init__(model=model, args=args, train_dataset=split)
-        # Or Trainer would count, among all processes, labels that no one asks about.
-        self.model_accepts_loss_kwargs = False
-        self.split = split
+    def __init__(
+        self, model: nn.Module, args: StageArguments, dataset: BatchDataset, stage: str, **options: Any
+    ) -> None:
+        super().__init__(model=model, args=args, train_dataset=dataset, **options)
+        self.dataset = dataset
         self.stage = stage
-        self._clipped_since_log = 0.0
-        self._unread: list[tuple[str, int, torch.Tensor]] = []
+        self._finite = FiniteCheck(stage)
         self.remove_callback(PrinterCallback)
-        self.add_callback(_LogEveryEpoch)
-
-    def targets(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """What a batch is to learn, beside what the split says of it; it joins the batch.
-
-        Asked for one batch ahead (see :class:`hskd.tasks.EpochDataLoader`).
-        """
-        return {}
+        for callback in (_LogEveryEpoch(), self._finite, _MarkWhole()):
+            self.add_callback(callback)
 
     def batch_loss(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
         """The loss of a batch with its targets, a scalar, mean over its examples."""
         raise NotImplementedError
 
-    def compute_loss(  # type: ignore[no-untyped-def]
-        self, model, inputs, return_outputs=False, num_items_in_batch=None
-    ) -> torch.Tensor:
-        """See ``Trainer``; the shares of a batch add up to its mean over examples.
-
-        Of what processes add, Trainer takes the mean.
-        """
-        return self.batch_loss(model, inputs) * (inputs["share"] * self.args.world_size)
-
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        """Batches as a pure function of (seed, epoch), so that a resumed run and every arm of a seed see the same."""
-        sampler = BucketedBatchSampler(
-            self.split.lengths,
-            self.args.batch_size,
-            self.args.seed,
-            self.first_epoch,
-            self.args.dataloader_drop_last,
-            accumulate=self.args.gradient_accumulation_steps,
-            process=self.args.process_index,
-            processes=self.args.world_size,
-        )
-        return EpochDataLoader(self.split, sampler, collate_fn=lambda batch: batch | self.targets(batch))
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """See ``Trainer``.
-
-        Raises:
-            HskdError: the loss is not finite.
-        """
-        loss: torch.Tensor = super().training_step(*args, **kwargs)
-        self._unread.append(("loss", self.state.global_step + 1, loss))
-        # Reading a value waits for the device: on an accelerator it is that of the step before, which is done.
-        self._read(keep=0 if loss.device.type == "cpu" else 2)
+    @override
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: Any = False, num_items_in_batch: Any = None) -> Any:
+        # Trainer takes the mean over processes and accumulated steps, and shares of a batch may differ in size.
+        parts = self.args.world_size * self.args.gradient_accumulation_steps
+        loss = self.batch_loss(model, inputs) * (inputs["share"] * parts)
+        self._finite.see(loss, self.state.global_step + 1)
         return loss
 
-    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
-        norm: torch.Tensor
-        if self.clip_each:
-            limit = self.args.max_grad_norm
-            trained = [parameter for parameter in model.parameters() if parameter.grad is not None]
-            norm = torch.stack([nn.utils.clip_grad_norm_(parameter, limit) for parameter in trained])
-        else:
-            norm = super()._clip_grad_norm(model)
-        self._unread.append(("gradient norm", self.state.global_step + 1, norm))
-        self._read(keep=0 if norm.device.type == "cpu" else 2)
-        return norm.norm()
-
-    def _read(self, keep: int = 0) -> None:
-        """Check the losses and gradient norms that were set aside, but for the last ``keep``; count clipped steps."""
-        while len(self._unread) > keep:
-            what, step, value = self._unread.pop(0)
-            if not torch.isfinite(value).all():
-                raise HskdError(
-                    f"{self.stage}: the {what} is {float(value.norm())} at step {step}. "
-                    "Lower the learning rate, or train in fp32 (--dtype fp32)."
-                )
-            if what == "gradient norm":  # one, or one of each parameter: of those, the share that was clipped
-                self._clipped_since_log += float((value > self.args.max_grad_norm).double().mean())
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """See ``Trainer``; the clipped steps since the last log go with it."""
-        super().log({**logs, **self._take_clipped()}, *args, **kwargs)
-
-    def _take_clipped(self) -> dict[str, float]:
-        self._read()
-        taken, self._clipped_since_log = self._clipped_since_log, 0.0
-        return {"clipped_steps": taken}
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        # The count must be in the state that is saved, or a resumed run would forget it.
-        self.state.log_history.append({"step": self.state.global_step, **self._take_clipped()})
-        super()._save_checkpoint(model, trial)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        # The main process now writes what makes the checkpoint whole.
-        processes.barrier()
+    @override
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        sampler = BucketedBatchSampler(
+            self.dataset.split.lengths,
+            self.args.batch_size,
+            self.args.seed,
+            self.args.first_epoch,
+            self.args.dataloader_drop_last,
+            Deal(self.args.gradient_accumulation_steps, self.args.process_index, self.args.world_size),
+        )
+        return batch_loader(self.dataset, sampler, self.args.device, self.args.dataloader_num_workers)
 
     @property
     def batches(self) -> int:
         """Batches of an epoch; each is a step."""
         return len(self.get_train_dataloader()) // int(self.args.gradient_accumulation_steps)
 
-    @property
-    def clipped_share(self) -> float:
-        """Share of the steps so far whose gradient was clipped; with ``clip_each``, of the parameters' gradients."""
-        clipped = sum(entry.get("clipped_steps", 0) for entry in self.state.log_history) + self._clipped_since_log
-        return float(clipped) / max(self.state.global_step, 1)
-
     def run(self) -> None:
         """Train, going on from the last whole checkpoint in the output folder where there is one."""
-        checkpoint = processes.by_main(lambda: last_checkpoint(Path(self.args.output_dir)))
-        with cheap_dropout(self.model), cls_only(self.model):
-            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        checkpoint = last_checkpoint(Path(self.args.output_dir))
+        self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
 class GoldTrainer(StageTrainer):
-    """Fine-tuning on hard labels: a teacher, or the arm *gold*."""
+    """Fine-tuning on gold labels: a teacher, or the arm *gold*.
 
+    Args:
+        model: the model with its head.
+        args: training arguments.
+        split: the training examples, with labels.
+        stage: name of the stage.
+        options: further arguments of ``Trainer``.
+    """
+
+    def __init__(
+        self, model: HeadModule, args: StageArguments, split: TokenizedSplit, stage: str = "gold", **options: Any
+    ) -> None:
+        super().__init__(model, args, BatchDataset(split), stage, **options)
+        self.head = model.head
+
+    @override
     def batch_loss(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-        """Cross-entropy with the labels, or squared error for regression."""
-        return gold_loss(model(**model_inputs(batch)).logits, batch["labels"])
+        rows = model(padded=batch["padded"], **model_inputs(batch))
+        return self.head.gold_loss(rows, self.head.labels(batch))
 
 
-def gold_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of logits ``(B, C)`` with labels ``(B,)``, or squared error where there is one output."""
-    if logits.shape[1] == 1:
-        return F.mse_loss(logits.float().squeeze(1), labels.float())
-    return F.cross_entropy(logits.float(), labels)
+class FiniteCheck(TrainerCallback):
+    """Stops training at a loss or a gradient norm that is not finite.
+
+    A loss is read at once on a CPU. On a GPU it is read a step later, when its copy has arrived, so that no step waits
+    for the device. Gradient norms are read when Trainer logs them; between two logs, a gradient that is not a number
+    shows in the loss of the step after.
+
+    Args:
+        stage: name of the stage, for the message.
+    """
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self._unread: list[tuple[int, torch.Tensor, torch.cuda.Event | None]] = []
+
+    def see(self, loss: torch.Tensor, step: int) -> None:
+        """Check the loss of ``step``, or set it aside where it is on a GPU.
+
+        Raises:
+            HskdError: it is not finite, or one set aside before is not.
+        """
+        if loss.device.type != "cuda":
+            self._require_finite("loss", float(loss.detach()), step)
+            return
+        copy = loss.detach().to("cpu", non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        self._read()
+        self._unread.append((step, copy, arrived))
+
+    @override
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._read()
+        if logs is not None and "grad_norm" in logs:
+            self._require_finite("gradient norm", logs["grad_norm"], state.global_step)
+
+    def _read(self) -> None:
+        """Check what was set aside."""
+        for step, loss, arrived in self._unread:
+            if arrived is not None:
+                arrived.synchronize()
+            self._require_finite("loss", float(loss), step)
+        self._unread.clear()
+
+    def _require_finite(self, what: str, value: float, step: int) -> None:
+        if not math.isfinite(value):
+            raise HskdError(
+                f"{self._stage}: the {what} is {abs(value)} at step {step}. "
+                "Lower the learning rate, or train in fp32 (--dtype fp32)."
+            )
 
 
 class _LogEveryEpoch(TrainerCallback):
-    """The loss since the last log is in no checkpoint: logged before each, a resumed run has the same log.
+    """Logs after every epoch: the loss since the last log is in no checkpoint, and a short stage has to have one."""
 
-    And a stage shorter than ``logging_steps`` has one.
-    """
-
+    @override
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """See ``TrainerCallback``."""
         control.should_log = True
+
+
+class _MarkWhole(TrainerCallback):
+    """Marks a checkpoint to which all of several processes have written."""
+
+    @override
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if args.world_size > 1:
+            processes.barrier()
+            if args.should_save:
+                (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE_FILE).touch()
 
 
 class Callbacks(TrainerCallback):
@@ -208,17 +234,49 @@ class Callbacks(TrainerCallback):
         self._on_step = on_step
         self._on_epoch = on_epoch
 
+    @override
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """See ``TrainerCallback``."""
         if self._on_step:
             self._on_step()
 
+    @override
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """See ``TrainerCallback``."""
         if self._on_epoch:
             self._on_epoch()
+
+
+class EpochScores(TrainerCallback, ExportableState):
+    """Scores a model after every epoch. Checkpoints hold the scores, so that a resumed run knows all of them.
+
+    Args:
+        score: gives the score.
+        on_score: called with all scores so far after each of them.
+    """
+
+    def __init__(self, score: Callable[[], float], on_score: Callable[[list[float]], None]) -> None:
+        self.scores: list[float] = []
+        self._score = score
+        self._on_score = on_score
+
+    @override
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": {"scores": self.scores}}
+
+    @override
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        callbacks: Any = state.stateful_callbacks
+        self.scores = list(callbacks[type(self).__name__]["attributes"]["scores"])
+
+    @override
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.scores.append(self._score())
+        self._on_score(self.scores)
 
 
 def seed_training(seed: int) -> None:
@@ -228,35 +286,11 @@ def seed_training(seed: int) -> None:
     set_seed(seed)
 
 
-@dataclass
-class StageArguments(TrainingArguments):
-    """``TrainingArguments`` that know how many examples a batch has: in all processes and all their steps together."""
+@dataclass(frozen=True, kw_only=True)
+class StageRecipe:
+    """How a stage trains: AdamW, with weight decay but on biases and LayerNorms, and clipped gradients.
 
-    batch_size: int = 32
-
-
-def training_arguments(
-    folder: Path,
-    *,
-    epochs: float,
-    learning_rate: float,
-    schedule: str,
-    batch_size: int,
-    seed: int,
-    dtype: str,
-    device: torch.device,
-    warmup_steps: float = 0,
-    weight_decay: float = 0.01,
-    max_grad_norm: float = 1.0,
-    checkpoints: bool = False,
-    report_to: str = "none",
-    accumulate: int = 1,
-    **more: Any,
-) -> StageArguments:
-    """``TrainingArguments`` with this project's defaults: AdamW, weight decay but on biases and LayerNorms, clipping.
-
-    Args:
-        folder: where checkpoints and the reporters' logs go.
+    Attributes:
         epochs: passes over the training examples.
         learning_rate: peak learning rate.
         schedule: ``lr_scheduler_type``, such as constant or linear.
@@ -266,78 +300,187 @@ def training_arguments(
         device: the device to train on.
         warmup_steps: steps of warm-up, or a share of all steps where below 1.
         weight_decay: of AdamW.
-        max_grad_norm: gradients are clipped to this norm, over all parameters together.
-        checkpoints: save one after every epoch, so that a killed run goes on from there.
+        max_grad_norm: gradients are clipped to this norm, over all parameters together; 0 leaves them as they are.
+        checkpoints: save one after every epoch, so that a killed run can resume.
         report_to: a reporter of Trainer's (tensorboard, wandb, mlflow, ...), or none.
         accumulate: parts that a process cuts its share of a batch into, one after the other.
-        more: any further argument of ``TrainingArguments``.
+        first_epoch: epochs of the stages before: the batches go on from there, so that arms with and without them
+            see the same ones.
+    """
+
+    epochs: float
+    learning_rate: float
+    schedule: str
+    batch_size: int
+    seed: int
+    dtype: str
+    device: torch.device
+    warmup_steps: float = 0
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    checkpoints: bool = False
+    report_to: str = "none"
+    accumulate: int = 1
+    first_epoch: int = 0
+
+
+@dataclass
+class StageArguments(TrainingArguments):
+    """``TrainingArguments`` that know how many examples a batch has: in all processes and all their steps together."""
+
+    batch_size: int = 32
+    first_epoch: int = 0
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Not what accelerate's configuration says: what is recorded is dtype.
+        self.mixed_precision = "bf16" if self.bf16 else "no"
+
+
+def training_arguments(folder: Path, recipe: StageRecipe | None = None, **changes: Any) -> StageArguments:
+    """The arguments of a :class:`StageTrainer`.
+
+    Args:
+        folder: where checkpoints and the reporters' logs go.
+        recipe: how the stage trains; None where ``changes`` say all of it.
+        changes: fields of :class:`StageRecipe` to set, and any further argument of ``TrainingArguments``.
 
     Raises:
         HskdError: the batch is smaller than the number of its parts.
     """
-    parts = accumulate * processes.count()
-    if parts > batch_size:
+    known = {field.name for field in fields(StageRecipe)}
+    of_recipe = {name: changes.pop(name) for name in list(changes) if name in known}
+    recipe = StageRecipe(**of_recipe) if recipe is None else replace(recipe, **of_recipe)
+    parts = recipe.accumulate * processes.count()
+    if parts > recipe.batch_size:
         raise HskdError(
-            f"--batch-size {batch_size}: {processes.count()} processes with --accumulate {accumulate} cut a batch into "
-            f"{parts} parts; give a larger batch, or fewer of either."
+            f"--batch-size {recipe.batch_size}: {processes.count()} processes with --accumulate {recipe.accumulate} "
+            f"cut a batch into {parts} parts; give a larger batch, or fewer of either."
         )
-    arguments = StageArguments(
+    return StageArguments(
         **{
             "output_dir": str(folder),
-            "num_train_epochs": epochs,
-            "learning_rate": learning_rate,
-            "lr_scheduler_type": schedule,
-            "batch_size": batch_size,
-            "per_device_train_batch_size": -(-batch_size // parts),
-            "gradient_accumulation_steps": accumulate,
-            "warmup_steps": warmup_steps,
-            "weight_decay": weight_decay,
-            "max_grad_norm": max_grad_norm,
-            "seed": seed,
-            "bf16": dtype == "bf16",
-            "use_cpu": device.type == "cpu",
+            "num_train_epochs": recipe.epochs,
+            "learning_rate": recipe.learning_rate,
+            "lr_scheduler_type": recipe.schedule,
+            "batch_size": recipe.batch_size,
+            "first_epoch": recipe.first_epoch,
+            "per_device_train_batch_size": -(-recipe.batch_size // parts),
+            "gradient_accumulation_steps": recipe.accumulate,
+            "warmup_steps": recipe.warmup_steps,
+            "weight_decay": recipe.weight_decay,
+            "max_grad_norm": recipe.max_grad_norm,
+            "seed": recipe.seed,
+            "bf16": recipe.dtype == "bf16",
+            "use_cpu": recipe.device.type == "cpu",
             "optim": "adamw_torch_fused",
             "logging_steps": 10,
             "logging_nan_inf_filter": False,
-            "save_strategy": "epoch" if checkpoints else "no",
-            "save_total_limit": 1,
-            "report_to": report_to,
+            "save_strategy": "epoch" if recipe.checkpoints else "no",
+            # Of several processes the newest may not be whole yet.
+            "save_total_limit": 1 if processes.count() == 1 else 2,
+            "report_to": recipe.report_to,
             "disable_tqdm": True,
             "remove_unused_columns": False,
-            **more,
+            "ddp_broadcast_buffers": False,
+            "dataloader_num_workers": 2 if recipe.device.type == "cuda" else 0,
+            **changes,
         }
     )
-    # Not what accelerate's configuration says: what is recorded is dtype.
-    arguments.mixed_precision = "bf16" if dtype == "bf16" else "no"
-    return arguments
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint whose ``trainer_state.json``, which is written last, is there."""
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    """The newest whole checkpoint in ``folder``, as the main process sees it; all processes ask together.
+
+    A checkpoint of one process is whole once it has ``trainer_state.json``, which is written last.
+    """
+    mark = "trainer_state.json" if processes.count() == 1 else WHOLE_FILE
+
+    def newest() -> Path | None:
+        whole = [path.parent for path in folder.glob(f"checkpoint-*/{mark}")]
+        return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+    return processes.by_main(newest)
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """What a stage did, and what it cost.
+
+    Attributes:
+        epochs: epochs of the stage.
+        steps: steps of all epochs.
+        examples: examples of an epoch.
+        seconds: wall time, since the last resumption.
+        examples_per_second: examples of all epochs over ``seconds``.
+        first_loss: the first that was logged.
+        last_loss: the last that was logged.
+    """
+
+    epochs: int
+    steps: int
+    examples: int
+    seconds: float
+    examples_per_second: float
+    first_loss: float | None
+    last_loss: float | None
+
+
+def run_stage(trainer: StageTrainer, progress: Progress, callbacks: Iterable[TrainerCallback] = ()) -> StageRun:
+    """Train a stage from its seed, or go on with it.
+
+    Args:
+        trainer: the stage.
+        progress: is told the stage and its steps.
+        callbacks: further callbacks of ``Trainer``.
+
+    Raises:
+        HskdError: a loss or a gradient norm is not finite.
+    """
+    epochs, batches = int(trainer.args.num_train_epochs), trainer.batches
+    examples = min(len(trainer.dataset), batches * trainer.args.batch_size)
+    progress.begin(trainer.stage, epochs * batches)
+    for callback in (Callbacks(on_step=progress.advance), *callbacks):
+        trainer.add_callback(callback)
+    seed_training(trainer.args.seed)
+    start = time.perf_counter()
+    trainer.run()
+    seconds = time.perf_counter() - start
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return StageRun(
+        epochs=epochs,
+        steps=epochs * batches,
+        examples=examples,
+        seconds=seconds,
+        examples_per_second=epochs * examples / seconds,
+        first_loss=losses[0] if losses else None,
+        last_loss=losses[-1] if losses else None,
+    )
 
 
 @torch.no_grad()
-def predict_logits(model: PreTrainedModel, split: TokenizedSplit, dtype: str, batch_size: int = 128) -> np.ndarray:
-    """The logits of ``model`` in eval mode, ``(N, C)`` fp32, in the order of ``split``.
+def predict_rows(module: HeadModule, split: TokenizedSplit, dtype: str, batch_size: int = 128) -> np.ndarray:
+    """The rows ``(R, C)`` fp32 of a model in eval mode, in the order of ``split``.
 
-    Several processes share the batches, and all get all logits.
+    Several processes share the batches, and all get all rows.
     """
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    logits = np.zeros((len(split), model.config.num_labels), np.float32)
-    with cls_only(model):
-        for order in sequential_batches(split.lengths, batch_size)[processes.rank() :: processes.count()]:
-            batch = model_inputs(split.collate(order), device)
-            with autocast(dtype, device):
-                logits[order] = model(**batch).logits.float().cpu().numpy()
-    model.train(was_training)
-    return processes.summed(logits)
+    was_training = module.training
+    module.eval()
+    device = next(module.parameters()).device
+    per_token = module.head.target().per == "token"
+    rows = np.zeros((split.offsets[-1] if per_token else len(split), module.head.outputs), np.float32)
+    for order in sequential_batches(split.lengths, batch_size)[processes.rank() :: processes.count()]:
+        batch = split.collate(order)
+        with autocast(dtype, device):
+            output = module(padded=is_padded(batch), **model_inputs(batch, device))
+        index = ragged_rows(split.offsets[:-1][order], split.lengths[order]) if per_token else order
+        rows[index] = output.float().cpu().numpy()
+    module.train(was_training)
+    return processes.summed(rows)
 
 
-def score(model: PreTrainedModel, task: Task, split: TokenizedSplit, dtype: str) -> dict[str, float]:
-    """The task's metrics of ``model`` on a split that has labels, and their mean, ``score``; all between -1 and 1."""
+def score(module: HeadModule, split: TokenizedSplit, dtype: str) -> dict[str, float]:
+    """The metrics of a model on a split that has labels, and their mean, ``score``; all between -1 and 1."""
     assert split.labels is not None
-    return compute_metrics(task, predict_logits(model, split, dtype), split.labels)
+    return module.head.metrics(predict_rows(module, split, dtype), split.labels)

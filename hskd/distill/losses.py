@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
+from hskd.heads import head_of_rows
 from hskd.knowledge import KeptHSK
 
 
@@ -58,19 +58,14 @@ def kept_loss(states: Sequence[torch.Tensor], kept: KeptHSK, projection: nn.Modu
     return loss
 
 
-def soft_cross_entropy(student_logits: torch.Tensor, teacher_logits: torch.Tensor, tau: float = 1.0) -> torch.Tensor:
-    """Loss of the prediction stage (arXiv 2106.05691): sum over classes, mean over the batch.
+def prediction_loss(student_rows: torch.Tensor, teacher_rows: torch.Tensor, tau: float = 1.0) -> torch.Tensor:
+    """Loss of the prediction stage where there is one row an example: soft cross-entropy, or squared error.
+
+    Other tasks have losses of their own: ask their head (:meth:`hskd.heads.Head.distil_loss`).
 
     Args:
-        student_logits: ``(B, C)``.
-        teacher_logits: ``(B, C)``.
+        student_rows: ``(B, C)``; one column is a regression.
+        teacher_rows: ``(B, C)``.
         tau: temperature of both.
     """
-    return F.cross_entropy(student_logits.float() / tau, F.softmax(teacher_logits.float() / tau, dim=-1))
-
-
-def prediction_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor, tau: float = 1.0) -> torch.Tensor:
-    """Soft cross-entropy, or for regression (one output) the squared error to the teacher's prediction."""
-    if student_logits.shape[-1] == 1:
-        return F.mse_loss(student_logits.float(), teacher_logits.float())
-    return soft_cross_entropy(student_logits, teacher_logits, tau)
+    return head_of_rows(student_rows.shape[-1], ()).distil_loss(student_rows, teacher_rows, tau)

@@ -7,35 +7,39 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from typing_extensions import override
 
 from hskd.errors import HskdError, MismatchError
 from hskd.knowledge import KeptHSK, TeacherStates, select_hsk
 from hskd.spec import HSKSpec
 from hskd.store.reader import Store
 from hskd.tasks import TokenizedSplit
-from hskd.teachers.forward import TeacherOutput, teacher_forward
+from hskd.teachers.forward import ForwardOptions, TeacherOutput, teacher_forward
 from hskd.teachers.loading import Teacher
 
 Batch = Mapping[str, torch.Tensor]
 
 
 class KnowledgeSource(Protocol):
-    """Answers: the targets for the examples of this batch."""
+    """Answers: the targets for the examples of this batch.
+
+    A source that worker processes can read has an attribute ``in_workers`` that is True.
+    """
 
     def kept(self, batch: Batch) -> KeptHSK:
         """Targets of the HSK stage."""
 
-    def logits(self, batch: Batch) -> torch.Tensor:
-        """Targets of the prediction stage, ``(B, C)``."""
+    def targets(self, batch: Batch) -> torch.Tensor:
+        """Targets of the prediction stage: the teacher's rows ``(R, C)``, as its head gives them."""
 
 
-class OnlineSource:
+class OnlineSource(KnowledgeSource):
     """Runs the teacher on every batch.
 
     Args:
         teacher: the fine-tuned teacher.
         sep_id: the tokenizer's id of ``[SEP]``.
-        spec: what to keep; None if only logits will be asked for.
+        spec: what to keep; None if only targets will be asked for.
         student_layers: ``L_S``.
         dtype: precision of the teacher's forward pass, resolved.
     """
@@ -44,13 +48,15 @@ class OnlineSource:
         self, teacher: Teacher, sep_id: int, spec: HSKSpec | None, student_layers: int, dtype: str = "fp32"
     ) -> None:
         self._model = teacher.model
+        self._head = teacher.head
         self._sep_id = sep_id
         self._spec = spec
         self._layers = spec.layers(teacher.shape(student_layers)) if spec else ()
-        self._dtype = dtype
+        self._options = ForwardOptions(dtype)
 
+    @override
     def kept(self, batch: Batch) -> KeptHSK:
-        """See :class:`KnowledgeSource`.
+        """What the spec keeps of the teacher's hidden states.
 
         Raises:
             HskdError: the source was made without a spec.
@@ -61,28 +67,34 @@ class OnlineSource:
         attention = sorted({layer.attention for layer in self._layers if layer.attention is not None})
         return self._select(self._spec, self._forward(batch, layers, attention).states)
 
-    def logits(self, batch: Batch) -> torch.Tensor:
-        """See :class:`KnowledgeSource`."""
-        return self._forward(batch, (), ()).logits
+    @override
+    def targets(self, batch: Batch) -> torch.Tensor:
+        target = self._forward(batch, (), ()).target
+        assert target is not None
+        return target
 
     def _forward(self, batch: Batch, layers: Sequence[int], attention: Sequence[int]) -> TeacherOutput:
-        return teacher_forward(self._model, batch, self._sep_id, layers, attention, self._dtype)
+        return teacher_forward(
+            self._model, batch, self._sep_id, layers, attention, head=self._head, options=self._options
+        )
 
     def _select(self, spec: HSKSpec, states: TeacherStates) -> KeptHSK:
         return select_hsk(spec, self._layers, states)
 
 
-class StoreSource:
+class StoreSource(KnowledgeSource):
     """Reads the store; no teacher is loaded.
 
     Args:
-        store: of one spec; a superset serves logits only.
+        store: of one spec; a superset serves targets only.
         split: the training examples, all of which must be in the store with the same tokens.
         student_layers: ``L_S``; must be that for which the store was derived.
 
     Raises:
         MismatchError: examples are missing or have other tokens, or the store is for a student of another depth.
     """
+
+    in_workers = True
 
     def __init__(self, store: Store, split: TokenizedSplit, student_layers: int) -> None:
         derived_for = store.manifest.student_layers
@@ -94,20 +106,20 @@ class StoreSource:
         store.require_tokens(split.tokens)
         self._store = store
 
+    @override
     def kept(self, batch: Batch) -> KeptHSK:
-        """See :class:`KnowledgeSource`."""
         return self._store.kept(self._rows(batch))
 
-    def logits(self, batch: Batch) -> torch.Tensor:
-        """See :class:`KnowledgeSource`."""
-        return self._store.logits(self._rows(batch))
+    @override
+    def targets(self, batch: Batch) -> torch.Tensor:
+        return self._store.targets(self._rows(batch))
 
     def _rows(self, batch: Batch) -> np.ndarray:
         return self._store.rows(batch["example_ids"].cpu().numpy())
 
 
-class ShuffledSource:
-    """A control: the HSK of *another* example of the training set, the logits of the right one.
+class ShuffledSource(KnowledgeSource):
+    """A control: the HSK of *another* example of the training set, the prediction targets of the right one.
 
     Partners have the same length, or nearly: within the order of lengths, everyone gets a neighbour's knowledge.
     Kept tokens beyond an example's own end are dropped.
@@ -123,6 +135,8 @@ class ShuffledSource:
         MismatchError: see :class:`StoreSource`.
     """
 
+    in_workers = True
+
     def __init__(self, store: Store, split: TokenizedSplit, student_layers: int, seed: int) -> None:
         if len(split) < 2:
             raise HskdError("the arm shuffled needs at least two training examples.")
@@ -135,15 +149,15 @@ class ShuffledSource:
         sorting = np.argsort(split.ids[order])
         self._ids, self._partner_ids = split.ids[order][sorting], split.ids[partner][sorting]
 
+    @override
     def kept(self, batch: Batch) -> KeptHSK:
-        """See :class:`KnowledgeSource`."""
         place = np.searchsorted(self._ids, batch["example_ids"].cpu().numpy())
         other = self._store.kept(self._store.rows(self._partner_ids[place]))
         return drop_beyond(other, batch["attention_mask"].sum(1).cpu())
 
-    def logits(self, batch: Batch) -> torch.Tensor:
-        """See :class:`KnowledgeSource`."""
-        return self._right.logits(batch)
+    @override
+    def targets(self, batch: Batch) -> torch.Tensor:
+        return self._right.targets(batch)
 
 
 def drop_beyond(kept: KeptHSK, lengths: torch.Tensor) -> KeptHSK:

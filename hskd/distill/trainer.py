@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel
+from typing_extensions import override
 
-from hskd.distill.losses import kept_loss, prediction_loss, states_at
+from hskd.distill.dataset import DistillationDataset
+from hskd.distill.losses import kept_loss, states_at
+from hskd.distill.projection import make_projection
 from hskd.distill.source import KnowledgeSource
-from hskd.encoder import hidden_states
-from hskd.errors import MismatchError
+from hskd.fast.encoder import LeanEncoder
 from hskd.knowledge import KeptHSK
 from hskd.runtime import autocast
-from hskd.students.loading import PROJECTION_FILE
-from hskd.tasks import TokenizedSplit, model_inputs, sequential_batches
-from hskd.training import StageTrainer
+from hskd.tasks import TokenizedSplit, is_padded, model_inputs, sequential_batches
+from hskd.training import HeadModule, StageArguments, StageTrainer
 
 
 class HSKModule(nn.Module):
@@ -29,40 +29,42 @@ class HSKModule(nn.Module):
         teacher_width: ``d_T``.
         seed: ``W`` is drawn from it, unless ``checkpoint`` has one.
         checkpoint: the student's folder, which may hold a ``fit_dense`` to start from.
+        encoder: how the student runs; by default as :class:`~hskd.fast.LeanEncoder` runs it.
 
     Raises:
         MismatchError: that ``fit_dense`` leads to another width than the teacher's.
     """
 
+    accepts_loss_kwargs = False  # Or Trainer would count labels among all processes, which no loss here asks for.
+
     def __init__(
-        self, student: PreTrainedModel, teacher_width: int, seed: int = 0, checkpoint: Path | None = None
+        self,
+        student: PreTrainedModel,
+        teacher_width: int,
+        seed: int = 0,
+        checkpoint: Path | None = None,
+        encoder: LeanEncoder | None = None,
     ) -> None:
         super().__init__()
         self.student = student
-        width = student.config.hidden_size
-        self.projection: nn.Linear | None = None
-        if width != teacher_width:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                self.projection = nn.Linear(width, teacher_width)
-            if checkpoint is not None and (checkpoint / PROJECTION_FILE).is_file():
-                own = load_file(checkpoint / PROJECTION_FILE)
-                if own["weight"].shape != self.projection.weight.shape:
-                    raise MismatchError(
-                        f"{checkpoint / PROJECTION_FILE}: leads from width {own['weight'].shape[1]} to "
-                        f"{own['weight'].shape[0]}; the student's is {width} and the teacher's {teacher_width}. It was "
-                        "trained for another teacher: delete it to draw W from the seed."
-                    )
-                self.projection.load_state_dict(own)
+        self.encoder = encoder or LeanEncoder(student)
+        self.projection = make_projection(student.config.hidden_size, teacher_width, seed, checkpoint)
 
-    def forward(self, kept: KeptHSK, **inputs: torch.Tensor) -> torch.Tensor:
-        """The HSK loss of a batch (see :func:`hskd.distill.losses.hsk_loss`); what it does not read is not computed."""
+    def forward(self, kept: KeptHSK, padded: bool | None = None, **inputs: torch.Tensor) -> torch.Tensor:
+        """The HSK loss of a batch (see :func:`hskd.distill.losses.hsk_loss`); what it does not read is not computed.
+
+        Args:
+            kept: the targets.
+            padded: whether the batch has pads; None to find out from the mask, for which a GPU has to be waited for.
+            inputs: what the student takes.
+        """
         top, example, rank = max(kept.layers), kept.example, kept.rank
         rows = None
-        if 0 < (most := int(kept.counts.max())) < inputs["input_ids"].shape[1]:
-            rows = torch.zeros((len(kept.counts), most), dtype=torch.long, device=example.device)
+        assert kept.most is not None
+        if 0 < kept.most < inputs["input_ids"].shape[1]:
+            rows = torch.zeros((len(kept.counts), kept.most), dtype=torch.long, device=example.device)
             rows[example, rank] = kept.positions[:, kept.layers.index(top)]
-        states = hidden_states(self.student, inputs, top, rows)
+        states = self.encoder.hidden_states(inputs, top, rows, padded)
         at = [
             states_at(states[layer], example, rank if rows is not None and layer == top else kept.positions[:, i])
             for i, layer in enumerate(kept.layers)
@@ -78,54 +80,57 @@ class HSKTrainer(StageTrainer):
         args: training arguments.
         split: the training examples.
         source: answers for every batch what is kept.
-    """
-
-    def __init__(
-        self, model: HSKModule, args: TrainingArguments, split: TokenizedSplit, source: KnowledgeSource
-    ) -> None:
-        super().__init__(model, args, split, "HSK stage")
-        self.source = source
-
-    def targets(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """What the source keeps of the batch."""
-        return {"kept": self.source.kept(batch)}
-
-    def batch_loss(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-        """See :func:`hskd.distill.losses.hsk_loss`."""
-        loss: torch.Tensor = model(batch["kept"].to(batch["input_ids"].device), **model_inputs(batch))
-        return loss
-
-
-class PredictionTrainer(StageTrainer):
-    """The prediction stage: the student's logits follow the teacher's.
-
-    Args:
-        model: the student.
-        args: training arguments.
-        split: the training examples.
-        source: answers for every batch what the teacher's logits are.
-        tau: temperature.
+        stage: name of the stage, for messages and progress.
+        options: further arguments of ``Trainer``.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        args: TrainingArguments,
+        model: HSKModule,
+        args: StageArguments,
+        split: TokenizedSplit,
+        source: KnowledgeSource,
+        stage: str = "HSK stage",
+        **options: Any,
+    ) -> None:
+        super().__init__(model, args, DistillationDataset(split, source, "hsk"), stage, **options)
+
+    @override
+    def batch_loss(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        kept = batch["kept"].to(batch["input_ids"].device)
+        loss: torch.Tensor = model(kept, padded=batch["padded"], **model_inputs(batch))
+        return loss
+
+
+class PredictionTrainer(StageTrainer):
+    """The prediction stage: the student's rows follow the teacher's.
+
+    Args:
+        model: the student with its head.
+        args: training arguments.
+        split: the training examples.
+        source: answers for every batch what the teacher's rows are.
+        tau: temperature.
+        options: further arguments of ``Trainer``.
+    """
+
+    def __init__(
+        self,
+        model: HeadModule,
+        args: StageArguments,
         split: TokenizedSplit,
         source: KnowledgeSource,
         tau: float = 1.0,
+        **options: Any,
     ) -> None:
-        super().__init__(model, args, split, "prediction stage")
-        self.source = source
+        super().__init__(model, args, DistillationDataset(split, source, "prediction"), "prediction stage", **options)
+        self.head = model.head
         self.tau = tau
 
-    def targets(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The teacher's logits of the batch."""
-        return {"teacher_logits": self.source.logits(batch)}
-
+    @override
     def batch_loss(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-        """See :func:`hskd.distill.losses.prediction_loss`."""
-        return prediction_loss(model(**model_inputs(batch)).logits, batch["teacher_logits"], self.tau)
+        rows = model(padded=batch["padded"], **model_inputs(batch))
+        return self.head.distil_loss(rows, batch["target"], self.tau)
 
 
 @torch.no_grad()
@@ -140,7 +145,8 @@ def mean_hsk_loss(
     for order in sequential_batches(split.lengths, batch_size):
         batch = split.collate(order)
         with autocast(dtype, device):
-            loss = module(source.kept(batch).to(device), **model_inputs(batch, device))
+            kept = source.kept(batch).to(device)
+            loss = module(kept, padded=is_padded(batch), **model_inputs(batch, device))
         total += len(order) * float(loss)
     module.train(was_training)
     return total / len(split)

@@ -1,4 +1,4 @@
-"""The teacher's forward pass: hidden states, the attention that ``[CLS]`` pays, logits. Eval mode, no gradient."""
+"""The teacher's forward pass: hidden states, the attention that ``[CLS]`` pays, outputs. Eval mode, no gradient."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hskd.errors import HskdError
+from hskd.heads import Head
 from hskd.knowledge import TeacherStates
 from hskd.runtime import autocast
 from hskd.selectors import Tokens
@@ -33,11 +34,31 @@ class TeacherOutput:
 
     Attributes:
         states: hidden states and attention of the real tokens.
-        logits: ``(B, C)`` fp32.
+        target: the rows of the head that was asked for, ``(R, C)`` fp32; None without a head.
     """
 
     states: TeacherStates
-    logits: torch.Tensor
+    target: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class ForwardOptions:
+    """How a teacher runs, and what it tells; the defaults are those of every setting but the released code's.
+
+    Attributes:
+        dtype: fp32, or bf16 for autocast.
+        dropout: run it in train mode, where its dropout reaches the student.
+        softmax: give the attention after softmax; otherwise the scores before it, mean over heads too.
+        pads: give what it says of pads too, as if they were tokens.
+    """
+
+    dtype: str = "fp32"
+    dropout: bool = False
+    softmax: bool = True
+    pads: bool = False
+
+
+PLAIN = ForwardOptions()
 
 
 def tokens_of(batch: Mapping[str, torch.Tensor], sep_id: int, pads: bool = False) -> Tokens:
@@ -54,44 +75,49 @@ def teacher_forward(
     sep_id: int,
     layers: Sequence[int],
     attention_layers: Sequence[int],
-    dtype: str,
     *,
-    dropout: bool = False,
-    softmax: bool = True,
-    pads: bool = False,
+    head: Head | None = None,
+    options: ForwardOptions = PLAIN,
 ) -> TeacherOutput:
     """Run a teacher on a padded batch.
 
-    The last three arguments are for what :mod:`hskd.distill.compat` offers, and for nothing else.
-
     Args:
-        model: the teacher; it is put into eval mode, so that its dropout does not reach the student.
+        model: the teacher; it is put into eval mode, unless ``options`` ask for dropout.
         batch: ``example_ids`` ``(B,)``, ``input_ids`` and ``attention_mask`` ``(B, T)``, perhaps ``token_type_ids``.
         sep_id: the tokenizer's id of ``[SEP]``.
         layers: teacher layers whose hidden states are wanted; 0 is the embedding output.
         attention_layers: attention layers (1-based) whose ``[CLS]`` row is wanted.
-        dtype: fp32, or bf16 for autocast.
-        dropout: run it in train mode, where its dropout does reach the student.
-        softmax: give the attention after softmax; otherwise the scores before it, mean over heads too.
-        pads: give what it says of pads too, as if they were tokens.
+        head: makes the target rows of the model's output; None where only hidden states are wanted.
+        options: how it runs.
 
     Raises:
         HskdError: the teacher gives a hidden state that is not finite, or its attention cannot be read.
     """
-    model.train(dropout)
+    model.train(options.dropout)
     device = next(model.parameters()).device
     inputs = model_inputs(batch, device)
     mask = inputs["attention_mask"].bool()
-    with autocast(dtype, device), _cls_rows(model, attention_layers, mask, softmax) as rows:
+    with autocast(options.dtype, device), _cls_rows(model, attention_layers, mask, options.softmax) as rows:
         output = model(**inputs, output_hidden_states=bool(layers))
-    mask = mask | pads
-    real = mask.flatten().nonzero()[:, 0]
+    # Counted where the batch is: a loader's is on the CPU, and nobody has to wait for a GPU to count.
+    real = (batch["attention_mask"].bool() | options.pads).flatten().nonzero()[:, 0].to(device, non_blocking=True)
     hidden = {layer: output.hidden_states[layer].flatten(0, 1).index_select(0, real).float() for layer in layers}
-    for layer, values in hidden.items():
-        if not torch.isfinite(values.sum()):  # one number that is not finite makes the sum so, and a sum is quick
-            raise HskdError(f"the teacher's hidden state {layer} is not finite; its weights are damaged or overflow.")
-    attention = {layer: row[mask].float().cpu().numpy() for layer, row in rows.items()}
-    return TeacherOutput(TeacherStates(tokens_of(batch, sep_id, pads), hidden, attention), output.logits.float())
+    _require_finite(hidden)
+    attention = {layer: row.flatten().index_select(0, real).float().cpu().numpy() for layer, row in rows.items()}
+    target = None if head is None else head.rows(output, inputs).float()
+    return TeacherOutput(TeacherStates(tokens_of(batch, sep_id, options.pads), hidden, attention), target)
+
+
+def _require_finite(hidden: Mapping[int, torch.Tensor]) -> None:
+    """Refuse hidden states that are not finite; a GPU is waited for once."""
+    if hidden:
+        # One number that is not finite makes the sum so, and a sum is quick.
+        sums = torch.stack([values.sum() for values in hidden.values()]).tolist()
+        for layer, total in zip(hidden, sums, strict=True):
+            if not math.isfinite(total):
+                raise HskdError(
+                    f"the teacher's hidden state {layer} is not finite; its weights are damaged or overflow."
+                )
 
 
 @contextmanager

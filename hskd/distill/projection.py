@@ -1,0 +1,49 @@
+"""``W``, which maps a student's hidden states to the teacher's width, where the two differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from hskd.errors import MismatchError
+
+PROJECTION_FILE = "fit_dense.safetensors"
+"""``W`` beside a student that is narrower than its teacher."""
+
+
+def make_projection(
+    student_width: int, teacher_width: int, seed: int = 0, checkpoint: Path | None = None
+) -> nn.Linear | None:
+    """``W`` from the student's folder if that holds one, else drawn from ``seed``.
+
+    Args:
+        student_width: ``d_S``.
+        teacher_width: ``d_T``.
+        seed: decides the draw.
+        checkpoint: the student's folder, which may hold a ``fit_dense`` to start from.
+
+    Returns:
+        A linear layer from ``d_S`` to ``d_T``; None where the widths are equal.
+
+    Raises:
+        MismatchError: the ``fit_dense`` in ``checkpoint`` has other widths.
+    """
+    if student_width == teacher_width:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        projection = nn.Linear(student_width, teacher_width)
+    file = None if checkpoint is None else checkpoint / PROJECTION_FILE
+    if file is not None and file.is_file():
+        weights = load_file(file)
+        if weights["weight"].shape != projection.weight.shape:
+            raise MismatchError(
+                f"{file}: leads from width {weights['weight'].shape[1]} to {weights['weight'].shape[0]}; the student's "
+                f"is {student_width} and the teacher's {teacher_width}. It was trained for another teacher: delete it "
+                "to draw W from the seed."
+            )
+        projection.load_state_dict(weights)
+    return projection
