@@ -1,18 +1,23 @@
 """Students: ROSITA models pruned from a fine-tuned BERT, and loading students of any type.
 
-Importing this package registers the ``rosita`` model type with transformers' Auto classes.
+The names are imported when they are first used.
 """
 
-from hskd.students.importance import Importance, require_bert_shaped, taylor_importance
-from hskd.students.loading import load_student
-from hskd.students.prune import factorise, prune_rosita
-from hskd.students.rosita import (
-    FactorisedEmbedding,
-    RositaConfig,
-    RositaForSequenceClassification,
-    RositaModel,
-    register_rosita,
-)
+from typing import TYPE_CHECKING
+
+from hskd.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from hskd.students.loading import load_student
+    from hskd.students.rosita.importance import Importance, require_bert_shaped, taylor_importance
+    from hskd.students.rosita.model import (
+        FactorisedEmbedding,
+        RositaConfig,
+        RositaForSequenceClassification,
+        RositaModel,
+        register_rosita,
+    )
+    from hskd.students.rosita.prune import factorise, prune_rosita
 
 __all__ = [
     "FactorisedEmbedding",
@@ -28,4 +33,18 @@ __all__ = [
     "taylor_importance",
 ]
 
-register_rosita()
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "hskd.students.loading": ("load_student",),
+        "hskd.students.rosita.importance": ("Importance", "require_bert_shaped", "taylor_importance"),
+        "hskd.students.rosita.model": (
+            "FactorisedEmbedding",
+            "RositaConfig",
+            "RositaForSequenceClassification",
+            "RositaModel",
+            "register_rosita",
+        ),
+        "hskd.students.rosita.prune": ("factorise", "prune_rosita"),
+    },
+)

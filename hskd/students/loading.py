@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hskd.errors import HskdError
+from hskd.heads import Head
 from hskd.remote import local_copy
 
-PROJECTION_FILE = "fit_dense.safetensors"
-"""``W`` beside a student that is narrower than its teacher."""
 
+def load_student(folder: str | Path, head: Head | None = None) -> PreTrainedModel:
+    """The student saved in ``folder``, of any registered model type, in float32 with SDPA attention, in eval mode.
 
-def load_student(folder: str | Path) -> PreTrainedModel:
-    """The classifier saved in ``folder``, of any registered model type, in float32 with SDPA attention, in eval mode.
+    Code that a folder may carry is never run.
 
-    Code that a folder may carry is never run. ``folder`` may be a URL, which is copied into the cache first (see
-    :func:`hskd.remote.fetch`).
+    Args:
+        folder: may be a URL, which is copied into the cache first (see :func:`hskd.remote.fetch`).
+        head: that of the student's task; None for the one that its config.json names.
 
     Raises:
         HskdError: the folder is missing or holds no model that can be loaded.
@@ -28,10 +33,26 @@ def load_student(folder: str | Path) -> PreTrainedModel:
     if not folder.is_dir():
         raise HskdError(f"{folder}: no such folder. A student is a folder with config.json and model.safetensors.")
     try:
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+        auto_class = _auto_class(folder) if head is None else head.auto_class
+        model: PreTrainedModel = auto_class.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True, trust_remote_code=False
         )
     # RuntimeError: the weights do not have the shapes that the configuration says.
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise HskdError(f"{folder}: not a model that can be loaded ({str(error).splitlines()[0]}).") from error
     return model
+
+
+def _auto_class(folder: Path) -> Any:
+    """The ``transformers`` Auto class of the architecture in ``config.json``: AutoModelForX of BertForX.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is no JSON, or names no architecture that has an Auto class.
+    """
+    architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
+    head = re.search(r"For[A-Z]\w*$", str(architectures[0]))
+    auto_class = getattr(transformers, f"AutoModel{head[0]}", None) if head else None
+    if auto_class is None:
+        raise ValueError(f"config.json names the architectures {architectures}, of which none is a model with a head")
+    return auto_class

@@ -105,3 +105,6 @@ def register_rosita() -> None:
     AutoModel.register(RositaConfig, RositaModel, exist_ok=True)
     AutoModelForSequenceClassification.register(RositaConfig, RositaForSequenceClassification, exist_ok=True)
     AutoTokenizer.register(RositaConfig, fast_tokenizer_class=BertTokenizerFast, exist_ok=True)
+
+
+register_rosita()

@@ -6,16 +6,17 @@ student is pruned by it).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import BertForSequenceClassification, PreTrainedModel
 
 from hskd.errors import HskdError
+from hskd.heads import Head
+from hskd.progress import Progress
 from hskd.tasks import model_inputs
 
 
@@ -48,22 +49,24 @@ def require_bert_shaped(model: PreTrainedModel) -> BertForSequenceClassification
 
 def taylor_importance(
     model: PreTrainedModel,
+    head: Head,
     batches: Iterable[Mapping[str, Tensor]],
     *,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
     dropout_seed: int | None = None,
 ) -> Importance:
     """Sum over ``batches`` of ``|d loss / d w| * |w|``, dropout off, summed over the weights of each head and neuron.
 
     A head owns its columns of ``attention.output.dense.weight``; an FFN neuron its row of
-    ``intermediate.dense.weight`` and its column of ``output.dense.weight``. The loss is a batch's mean cross-entropy,
-    or its mean squared error where the model has one output. The model is left as it was found.
+    ``intermediate.dense.weight`` and its column of ``output.dense.weight``. The loss is the head's against gold labels.
+    The model is left as it was found.
 
     Args:
         model: a BERT classifier, on the device to compute on.
+        head: the head of the model's task.
         batches: ``input_ids``, ``attention_mask``, optionally ``token_type_ids``, each ``(batch, tokens)``, and
             ``labels`` ``(batch,)``; anything else in a batch is ignored.
-        progress: called after each batch with the number of batches done.
+        progress: advances after each batch.
         dropout_seed: leave dropout on, drawn from this seed (the caller's random state does not move).
 
     Raises:
@@ -82,7 +85,7 @@ def taylor_importance(
     ]
     with _only_differentiable(bert, weights), _seeded_dropout(bert, dropout_seed):
         for batch in batches:
-            loss = _task_loss(bert, batch)
+            loss = _task_loss(bert, head, batch)
             # Not .backward(): that would leave gradients on the model.
             gradients = torch.autograd.grad(loss, weights)
             terms = [(gradient * weight.detach()).abs() for gradient, weight in zip(gradients, weights, strict=True)]
@@ -101,22 +104,19 @@ def taylor_importance(
                     "Check the teacher's weights and the labels."
                 )
             if progress is not None:
-                progress(done)
+                progress.advance()
     if not done:
         raise HskdError("Taylor importance needs at least one batch of training examples; there is none.")
     return Importance(heads, neurons)
 
 
-def _task_loss(model: BertForSequenceClassification, batch: Mapping[str, Tensor]) -> Tensor:
+def _task_loss(model: BertForSequenceClassification, head: Head, batch: Mapping[str, Tensor]) -> Tensor:
     """The task's loss, a scalar. Not the model's own: that writes ``problem_type`` into its configuration."""
     if "labels" not in batch:
         raise HskdError("Taylor importance needs gold labels: a batch has no 'labels'.")
     inputs = model_inputs(batch, model.device)
-    labels = batch["labels"].to(model.device)
-    logits: Tensor = model(**inputs).logits
-    if model.config.num_labels == 1:
-        return F.mse_loss(logits.view(-1), labels.view(-1).to(logits.dtype))
-    return F.cross_entropy(logits, labels.view(-1))
+    on_device = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    return head.gold_loss(head.rows(model(**inputs), on_device), head.labels(on_device))
 
 
 @contextmanager

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel, PreTrainedModel
 
-from hskd.encoder import hidden_states, is_bert_shaped
 from hskd.errors import HskdError
+from hskd.fast.encoder import LeanEncoder, is_bert_shaped
 from hskd.selectors.depth import uniform_mapping
-from hskd.students.prune import factorise
+from hskd.students.rosita.prune import factorise
 from hskd.tasks import TokenizedSplit, model_inputs, sequential_batches
 
 _RIDGE = 1e-6
@@ -120,7 +120,7 @@ class _Fit:
     def _mapped_states(self) -> list[Tensor]:
         states: list[list[Tensor]] = [[] for _ in self.mapped]
         for inputs, real in zip(self.inputs, self.real, strict=True):
-            every = hidden_states(self.body, inputs, self.mapped[-1])
+            every = LeanEncoder(self.body).hidden_states(inputs, self.mapped[-1])
             self.below.append(every[0])
             for kept, layer in zip(states, self.mapped, strict=True):
                 kept.append(every[layer][real])

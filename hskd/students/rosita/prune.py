@@ -7,8 +7,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hskd.errors import HskdError
-from hskd.students.importance import Importance, require_bert_shaped
-from hskd.students.rosita import RositaConfig, RositaForSequenceClassification
+from hskd.students.rosita.importance import Importance, require_bert_shaped
+from hskd.students.rosita.model import RositaConfig, RositaForSequenceClassification
 
 WORD_EMBEDDINGS = "bert.embeddings.word_embeddings"
 

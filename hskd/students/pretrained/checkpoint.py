@@ -11,7 +11,6 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     CONFIG_MAPPING,
-    AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -19,9 +18,11 @@ from transformers import (
 from transformers.modeling_utils import load_state_dict
 from transformers.utils import cached_file
 
-from hskd.artifacts import file_sha256, fingerprint, read_json
+from hskd.distill.projection import PROJECTION_FILE
 from hskd.errors import HskdError
-from hskd.students.loading import PROJECTION_FILE
+from hskd.hashing import file_sha256, fingerprint
+from hskd.heads import HEAD_FIELDS, Head
+from hskd.io import read_json
 from hskd.teachers.loading import load_tokenizer, resolve_model
 
 _WEIGHTS = (
@@ -31,7 +32,6 @@ _WEIGHTS = (
     "pytorch_model.bin.index.json",
 )
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
-_OF_ANOTHER_HEAD = ("architectures", "id2label", "label2id", "num_labels", "problem_type", "finetuning_task")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ def _config(name: str, stamp: int) -> PretrainedConfig:
     model_type = fields.pop("model_type", "bert")
     if model_type not in CONFIG_MAPPING:
         raise HskdError(f"{name}: its config.json says model_type {model_type!r}, which is not known here.")
-    for field in _OF_ANOTHER_HEAD:
+    for field in HEAD_FIELDS:
         fields.pop(field, None)
     config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(fields)
     return config
@@ -103,22 +103,23 @@ def checkpoint_fingerprint(name: str) -> str:
     return fingerprint([file_sha256(file) for file in (*([config] if config else []), *files)])
 
 
-def load_checkpoint(name: str, **head: object) -> Loaded:
-    """A classifier whose body is the checkpoint's, whatever head that was trained with.
+def load_checkpoint(name: str, head: Head) -> Loaded:
+    """A model with a new ``head`` whose body is the checkpoint's, whatever head that was trained with.
 
     Weights are read from safetensors, or from an old ``pytorch_model.bin`` of which nothing but tensors is loaded.
 
     Args:
         name: a local folder or a hub name.
-        head: fields of the configuration that decide the new head, such as ``num_labels`` and ``id2label``.
+        head: the head of the student's task.
 
     Raises:
         HskdError: the weights cannot be read, or one of the body is missing or of another shape than config.json says.
     """
-    config = type(checkpoint_config(name)).from_dict({**checkpoint_config(name).to_dict(), **head})
+    config = checkpoint_config(name)
+    config = type(config).from_dict({**config.to_dict(), **head.config_fields()})
     try:
         with torch.random.fork_rng(devices=[]):  # what is missing is drawn
-            model, info = AutoModelForSequenceClassification.from_pretrained(
+            model, info = head.auto_class.from_pretrained(
                 resolve_model(name),
                 config=config,
                 dtype=torch.float32,

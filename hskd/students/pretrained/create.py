@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,17 +9,20 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from hskd.artifacts import build, read_json, write_json
+from hskd.artifacts import build_artifact
+from hskd.distill.projection import PROJECTION_FILE
 from hskd.errors import HskdError, MismatchError
-from hskd.runtime import provenance
-from hskd.students.checkpoint import (
+from hskd.io import write_json
+from hskd.progress import Progress, Silent
+from hskd.provenance import provenance
+from hskd.students.base import STUDENT_FILE
+from hskd.students.pretrained.checkpoint import (
     checkpoint_config,
     checkpoint_fingerprint,
     checkpoint_tokenizer,
     load_checkpoint,
 )
-from hskd.students.create import STUDENT_FILE, TinyBertSettings
-from hskd.students.loading import PROJECTION_FILE
+from hskd.students.pretrained.settings import TinyBertSettings
 from hskd.tasks import Task, tokenizer_fingerprint
 from hskd.teachers.loading import load_tokenizer, resolve_model
 
@@ -32,7 +34,7 @@ def create_tinybert(
     folder: Path,
     *,
     general: Path | None = None,
-    report: Callable[[str], None] = lambda message: None,
+    progress: Progress | None = None,
 ) -> Path:
     """Make a student of the TinyBERT type for a task and save it, tokenizer and ``student.json`` included.
 
@@ -45,7 +47,7 @@ def create_tinybert(
         teacher: the model whose tokens the student must share: a local folder, a hub name, or ``offline:minilm``.
         folder: where the student will lie; a finished one is left as it is.
         general: where the general student lies that ``settings.general`` describes.
-        report: receives a line on what of the checkpoint has no place in the student, and what it lacks.
+        progress: is told what of the checkpoint has no place in the student, and what it lacks.
 
     Raises:
         HskdError: the checkpoint cannot be loaded or is not whole, its ``fit_dense`` has another width than the
@@ -62,17 +64,16 @@ def create_tinybert(
         "tokenizer": tokenizer_fingerprint(tokenizer),
     }
 
+    told = progress or Silent()
+
     def builder(partial: Path) -> None:
-        labels = dict(enumerate(task.label_names)) or {0: "score"}
-        loaded = load_checkpoint(
-            name, num_labels=len(labels), id2label=labels, label2id={label: i for i, label in labels.items()}
-        )
+        loaded = load_checkpoint(name, task.head)
         _draw_head(loaded.model, settings.seed, pooler=not loaded.pooler)
         if loaded.unexpected:
             shown = ", ".join(loaded.unexpected[:3]) + (", ..." if len(loaded.unexpected) > 3 else "")
-            report(f"{name}: {len(loaded.unexpected)} of its weights have no place in the student: {shown}")
+            told.say(f"{name}: {len(loaded.unexpected)} of its weights have no place in the student: {shown}")
         if not loaded.pooler:
-            report(f"{name}: has no pooler; it is drawn from seed {settings.seed}, as the classifier is")
+            told.say(f"{name}: has no pooler; it is drawn from seed {settings.seed}, as the classifier is")
         if loaded.fit_dense is not None:
             _require_width(name, loaded.fit_dense, loaded.model.config.hidden_size)
             save_file(loaded.fit_dense, partial / PROJECTION_FILE)
@@ -92,15 +93,7 @@ def create_tinybert(
             },
         )
 
-    build(folder, builder)
-    if not (folder / STUDENT_FILE).is_file():
-        raise HskdError(f"{folder}: exists, and was not made by this command; choose another folder.")
-    made = read_json(folder / STUDENT_FILE)
-    if any(made.get(key) != value for key, value in identity.items()):
-        raise MismatchError(
-            f"{folder}: holds a student of another checkpoint, task, tokenizer or seed; choose another folder."
-        )
-    return folder
+    return build_artifact(folder, identity, builder, "a student of another checkpoint, task, tokenizer or seed")
 
 
 def _shared_tokenizer(name: str, teacher: str) -> PreTrainedTokenizerBase:

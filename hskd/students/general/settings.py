@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class GeneralSettings(BaseModel):
     """Size of a TinyBERT student, and its general distillation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     layers: Annotated[int, Field(ge=1, description="Layers, spread evenly over the teacher's.")] = 3
     width: Annotated[int, Field(ge=1, description="Neurons of a hidden state.")] = 192

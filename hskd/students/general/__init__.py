@@ -1,0 +1,1 @@
+"""General distillation: a narrow student from a teacher's body and unlabelled text."""

@@ -1,0 +1,224 @@
+"""A student of the TinyBERT type by general distillation: a narrow BERT learns a teacher's body on unlabelled text.
+
+TinyBERT (arXiv 1909.10351) publishes such students; where no hub can be reached, this makes one.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import AutoModel, PreTrainedModel, set_seed
+
+from hskd.artifacts import build_artifact
+from hskd.distill.projection import PROJECTION_FILE
+from hskd.distill.trainer import HSKModule, HSKTrainer, mean_hsk_loss
+from hskd.errors import HskdError
+from hskd.fast import LeanEncoder, fast_training
+from hskd.hashing import content_fingerprint
+from hskd.io import read_json, write_json
+from hskd.knowledge import KeptHSK, TeacherStates, select_hsk
+from hskd.progress import Progress, Silent
+from hskd.provenance import provenance
+from hskd.runtime import RunOptions, autocast
+from hskd.spec import HSKSpec, Layer, Shape
+from hskd.students.general.narrow import narrow
+from hskd.students.general.settings import GeneralSettings
+from hskd.tasks import TokenizedSplit, is_padded, model_inputs
+from hskd.tasks.text import chunks, documents
+from hskd.teachers.forward import tokens_of
+from hskd.teachers.loading import load_tokenizer, model_fingerprint, resolve_model
+from hskd.training import StageRecipe, run_stage, training_arguments
+
+GENERAL_FILE = "general.json"
+_OTHER = "a general student of another teacher or text, or distilled with other settings"
+_SAVE_STEPS = 200
+_MEASURED = 256
+"""Pieces, the last ones, on which the loss is measured before and after training."""
+
+
+class BodySource:
+    """Full HSK of an encoder without a head, run on every batch in eval mode.
+
+    Args:
+        body: the teacher's body.
+        sep_id: the tokenizer's id of ``[SEP]``.
+        student_layers: ``L_S``.
+        dtype: precision of the body's forward pass, resolved.
+    """
+
+    def __init__(self, body: PreTrainedModel, sep_id: int, student_layers: int, dtype: str) -> None:
+        self._body = body
+        self._sep_id = sep_id
+        self._spec = HSKSpec.parse("all_all_all,precision=fp32")
+        self.layers: tuple[Layer, ...] = self._spec.layers(Shape.of(body.config, student_layers))
+        self._dtype = dtype
+
+    @torch.no_grad()
+    def kept(self, batch: Mapping[str, torch.Tensor]) -> KeptHSK:
+        """Every mapped hidden state of every real token."""
+        self._body.eval()
+        device = self._body.device
+        inputs = model_inputs(batch, device)
+        with autocast(self._dtype, device):
+            top = max(layer.teacher for layer in self.layers)
+            states = LeanEncoder(self._body).hidden_states(inputs, top, padded=is_padded(batch))
+        real = inputs["attention_mask"].bool()
+        wanted = {layer.teacher: states[layer.teacher][real].float() for layer in self.layers}
+        return select_hsk(self._spec, self.layers, TeacherStates(tokens_of(batch, self._sep_id), wanted, {}))
+
+    def targets(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """A body has none.
+
+        Raises:
+            HskdError: always.
+        """
+        raise HskdError("a teacher's body has no head, so it predicts nothing.")
+
+
+def load_body(model_name: str) -> PreTrainedModel:
+    """The encoder of a model without its head, in fp32, in eval mode.
+
+    Raises:
+        HskdError: it cannot be loaded.
+    """
+    try:
+        body = AutoModel.from_pretrained(resolve_model(model_name), dtype=torch.float32)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise HskdError(f"{model_name}: no encoder can be loaded from it: {str(error).splitlines()[0]}") from None
+    return body.eval()  # type: ignore[no-any-return]
+
+
+def general_distill(
+    model_name: str,
+    settings: GeneralSettings,
+    folder: Path,
+    options: RunOptions,
+    progress: Progress | None = None,
+) -> Path:
+    """Make a general student and save it as a checkpoint of a hub has it: a bare BERT, its tokenizer, ``fit_dense``.
+
+    Its start is cut out of the teacher's body; then its hidden states learn, through ``W``, those of the body on
+    text without labels. A killed run goes on after its last checkpoint; a finished one is left as it is.
+
+    Args:
+        model_name: the teacher, not fine-tuned: a local folder, a hub name, or ``offline:minilm``.
+        settings: sizes, text, rates.
+        folder: where the student will lie.
+        options: device, precision, reporting.
+        progress: is told the steps.
+
+    Raises:
+        HskdError: the model or the text cannot be loaded, the loss is not finite, or ``folder`` was not made by this
+            function.
+        MismatchError: ``folder`` holds another student, or the beginning of one.
+    """
+    recipe = {
+        "model": model_name,
+        "settings": settings.model_dump(mode="json"),
+        "text": None if settings.text is None or not settings.text.is_file() else content_fingerprint(settings.text),
+        "dtype": options.dtype,
+    }
+
+    def builder(partial: Path) -> None:
+        tokenizer = load_tokenizer(model_name)
+        split = chunks(documents(settings.text), tokenizer, settings.chunks, settings.chunk_tokens)
+        body = load_body(model_name)
+        teacher = model_fingerprint(body)
+        set_seed(settings.seed)
+        begin = time.perf_counter()
+        start = narrow(body, settings.layers, settings.width, settings.heads, settings.ffn, split)
+        _set_dropout(start.student, settings.dropout)
+        module = HSKModule(start.student, body.config.hidden_size, settings.seed)
+        if module.projection is not None and start.projection is not None:
+            module.projection.load_state_dict(start.projection.state_dict())
+        source = BodySource(body.to(options.device), split.sep_id, settings.layers, options.dtype)
+        module.to(options.device)
+        measured = split.take(range(max(0, len(split) - _MEASURED), len(split)))
+        record: dict[str, Any] = {"seconds_to_fit": time.perf_counter() - begin}
+        record["start_loss"] = mean_hsk_loss(module, measured, source, options.dtype)
+        if settings.epochs:
+            record |= _train(module, source, split, settings, partial / "training", options, progress or Silent())
+        record["end_loss"] = mean_hsk_loss(module, measured, source, options.dtype)
+        module.student.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        if module.projection is not None:
+            save_file(module.projection.state_dict(), partial / PROJECTION_FILE)
+        write_json(
+            partial / GENERAL_FILE,
+            {
+                "kind": "general",
+                "model": model_name,
+                "teacher": teacher,
+                "settings": settings.model_dump(mode="json"),
+                "chunks": len(split),
+                "tokens": int(split.offsets[-1]),
+                "tokens_seen": settings.epochs * int(split.offsets[-1]),
+                "parameters": module.student.num_parameters(),
+                **record,
+                "seconds": record["seconds_to_fit"] + record.get("seconds_to_train", 0.0),
+                "dtype": options.dtype,
+                "device": str(options.device),
+                "threads": torch.get_num_threads(),
+                "made_by": provenance(),
+            },
+        )
+        shutil.rmtree(partial / "training", ignore_errors=True)
+
+    return build_artifact(folder, recipe, builder, _OTHER, resumes=True)
+
+
+def general_record(folder: Path) -> dict[str, Any]:
+    """What ``general_distill`` wrote beside a student.
+
+    Raises:
+        HskdError: there is none.
+    """
+    return read_json(folder / GENERAL_FILE)  # type: ignore[no-any-return]
+
+
+def _set_dropout(student: PreTrainedModel, p: float) -> None:
+    student.config.hidden_dropout_prob = student.config.attention_probs_dropout_prob = p
+    for module in student.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = p
+
+
+def _train(
+    module: HSKModule,
+    source: BodySource,
+    split: TokenizedSplit,
+    settings: GeneralSettings,
+    folder: Path,
+    options: RunOptions,
+    progress: Progress,
+) -> dict[str, Any]:
+    recipe = StageRecipe(
+        epochs=settings.epochs,
+        learning_rate=settings.lr,
+        schedule="linear",
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        dtype=options.dtype,
+        device=options.device,
+        warmup_steps=settings.warmup,
+        weight_decay=settings.weight_decay,
+        report_to=options.report_to,
+    )
+    # Checkpoints are not by epochs, since there may be but one. A multiple of logging_steps loses no part of a mean.
+    arguments = training_arguments(folder, recipe, save_strategy="steps", save_steps=_SAVE_STEPS)
+    with fast_training(module.student, [split.input_ids]):
+        trainer = HSKTrainer(module, arguments, split, source, "general distillation")
+        run = run_stage(trainer, progress)
+    return {
+        "steps": run.steps,
+        "seconds_to_train": run.seconds,
+        "first_loss": run.first_loss,
+        "last_loss": run.last_loss,
+    }

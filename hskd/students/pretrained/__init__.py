@@ -1,0 +1,1 @@
+"""Students from a pretrained encoder: a checkpoint, given a head."""

@@ -1,0 +1,133 @@
+"""Settings of a student of the TinyBERT type: a narrower encoder, from a checkpoint or distilled from the teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import override
+
+from hskd.students.base import StudentContext, StudentKind
+from hskd.students.general.settings import GeneralSettings
+from hskd.students.registry import STUDENTS
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from hskd.heads import Head
+    from hskd.progress import Progress
+
+
+@STUDENTS.register
+class TinyBertSettings(StudentKind):
+    """A student of the TinyBERT type: a narrower encoder from a checkpoint, or distilled from the teacher's body."""
+
+    kind: Literal["tinybert"] = "tinybert"
+    checkpoint: Annotated[
+        str | None,
+        Field(
+            description="Local folder (such as one of `hskd general`) or hub name of a pretrained encoder, such as "
+            "huawei-noah/TinyBERT_General_4L_312D.",
+            json_schema_extra={"artifact": True},
+        ),
+    ] = None
+    general: Annotated[
+        GeneralSettings | None, Field(description="Make one by general distillation from the teacher's body.")
+    ] = None
+    seed: Annotated[
+        int, Field(ge=0, description="The head is drawn from it.", json_schema_extra={"option": "head_seed"})
+    ] = 0
+
+    @model_validator(mode="after")
+    def _has_one_origin(self) -> TinyBertSettings:
+        if (self.checkpoint is None) == (self.general is None):
+            raise ValueError("a student of kind tinybert takes either checkpoint or general")
+        return self
+
+    @property
+    def layers(self) -> int:
+        """``L_S``."""
+        if self.general is not None:
+            return self.general.layers
+        return int(self._checkpoint_config().num_hidden_layers)
+
+    @property
+    def name(self) -> str:
+        """For people: kind and sizes."""
+        if self.general is not None:
+            return f"tinybert-{self.general.layers}l-{self.general.width}d-{self.general.ffn}ffn-general"
+        config = self._checkpoint_config()
+        return f"tinybert-{config.num_hidden_layers}l-{config.hidden_size}d-{_ffn(config)}ffn"
+
+    def config(self, teacher: PretrainedConfig, head: Head) -> PretrainedConfig:
+        """The configuration of a student with that head; ``teacher`` is that of the teacher's body."""
+        if self.general is None:
+            config = self._checkpoint_config()
+            return type(config).from_dict({**config.to_dict(), **head.config_fields()})
+        from transformers import BertConfig
+
+        return BertConfig(
+            vocab_size=teacher.vocab_size,
+            hidden_size=self.general.width,
+            num_hidden_layers=self.general.layers,
+            num_attention_heads=self.general.heads,
+            intermediate_size=self.general.ffn,
+            **head.config_fields(),
+        )
+
+    def _checkpoint_config(self) -> PretrainedConfig:
+        from hskd.students.pretrained.checkpoint import checkpoint_config
+
+        return checkpoint_config(self.checkpoint or "")
+
+    @override
+    def files(self) -> dict[str, Path | str | None]:
+        return {"checkpoint": self.checkpoint, "text": self.general.text if self.general else None}
+
+    @override
+    def with_checkpoint(self, checkpoint: str) -> dict[str, Any]:
+        return {"checkpoint": checkpoint, "general": None}
+
+    def recipe(self, context: StudentContext) -> dict[str, Any]:
+        """It depends on no teacher but by its tokens, and on no examples."""
+        general = self._general_folder(context)
+        return {
+            "student": self.model_dump(mode="json"),
+            "checkpoint": context.files.get("checkpoint") if general is None else general.name,
+            "task": context.task.name,
+            "labels": list(context.task.label_names),
+            "model": context.model,
+            "files": context.files_of("model"),
+        }
+
+    def _general_folder(self, context: StudentContext) -> Path | None:
+        """Where the general student lies: it is made of the teacher's body, whatever the task."""
+        if self.general is None:
+            return None
+        recipe = {
+            "model": context.model,
+            "settings": self.general.model_dump(mode="json"),
+            "files": context.files_of("model", "text"),
+            **context.machine,
+        }
+        return context.artifact_folder("general", recipe)
+
+    @override
+    def create(self, context: StudentContext, folder: Path, progress: Progress) -> Path:
+        """Make the student; the general one is distilled now if it is not there yet."""
+        from hskd.students.pretrained.create import create_tinybert
+
+        general = self._general_folder(context)
+        if self.general is not None and general is not None:
+            from hskd.runtime import RunOptions
+            from hskd.students.general.distillation import general_distill
+
+            options = RunOptions(context.machine["dtype"], context.device)
+            general_distill(context.model, self.general, general, options, progress)
+        return create_tinybert(self, context.task, context.model, folder, general=general, progress=progress)
+
+
+def _ffn(config: PretrainedConfig) -> int:
+    """FFN neurons of a layer, under the names that encoders give them."""
+    return int(getattr(config, "intermediate_size", None) or getattr(config, "hidden_dim", None) or 0)

@@ -1,0 +1,1 @@
+"""ROSITA students: a fine-tuned BERT, pruned by Taylor importance."""

@@ -1,0 +1,79 @@
+"""From a fine-tuned teacher to a saved ROSITA student, with what it was made from beside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from hskd.artifacts import build_artifact
+from hskd.compat import importance_seed
+from hskd.io import write_json
+from hskd.progress import Progress, Silent
+from hskd.provenance import provenance
+from hskd.students.base import STUDENT_FILE
+from hskd.students.rosita.importance import require_bert_shaped, taylor_importance
+from hskd.students.rosita.prune import prune_rosita, require_sizes
+from hskd.students.rosita.settings import RositaSettings
+from hskd.tasks import TokenizedSplit, sequential_batches
+from hskd.teachers.loading import Teacher
+
+
+def create_rosita(
+    teacher: Teacher,
+    train: TokenizedSplit,
+    settings: RositaSettings,
+    folder: Path,
+    *,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> Path:
+    """Prune ``teacher`` to a ROSITA student and save it, tokenizer and ``student.json`` included, in ``folder``.
+
+    Args:
+        teacher: a fine-tuned BERT.
+        train: the task's training examples, with labels.
+        settings: sizes, and how many examples importance is measured on.
+        folder: where the student will lie; a finished one is left as it is.
+        batch_size: examples in a batch of the importance pass.
+        progress: is told the batches of the importance pass.
+
+    Raises:
+        HskdError: the teacher is not BERT-shaped, a size is out of its range, or ``folder`` was not made here.
+        MismatchError: ``folder`` holds another student.
+    """
+
+    def builder(partial: Path) -> None:
+        sizes = settings.model_dump(exclude={"importance_examples", "compat"})
+        # Before the pass over the data, which may take long.
+        require_sizes(require_bert_shaped(teacher.model), **sizes)
+        count = settings.importance_examples
+        examples = train if count is None or count >= len(train) else train.first(count)
+        dropout_seed = importance_seed(settings.compat)
+        told = progress or Silent()
+        told.begin("importance", -(-len(examples) // batch_size))
+        batches = _batches(examples, batch_size)
+        importance = taylor_importance(teacher.model, teacher.head, batches, progress=told, dropout_seed=dropout_seed)
+        student = prune_rosita(teacher.model, importance, **sizes)
+        student.save_pretrained(partial)
+        teacher.tokenizer.save_pretrained(partial)
+        write_json(
+            partial / STUDENT_FILE,
+            {
+                "kind": "rosita",
+                "settings": settings.model_dump(mode="json"),
+                "importance_examples": len(examples),
+                "teacher": teacher.fingerprint,
+                "parameters": student.num_parameters(),
+                "made_by": provenance(),
+            },
+        )
+
+    recipe = {"kind": "rosita", "settings": settings.model_dump(mode="json"), "teacher": teacher.fingerprint}
+    return build_artifact(folder, recipe, builder, "a student of other sizes or of another teacher")
+
+
+def _batches(split: TokenizedSplit, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
+    for order in sequential_batches(split.lengths, batch_size):
+        yield split.collate(order)
