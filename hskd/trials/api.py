@@ -1,0 +1,37 @@
+"""One trial from Python: ``hskd.run_trial``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hskd.progress import Progress, Silent
+from hskd.trials.config import TrialConfig
+from hskd.trials.execute import execute
+from hskd.trials.result import TrialResult
+from hskd.trials.workspace import Workspace
+
+
+def run_trial(
+    config: TrialConfig,
+    work: str | Path = "work",
+    folder: str | Path | None = None,
+    progress: Progress | None = None,
+) -> TrialResult:
+    """Run one trial, or find it done, and return its result::
+
+        done = TrialResult.read(Path("results/mr-joint/trials/<id>.json"))
+        result = hskd.run_trial(TrialConfig.model_validate(done.config))
+        print(result.metrics["dev"]["score"])
+
+    Args:
+        config: everything that the result depends on.
+        work: folder of the artifacts that the trial needs: teacher, student, stores. What is not there is made.
+        folder: where the trial lies [default: in ``work``, under a fingerprint of its config].
+        progress: is told what is made and trained [default: no one is].
+
+    Raises:
+        HskdError: something that the trial needs cannot be read or made, or a loss is not finite.
+        MismatchError: parts of the config do not belong together, or ``folder`` holds another trial.
+    """
+    workspace = Workspace(Path(work), [config], folder=None if folder is None else Path(folder))
+    return execute(config, workspace, progress or Silent())

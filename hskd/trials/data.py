@@ -1,0 +1,72 @@
+"""The examples that trials are trained and scored on: of a task, or of a store alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hskd.errors import HskdError
+from hskd.store.examples import store_examples, store_task
+from hskd.store.reader import Store
+from hskd.tasks import Task, TaskData, TokenizedSplit, load_task, tokenize
+from hskd.tasks.augment import AUGMENTED
+from hskd.teachers.loading import load_tokenizer
+from hskd.trials.config import TaskPlan
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """A task's examples, tokenised.
+
+    Attributes:
+        task: the task.
+        splits: train, dev, test, as far as there are any; ``train`` is whole.
+        real: those of the task's training examples that students train on.
+        train: what students train on: ``real``, then augmented sentences.
+    """
+
+    task: Task
+    splits: dict[str, TokenizedSplit]
+    real: TokenizedSplit
+    train: TokenizedSplit
+
+    @property
+    def for_student(self) -> dict[str, TokenizedSplit]:
+        """The splits with ``train`` as students see it."""
+        return self.splits | {"train": self.train}
+
+
+def load_data(plan: TaskPlan, augmented: bool = True) -> TaskData:
+    """The task's examples as text, with augmented sentences if the plan names some and they are asked for.
+
+    Raises:
+        HskdError: the task or its files cannot be read.
+    """
+    augment = plan.augment if augmented else None
+    return load_task(plan.name, plan.data, plan.text_columns, plan.label_column, augment)
+
+
+def task_examples(plan: TaskPlan, tokenizer: str, work: Path, augmented: bool = True) -> Examples:
+    """The task's examples, tokenised by the tokenizer of the model ``tokenizer``.
+
+    Raises:
+        HskdError: the task, its files or the tokenizer cannot be read, or the plan asks for more than there is.
+    """
+    data = load_data(plan, augmented)
+    if plan.max_length is not None and plan.max_length > data.task.max_length:
+        raise HskdError(f"--max-length {plan.max_length}: task {data.task.name} has at most {data.task.max_length}.")
+    splits = tokenize(data, load_tokenizer(tokenizer), work / "tokens", plan.max_length)
+    sentences = splits.pop(AUGMENTED, None)
+    real = splits["train"] if plan.train_examples is None else splits["train"].first(plan.train_examples)
+    return Examples(data.task, splits, real, real if sentences is None else real.followed_by(sentences))
+
+
+def store_alone_examples(store: Store, plan: TaskPlan, tokenizer: str) -> Examples:
+    """The training examples that a store holds, for a student with the tokenizer of the model ``tokenizer``.
+
+    Raises:
+        HskdError: they cannot be told from the store.
+    """
+    train = store_examples(store, "token_type_ids" in load_tokenizer(tokenizer).model_input_names)
+    real = train if plan.train_examples is None else train.first(plan.train_examples)
+    return Examples(store_task(store), {"train": train}, real, real)

@@ -1,0 +1,212 @@
+"""Bringing together what a trial needs, and refusing what does not belong together."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from hskd.compat import refuse_offline
+from hskd.distill.source import KnowledgeSource, ShuffledSource, StoreSource
+from hskd.errors import HskdError, MismatchError
+from hskd.heads import output_names
+from hskd.io import read_json
+from hskd.paper.departures import Departures
+from hskd.progress import Progress
+from hskd.spec import HSKSpec, Shape
+from hskd.store.amount import HSKAmount, measure
+from hskd.store.derive import derive
+from hskd.store.reader import Store
+from hskd.students import load_student
+from hskd.students.base import STUDENT_FILE
+from hskd.tasks import Task, TokenizedSplit, tokenizer_fingerprint
+from hskd.teachers.loading import Teacher, load_tokenizer, model_fingerprint
+from hskd.trials.settings import DistillSettings
+
+NO_SCORES = "none: trained from the store alone, with no labelled data"
+
+
+@dataclass(frozen=True, eq=False)
+class Student:
+    """A student on disk, loaded, with what says where it came from."""
+
+    folder: Path
+    model: PreTrainedModel
+    tokenizer: str
+    """Fingerprint of its tokenizer."""
+    teacher: str | None
+    """Fingerprint of the teacher that it was pruned from, where that is known."""
+
+    @classmethod
+    def load(cls, folder: Path, task: Task) -> Student:
+        """Load the student in ``folder``.
+
+        Raises:
+            HskdError: there is none.
+            MismatchError: its labels are not the task's.
+        """
+        model = load_student(folder, task.head)
+        if not task.head.matches(model):
+            raise MismatchError(
+                f"{folder}: the student's labels are {list(output_names(model.config))}, those of task {task.name} "
+                f"{list(task.label_names)}; make a student from a teacher of this task (hskd student)."
+            )
+        made = folder / STUDENT_FILE
+        teacher = read_json(made)["teacher"] if made.is_file() else None
+        return cls(folder, model, tokenizer_fingerprint(load_tokenizer(str(folder))), teacher)
+
+    @property
+    def layers(self) -> int:
+        """``L_S``, without the embedding output."""
+        return int(self.model.config.num_hidden_layers)
+
+    def require_teacher(self, teacher: str, tokenizer: str, where: str) -> None:
+        """Refuse knowledge of another tokenizer, or of another teacher than the one the student was pruned from.
+
+        Raises:
+            MismatchError: says which of the two differs.
+        """
+        if tokenizer != self.tokenizer:
+            raise MismatchError(
+                f"{where} and {self.folder} have different tokenizers: their tokens do not match one to one. "
+                "Use a student made with the teacher's tokenizer."
+            )
+        if self.teacher is not None and teacher != self.teacher:
+            raise MismatchError(
+                f"{where}: is of teacher {teacher}, and {self.folder} was pruned from teacher {self.teacher}; "
+                "use the store of that teacher, or prune a student from this one."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What a trial trains from.
+
+    Attributes:
+        source: the knowledge source; None for the arm *gold*.
+        teacher_width: ``d_T``.
+        record: what identifies the trial beside its settings, and how much HSK it keeps.
+    """
+
+    source: KnowledgeSource | None
+    teacher_width: int
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Distillation:
+    """What is to be distilled, from whatever source.
+
+    Attributes:
+        settings: the arm decides what is distilled.
+        spec: what the arm *spec* distils; None for the spec of a derived store, or full HSK.
+        student: the student.
+        task: the task.
+        train: the training examples.
+    """
+
+    settings: DistillSettings
+    spec: HSKSpec | None
+    student: Student
+    task: Task
+    train: TokenizedSplit
+
+
+def from_store(store: Store, wanted: Distillation, derived: Path, progress: Progress | None = None) -> Prepared:
+    """Knowledge from a store: a superset, from which the arm's spec is derived, or the store of that very spec.
+
+    Args:
+        store: the open store, which must hold all training examples.
+        wanted: what is to be distilled.
+        derived: folder for the derived store.
+        progress: is told about the derived store.
+
+    Raises:
+        MismatchError: store, student, task or data do not belong together.
+        HskdError: the superset cannot serve the spec, or a switch of ``compat`` needs the teacher.
+    """
+    settings, student, task, train = wanted.settings, wanted.student, wanted.task, wanted.train
+    refuse_offline(settings.compat, "Give --teacher (online) in place of --store, or leave it out.")
+    held = store.manifest
+    held.require(
+        store.folder,
+        task=task.name,
+        head=task.head.kind,
+        label_names=task.label_names,
+        max_length=train.max_length,
+    )
+    student.require_teacher(held.origin.teacher, held.origin.tokenizer, str(store.folder))
+    shape = held.shape(student.layers)
+    store.require_tokens(train.tokens)
+    kept = settings.arm_spec(wanted.spec or store.spec or HSKSpec())
+    if kept is not None and held.kind == "superset":
+        store = derive(store, kept, student.layers, derived, progress=progress)
+    elif kept is not None and kept != store.spec:
+        raise MismatchError(
+            f"{store.folder}: keeps {store.spec.label if store.spec else '?'}, and {kept.label} is asked for; "
+            "name the superset that it was derived from."
+        )
+    source: KnowledgeSource
+    if settings.arm == "shuffled":
+        source = ShuffledSource(store, train, student.layers, settings.seed)
+    else:
+        source = StoreSource(store, train, student.layers)
+    return Prepared(
+        source=None if settings.arm == "gold" else source,
+        teacher_width=held.teacher_width,
+        record=_record(wanted, held.origin.teacher, kept, shape)
+        | {"source": "offline", "teacher_dtype": held.origin.dtype},
+    )
+
+
+def from_teacher(teacher: Teacher, wanted: Distillation, dtype: str) -> Prepared:
+    """Knowledge from the teacher itself, run on every batch.
+
+    Raises:
+        MismatchError: teacher and student do not belong together, or the examples lack the teacher's token types.
+        HskdError: the arm cannot be served online.
+    """
+    settings, student, train = wanted.settings, wanted.student, wanted.train
+    if settings.arm == "shuffled":
+        raise HskdError("the arm shuffled reads the HSK of other examples, so it needs a store: give --store.")
+    student.require_teacher(teacher.fingerprint, teacher.tokenizer_fingerprint, teacher.name)
+    if train.token_type_ids is None and "token_type_ids" in teacher.tokenizer.model_input_names:
+        raise MismatchError(
+            f"{student.folder}: its tokenizer gives no token types, and that of {teacher.name} does, so that the "
+            "teacher would not see which of two sentences a token is of. Distil from a store, or make the student "
+            "again (hskd student)."
+        )
+    kept = settings.arm_spec(wanted.spec or HSKSpec())
+    shape = teacher.shape(student.layers)
+    source = Departures(settings.compat).online_source(teacher, train.sep_id, kept, student.layers, dtype)
+    return Prepared(
+        source=None if settings.arm == "gold" else source,
+        teacher_width=shape.teacher_width,
+        record=_record(wanted, teacher.fingerprint, kept, shape) | {"source": "online", "teacher_dtype": dtype},
+    )
+
+
+def without_teacher(wanted: Distillation) -> Prepared:
+    """Nothing but the gold labels: all that the arm *gold* needs."""
+    return Prepared(None, wanted.student.model.config.hidden_size, _record(wanted, None, None, None))
+
+
+def _record(wanted: Distillation, teacher: str | None, kept: HSKSpec | None, shape: Shape | None) -> dict[str, Any]:
+    train, student = wanted.train, wanted.student
+    amount = HSKAmount(0, 0, 0.0, 0.0, 0.0)
+    if kept is not None and shape is not None:
+        amount = measure(kept, train.tokens, shape, train.max_length, wanted.task.head.target())
+    return {
+        "task": wanted.task.name,
+        "train_examples": len(train),
+        **({} if train.real is None else {"augmented_examples": len(train) - train.real}),
+        "data": train.fingerprint,
+        "teacher": teacher,
+        "student": model_fingerprint(student.model),
+        "student_parameters": student.model.num_parameters(),
+        "spec": kept.label if kept else None,
+        "spec_fields": kept.model_dump(mode="json") if kept else None,
+        **asdict(amount),
+    }

@@ -1,0 +1,71 @@
+"""How one distillation is done. Every field's description is also its help on the command line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from hskd.compat import COMPAT_HELP, Compat
+
+if TYPE_CHECKING:
+    from hskd.spec import HSKSpec
+
+Arm = Literal["spec", "full", "none", "paper_none", "gold", "shuffled"]
+ARMS: tuple[Arm, ...] = ("spec", "full", "none", "paper_none", "gold", "shuffled")
+
+
+class DistillSettings(BaseModel):
+    """Settings of a distillation; the defaults of rates, batch and decay are the paper's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+    arm: Annotated[
+        Arm,
+        Field(
+            description="spec: distil --spec. full: all HSK of the mapping. none: prediction stage only, for the "
+            "epochs of both stages. paper_none: the same for the HSK stage's epochs alone. gold: hard labels, no "
+            "teacher. shuffled: full HSK of another example, a control."
+        ),
+    ] = "spec"
+    seed: Annotated[int, Field(ge=0, description="Decides batches, dropout and W.")] = 0
+    hsk_epochs: Annotated[int | None, Field(ge=0, description="Epochs of the HSK stage [default: the task's].")] = None
+    prediction_epochs: Annotated[int, Field(ge=0, description="Epochs of the prediction stage.")] = 5
+    hsk_lr: Annotated[float, Field(gt=0, description="Learning rate of the HSK stage, constant after warm-up.")] = 5e-5
+    prediction_lr: Annotated[float, Field(gt=0, description="Peak learning rate of the prediction stage, linear.")] = (
+        2e-5
+    )
+    warmup: Annotated[float, Field(ge=0, lt=1, description="Share of each stage's steps that warms up.")] = 0.0
+    batch_size: Annotated[int, Field(ge=1, description="Examples in a batch.")] = 32
+    weight_decay: Annotated[float, Field(ge=0, description="AdamW's, but on biases and LayerNorms.")] = 0.01
+    max_grad_norm: Annotated[float, Field(gt=0, description="Gradients are clipped to this norm.")] = 1.0
+    tau: Annotated[float, Field(gt=0, description="Temperature of the prediction stage.")] = 1.0
+    compat: Annotated[
+        tuple[Compat, ...],
+        Field(
+            description=COMPAT_HELP,
+            # Absent where there is none: it takes no part in the identity of a trial that departs from nothing.
+            exclude_if=lambda switches: not switches,
+        ),
+    ] = ()
+
+    @field_validator("compat")
+    @classmethod
+    def _in_one_order(cls, switches: tuple[Compat, ...]) -> tuple[Compat, ...]:
+        return tuple(sorted(set(switches)))
+
+    def arm_spec(self, spec: HSKSpec) -> HSKSpec | None:
+        """What this arm distils in the HSK stage, where the arm *spec* distils ``spec``; None if nothing."""
+        if self.arm == "spec":
+            return spec
+        return spec.full() if self.arm in ("full", "shuffled") else None
+
+    def epochs(self, default_hsk_epochs: int) -> tuple[int, int]:
+        """Epochs of the HSK stage and of the last stage in this arm.
+
+        Every arm but *paper_none* trains for as many epochs in all, so that none is ahead by training longer.
+        """
+        hsk = default_hsk_epochs if self.hsk_epochs is None else self.hsk_epochs
+        if self.arm == "paper_none":
+            return 0, hsk
+        return (0, hsk + self.prediction_epochs) if self.arm in ("none", "gold") else (hsk, self.prediction_epochs)

@@ -1,0 +1,251 @@
+"""How the stages of a trial train: the HSK stage, then the prediction stage, then the outputs of every scored split."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from hskd import processes
+from hskd.distill.projection import PROJECTION_FILE
+from hskd.distill.source import KnowledgeSource
+from hskd.distill.trainer import HSKModule, HSKTrainer, mean_hsk_loss
+from hskd.fast import LeanEncoder, fast_training
+from hskd.io import atomic_path, read_json, write_json
+from hskd.paper.departures import Departures
+from hskd.progress import Progress
+from hskd.runtime import RunOptions
+from hskd.tasks import Task, TokenizedSplit
+from hskd.training import (
+    EpochScores,
+    GoldTrainer,
+    HeadModule,
+    StageRecipe,
+    StageTrainer,
+    last_checkpoint,
+    predict_rows,
+    run_stage,
+    score,
+)
+from hskd.trials.result import StageRecord
+from hskd.trials.settings import DistillSettings
+
+__all__ = ["HeldOut", "RunOptions", "StageRecord", "Trained", "TrialInputs", "clear_stages", "train_stages"]
+
+_STAGE_FILE = "hsk-stage.safetensors"
+_STAGE_RECORD = "hsk-stage.json"
+_BEST_FILE = "best-epoch.safetensors"
+
+HeldOut = tuple[TokenizedSplit, KnowledgeSource]
+"""Examples that no student trains on, and a source of their HSK."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrialInputs:
+    """What a trial trains: settings, data, student and the teacher's knowledge.
+
+    Attributes:
+        settings: arm, epochs, rates, seed.
+        task: the task.
+        splits: train, perhaps dev and test; outputs are computed for those that have labels.
+        student: the initialised student.
+        teacher_width: ``d_T``, which decides whether there is a ``W``.
+        source: the teacher's knowledge; None only for the arm *gold*.
+        student_folder: where the student came from: its tokenizer goes with the trained student, and a ``W`` in that
+            folder is where ``W`` starts.
+        held_out: examples on which the HSK loss is measured after the HSK stage.
+    """
+
+    settings: DistillSettings
+    task: Task
+    splits: Mapping[str, TokenizedSplit]
+    student: PreTrainedModel
+    teacher_width: int
+    source: KnowledgeSource | None
+    student_folder: Path | None = None
+    held_out: HeldOut | None = None
+
+
+@dataclass
+class Trained:
+    """What training leaves, beside the student itself.
+
+    Attributes:
+        stages: what each stage was and cost.
+        dev_scores: the score on dev after each epoch of the last stage.
+        outputs: the rows of the student's head on every scored split, ``(R, C)``.
+    """
+
+    stages: dict[str, StageRecord]
+    dev_scores: list[float]
+    outputs: dict[str, np.ndarray]
+
+
+def train_stages(inputs: TrialInputs, folder: Path, options: RunOptions, progress: Progress) -> Trained:
+    """Train the student through its stages, and compute its outputs.
+
+    All of :mod:`hskd.processes` train. A killed run resumes from what it left in ``folder``.
+
+    Args:
+        inputs: what is trained.
+        folder: where checkpoints, and the projection ``W``, are written.
+        options: device, precision, reporting.
+        progress: is told each stage and its steps.
+
+    Raises:
+        HskdError: a loss is not finite.
+    """
+    settings, student = inputs.settings, inputs.student
+    departures = Departures(settings.compat)
+    hsk_epochs, last_epochs = settings.epochs(inputs.task.hsk_epochs)
+    student.to(options.device)
+    token_ids = [split.input_ids for split in inputs.splits.values()]
+    with (
+        fast_training(student, token_ids, options.compile) as encoder,
+        departures.student(student, distils=settings.arm != "gold"),
+    ):
+        stages = _Stages(inputs, folder, options, departures, progress, encoder)
+        trained = Trained({}, [], {})
+        if hsk_epochs:
+            trained.stages["hsk"] = stages.hsk(hsk_epochs)
+        if last_epochs:
+            trained.stages["prediction"], trained.dev_scores = stages.last(last_epochs, hsk_epochs)
+        trained.outputs = {
+            name: predict_rows(stages.classifier, split, options.dtype)
+            for name, split in inputs.splits.items()
+            if name != "train" and split.labels is not None
+        }
+    return trained
+
+
+def clear_stages(folder: Path) -> None:
+    """Remove what a killed run would resume from."""
+    for stage in (folder / "hsk", folder / "prediction"):
+        for checkpoint in stage.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+        if stage.is_dir() and not any(stage.iterdir()):  # A reporter's logs stay.
+            stage.rmdir()
+    for name in (_STAGE_FILE, _STAGE_RECORD, _BEST_FILE):
+        (folder / name).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, eq=False)
+class _Stages:
+    """The stages of one trial, within the context in which it trains."""
+
+    inputs: TrialInputs
+    folder: Path
+    options: RunOptions
+    departures: Departures
+    progress: Progress
+    encoder: LeanEncoder
+
+    @property
+    def classifier(self) -> HeadModule:
+        """The student with the head of the task."""
+        return HeadModule(self.inputs.student, self.inputs.task.head, self.encoder)
+
+    def hsk(self, epochs: int) -> StageRecord:
+        """Train the HSK stage, or load what it ended with if a killed trial got that far."""
+        inputs, settings = self.inputs, self.inputs.settings
+        weights, record = self.folder / _STAGE_FILE, self.folder / _STAGE_RECORD
+        module = HSKModule(
+            inputs.student, inputs.teacher_width, settings.seed, inputs.student_folder, encoder=self.encoder
+        )
+        if not processes.by_main(record.is_file):
+            stage = self._train(self._hsk_trainer(module, epochs))
+
+            def write() -> None:
+                _save_weights(module, weights)
+                write_json(record, stage.model_dump(exclude_unset=True))
+
+            processes.by_main(write)
+        module.load_state_dict(load_file(weights))
+        stage = StageRecord.model_validate(read_json(record))
+        processes.barrier()  # Both files will be removed.
+        if module.projection is not None and processes.is_main():
+            (self.folder / "student").mkdir(exist_ok=True)
+            with atomic_path(self.folder / "student" / PROJECTION_FILE) as temporary:
+                save_file(module.projection.state_dict(), temporary)
+        if inputs.held_out is not None:
+            stage.held_out_loss = mean_hsk_loss(module, *inputs.held_out, self.options.dtype)
+        return stage
+
+    def _hsk_trainer(self, module: HSKModule, epochs: int) -> HSKTrainer:
+        inputs, settings = self.inputs, self.inputs.settings
+        assert inputs.source is not None
+        recipe = self._recipe(epochs, settings.hsk_lr, "constant_with_warmup")
+        resumed = last_checkpoint(self.folder / "hsk") is not None
+        return HSKTrainer(
+            module,
+            self.departures.arguments(self.folder / "hsk", recipe),
+            self.departures.hsk_split(inputs.splits["train"], inputs.student),
+            self.departures.hsk_source(inputs.source, inputs.teacher_width, resumed),
+            **self.departures.trainer_options(recipe),
+        )
+
+    def last(self, epochs: int, first_epoch: int) -> tuple[StageRecord, list[float]]:
+        """Train the last stage, and return the score on dev after each of its epochs too."""
+        student, dev, best = self.inputs.student, self.inputs.splits.get("dev"), self.folder / _BEST_FILE
+        trainer = self._last_trainer(epochs, first_epoch)
+        if dev is None:
+            return self._train(trainer), []
+
+        def keep(scores: list[float]) -> None:
+            if self.departures.keeps(scores):
+                processes.by_main(lambda: _save_weights(student, best))
+
+        scoring = EpochScores(lambda: score(self.classifier, dev, self.options.dtype)["score"], keep)
+        stage = self._train(trainer, scoring)
+        if (reported := self.departures.reported_epoch(scoring.scores)) is not None:
+            student.load_state_dict(load_file(best))
+            processes.barrier()  # It will be removed.
+            stage.reported_epoch = reported
+        return stage, scoring.scores
+
+    def _last_trainer(self, epochs: int, first_epoch: int) -> StageTrainer:
+        settings, source, train = self.inputs.settings, self.inputs.source, self.inputs.splits["train"]
+        recipe = self._recipe(epochs, settings.prediction_lr, "linear", first_epoch)
+        arguments = self.departures.arguments(
+            self.folder / "prediction",
+            recipe,
+            ddp_find_unused_parameters=not self.encoder.reads_every_parameter,
+        )
+        options = self.departures.trainer_options(recipe)
+        if settings.arm == "gold":
+            return GoldTrainer(self.classifier, arguments, train, "gold", **options)
+        assert source is not None
+        return self.departures.prediction_trainer(self.classifier, arguments, train, source, settings.tau, **options)
+
+    def _recipe(self, epochs: int, learning_rate: float, schedule: str, first_epoch: int = 0) -> StageRecipe:
+        settings, options = self.inputs.settings, self.options
+        return StageRecipe(
+            epochs=epochs,
+            learning_rate=learning_rate,
+            schedule=schedule,
+            first_epoch=first_epoch,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            dtype=options.dtype,
+            device=options.device,
+            warmup_steps=settings.warmup,
+            weight_decay=settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
+            checkpoints=options.checkpoints,
+            report_to=options.report_to,
+            accumulate=options.accumulate,
+        )
+
+    def _train(self, trainer: StageTrainer, *callbacks: EpochScores) -> StageRecord:
+        return StageRecord(**asdict(run_stage(trainer, self.progress, callbacks)))
+
+
+def _save_weights(module: nn.Module, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, temporary)

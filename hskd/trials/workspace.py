@@ -1,0 +1,403 @@
+"""The artifacts behind trials: teacher, students, one superset, derived stores.
+
+Each is found in the work folder, or made there under a fingerprint of its recipe. A lock keeps two processes from
+making the same one. Only methods called ``ensure_...`` make anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from transformers import AutoConfig, PretrainedConfig
+
+from hskd.artifacts import ArtifactFolders, lock_path
+from hskd.distill.source import StoreSource
+from hskd.errors import HskdError
+from hskd.io import read_json
+from hskd.progress import Prefixed, Progress
+from hskd.runtime import RunOptions, release_memory, set_threads
+from hskd.spec import HSKSpec, Shape
+from hskd.store.derive import derive
+from hskd.store.extract import ExtractOptions, Superset, extract
+from hskd.store.reader import Store
+from hskd.students.kinds import StudentContext
+from hskd.tasks import Task, TokenizedSplit
+from hskd.teachers.finetune import METRICS_FILE, finetune
+from hskd.teachers.loading import Teacher
+from hskd.training import HeadModule, score
+from hskd.trials.config import GivenStudent, TaskPlan, TeacherPlan, TrialConfig
+from hskd.trials.data import Examples, store_alone_examples, task_examples
+from hskd.trials.prepare import Distillation, Prepared, Student, from_store, from_teacher, without_teacher
+from hskd.trials.stages import HeldOut
+
+HELD_OUT = 256
+"""Dev examples on which the held-out HSK loss is measured."""
+
+Metrics = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the trials of one workspace have in common; they may differ in all else."""
+
+    task: TaskPlan
+    teacher: TeacherPlan | None
+    store: str | None
+    store_alone: bool
+    given: bool
+    online: bool
+    dtype: str
+    device: str
+    build_threads: int
+    files: tuple[tuple[str, str], ...]
+    """Fingerprints of the user's files behind the task and the teacher."""
+
+    @classmethod
+    def of(cls, config: TrialConfig) -> Shared:
+        """What a trial shares with others."""
+        files = tuple(sorted((name, key) for name, key in config.files.items() if name in ("data", "augment", "model")))
+        names = [field.name for field in fields(cls) if field.name != "files"]
+        return cls(**{name: getattr(config, name) for name in names}, files=files)
+
+    def require(self, config: TrialConfig) -> None:
+        """Refuse a trial that does not share all this.
+
+        Raises:
+            HskdError: names what differs.
+        """
+        other = Shared.of(config)
+        for field in fields(self):
+            if getattr(other, field.name) != getattr(self, field.name):
+                raise HskdError(
+                    f"{config.title}: has another {field.name} than the other trials of its workspace "
+                    f"({getattr(other, field.name)}, not {getattr(self, field.name)}); put it into a grid of its own."
+                )
+
+    @property
+    def teacher_plan(self) -> TeacherPlan:
+        """The teacher.
+
+        Raises:
+            HskdError: there is none.
+        """
+        if self.teacher is None:
+            raise HskdError("the trial has no teacher: it trains from a store, or from labels alone.")
+        return self.teacher
+
+    def recipe(self) -> dict[str, Any]:
+        """What artifacts that are made by the teacher depend on."""
+        # Augmented sentences are in no teacher and no student, and a store is named by its examples.
+        files = {name: key for name, key in self.files if name != "augment"}
+        return {
+            "teacher": self.teacher_plan.model_dump(mode="json"),
+            "dtype": self.dtype,
+            "device": self.device,
+            "build_threads": self.build_threads,
+            **({"files": files} if files else {}),
+        }
+
+
+class Workspace:
+    """What trials need: their common task, teacher and superset, and their students.
+
+    Args:
+        work: folder of the artifacts.
+        trials: all trials that share the superset, which is the union of what they ask for.
+        folder: where the only trial lies [default: each in ``work``, under a fingerprint of its config].
+        options: how trials train here; precision and device must be those of the trials [default: theirs, and no
+            checkpoints].
+
+    Raises:
+        HskdError: there are no trials, they do not share what they must, or two students have the same name.
+    """
+
+    def __init__(
+        self,
+        work: Path,
+        trials: Sequence[TrialConfig],
+        *,
+        folder: Path | None = None,
+        options: RunOptions | None = None,
+    ) -> None:
+        if not trials:
+            raise HskdError("a workspace is for trials, and there is none.")
+        self.work = work
+        self.trials = trials
+        self.shared = Shared.of(trials[0])
+        for config in trials:
+            self.shared.require(config)
+        self._require_names()
+        self._folder_of_trial = folder
+        self._options = options
+        self._artifacts = ArtifactFolders(work)
+        self._online_teacher: Teacher | None = None
+        self._teacher_key: str | None = None
+        self._teacher_metrics: Metrics | None = None
+        self._superset: Store | None = None
+        self._held_out: Store | None = None
+        self._ready = False
+
+    def _require_names(self) -> None:
+        """Refuse two students of one name: results are told apart by the names.
+
+        Raises:
+            HskdError: two students have the same.
+        """
+        names: dict[str, Any] = {}
+        for student in dict.fromkeys(trial.student for trial in self.trials):
+            if names.setdefault(student.name, student) != student:
+                raise HskdError(
+                    f"students: two of them are {student.name}, so that results could not tell them apart; "
+                    "put them into two grids."
+                )
+
+    def require_of_here(self, config: TrialConfig) -> None:
+        """Refuse a trial that the workspace's artifacts are not for.
+
+        Raises:
+            HskdError: says why.
+        """
+        self.shared.require(config)
+        if self._folder_of_trial is not None and config != self.trials[0]:
+            raise HskdError(f"{self._folder_of_trial}: is the folder of another trial; make a workspace for this one.")
+
+    def options(self, config: TrialConfig) -> RunOptions:
+        """How a trial trains here."""
+        return self._options or RunOptions(config.dtype, self.device, checkpoints=False)
+
+    def trial_folder(self, config: TrialConfig) -> Path:
+        """Where a trial lies, or will lie."""
+        if self._folder_of_trial is not None:
+            return self._folder_of_trial
+        return self._artifacts.folder("trials", config.identity)
+
+    def lock(self, folder: Path) -> AbstractContextManager[Any]:
+        """Keeps other processes from running the trial in ``folder``; a folder of the user's has no lock."""
+        return FileLock(lock_path(folder)) if self._folder_of_trial is None else nullcontext()
+
+    # ---- what is only read
+
+    @property
+    def device(self) -> torch.device:
+        """Where models run."""
+        return torch.device(self.shared.device) if self._options is None else self._options.device
+
+    @cached_property
+    def examples(self) -> Examples:
+        """The examples, tokenised: by the student's own tokenizer where the student is given."""
+        first = self.trials[0]
+        tokenizer = first.student.folder if isinstance(first.student, GivenStudent) else self.shared.teacher_plan.model
+        if self.shared.store_alone:
+            return store_alone_examples(self._given_store(), self.shared.task, tokenizer)
+        return task_examples(self.shared.task, tokenizer, self.work)
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+        return self.examples.task
+
+    @property
+    def splits(self) -> dict[str, TokenizedSplit]:
+        """The tokenised examples of the task; ``train`` whole."""
+        return self.examples.splits
+
+    @property
+    def train(self) -> TokenizedSplit:
+        """The students' training examples: the task's, then augmented ones."""
+        return self.examples.train
+
+    @cached_property
+    def held_out_examples(self) -> TokenizedSplit:
+        """The dev examples on which the held-out HSK loss is measured."""
+        dev = self.splits["dev"]
+        return dev if len(dev) <= HELD_OUT else dev.first(HELD_OUT)
+
+    def _given_store(self) -> Store:
+        if self.shared.store is None:
+            raise HskdError("the trial has no store to take its examples from.")
+        if self._superset is None:
+            self._superset = Store.open(self.shared.store)
+        return self._superset
+
+    # ---- what is made
+
+    def ensure_shared(self, progress: Progress) -> None:
+        """Make everything that trials share, on all the threads that are set for that."""
+        if self._ready or self.shared.given:
+            return
+        set_threads(self.shared.build_threads)
+        self.ensure_teacher(progress)
+        if not self.shared.online:
+            self.ensure_superset(progress)
+        self.ensure_held_out(progress)
+        for config in {config.student: config for config in self.trials}.values():
+            self.ensure_student(config, progress)
+        self._ready = True
+        release_memory()  # the teacher's: from here on students train alone
+
+    def ensure_teacher(self, progress: Progress) -> Path:
+        """The folder of the teacher, which is fine-tuned now if it is not there yet."""
+        plan = self.shared.teacher_plan
+        if plan.fine_tuned:
+            return Path(plan.model)
+        train = self.splits["train"] if plan.examples is None else self.splits["train"].first(plan.examples)
+        folder = self._artifacts.folder(
+            "teachers", self.shared.recipe() | {"data": train.fingerprint, "task": self.task.name}
+        )
+        options = RunOptions(self.shared.dtype, self.device)
+        splits = self.splits | {"train": train}
+        return finetune(plan.model, self.task, splits, plan.settings, folder, options, progress)
+
+    def _load_teacher(self, progress: Progress) -> Teacher:
+        teacher = Teacher.load(str(self.ensure_teacher(progress)), self.task)
+        teacher.model.to(self.device)
+        return teacher
+
+    def _key_of_teacher(self, progress: Progress) -> str:
+        """Identifies the teacher: by its recipe, or a given one by its weights."""
+        if self._teacher_key is None:
+            folder = self.ensure_teacher(progress)
+            given = self.shared.teacher_plan.fine_tuned
+            self._teacher_key = self._load_teacher(progress).fingerprint if given else folder.name
+        return self._teacher_key
+
+    def teacher_metrics(self, progress: Progress) -> Metrics | None:
+        """The teacher's metrics on each labelled split but ``train``; None where folders are given.
+
+        A given teacher of a grid is scored, which takes a forward pass over these splits.
+        """
+        if self.shared.given:
+            return None
+        if self._teacher_metrics is None:
+            if not self.shared.teacher_plan.fine_tuned:
+                self._teacher_metrics = read_json(self.ensure_teacher(progress) / METRICS_FILE)["metrics"]
+            else:
+                teacher = self._load_teacher(progress)
+                module = HeadModule(teacher.model, teacher.head)
+                self._teacher_metrics = {
+                    name: score(module, split, self.shared.dtype)
+                    for name, split in self.splits.items()
+                    if name != "train" and split.labels is not None
+                }
+        return self._teacher_metrics
+
+    def ensure_student(self, config: TrialConfig, progress: Progress) -> Path:
+        """The folder of a trial's initialised student, which is made now if it is not there yet."""
+        if isinstance(config.student, GivenStudent):
+            return Path(config.student.folder)
+        context = self._student_context(config, progress)
+        folder = self._artifacts.folder("students", config.student.recipe(context))
+        if folder.exists():
+            return folder
+        return config.student.create(context, folder, Prefixed(progress, config.student_name))
+
+    def _student_context(self, config: TrialConfig, progress: Progress) -> StudentContext:
+        """What the trial's student may be made from."""
+        recipe = config.recipe()
+        return StudentContext(
+            task=self.task,
+            model=self.shared.teacher_plan.model,
+            teacher=lambda: self._load_teacher(progress),
+            teacher_key=lambda: self._key_of_teacher(progress),
+            train=lambda: self.splits["train"],
+            artifact_folder=self._artifacts.folder,
+            device=self.device,
+            machine={name: recipe[name] for name in ("dtype", "device", "build_threads")},
+            files=recipe.get("files", {}),
+        )
+
+    def load_student(self, config: TrialConfig, progress: Progress) -> Student:
+        """The initialised student of a trial, loaded."""
+        return Student.load(self.ensure_student(config, progress), self.task)
+
+    def ensure_superset(self, progress: Progress) -> Store:
+        """The union of what the trials ask for, extracted in one pass of the teacher; or the store that is given."""
+        if self.shared.store is not None:
+            return self._given_store()
+        if self._superset is None:
+            specs = [trial.spec for trial in self.trials]
+            examples = self.examples
+            store = self._ensure_extracted(examples.real, specs, Prefixed(progress, "store"))
+            if examples.train is not examples.real:
+                told = Prefixed(progress, "store of augmented examples")
+                store = self._ensure_extracted(examples.train, specs, told, store)
+            self._superset = store
+        return self._superset
+
+    def ensure_held_out(self, progress: Progress) -> Store:
+        """Full HSK of some dev examples, on which the HSK stage's loss is compared between specs."""
+        if self._held_out is None:
+            fulls = [trial.spec and trial.spec.full() for trial in self.trials]
+            told = Prefixed(progress, "store of held-out examples")
+            self._held_out = self._ensure_extracted(self.held_out_examples, fulls, told)
+        return self._held_out
+
+    def union(self, specs: Sequence[HSKSpec | None], teacher: PretrainedConfig) -> Superset:
+        """What a superset must hold that serves ``specs``, one for each trial."""
+        parts = [
+            Superset.of([spec], Shape.of(teacher, trial.student.layers))
+            for spec, trial in zip(specs, self.trials, strict=True)
+            if spec is not None
+        ]
+        precisions = {part.precision for part in parts} or {"fp16"}
+        return Superset(
+            layers=tuple(sorted({layer for part in parts for layer in part.layers})),
+            attention_layers=tuple(sorted({layer for part in parts for layer in part.attention_layers})),
+            precision=precisions.pop() if len(precisions) == 1 else "fp32",
+        )
+
+    def _ensure_extracted(
+        self, examples: TokenizedSplit, specs: Sequence[HSKSpec | None], progress: Progress, extend: Store | None = None
+    ) -> Store:
+        superset = self.union(specs, AutoConfig.from_pretrained(self.ensure_teacher(progress)))
+        folder = self._artifacts.folder(
+            "stores",
+            self.shared.recipe()
+            | {
+                "teacher": self._key_of_teacher(progress),
+                "data": examples.fingerprint,
+                "superset": asdict(superset),
+            },
+        )
+        if folder.exists():
+            return Store.open(folder)  # without loading the teacher
+        options = ExtractOptions(self.shared.dtype, extend=extend)
+        return extract(self._load_teacher(progress), self.task, examples, superset, folder, options, progress)
+
+    def prepare(self, config: TrialConfig, wanted: Distillation, progress: Progress) -> Prepared:
+        """The knowledge that a trial trains from: of its teacher, of its store, or none for labels alone."""
+        if config.online:
+            if self._online_teacher is None:  # kept in memory for the trials that run it
+                self._online_teacher = self._load_teacher(progress)
+            return from_teacher(self._online_teacher, wanted, config.dtype)
+        if config.given and config.store is None:
+            return without_teacher(wanted)
+        store = self.ensure_superset(progress)
+        return from_store(store, wanted, self._derived(store, config.spec, wanted.student.layers), progress)
+
+    def _derived(self, superset: Store, spec: HSKSpec | None, student_layers: int) -> Path:
+        if self._folder_of_trial is not None and self.shared.given:
+            return self._folder_of_trial / "store"
+        return self._artifacts.folder(
+            "stores",
+            {
+                "superset": superset.manifest.fingerprint,
+                "spec": spec.model_dump(mode="json") if spec else None,
+                "student_layers": student_layers,
+            },
+        )
+
+    def held_out_source(self, config: TrialConfig, student_layers: int, progress: Progress) -> HeldOut | None:
+        """Held-out examples with full HSK of a trial's mapping; None where there is no HSK, or folders are given."""
+        if config.spec is None or config.given:
+            return None
+        superset, full = self.ensure_held_out(progress), config.spec.full()
+        store = derive(superset, full, student_layers, self._derived(superset, full, student_layers))
+        return self.held_out_examples, StoreSource(store, self.held_out_examples, student_layers)
