@@ -10,7 +10,6 @@ from pydantic import ValidationError
 
 from hskd.errors import HskdError
 from hskd.grid.spec import GridSpec
-from hskd.students.create import TinyBertSettings
 
 
 def parse_changes(written: Sequence[str]) -> dict[str, Any]:
@@ -47,7 +46,7 @@ def changed(grid: GridSpec, changes: Mapping[str, Any]) -> GridSpec:
     content = grid.model_dump(mode="json", exclude_unset=True)
     whole = grid.model_dump(mode="json")
     for student, settings in zip(content.get("students", ()), grid.students, strict=False):
-        student |= {"kind": "tinybert"} if isinstance(settings, TinyBertSettings) else {}
+        student["kind"] = settings.kind
     for key, value in changes.items():
         _put(content, whole, key.split("."), key, value)
     try:
@@ -79,17 +78,22 @@ def _put(node: Any, whole: Any, path: list[str], key: str, value: Any) -> None:
 
 
 def replaced_checkpoint(grid: GridSpec, checkpoint: str) -> dict[str, Any]:
-    """The changes that give every student of the TinyBERT type this checkpoint.
+    """The changes that give every student that is made from a checkpoint this one.
 
     Raises:
         HskdError: there is no such student.
     """
-    found = [f"students.{i}" for i, student in enumerate(grid.students) if isinstance(student, TinyBertSettings)]
-    if not found:
-        raise HskdError(f"--checkpoint {checkpoint}: grid {grid.name} has no student of kind tinybert.")
-    return {
-        f"{key}.{origin}": value for key in found for origin, value in (("checkpoint", checkpoint), ("general", None))
+    changes = {
+        f"students.{i}.{field}": value
+        for i, student in enumerate(grid.students)
+        for field, value in (student.with_checkpoint(checkpoint) or {}).items()
     }
+    if not changes:
+        raise HskdError(
+            f"--checkpoint {checkpoint}: grid {grid.name} has no student of kind tinybert, or of another kind that is "
+            "made from a checkpoint."
+        )
+    return changes
 
 
 def differences(old: Any, new: Any, key: str = "") -> dict[str, Any]:

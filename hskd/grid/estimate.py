@@ -10,29 +10,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import stats
-from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
-from hskd.amount import HSKAmount, measure
-from hskd.grid.config import TrialConfig
-from hskd.grid.run import Progress
+from hskd.grid.run import GridStatus
 from hskd.grid.spec import GridSpec
-from hskd.grid.study import Study
+from hskd.progress import Progress
 from hskd.results import load
 from hskd.runtime import autocast, set_threads
 from hskd.spec import HSKSpec, Shape
-from hskd.store.layout import total_bytes
+from hskd.statistics import CONFIDENCE, POWER, seeds_needed
+from hskd.store.amount import HSKAmount, measure
+from hskd.store_format.layout import total_bytes
 from hskd.tasks import TokenizedSplit, bucketed_batches, model_inputs
 from hskd.teachers.loading import resolve_model
-from hskd.watch import Watcher
+from hskd.trials.config import TrialConfig
+from hskd.trials.workspace import Workspace
 
 CALIBRATION_STEPS = 6
-POWER = 0.8
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
-class Estimate:
+class GridPlan:
     """What ``hskd grid plan`` says.
 
     Attributes:
@@ -53,24 +51,24 @@ class Estimate:
 def estimate(
     grid: GridSpec,
     trials: Sequence[TrialConfig],
-    progress: Progress,
+    status: GridStatus,
     out: Path,
     work: Path,
     difference: float,
-    watcher: Watcher,
-) -> Estimate:
+    progress: Progress,
+) -> GridPlan:
     """Plan a grid without running it; ``difference`` is a share of 1.
 
     Raises:
         HskdError: task or model cannot be read, or a spec names a layer that there is not.
     """
-    study = Study(trials, work, watcher)
-    encoder = AutoConfig.from_pretrained(resolve_model(trials[0].teacher.model))
-    done = {config.id for config in progress.done}
+    workspace = Workspace(work, trials)
+    encoder = AutoConfig.from_pretrained(resolve_model(workspace.shared.teacher_plan.model))
+    done = {config.id for config in status.done}
     rows: list[tuple[str, ...]] = []
     for config in trials:
         spec = config.spec
-        amount = _amount(spec, config, study, study.train, encoder) if spec else None
+        amount = _amount(spec, config, workspace, workspace.train, encoder) if spec else None
         if config.settings.seed == grid.seed_list[0]:
             same = [
                 other.id
@@ -89,68 +87,69 @@ def estimate(
     existing = work
     while not existing.exists():
         existing = existing.parent if existing != existing.parent else Path()
-    return Estimate(
+    return GridPlan(
         rows=rows,
-        store_bytes=_store_bytes(study, encoder),
+        store_bytes=_store_bytes(workspace, encoder),
         free_bytes=shutil.disk_usage(existing).free,
-        time=_time(study, progress, encoder, watcher),
-        seeds=_seeds(out, difference) if progress.done else "unknown: no pilot yet; run the grid with --seeds 3 first",
+        time=_time(workspace, status, encoder, progress),
+        seeds=_seeds(out, difference) if status.done else "unknown: no pilot yet; run the grid with --seeds 3 first",
     )
 
 
 def _amount(
-    spec: HSKSpec, trial: TrialConfig, study: Study, examples: TokenizedSplit, encoder: PretrainedConfig
+    spec: HSKSpec, trial: TrialConfig, workspace: Workspace, examples: TokenizedSplit, encoder: PretrainedConfig
 ) -> HSKAmount:
-    sizes = (trial.student.layers, encoder.num_hidden_layers, encoder.hidden_size)
-    shape = Shape(*sizes, study.task.num_labels, encoder.vocab_size)
-    return measure(spec, examples.tokens, shape, examples.max_length)
+    shape = Shape.of(encoder, trial.student.layers)
+    return measure(spec, examples.tokens, shape, examples.max_length, workspace.task.head.target())
 
 
-def _store_bytes(study: Study, encoder: PretrainedConfig) -> int:
+def _store_bytes(workspace: Workspace, encoder: PretrainedConfig) -> int:
     """Bytes of all stores, of training and of held-out examples: supersets and what is derived from them."""
     total = 0.0
-    stored = [(study.held_out_examples, [trial.spec and trial.spec.full() for trial in study.trials])]
-    if not study.trials[0].online:
-        stored.append((study.train, [trial.spec for trial in study.trials]))
+    shape = Shape.of(encoder, workspace.trials[0].student.layers)
+    stored = [(workspace.held_out_examples, [trial.spec and trial.spec.full() for trial in workspace.trials])]
+    if not workspace.shared.online:
+        stored.append((workspace.train, [trial.spec for trial in workspace.trials]))
     for examples, specs in stored:
-        superset = study.union(specs, encoder)
+        superset = workspace.union(specs, encoder)
         tokens = int(examples.offsets[-1])
-        arrays = superset.arrays(encoder.hidden_size, study.task.num_labels, examples.max_length, encoder.vocab_size)
+        arrays = superset.arrays(shape, workspace.task.head.target(), examples.max_length)
         derived = {
-            (spec.canonical, trial.student.layers): _amount(spec, trial, study, examples, encoder).bytes_per_example
-            for spec, trial in zip(specs, study.trials, strict=True)
+            (spec.canonical, trial.student.layers): _amount(spec, trial, workspace, examples, encoder).bytes_per_example
+            for spec, trial in zip(specs, workspace.trials, strict=True)
             if spec is not None
         }
         total += total_bytes(arrays, len(examples), tokens, tokens) + len(examples) * sum(derived.values())
     return round(total)
 
 
-def _time(study: Study, progress: Progress, encoder: PretrainedConfig, watcher: Watcher) -> str:
-    if not progress.pending:
+def _time(workspace: Workspace, status: GridStatus, encoder: PretrainedConfig, progress: Progress) -> str:
+    if not status.pending:
         return "nothing to do"
-    watcher.begin("calibration", CALIBRATION_STEPS)
-    config = progress.pending[0]
+    progress.begin("calibration", CALIBRATION_STEPS)
+    config = status.pending[0]
     set_threads(config.threads)
-    student = AutoModelForSequenceClassification.from_config(
-        config.student.config(encoder, study.task.num_labels), dtype=torch.float32
-    ).to(study.device)
+    head = workspace.task.head
+    student = head.auto_class.from_config(config.student.config(encoder, head), dtype=torch.float32).to(
+        workspace.device
+    )
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5, fused=True)
-    batches = bucketed_batches(study.train.lengths, config.settings.batch_size, 0, 0)
+    batches = bucketed_batches(workspace.train.lengths, config.settings.batch_size, 0, 0)
     seconds = []
     for batch in batches[:CALIBRATION_STEPS]:
-        inputs = model_inputs(study.train.collate(batch), study.device)
+        inputs = model_inputs(workspace.train.collate(batch), workspace.device)
         start = time.perf_counter()
-        with autocast(config.dtype, study.device):
-            loss = student(**inputs).logits.float().square().mean()
+        with autocast(config.dtype, workspace.device):
+            loss = head.rows(student(**inputs), inputs).float().square().mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - start)
-        watcher.advance()
-    steps = sum(sum(trial.settings.epochs(study.task.hsk_epochs)) for trial in progress.pending) * len(batches)
+        progress.advance()
+    steps = sum(sum(trial.settings.epochs(workspace.task.hsk_epochs)) for trial in status.pending) * len(batches)
     total = steps * float(np.median(seconds))
     return (
-        f"about {total / 60:.0f} minutes for {len(progress.pending)} trials one after the other, "
+        f"about {total / 60:.0f} minutes for {len(status.pending)} trials one after the other, "
         "beside teacher and store (divide by --workers)"
     )
 
@@ -163,23 +162,9 @@ def _seeds(out: Path, difference: float) -> str:
     spread = float(gaps.std().mean())  # a spec with one seed has none, and is skipped
     if not np.isfinite(spread):
         return "unknown: the spread between paired seeds needs two or more; run the grid with --seeds 3 first"
+    needed = seeds_needed(spread, difference, sides=2)
     return (
-        f"{seeds_needed(spread, difference)} to see {100 * difference:.2g} points between a spec and full HSK "
+        f"{needed or 'more than 10,000'} to see {100 * difference:.2g} points between a spec and full HSK "
         f"({100 * CONFIDENCE:.0f} % confidence, {100 * POWER:.0f} % power; paired spread {100 * spread:.2f} points, "
         f"from {specs['seed'].nunique()} seeds)"
     )
-
-
-def seeds_needed(spread: float, difference: float) -> int:
-    """Seeds at which a two-sided paired t-test sees ``difference`` with the power wanted.
-
-    Args:
-        spread: standard deviation of the difference between paired trials.
-        difference: to be seen, in the same unit.
-    """
-    for n in range(2, 10_000):
-        noncentrality = difference / spread * n**0.5 if spread else float("inf")
-        critical = stats.t.ppf(1 - (1 - CONFIDENCE) / 2, n - 1)
-        if spread == 0 or stats.nct.sf(critical, n - 1, noncentrality) >= POWER:
-            return n
-    return 10_000

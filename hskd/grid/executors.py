@@ -12,15 +12,19 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
+
+from typing_extensions import override
 
 from hskd.errors import HskdError
-from hskd.grid.config import TrialConfig
-from hskd.grid.publish import publish
-from hskd.grid.study import Study
-from hskd.watch import Watcher
+from hskd.grid.record import publish
+from hskd.plugins import Plugins
+from hskd.progress import Progress, Silent
+from hskd.trials.config import TrialConfig
+from hskd.trials.result import TrialResult
+from hskd.trials.workspace import Workspace
 
-Outcome = tuple[TrialConfig, dict[str, Any] | None, str | None]
+Outcome = tuple[TrialConfig, TrialResult | None, str | None]
 """A trial, its result, or what went wrong."""
 
 
@@ -30,22 +34,26 @@ class Executor(Protocol):
     slots: int
     """Trials at a time; 0 where that is not known."""
 
-    def run(self, study: Study, trials: Sequence[TrialConfig], out: Path) -> Iterator[Outcome]:
-        """Run ``trials``, whose shared artifacts ``study`` has built; a failure does not stop the others."""
+    def run(
+        self, workspace: Workspace, trials: Sequence[TrialConfig], out: Path, progress: Progress
+    ) -> Iterator[Outcome]:
+        """Run ``trials``, whose shared artifacts ``workspace`` has; a failure does not stop the others."""
 
 
-class InProcess:
+class InProcess(Executor):
     """One trial after the other, here."""
 
     slots = 1
 
-    def run(self, study: Study, trials: Sequence[TrialConfig], out: Path) -> Iterator[Outcome]:
-        """See :class:`Executor`."""
+    @override
+    def run(
+        self, workspace: Workspace, trials: Sequence[TrialConfig], out: Path, progress: Progress
+    ) -> Iterator[Outcome]:
         for config in trials:
-            yield _outcome(config, lambda config=config: publish(study, config, out))  # type: ignore[misc]
+            yield _outcome(config, lambda config=config: publish(workspace, config, out, progress))  # type: ignore[misc]
 
 
-class Workers:
+class Workers(Executor):
     """Several processes on this machine, each running one trial at a time.
 
     Args:
@@ -55,14 +63,18 @@ class Workers:
     def __init__(self, count: int) -> None:
         self.slots = count
 
-    def run(self, study: Study, trials: Sequence[TrialConfig], out: Path) -> Iterator[Outcome]:
-        """See :class:`Executor`.
+    @override
+    def run(
+        self, workspace: Workspace, trials: Sequence[TrialConfig], out: Path, progress: Progress
+    ) -> Iterator[Outcome]:
+        """Run ``trials`` in worker processes.
 
         Raises:
             HskdError: a worker process died.
         """
         context = multiprocessing.get_context("spawn")
-        arguments = (os.getpid(), [config.model_dump_json() for config in study.trials], str(study.work))
+        configs = [config.model_dump_json() for config in workspace.trials]
+        arguments = (os.getpid(), configs, str(workspace.work), Plugins.here())
         with ProcessPoolExecutor(self.slots, context, _start_worker, arguments) as pool:
             futures = {pool.submit(_publish_in_worker, config.model_dump_json(), str(out)): config for config in trials}
             try:
@@ -75,7 +87,7 @@ class Workers:
                 ) from None
 
 
-class RayCluster:
+class RayCluster(Executor):
     """Tasks on a Ray cluster; artifacts and results must lie on a path that all nodes reach.
 
     Args:
@@ -91,8 +103,11 @@ class RayCluster:
         self.address = address
         self.resources = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_retries": retries}
 
-    def run(self, study: Study, trials: Sequence[TrialConfig], out: Path) -> Iterator[Outcome]:
-        """See :class:`Executor`.
+    @override
+    def run(
+        self, workspace: Workspace, trials: Sequence[TrialConfig], out: Path, progress: Progress
+    ) -> Iterator[Outcome]:
+        """Run ``trials`` as tasks of Ray.
 
         Raises:
             HskdError: Ray is not installed, or the cluster cannot be reached.
@@ -116,9 +131,11 @@ class RayCluster:
                 raise HskdError(f"--ray-address {self.address}: {error}") from None
         try:
             task = ray.remote(**self.resources)(_publish_on_node)
-            shared = ray.put([config.model_dump_json() for config in study.trials])
-            work, where = str(study.work.resolve()), str(out.resolve())
-            waiting = {task.remote(config.model_dump_json(), shared, work, where): config for config in trials}
+            shared = ray.put([config.model_dump_json() for config in workspace.trials])
+            work, where = str(workspace.work.resolve()), str(out.resolve())
+            waiting = {
+                task.remote(config.model_dump_json(), shared, work, where, Plugins.here()): config for config in trials
+            }
             while waiting:
                 [ready], _ = ray.wait(list(waiting), num_returns=1)
                 config = waiting.pop(ready)
@@ -146,7 +163,7 @@ def _require_reachable(address: str) -> None:
         ) from None
 
 
-def _outcome(config: TrialConfig, get: Callable[[], dict[str, Any]]) -> Outcome:
+def _outcome(config: TrialConfig, get: Callable[[], TrialResult]) -> Outcome:
     try:
         return config, get(), None
     except BrokenProcessPool:
@@ -156,14 +173,15 @@ def _outcome(config: TrialConfig, get: Callable[[], dict[str, Any]]) -> Outcome:
         return config, None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
-_study: Study | None = None
+_workspace: Workspace | None = None
 
 
-def _start_worker(parent: int, trials: list[str], work: str) -> None:
-    """Prepare a worker process: its study, and an end when its parent is gone."""
-    global _study
+def _start_worker(parent: int, trials: list[str], work: str, plugins: Plugins) -> None:
+    """Prepare a worker process: its plug-ins, its workspace, and an end when its parent is gone."""
+    global _workspace
+    plugins.load()
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    _study = _study_of(trials, work)
+    _workspace = _workspace_of(trials, work)
 
 
 def _end_with(parent: int) -> None:
@@ -172,20 +190,21 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _study_of(trials: list[str], work: str, watcher: Watcher | None = None) -> Study:
+def _workspace_of(trials: list[str], work: str) -> Workspace:
     from transformers.utils import logging
 
     import hskd  # noqa: F401  registers the students
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return Study([TrialConfig.model_validate_json(trial) for trial in trials], Path(work), watcher)
+    return Workspace(Path(work), [TrialConfig.model_validate_json(trial) for trial in trials])
 
 
-def _publish_in_worker(config: str, out: str) -> dict[str, Any]:
-    assert _study is not None
-    return publish(_study, TrialConfig.model_validate_json(config), Path(out))
+def _publish_in_worker(config: str, out: str) -> TrialResult:
+    assert _workspace is not None
+    return publish(_workspace, TrialConfig.model_validate_json(config), Path(out), Silent())
 
 
-def _publish_on_node(config: str, trials: list[str], work: str, out: str) -> dict[str, Any]:
-    return publish(_study_of(trials, work), TrialConfig.model_validate_json(config), Path(out))
+def _publish_on_node(config: str, trials: list[str], work: str, out: str, plugins: Plugins) -> TrialResult:
+    plugins.load()
+    return publish(_workspace_of(trials, work), TrialConfig.model_validate_json(config), Path(out), Silent())

@@ -1,27 +1,27 @@
-"""Running a grid: what is done stays done, what fails stops nothing else, the table is rebuilt at the end."""
+"""Running a grid: what is done stays done, what fails stops nothing else, all is packed at the end."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import pandas as pd
 
-from hskd.artifacts import read_json, write_json
-from hskd.errors import HskdError, MismatchError
-from hskd.grid.config import TrialConfig
+from hskd.errors import HskdError
 from hskd.grid.executors import Executor
-from hskd.grid.publish import error_path, result_path, write_error
+from hskd.grid.record import error_path, write_error, write_grid
 from hskd.grid.spec import GridSpec
-from hskd.grid.study import Study
-from hskd.results import GRID_FILE, write_table
-from hskd.watch import Watcher
+from hskd.io import read_json
+from hskd.progress import Progress
+from hskd.results import ResultsFolder, load, pack
+from hskd.trials.config import TrialConfig
+from hskd.trials.workspace import Workspace
 
 
 @dataclass
-class Progress:
+class GridStatus:
     """The trials of a grid by what became of them."""
 
     done: list[TrialConfig] = field(default_factory=list)
@@ -29,20 +29,21 @@ class Progress:
     pending: list[TrialConfig] = field(default_factory=list)
 
     @classmethod
-    def of(cls, trials: Sequence[TrialConfig], out: Path) -> Progress:
+    def of(cls, trials: Sequence[TrialConfig], out: Path) -> GridStatus:
         """Look into the output folder; a trial that failed before is pending again."""
-        progress = cls()
+        status = cls()
+        done = ResultsFolder(out).done()
         for config in trials:
-            (progress.done if result_path(out, config).is_file() else progress.pending).append(config)
-        progress.failed = {
+            (status.done if config.id in done else status.pending).append(config)
+        status.failed = {
             config.id: read_json(error_path(out, config))["error"]
-            for config in progress.pending
+            for config in status.pending
             if error_path(out, config).is_file()
         }
-        return progress
+        return status
 
 
-class GridWatcher(Watcher, Protocol):
+class GridProgress(Progress, Protocol):
     """Also hears of whole trials."""
 
     def trials(self, done: int, failed: int, total: int, news: str, running: int = 0) -> None:
@@ -55,10 +56,10 @@ def run_grid(
     out: Path,
     work: Path,
     executor: Executor,
-    watcher: GridWatcher,
+    progress: GridProgress,
     only: Container[str] | None = None,
-) -> tuple[pd.DataFrame, Progress]:
-    """Run the trials of a grid that are not done, and rebuild its table.
+) -> tuple[pd.DataFrame, GridStatus]:
+    """Run the trials of a grid that are not done, and fold all results into its table.
 
     Args:
         grid: the grid, recorded in ``out``.
@@ -66,7 +67,7 @@ def run_grid(
         out: folder of results; a trial whose result is there is not run.
         work: folder of artifacts, shared by all grids.
         executor: where trials run.
-        watcher: is told the progress.
+        progress: is told the status.
         only: ids of the trials to run [default: all that are not done].
 
     Returns:
@@ -76,38 +77,30 @@ def run_grid(
         HskdError: no trial could be run.
         MismatchError: ``out`` holds another grid.
     """
-    _claim(out, grid, trials)
-    progress = Progress.of(trials, out)
-    watcher.trials(len(progress.done), 0, len(trials), f"{len(progress.done)} of {len(trials)} trials are done already")
-    progress.failed = {}
-    waiting = [config for config in progress.pending if only is None or config.id in only]
+    write_grid(out, grid, trials)
+    status = GridStatus.of(trials, out)
+    progress.trials(len(status.done), 0, len(trials), f"{len(status.done)} of {len(trials)} trials are done already")
+    status.failed = {}
+    waiting = [config for config in status.pending if only is None or config.id in only]
     if waiting:
-        study = Study(trials, work, watcher)
-        study.build()
+        workspace = Workspace(work, trials)
+        workspace.ensure_shared(progress)
         left = len(waiting)
-        for config, result, error in executor.run(study, waiting, out):
+        for config, result, error in executor.run(workspace, waiting, out, progress):
             if result is None:
-                progress.failed[config.id] = error or "failed"
+                status.failed[config.id] = error or "failed"
                 if not error_path(out, config).is_file():  # its process died before it could
                     write_error(out, config, error or "failed", "")
                 news = f"{config.title}: failed: {error}"
             else:
-                progress.done.append(config)
-                split = "test" if "test" in result["metrics"] else "dev"
-                news = f"{config.title}: {100 * result['metrics'][split]['score']:.1f} % on {split}"
+                status.done.append(config)
+                split = result.scored_split
+                news = f"{config.title}: {100 * result.metrics[split]['score']:.1f} % on {split}"
             left -= 1
-            watcher.trials(len(progress.done), len(progress.failed), len(trials), news, min(executor.slots, left))
-        progress.pending = [config for config in trials if not result_path(out, config).is_file()]
-    if not progress.done:
-        raise HskdError(f"no trial could be run; the first error: {next(iter(progress.failed.values()), 'unknown')}")
-    return write_table(out), progress
-
-
-def _claim(out: Path, grid: GridSpec, trials: Sequence[TrialConfig]) -> None:
-    path = out / GRID_FILE
-    content: dict[str, Any] = grid.model_dump(mode="json")
-    if path.is_file() and read_json(path).get("name") != grid.name:
-        raise MismatchError(
-            f"{out}: holds the results of another grid ({read_json(path).get('name')}); choose another --out."
-        )
-    write_json(path, content | {"trials": [config.id for config in trials]})
+            progress.trials(len(status.done), len(status.failed), len(trials), news, min(executor.slots, left))
+        done = ResultsFolder(out).done()
+        status.pending = [config for config in trials if config.id not in done]
+    if not status.done:
+        raise HskdError(f"no trial could be run; the first error: {next(iter(status.failed.values()), 'unknown')}")
+    pack(out)
+    return load(out), status

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,31 +19,33 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
-from hskd.artifacts import content_fingerprint
-from hskd.distill.compat import refuse_offline, require_regression
-from hskd.distill.settings import DistillSettings
+from hskd.compat import refuse_offline, require_regression
 from hskd.errors import HskdError
-from hskd.grid.config import Machine, TaskPlan, TeacherPlan, TrialConfig
-from hskd.spec import HSKSpec
-from hskd.students.create import KINDS, AnyStudent, StudentSettings, TinyBertSettings
-from hskd.students.general import GeneralSettings
-from hskd.tasks.glue import GLUE_TASKS
-from hskd.tasks.registry import FIXED_TASKS
+from hskd.hashing import content_fingerprint
+from hskd.plugins import load_plugins
+from hskd.spec import DIMENSIONS, HSKSpec
+from hskd.students.general.settings import GeneralSettings
+from hskd.students.kinds import STUDENTS, AnyStudent
+from hskd.students.rosita.settings import RositaSettings
+from hskd.tasks.builtin.glue import GLUE_TASKS
+from hskd.tasks.registry import TASKS
+from hskd.trials.config import Machine, TaskPlan, TeacherPlan, TrialConfig
+from hskd.trials.settings import DistillSettings
 
 PRESETS = Path(__file__).parent / "presets"
 _ANY_TASK = "TASK"
 """In the name and the text of a preset: it is one for every task of GLUE."""
-_FIELDS: dict[str, Callable[[Any], dict[str, Any]]] = {
-    "n": lambda value: {"depth": {"selector": "top_n", "n": value}},
-    "l_top": lambda value: {"depth": {"selector": "top_n", "l_top": value}},
-    "k": lambda value: {"length": {"selector": "left", "k": value}},
-    "length": lambda value: {"length": {"selector": value}},
-    "w": lambda value: {"width": {"selector": "uniform", "w": value}},
-    "width": lambda value: {"width": {"selector": value}},
-    "precision": lambda value: {"precision": {"selector": value}},
+_SHORT = {"n": ("depth", "n"), "l_top": ("depth", "l_top"), "k": ("length", "k"), "w": ("width", "w")}
+"""The fields of selectors that a sweep gives by a short name; all others are written ``dimension.field``."""
+_WHOLE = {
+    "n": {"selector": "top_n"},
+    "l_top": {"selector": "top_n"},
+    "k": {"selector": "left"},
+    "w": {"selector": "uniform"},
 }
-"""The part of a spec that a value of a sweep's field decides."""
+"""Selectors that take any amount: an amount is checked with one of them."""
 
 
 def _spec(written: str | dict[str, Any]) -> HSKSpec:
@@ -65,10 +67,11 @@ class Sweep(BaseModel):
     """The product of the values listed; a dimension that is not listed is kept whole.
 
     One dimension alone: ``{k: [1, 3, all], length: [attention_no_sep, left]}``. Jointly: ``{n: [1, 2], k: [1, 3],
-    w: [0.1]}``.
+    w: [0.1]}``. Any other field of a selector is written ``dimension.field``: ``{w: [0.1], width: [magnitude, random],
+    width.seed: [0, 1]}``; a selector that has no such field comes once.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     n: Annotated[tuple[int | Literal["all"], ...], Field(description="Top student layers.")] = ("all",)
     l_top: Annotated[tuple[int | float, ...], Field(description="Teacher layer behind the top, or a share.")] = (1.0,)
@@ -77,12 +80,26 @@ class Sweep(BaseModel):
     w: Annotated[tuple[float | Literal["all"], ...], Field(description="Share of the neurons.")] = ("all",)
     width: Annotated[tuple[str, ...], Field(description="Selectors along width.")] = ("magnitude",)
     precision: Annotated[tuple[str, ...], Field(description="Precisions.")] = ("fp16",)
+    depth: Annotated[
+        tuple[str, ...],
+        # Left out where it is the only one there was when the committed grids were recorded.
+        Field(description="Selectors along depth.", exclude_if=lambda values: values == ("top_n",)),
+    ] = ("top_n",)
+    __pydantic_extra__: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(init=False)
 
-    @field_validator(*_FIELDS)
+    @field_validator("depth", "length", "width", "precision")
     @classmethod
-    def _are_known(cls, values: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+    def _are_known(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        for name in names:
+            _part(str(info.field_name), {"selector": name})
+        return names
+
+    @field_validator(*_SHORT)
+    @classmethod
+    def _are_amounts(cls, values: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+        dimension, field = _SHORT[str(info.field_name)]
         for value in values:
-            _spec(_FIELDS[str(info.field_name)](value))
+            _part(dimension, _WHOLE[field] | {field: value})
         return values
 
     @model_validator(mode="after")
@@ -90,26 +107,96 @@ class Sweep(BaseModel):
         for selector, amount in (("length", "k"), ("width", "w")):
             if selector in self.model_fields_set and amount not in self.model_fields_set:
                 raise ValueError(f"{selector} chooses nothing where all is kept; say how much with {amount}")
+        for key in self.settings:
+            self._require_field(key)
         try:
             list(self.specs())
         except HskdError as error:
             raise ValueError(str(error)) from None
         return self
 
+    @property
+    def settings(self) -> dict[str, tuple[Any, ...]]:
+        """The values of the keys ``dimension.field``."""
+        return dict(self.__pydantic_extra__ or {})
+
+    def _require_field(self, key: str) -> None:
+        """Refuse a key that is not a field of a selector listed, or a value that the field does not take."""
+        dimension, dot, field = key.partition(".")
+        short = next((name for name, full in _SHORT.items() if full == (dimension, field)), None)
+        if not dot or dimension not in DIMENSIONS or field == "selector" or short:
+            hint = f"write {short or dimension} instead; " if dot and dimension in DIMENSIONS else ""
+            known = [*type(self).model_fields, *_swept_fields()]
+            raise _at(key, f"unknown key; {hint}known here: {', '.join(known)}")
+        listed: tuple[str, ...] = getattr(self, dimension)
+        classes = {name: DIMENSIONS[dimension][name] for name in listed}
+        owners = {name: cls for name, cls in classes.items() if field in cls.model_fields}
+        if not owners:
+            fields = [f"{dimension}.{name}" for cls in classes.values() for name in _fields(dimension, cls)]
+            raise _at(
+                key,
+                f"none of the selectors along {dimension} ({', '.join(listed)}) has a field {field}; their fields are "
+                f"{', '.join(dict.fromkeys(fields)) or 'none'}",
+            )
+        for value in self.settings[key]:
+            for name in owners:
+                try:
+                    _part(dimension, {"selector": name, field: value})
+                except ValueError as error:
+                    raise _at(key, str(error)) from None
+
+    def _choices(self, dimension: str) -> list[dict[str, Any]]:
+        """What the sweep says of one dimension, each once: fields of its selector."""
+        amount = {"length": "k", "width": "w"}.get(dimension)
+        choices: list[dict[str, Any]] = []
+        swept = {short: getattr(self, short) for short, (owner, _) in _SHORT.items() if owner == dimension}
+        swept |= {key: values for key, values in self.settings.items() if key.partition(".")[0] == dimension}
+        for values in itertools.product(*swept.values()):
+            for name in getattr(self, dimension):
+                known = DIMENSIONS[dimension][name].model_fields
+                given = {key.rpartition(".")[2]: value for key, value in zip(swept, values, strict=True)}
+                # A field that only other selectors have; the amounts n, k and w are always meant.
+                given = {field: value for field, value in given.items() if field in known or field in ("k", "w")}
+                choice = {"selector": name, **given}
+                if amount is not None and amount not in self.model_fields_set:
+                    choice = {**_WHOLE[amount], amount: "all"}
+                if repr(choice) not in map(repr, choices):
+                    choices.append(choice)
+        return choices
+
     def specs(self) -> Iterator[HSKSpec]:
         """The specs of the sweep."""
-        lists = (self.n, self.l_top, self.k, self.length, self.w, self.width, self.precision)
-        for n, l_top, k, length, w, width, precision in itertools.product(*lists):
-            whole_length = k == "all" and "k" not in self.model_fields_set
-            whole_width = w == "all" and "w" not in self.model_fields_set
-            yield HSKSpec.parse(
-                {
-                    "depth": {"selector": "top_n", "n": n, "l_top": l_top},
-                    "length": {"selector": "left", "k": "all"} if whole_length else {"selector": length, "k": k},
-                    "width": {"selector": "uniform", "w": 1.0} if whole_width else {"selector": width, "w": w},
-                    "precision": {"selector": precision},
-                }
-            )
+        parts = [self._choices(dimension) for dimension in DIMENSIONS]
+        for depth, length, width, precision in itertools.product(*parts):
+            yield HSKSpec.parse({"depth": depth, "length": length, "width": width, "precision": precision})
+
+
+def _part(dimension: str, fields: dict[str, Any]) -> None:
+    _spec({dimension: fields})
+
+
+def _at(key: str, message: str) -> PydanticCustomError:
+    """A complaint about one key of a mapping that pydantic validates as a whole."""
+    return PydanticCustomError("key", "{message}", {"key": key, "message": message})
+
+
+def _fields(dimension: str, selector: type[BaseModel]) -> list[str]:
+    """The fields of a selector that have no short name."""
+    return [
+        field for field in selector.model_fields if field != "selector" and (dimension, field) not in _SHORT.values()
+    ]
+
+
+def _swept_fields() -> list[str]:
+    """Every key ``dimension.field`` that a registered selector allows."""
+    return list(
+        dict.fromkeys(
+            f"{dimension}.{field}"
+            for dimension, registry in DIMENSIONS.items()
+            for name in registry
+            for field in _fields(dimension, registry[name])
+        )
+    )
 
 
 class MoreSeeds(BaseModel):
@@ -127,9 +214,16 @@ class GridSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Annotated[str, Field(description="Name of the grid; results lie in results/NAME.", pattern=r"^\w[\w.-]*$")]
+    # Before all that may name something of theirs. Left out where there are none, as in the grids recorded so far.
+    plugins: Annotated[
+        tuple[str, ...],
+        Field(
+            description="Modules that register selectors, students, heads or tasks.", exclude_if=lambda names: not names
+        ),
+    ] = ()
     task: TaskPlan = TaskPlan()
     teacher: TeacherPlan = TeacherPlan()
-    students: Annotated[tuple[AnyStudent, ...], Field(min_length=1)] = (StudentSettings(),)
+    students: Annotated[tuple[AnyStudent, ...], Field(min_length=1)] = (RositaSettings(),)
     online: Annotated[
         bool,
         Field(description="The teacher runs in the training loop of every trial, as some switches of compat ask for."),
@@ -153,6 +247,15 @@ class GridSpec(BaseModel):
     sweeps: Annotated[tuple[Sweep, ...], Field(description="Products of amounts and selectors.")] = ()
     include: Annotated[tuple[Label, ...], Field(description="Further specs, such as 1l_3t_0.1w.")] = ()
     exclude: Annotated[tuple[Label, ...], Field(description="Specs to leave out.")] = ()
+
+    @field_validator("plugins")
+    @classmethod
+    def _are_loaded(cls, modules: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            load_plugins(modules)
+        except HskdError as error:
+            raise ValueError(str(error)) from None
+        return modules
 
     @field_validator("training")
     @classmethod
@@ -178,8 +281,8 @@ class GridSpec(BaseModel):
         try:
             if not info.data.get("online"):
                 refuse_offline(training.compat, "A grid trains from one: leave it out, or set online: true.")
-            if task is not None and task.name in FIXED_TASKS:
-                require_regression(training, FIXED_TASKS[task.name])
+            if task is not None and (entry := TASKS.find(task.name)) is not None:
+                require_regression(training.compat, entry.task)
         except HskdError as error:
             raise ValueError(str(error)) from None
         return training
@@ -218,7 +321,7 @@ class GridSpec(BaseModel):
         none_lr = self.none_lr or self.training.prediction_lr
         shared = _fingerprints({"data": self.task.data, "augment": self.task.augment, "model": self.teacher.model})
         trials = []
-        files = {student: shared | _fingerprints(_files_of(student)) for student in self.students}
+        files = {student: shared | _fingerprints(student.files()) for student in self.students}
         more = self.more_seeds
         further = [seed for seed in range(more.seeds) if seed not in self.seed_list] if more else []
         settled = {HSKSpec.parse(label).canonical for label in more.specs} if more else set()
@@ -249,13 +352,6 @@ class GridSpec(BaseModel):
                     )
                 )
         return list({trial.id: trial for trial in trials}.values())
-
-
-def _files_of(student: AnyStudent) -> dict[str, Path | str | None]:
-    """What of the user's own a student may be made from."""
-    if not isinstance(student, TinyBertSettings):
-        return {}
-    return {"checkpoint": student.checkpoint, "text": student.general.text if student.general else None}
 
 
 def _fingerprints(paths: dict[str, Path | str | None]) -> dict[str, str]:
@@ -313,7 +409,8 @@ def _located(path: Path, node: Any, problem: Any) -> str:
     """A complaint of pydantic with the line that it is about, and what is allowed there."""
     line, keys = 1, []
     model: Any = GridSpec
-    for part in problem["loc"]:
+    named = problem.get("ctx", {}).get("key")  # a key that is checked with its whole mapping
+    for part in (*problem["loc"], *([named] if named else ())):
         found = _child(node, part)
         if found is None:
             continue  # a branch of a union, not something written
@@ -325,7 +422,7 @@ def _located(path: Path, node: Any, problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         parent = _parent_model(problem["loc"])
         message = f"unknown key; known here: {', '.join(parent.model_fields)}"
-    shown = "" if problem["type"] in ("extra_forbidden", "missing") else f" (got {problem['input']!r})"
+    shown = "" if problem["type"] in ("extra_forbidden", "missing", "key") else f" (got {problem['input']!r})"
     where = ".".join(keys) or ".".join(map(str, problem["loc"]))
     return f"{path}, line {line}: {where}: {message}{shown}."
 
@@ -341,8 +438,7 @@ def _child(node: Any, part: str | int) -> tuple[Any, Any] | None:
 _NESTED: dict[str, type[BaseModel]] = {
     "task": TaskPlan,
     "teacher": TeacherPlan,
-    "students": StudentSettings,
-    **KINDS,
+    "students": RositaSettings,
     "general": GeneralSettings,
     "training": DistillSettings,
     "sweeps": Sweep,
@@ -353,7 +449,11 @@ _NESTED: dict[str, type[BaseModel]] = {
 def _model_of(model: type[BaseModel], key: str) -> type[BaseModel] | None:
     field = model.model_fields.get(key)
     annotation = field.annotation if field else None
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else _NESTED.get(key)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else _nested(key)
+
+
+def _nested(key: str) -> type[BaseModel] | None:
+    return STUDENTS[key] if key in STUDENTS else _NESTED.get(key)
 
 
 def _parent_model(loc: tuple[str | int, ...]) -> type[BaseModel]:

@@ -1,0 +1,236 @@
+"""The table of results: one tidy row for each trial, made of the trials' results whenever you ask."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hskd.errors import CorruptionError, HskdError
+from hskd.results.folder import TRIALS, ResultsFolder
+from hskd.trials.result import StageRecord, TrialResult
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table.
+
+    Attributes:
+        name: its header.
+        description: what its values mean.
+        get: its value for a trial's result.
+    """
+
+    name: str
+    description: str
+    get: Callable[[TrialResult], Any]
+
+
+def _config(result: TrialResult) -> dict[str, Any]:
+    return result.config or {}
+
+
+def _amount(result: TrialResult, dimension: str, field: str) -> str:
+    """A field of the spec as text: amounts are numbers or ``all``, and a Parquet column has one type."""
+    value = (result.spec_fields or {}).get(dimension, {}).get(field)
+    return "" if value is None else str(value)
+
+
+_NO_STAGE = StageRecord(
+    epochs=0, steps=0, examples=0, seconds=0.0, examples_per_second=0.0, first_loss=None, last_loss=None
+)
+
+
+def _stage(result: TrialResult, name: str) -> StageRecord:
+    return result.stages.get(name, _NO_STAGE)
+
+
+def _examples_per_second(result: TrialResult) -> float | None:
+    stages = [_stage(result, name) for name in ("hsk", "prediction")]
+    seconds = sum(stage.seconds for stage in stages)
+    return sum(stage.epochs for stage in stages) * result.train_examples / seconds if seconds else None
+
+
+def _clipped_share(result: TrialResult) -> float | None:
+    """Of trials of earlier versions; later ones do not record it."""
+    stages = [_stage(result, name) for name in ("hsk", "prediction")]
+    recorded = [(stage.steps, stage.clipped_share) for stage in stages if stage.clipped_share is not None]
+    steps = sum(count for count, _ in recorded)
+    return sum(count * share for count, share in recorded) / steps if steps else None
+
+
+_COLUMNS = (
+    Column("trial", "fingerprint of the trial's config; names its files in trials/", lambda result: result.id),
+    Column("task", "name of the task", lambda result: result.task),
+    Column("teacher", "the teacher's model", lambda result: _config(result)["teacher"]["model"]),
+    Column("student", "kind and sizes of the student", lambda result: result.student_name),
+    Column(
+        "train_examples",
+        "examples that the student trained on, augmented ones included",
+        lambda result: result.train_examples,
+    ),
+    Column("arm", "spec, full, none, paper_none, gold or shuffled", lambda result: result.settings["arm"]),
+    Column(
+        "spec",
+        "label of the HSK spec; empty but for the arms spec, full and shuffled",
+        lambda result: result.spec or "",
+    ),
+    Column("seed", "decides batches, dropout and W", lambda result: result.settings["seed"]),
+    Column(
+        "fraction",
+        "kept values / values of full HSK of the same mapping, on real tokens",
+        lambda result: result.fraction,
+    ),
+    Column(
+        "fraction_padded",
+        "the same, counted on tokens padded to the maximum length, as in the paper",
+        lambda result: result.fraction_padded,
+    ),
+    Column("kept_values", "values kept, over all training examples", lambda result: result.kept_values),
+    Column("bytes_per_example", "what the spec's store takes on disk", lambda result: result.bytes_per_example),
+    Column("n", "depth: top student layers kept", lambda result: _amount(result, "depth", "n")),
+    Column(
+        "l_top",
+        "depth: teacher layer, or share of its layers, that the top student layer learns from",
+        lambda result: _amount(result, "depth", "l_top"),
+    ),
+    Column("length", "length: selector", lambda result: _amount(result, "length", "selector")),
+    Column("k", "length: tokens kept of an example", lambda result: _amount(result, "length", "k")),
+    Column("width", "width: selector", lambda result: _amount(result, "width", "selector")),
+    Column(
+        "w", "width: share of the neurons kept", lambda result: (result.spec_fields or {}).get("width", {}).get("w")
+    ),
+    Column("precision", "precision: selector", lambda result: _amount(result, "precision", "selector")),
+    Column(
+        "score",
+        "what is reported: the score on score_split after the last epoch, a share of 1",
+        lambda result: result.metrics[result.scored_split]["score"],
+    ),
+    Column("score_split", "test where it has labels, else dev", lambda result: result.scored_split),
+    Column(
+        "mismatched_score",
+        "mnli: the score on the mismatched split beside score_split",
+        lambda result: result.metrics.get(f"{result.scored_split}_mismatched", {}).get("score", math.nan),
+    ),
+    Column("dev_score", "score on dev after the last epoch", lambda result: result.metrics["dev"]["score"]),
+    Column(
+        "best_dev_score",
+        "best score on dev over the epochs of the last stage; for information, not for reporting",
+        lambda result: result.best_dev_score,
+    ),
+    Column("dev_scores", "score on dev after each epoch of the last stage", lambda result: result.dev_scores),
+    Column(
+        "teacher_score",
+        "the teacher's score on score_split",
+        lambda result: (result.teacher_metrics or {})[result.scored_split]["score"],
+    ),
+    Column(
+        "held_out_hsk_loss",
+        "after the HSK stage: loss against full HSK of the same mapping, on dev examples",
+        lambda result: _stage(result, "hsk").held_out_loss,
+    ),
+    Column("hsk_epochs", "epochs of the HSK stage", lambda result: _stage(result, "hsk").epochs),
+    Column("prediction_epochs", "epochs of the last stage", lambda result: _stage(result, "prediction").epochs),
+    Column(
+        "hsk_lr",
+        "learning rate of the HSK stage",
+        lambda result: result.settings["hsk_lr"] if "hsk" in result.stages else None,
+    ),
+    Column("prediction_lr", "peak learning rate of the last stage", lambda result: result.settings["prediction_lr"]),
+    Column("hsk_seconds", "time of the HSK stage", lambda result: _stage(result, "hsk").seconds),
+    Column("prediction_seconds", "time of the last stage", lambda result: _stage(result, "prediction").seconds),
+    Column("examples_per_second", "over both stages, each example counted once an epoch", _examples_per_second),
+    Column(
+        "clipped_share",
+        "share of the steps whose gradient was clipped; recorded before TrialResult had a version",
+        _clipped_share,
+    ),
+    Column(
+        "peak_memory_bytes",
+        "peak resident memory of the process that ran the trial, which may have run others before",
+        lambda result: result.peak_memory_bytes,
+    ),
+    Column("dtype", "fp32, or bf16 for autocast", lambda result: result.dtype),
+    Column("device", "where the student trained", lambda result: result.device),
+    Column("threads", "CPU threads of the trial", lambda result: result.threads),
+    Column("git_commit", "of the code", lambda result: result.made_by["git_commit"]),
+)
+COLUMNS = {column.name: column.description for column in _COLUMNS}
+"""Every column of the table, and what it means."""
+_FIELDS = {"depth": {"n", "l_top", "selector"}, "length": {"selector", "k"}, "width": {"selector", "w"}}
+"""The fields of selectors that have a column of their own in :data:`COLUMNS`."""
+_ORDER = ["student", "seed", "fraction", "arm", "spec", "trial"]
+
+
+def load(path: str | Path) -> pd.DataFrame:
+    """The table of a results folder: one row for each trial of the grid that is done, packed or not.
+
+    A result from before the grid was changed is left out.
+
+    Raises:
+        HskdError: there is no results folder, or no trial is done.
+        CorruptionError: a result cannot be read.
+    """
+    folder = ResultsFolder(path)
+    if not folder.exists:
+        raise HskdError(
+            f"{folder.path}: no results there (neither {folder.table_file.name} nor a folder {TRIALS}); "
+            "run the grid first (hskd grid run)."
+        )
+    results = folder.results()
+    if not results:
+        raise HskdError(f"{folder.path}: no trial is done yet; run the grid first (hskd grid run).")
+    return table_of(results)
+
+
+def table_of(results: Mapping[str, TrialResult]) -> pd.DataFrame:
+    """The table of some results, by id: the columns of :data:`COLUMNS`, then the further fields of selectors, sorted.
+
+    Such a column is named ``DIMENSION.FIELD``, holds text, and is empty where a selector has no such field.
+
+    Raises:
+        CorruptionError: a result lacks what a column needs; the message names the trial.
+    """
+    import pandas as pd
+
+    rows = []
+    for trial, result in results.items():
+        try:
+            rows.append(row(result) | _further(result))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CorruptionError(
+                f"{trial}.json: not a trial's result ({error!r}); delete it and run the grid."
+            ) from None
+    further = sorted({name for values in rows for name in values} - set(COLUMNS))
+    table = pd.DataFrame(rows, columns=[*COLUMNS, *further])
+    table[further] = table[further].fillna("")
+    return table.sort_values(_ORDER, kind="stable", ignore_index=True)
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> Path:
+    """Write a table as CSV, with lists as numbers separated by spaces; returns ``path``."""
+    from hskd.io import atomic_path
+
+    flat = table.assign(dev_scores=[" ".join(map(str, scores)) for scores in table["dev_scores"]])
+    with atomic_path(path) as temporary:
+        flat.to_csv(temporary, index=False)
+    return path
+
+
+def row(result: TrialResult) -> dict[str, Any]:
+    """A trial's result as a row of the table."""
+    return {column.name: column.get(result) for column in _COLUMNS}
+
+
+def _further(result: TrialResult) -> dict[str, str]:
+    return {
+        f"{dimension}.{field}": str(value)
+        for dimension, fields in (result.spec_fields or {}).items()
+        for field, value in fields.items()
+        if field not in _FIELDS.get(dimension, {"selector"})
+    }

@@ -1,0 +1,180 @@
+"""Fold the files of single trials into one table and one file of outputs, and take them apart again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zipfile import ZIP_LZMA, ZipFile, ZipInfo
+
+import numpy as np
+from filelock import FileLock
+
+from hskd.artifacts import lock_path
+from hskd.errors import CorruptionError, HskdError
+from hskd.io import atomic_path, read_json, write_json
+from hskd.results.columns import table_of
+from hskd.results.folder import (
+    PLANNED_FILE,
+    PLANNED_KEY,
+    Outputs,
+    ResultsFolder,
+    parts,
+    read_columns,
+    read_outputs,
+    read_predictions,
+    validated,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What :func:`pack` did.
+
+    Attributes:
+        trials: in the folder's table now.
+        folded: of them, those that lay in files of their own.
+        before: bytes of the folder's results before.
+        after: bytes of them now.
+    """
+
+    trials: int
+    folded: int
+    before: int
+    after: int
+
+
+def pack(path: str | Path) -> Packed:
+    """Fold the files of single trials into ``trials.parquet`` and ``predictions.npz``.
+
+    New files are written beside the old ones, read back and compared, and only then take their place. After that the
+    files of the trials are deleted. So a process that is killed at any moment loses nothing, and the next call goes
+    on. A second call changes nothing. Files of failed trials stay.
+
+    Raises:
+        HskdError: there are no results.
+        CorruptionError: a file cannot be read; nothing is deleted then.
+    """
+    folder = ResultsFolder(path)
+    if not folder.exists:
+        raise HskdError(f"{folder.path}: no results there; run the grid first (hskd grid run).")
+    with FileLock(lock_path(folder.path / "pack")):
+        before = _bytes(folder)
+        files = folder.result_files()
+        outputs_files = {trial: folder.outputs_file(trial) for trial in (file.stem for file in files)}
+        _clear(folder)
+        _fold(folder, files, [file for file in outputs_files.values() if file.is_file()])
+        with suppress(OSError):  # what is left there are trials that failed, or that end now
+            folder.trials.rmdir()
+        return Packed(len(folder.done()), len(files), before, _bytes(folder))
+
+
+def unpack(path: str | Path) -> int:
+    """Write the files of single trials back, as they were before :func:`pack`; returns how many.
+
+    The packed files are deleted.
+    """
+    folder = ResultsFolder(path)
+    with FileLock(lock_path(folder.path / "pack")):
+        results, outputs, planned = folder.packed(), folder.packed_outputs(), folder.planned()
+        if planned is not None:
+            write_json(folder.path / PLANNED_FILE, planned)
+        for trial, arrays in outputs.items():
+            if not folder.outputs_file(trial).is_file():
+                with atomic_path(folder.outputs_file(trial)) as temporary, temporary.open("wb") as file:
+                    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        for trial, content in results.items():
+            if not folder.result_file(trial).is_file():
+                write_json(folder.result_file(trial), content)
+        folder.table_file.unlink(missing_ok=True)
+        folder.predictions_file.unlink(missing_ok=True)
+        return len(results)
+
+
+def _clear(folder: ResultsFolder) -> None:
+    """Delete what a process left that was killed while it packed."""
+    for file in (folder.table_file, folder.predictions_file):
+        for left in folder.path.glob(f".{file.name}.*"):
+            left.unlink()
+
+
+def _fold(folder: ResultsFolder, files: Sequence[Path], outputs_files: Sequence[Path]) -> None:
+    planned_file = folder.path / PLANNED_FILE
+    if not files and not planned_file.is_file():
+        return
+    contents = folder.packed()
+    results = {trial: validated(content, folder.table_file) for trial, content in contents.items()}
+    for file in files:
+        contents[file.stem] = read_json(file)
+        results[file.stem] = validated(contents[file.stem], file)
+    if not results:
+        return
+    frame = table_of(results)
+    # The outputs first: a row of the table says that a trial is done.
+    if outputs_files:
+        outputs = folder.packed_outputs() | {file.stem: read_outputs(file) for file in outputs_files}
+        _write_outputs(folder, {trial: outputs[trial] for trial in frame["trial"] if trial in outputs})
+    _write_table(folder, frame, contents, folder.planned())
+    for file in (planned_file, *outputs_files, *files):
+        file.unlink(missing_ok=True)
+
+
+def _write_table(
+    folder: ResultsFolder, frame: pd.DataFrame, contents: Mapping[str, Any], planned: Sequence[str] | None
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = [json.dumps(contents[trial], ensure_ascii=False) for trial in frame["trial"]]
+    table = pa.Table.from_pandas(frame.assign(result=texts), preserve_index=False)
+    metadata = {} if planned is None else {PLANNED_KEY: json.dumps(list(planned))}
+    with atomic_path(folder.table_file) as temporary:
+        # One page for the column of results: they differ in little, and compress well together.
+        pq.write_table(
+            table.replace_schema_metadata(metadata),
+            temporary,
+            compression="zstd",
+            compression_level=19,
+            data_page_size=2**26,
+        )
+        _require(read_columns(temporary, "trial", "result") == [list(frame["trial"]), texts], folder.table_file)
+
+
+def _write_outputs(folder: ResultsFolder, outputs: Mapping[str, Outputs]) -> None:
+    with atomic_path(folder.predictions_file) as temporary:
+        with ZipFile(temporary, "w", ZIP_LZMA) as archive:
+            for name, array in parts(outputs):
+                entry = ZipInfo(f"{name}.npy")  # dated 1980: equal outputs give equal bytes
+                entry.compress_type = ZIP_LZMA
+                with archive.open(entry, "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, array, allow_pickle=False)
+        _require(_equal(read_predictions(temporary), outputs), folder.predictions_file)
+
+
+def _equal(first: Mapping[str, Outputs], second: Mapping[str, Outputs]) -> bool:
+    """Whether two sets of outputs are the same to the bit."""
+
+    def described(outputs: Mapping[str, Outputs]) -> dict[str, dict[str, tuple[Any, ...]]]:
+        return {
+            trial: {split: (array.dtype.str, array.shape, array.tobytes()) for split, array in arrays.items()}
+            for trial, arrays in outputs.items()
+        }
+
+    return described(first) == described(second)
+
+
+def _require(same: bool, file: Path) -> None:
+    if not same:
+        raise CorruptionError(f"{file}: what was written is not what was read back. Nothing was deleted; try again.")
+
+
+def _bytes(folder: ResultsFolder) -> int:
+    """Bytes of what the folder holds of its trials."""
+    files = [folder.table_file, folder.predictions_file, folder.path / PLANNED_FILE, *folder.trials.glob("*")]
+    return sum(file.stat().st_size for file in files if file.is_file())
