@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import entry_points
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
-from safetensors import SafetensorError
 
 from hskd import processes
-from hskd.cli import cache, distill, general, grid, remote, store, student, teacher
+from hskd.cli.commands import LazyGroup
 from hskd.cli.launch import SHARED, leave_to_main, note_missing_processes
 from hskd.cli.progress import console
+from hskd.cli.quiet import quiet_libraries
 from hskd.errors import HskdError
 
 app = typer.Typer(
+    cls=LazyGroup,
     help="How little of a teacher's hidden-state knowledge (HSK) does a student need?\n\n"
     "Try [bold]hskd demo[/bold] first. By hand: [bold]teacher[/bold] fine-tunes a teacher, [bold]student[/bold] "
     "prunes it, [bold]store extract[/bold] runs it once over the data, [bold]distill[/bold] trains the student from "
@@ -23,21 +23,20 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
-app.command("teacher")(teacher.command)
-app.command("general")(general.command)
-app.command("student")(student.command)
-app.add_typer(store.app, name="store")
-app.command("distill")(distill.command)
-app.command("push")(remote.push)
-app.command("pull")(remote.pull)
-app.add_typer(grid.app, name="grid")
-app.add_typer(cache.app, name="cache")
-for _command in entry_points(group="hskd.commands"):
-    # Packages built on the engine add commands of their own; the engine need not know them.
-    app.command(_command.name)(_command.load())
 
+_EXTRAS = {
+    "matplotlib": "analysis",
+    "seaborn": "analysis",
+    "jinja2": "analysis",
+    "pytest": "bench",
+    "pytest_benchmark": "bench",
+    "ray": "cluster",
+}
+"""Packages that a plain installation leaves out, and the extra that brings each."""
+
+# click's base of usage errors, which typer brings along and does not export
+_UsageError: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 _debug = False
 
 
@@ -51,29 +50,30 @@ def _options(
     if context.invoked_subcommand not in SHARED:
         leave_to_main()
     note_missing_processes()
-    import datasets
-    from transformers.utils import logging
-
-    datasets.disable_progress_bars()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    quiet_libraries()
 
 
 def main() -> None:
     """Run the command line; an error that the user can mend is one message and exit code 2."""
     try:
-        app()
-    except SystemExit as end:
-        if not end.code:
+        # In standalone mode typer would draw a frame around a usage error with rich, whose import takes longer than the
+        # rest.
+        code = app(standalone_mode=False) or 0
+        if code == 0:
             processes.stop()
-        raise
-    except (HskdError, OSError, SafetensorError) as error:
-        if _debug:
-            raise
-        _end_with(str(error))
+        sys.exit(code)
+    except typer.Abort:
+        _end_with("aborted.")
     except Exception as error:
+        if isinstance(error, _UsageError):
+            error.show()
+            sys.exit(error.exit_code)
         if _debug:
             raise
+        if isinstance(error, (HskdError, OSError)) or _is_of_safetensors(error):
+            _end_with(str(error))
+        if isinstance(error, ModuleNotFoundError) and (extra := _EXTRAS.get((error.name or "").partition(".")[0])):
+            _end_with(f"this command needs {error.name}, which is not installed: pip install 'hskd[{extra}]'")
         if "by peer" in str(error):  # how gloo says that it lost a connection
             _end_with(
                 "another process is gone, killed or out of memory; the launcher says which. Nothing is lost: run the "
@@ -84,8 +84,14 @@ def main() -> None:
         raise
 
 
+def _is_of_safetensors(error: Exception) -> bool:
+    """Whether ``safetensors`` says that a file is broken; where it is not imported, it cannot have."""
+    library = sys.modules.get("safetensors")
+    return library is not None and isinstance(error, library.SafetensorError)
+
+
 def _end_with(message: str) -> NoReturn:
     if processes.first_to_fail():
-        console.quiet = False
-        console.print(f"error: {message}", style="bold red", markup=False)
+        console().quiet = False
+        console().print(f"error: {message}", style="bold red", markup=False)
     sys.exit(2)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from hskd.artifacts import format_bytes
-from hskd.cache import DAY, Artifact, artifacts, collect
-from hskd.remote.copies import CACHE
-from hskd.spec import HSKSpec
+from hskd.artifact_gc import DAY, Artifact, artifacts, collect
+from hskd.cli.plugin_option import plugin_option
+from hskd.errors import HskdError
+from hskd.hashing import canonical_json
+from hskd.io import format_bytes
 
 app = typer.Typer(
     help="The work folder: teachers, general students, students, stores, trials, and copies of what lies elsewhere.",
@@ -22,12 +23,14 @@ app = typer.Typer(
 
 
 @app.command("ls")
+@plugin_option
 def ls(work: Annotated[Path, typer.Option(help="Folder of artifacts.")] = Path("work")) -> None:
     """List artifacts, the most recently used first."""
     _show(artifacts(work), str(work))
 
 
 @app.command("gc")
+@plugin_option
 def gc(
     work: Annotated[Path, typer.Option(help="Folder of artifacts.")] = Path("work"),
     older_than: Annotated[float, typer.Option(min=0, help="Days since the last use.")] = 30,
@@ -56,10 +59,12 @@ def _show(listed: list[Artifact], title: str) -> None:
 
 
 def _summary(artifact: Artifact) -> str:
+    from hskd.remote.copies import CACHE
+
     recipe, kind = artifact.recipe, artifact.kind
     if kind == CACHE:
         return str(recipe["url"])
-    spec = HSKSpec.parse(recipe["spec"]).label if recipe.get("spec") else None
+    spec = _label(recipe["spec"]) if recipe.get("spec") else None
     if kind == "stores":
         return spec or "superset"
     fields = recipe.get(
@@ -68,3 +73,13 @@ def _summary(artifact: Artifact) -> str:
     chosen = {"teachers": ("model",), "trials": ("arm", "seed")}.get(kind, tuple(fields))
     shown = {name: fields.get(name) for name in chosen} | {"spec": spec}
     return ", ".join(f"{name} {value}" for name, value in shown.items() if value is not None)
+
+
+def _label(spec: Any) -> str:
+    """The short form of a spec; that of a plug-in that is not loaded as JSON."""
+    from hskd.spec import HSKSpec
+
+    try:
+        return HSKSpec.parse(spec).label
+    except HskdError:
+        return canonical_json(spec)

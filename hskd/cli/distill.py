@@ -6,22 +6,17 @@ from typing import Annotated
 
 import typer
 
-from hskd import processes
-from hskd.cli.options import TaskOptions, TrainingOptions, with_settings
+from hskd.cli.options import SPEC_HELP, TaskOptions, TrainingOptions, with_settings
 from hskd.cli.places import Output, readable
+from hskd.cli.plugin_option import plugin_option
 from hskd.cli.progress import display
-from hskd.cli.setting import Machine, load_splits
-from hskd.cli.store import SPEC_HELP
-from hskd.cli.store_alone import NO_SCORES, load_store_alone
-from hskd.distill.prepare import Student, from_store, from_teacher, without_teacher
-from hskd.distill.settings import DistillSettings
-from hskd.distill.trial import Run, run_trial
+from hskd.cli.setting import Machine, require_local, require_task, task_plan
+from hskd.cli.store_alone import store_alone_plan
 from hskd.errors import HskdError
-from hskd.spec import HSKSpec
-from hskd.store.reader import Store
-from hskd.teachers.loading import Teacher
+from hskd.trials.settings import DistillSettings
 
 
+@plugin_option
 @with_settings(task=TaskOptions, settings=DistillSettings, run=TrainingOptions)
 def command(
     student: Annotated[str, typer.Option(help="Folder of the student, or a URL.")],
@@ -49,62 +44,64 @@ def command(
     run: TrainingOptions,
 ) -> None:
     """Distil a student: HSK stage, then prediction stage, from a store or from the teacher. Run again to resume."""
-    if (store is None) == (teacher is None) and (settings.arm != "gold" or store is not None):
-        raise HskdError("give either --store (offline) or --teacher (online).")
+    # What can be refused is refused before PyTorch is imported.
+    _require_one_source(store, teacher, settings.arm)
+    require_task(task.task)
+    require_local("--student", student, "hskd student")
+    if teacher is not None:
+        require_local("--teacher", teacher, "hskd teacher")
+    from hskd.spec import HSKSpec
+
+    parsed = HSKSpec.parse(spec) if spec else None
+    from hskd import processes
+    from hskd.runtime import RunOptions
+    from hskd.store.reader import Store
+    from hskd.trials.config import GivenStudent, TeacherPlan, TrialConfig
+    from hskd.trials.execute import execute
+    from hskd.trials.workspace import Workspace
+
     machine = Machine.of(run)
     output = Output.of(out, task.work)
     student_folder = readable("--student", student, task.work, "hskd student")
-    wanted = HSKSpec.parse(spec) if spec else None
-    opened = None if store is None else Store.open(readable("--store", store, task.work))
-    if no_data:
-        kind, splits = load_store_alone(opened, settings.arm, task, student_folder)
-    else:
-        data, splits = load_splits(task, str(student_folder), augmented=True)
-        kind = data.task
-    loaded = Student.load(student_folder, kind)
+    store_folder = None if store is None else readable("--store", store, task.work)
     teacher_folder = None if teacher is None else readable("--teacher", teacher, task.work, "hskd teacher")
+    opened = None if store_folder is None else Store.open(store_folder)
+    config = TrialConfig(
+        task=store_alone_plan(opened, settings.arm, task) if no_data else task_plan(task),
+        teacher=None if teacher_folder is None else TeacherPlan(model=str(teacher_folder), fine_tuned=True),
+        student=GivenStudent(folder=str(student_folder)),
+        settings=settings,
+        spec=parsed,
+        dtype=machine.dtype,
+        device=str(machine.device),
+        threads=machine.threads,
+        build_threads=machine.threads,
+        online=teacher_folder is not None,
+        store=None if store_folder is None else str(store_folder),
+        store_alone=no_data,
+    )
+    options = RunOptions(machine.dtype, machine.device, checkpoints, report_to, compile, run.accumulate)
     with display() as shown:
-        if opened is not None:
-            prepared = from_store(
-                opened, settings, wanted, loaded, kind, splits["train"], output.folder / "store", shown.say
-            )
-        elif teacher_folder is None:
-            prepared = without_teacher(loaded, kind, splits["train"])
-        else:
-            model = Teacher.load(str(teacher_folder), kind)
-            model.model.to(machine.device)
-            prepared = from_teacher(model, settings, wanted, loaded, kind, splits["train"], machine.dtype)
-        result = run_trial(
-            settings,
-            kind,
-            splits,
-            loaded.model,
-            prepared.teacher_width,
-            prepared.source,
-            output.folder,
-            Run(
-                machine.dtype,
-                machine.device,
-                checkpoints,
-                report_to,
-                compile,
-                run.accumulate,
-                shown.begin,
-                shown.step,
-            ),
-            student_folder=student_folder,
-            record=prepared.record | ({"scores": NO_SCORES} if no_data else {}),
-        )
+        result = execute(config, Workspace(task.work, [config], folder=output.folder, options=options), shown)
     output.publish()
     if not processes.is_main():
         return
-    if result["spec"]:
-        print(
-            f"{result['spec']}: {100 * result['fraction']:.3g} % of full HSK, {result['bytes_per_example']:,.0f} bytes "
-            "an example"
-        )
-    for split, metrics in result["metrics"].items():
+    if result.spec:
+        size = f"{result.bytes_per_example:,.0f} bytes an example"
+        print(f"{result.spec}: {100 * result.fraction:.3g} % of full HSK, {size}")
+    for split, metrics in result.metrics.items():
         print(f"{split}: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in metrics.items()))
-    if no_data:
-        print(f"scores: {NO_SCORES}")
+    if result.scores:
+        print(f"scores: {result.scores}")
     print(f"trial: {out}")
+
+
+def _require_one_source(store: str | None, teacher: str | None, arm: str) -> None:
+    """Refuse two sources of knowledge, or none where the arm needs one.
+
+    Raises:
+        HskdError: says which to give.
+    """
+    none_given, both_given = store is None and teacher is None, store is not None and teacher is not None
+    if both_given or (none_given and arm != "gold"):
+        raise HskdError("give either --store (offline) or --teacher (online).")

@@ -7,14 +7,15 @@ from typing import Annotated
 
 import typer
 
-from hskd.cli.options import RunOptions, with_settings
+from hskd.cli.options import MachineOptions, with_settings
+from hskd.cli.plugin_option import plugin_option
 from hskd.cli.progress import display
 from hskd.cli.setting import Machine
-from hskd.distill.general import general_distill, general_record
-from hskd.students.general import GeneralSettings
+from hskd.students.general.settings import GeneralSettings
 
 
-@with_settings(settings=GeneralSettings, run=RunOptions)
+@plugin_option
+@with_settings(settings=GeneralSettings, run=MachineOptions)
 def command(
     out: Annotated[Path, typer.Option(help="Folder of the general student.")],
     model: Annotated[
@@ -23,25 +24,19 @@ def command(
     report_to: Annotated[str, typer.Option(help="tensorboard, wandb, mlflow, ...")] = "none",
     *,
     settings: GeneralSettings,
-    run: RunOptions,
+    run: MachineOptions,
 ) -> None:
     """Make a narrow student of the TinyBERT type, where no hub has one: learn a teacher's body on unlabelled text.
 
     The student starts from the teacher's own weights, cut to size, and learns its hidden states. What ends up in
     --out serves any task, like a checkpoint from a hub. Run again to resume.
     """
+    from hskd.runtime import RunOptions
+    from hskd.students.general.distillation import general_distill, general_record
+
     machine = Machine.of(run)
     with display() as shown:
-        general_distill(
-            model,
-            settings,
-            out,
-            dtype=machine.dtype,
-            device=machine.device,
-            report_to=report_to,
-            begin_stage=shown.begin,
-            advance=shown.step,
-        )
+        general_distill(model, settings, out, RunOptions(machine.dtype, machine.device, report_to=report_to), shown)
     record = general_record(out)
     print(
         f"{record['parameters']:,} parameters, {record['tokens_seen']:,} tokens seen in training, "

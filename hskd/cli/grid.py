@@ -1,30 +1,28 @@
-"""``hskd grid``: plan, run, status, retry."""
+"""``hskd grid``: plan, run, status, retry, pack."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from hskd import processes
-from hskd.artifacts import format_bytes
+from hskd.cli import grid_search
+from hskd.cli.plugin_option import plugin_option
 from hskd.cli.progress import display
 from hskd.errors import HskdError
-from hskd.grid.changes import changed, parse_changes, replaced_checkpoint
-from hskd.grid.config import Machine, TrialConfig
-from hskd.grid.estimate import estimate
-from hskd.grid.executors import Executor, InProcess, RayCluster, Workers
-from hskd.grid.publish import error_path
-from hskd.grid.run import Progress, run_grid
-from hskd.grid.spec import GridSpec, load_grid
-from hskd.results import load
-from hskd.runtime import DType
+
+if TYPE_CHECKING:
+    from hskd.grid.executors import Executor
+    from hskd.grid.spec import GridSpec
+    from hskd.runtime import DType
+    from hskd.trials.config import TrialConfig
 
 app = typer.Typer(help="Planned sets of trials: plan, run, resume.", no_args_is_help=True)
+app.command()(grid_search.search)
+app.command()(grid_search.none_rates)
 
 
 @app.callback()
@@ -63,6 +61,10 @@ def read(
     changes: list[str] | None = None,
 ) -> tuple[GridSpec, list[TrialConfig], Path]:
     """The grid of that name, changed as asked for, its trials on this machine, and its output folder."""
+    from hskd.grid.changes import changed, parse_changes, replaced_checkpoint
+    from hskd.grid.spec import load_grid
+    from hskd.trials.config import Machine
+
     grid = load_grid(name)
     wanted: dict[str, Any] = {"seeds": seeds, "task.data": data, "teacher.model": teacher}
     wanted = {key: value for key, value in wanted.items() if value is not None}
@@ -75,6 +77,7 @@ def read(
 
 
 @app.command()
+@plugin_option
 def plan(
     name: Name,
     out: Out = None,
@@ -89,23 +92,31 @@ def plan(
     difference: Annotated[float, typer.Option(min=0.01, help="Difference to be seen, in points of score.")] = 0.5,
 ) -> None:
     """Say what a grid would do: trials, what is done, disk, time, and how many seeds a difference needs."""
+    from rich.console import Console
+    from rich.table import Table
+
     grid, trials, folder = read(name, out, seeds, threads, dtype, data, teacher, checkpoint, changes)
-    progress = Progress.of(trials, folder)
+    from hskd.grid.estimate import estimate
+    from hskd.grid.run import GridStatus
+    from hskd.io import format_bytes
+
+    status = GridStatus.of(trials, folder)
     with display() as shown:
-        estimated = estimate(grid, trials, progress, folder, work, difference / 100, shown)
+        estimated = estimate(grid, trials, status, folder, work, difference / 100, shown)
     table = Table(title=f"{grid.name}: {len(trials)} trials, {len(grid.seed_list)} seeds")
     for column in ("arm", "spec", "share of full HSK", "bytes an example", "done"):
         table.add_column(column, justify="left" if column in ("arm", "spec") else "right")
     for row in estimated.rows:
         table.add_row(*row)
     Console().print(table)
-    print(f"done: {len(progress.done)} of {len(trials)}; failed before: {len(progress.failed)}")
+    print(f"done: {len(status.done)} of {len(trials)}; failed before: {len(status.failed)}")
     print(f"disk for stores: {format_bytes(estimated.store_bytes)}; free: {format_bytes(estimated.free_bytes)}")
     print(f"time: {estimated.time}")
     print(f"seeds: {estimated.seeds}")
 
 
 @app.command()
+@plugin_option
 def run(
     name: Name,
     out: Out = None,
@@ -124,21 +135,26 @@ def run(
     num_gpus: Annotated[float, typer.Option(min=0, help="Ray: GPUs of a trial.")] = 0,
 ) -> None:
     """Run what is not done yet. Kill it and run it again as often as you like."""
-    grid, trials, folder = read(name, out, seeds, threads, dtype, data, teacher, checkpoint, changes)
     if workers > 1 and (ray or ray_address):
         raise HskdError("give --workers or --ray, not both.")
+    grid, trials, folder = read(name, out, seeds, threads, dtype, data, teacher, checkpoint, changes)
+    from hskd.grid.executors import InProcess, RayCluster, Workers
+    from hskd.grid.run import run_grid
+    from hskd.results import TABLE_FILE
+
     executor: Executor = Workers(workers) if workers > 1 else InProcess()
     if ray or ray_address:
         executor = RayCluster(ray_address, num_cpus, num_gpus)
     with display() as shown:
-        table, progress = run_grid(grid, trials, folder, work, executor, shown)
-    print(f"{len(table)} trials in {folder / 'trials.csv'}")
-    if progress.failed:
-        print(f"{len(progress.failed)} failed; see `hskd grid status {name}`", file=sys.stderr)
+        table, status = run_grid(grid, trials, folder, work, executor, shown)
+    print(f"{len(table)} trials in {folder / TABLE_FILE}")
+    if status.failed:
+        print(f"{len(status.failed)} failed; see `hskd grid status {name}`", file=sys.stderr)
         raise typer.Exit(1)
 
 
 @app.command()
+@plugin_option
 def status(
     name: Name,
     out: Out = None,
@@ -152,19 +168,22 @@ def status(
 ) -> None:
     """Say which trials are done, which failed and why, and the scores so far."""
     grid, trials, folder = read(name, out, seeds, threads, dtype, data, teacher, checkpoint, changes)
-    progress = Progress.of(trials, folder)
-    print(
-        f"{grid.name}: {len(progress.done)} done, {len(progress.pending)} to do, of which {len(progress.failed)} failed"
-    )
-    for config in progress.pending:
-        if config.id in progress.failed:
-            print(f"failed: {config.title}: {progress.failed[config.id]}  ({error_path(folder, config)})")
-    if progress.done:
+    from hskd.grid.record import error_path
+    from hskd.grid.run import GridStatus
+    from hskd.results import load
+
+    status = GridStatus.of(trials, folder)
+    print(f"{grid.name}: {len(status.done)} done, {len(status.pending)} to do, of which {len(status.failed)} failed")
+    for config in status.pending:
+        if config.id in status.failed:
+            print(f"failed: {config.title}: {status.failed[config.id]}  ({error_path(folder, config)})")
+    if status.done:
         for (student, arm, spec), scores in load(folder).groupby(["student", "arm", "spec"], sort=False)["score"]:
             print(f"{student}  {arm:10} {spec:30} {100 * scores.mean():.1f} %  ({len(scores)} seeds)")
 
 
 @app.command()
+@plugin_option
 def retry(
     name: Name,
     out: Out = None,
@@ -179,12 +198,32 @@ def retry(
 ) -> None:
     """Run only the trials that failed, here, one after the other."""
     grid, trials, folder = read(name, out, seeds, threads, dtype, data, teacher, checkpoint, changes)
-    failed = Progress.of(trials, folder).failed
+    from hskd.grid.executors import InProcess
+    from hskd.grid.run import GridStatus, run_grid
+
+    failed = GridStatus.of(trials, folder).failed
     if not failed:
         print("no trial has failed")
         return
     with display() as shown:
-        _, progress = run_grid(grid, trials, folder, work, InProcess(), shown, only=failed)
-    print(f"{len(failed) - len(progress.failed)} of {len(failed)} are done now")
-    if progress.failed:
+        _, status = run_grid(grid, trials, folder, work, InProcess(), shown, only=failed)
+    print(f"{len(failed) - len(status.failed)} of {len(failed)} are done now")
+    if status.failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def pack(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of results, such as results/mr-joint.")],
+) -> None:
+    """Fold the files of single trials into trials.parquet and predictions.npz, as the end of a run does.
+
+    Nothing is lost: every result is read back and compared before its file is deleted.
+    """
+    from hskd.io import format_bytes
+    from hskd.results import pack as fold
+
+    for folder in folders:
+        packed = fold(folder)
+        sizes = f"{format_bytes(packed.before)} before, {format_bytes(packed.after)} now"
+        print(f"{folder}: {packed.trials} trials, {packed.folded} folded; {sizes}")

@@ -25,7 +25,7 @@ def note_missing_processes() -> None:
     That is what it does on CPUs without MPI. It leaves an address to meet at, and no one to meet.
     """
     if "ACCELERATE_USE_CPU" in os.environ and "MASTER_PORT" in os.environ and processes.launched()[1] == 1:
-        console.print(
+        console().print(
             "accelerate launch has started one process; to have several on CPUs, give it --multi_gpu (which it needs "
             "there, too) and no --cpu, and give hskd --device cpu."
         )

@@ -12,13 +12,20 @@ import typer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.markup import escape
 
+from hskd.cli.plugin_option import split_names
 from hskd.errors import HskdError
+
+SPEC_HELP = (
+    "What to keep: layers_tokens_width such as 1l_10t_0.1w or all_all_all, then changes such as length=left or l_top=5 "
+    "after commas; or a .json file."
+)
 
 
 class TaskOptions(BaseModel):
     """Which examples."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Help and usage errors need the fields alone, and validators take as long to build as everything else to import.
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     task: Annotated[
         str, Field(description="mr; cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb (GLUE); custom for your own files.")
@@ -49,10 +56,10 @@ class TaskOptions(BaseModel):
     )
 
 
-class RunOptions(BaseModel):
+class MachineOptions(BaseModel):
     """On what machine, how."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     dtype: Annotated[
         Literal["auto", "fp32", "bf16"], Field(description="auto: bf16 autocast where it is native, else fp32.")
@@ -61,7 +68,7 @@ class RunOptions(BaseModel):
     threads: Annotated[int | None, Field(ge=1, description="CPU threads; their number changes the bits.")] = None
 
 
-class TrainingOptions(RunOptions):
+class TrainingOptions(MachineOptions):
     """On what machine, how."""
 
     accumulate: Annotated[
@@ -97,7 +104,7 @@ def with_settings(**models: type[BaseModel]) -> Callable[[Callable[..., None]], 
                     rich_help_panel=(model.__doc__ or "").splitlines()[0],
                     show_default=not several,
                     metavar="NAME" if several else None,
-                    callback=_split if several else None,
+                    callback=split_names if several else None,
                 )
                 kind: Any = list[str] if several else field.annotation
                 parameters.append(
@@ -122,11 +129,6 @@ def with_settings(**models: type[BaseModel]) -> Callable[[Callable[..., None]], 
         return run
 
     return decorate
-
-
-def _split(values: list[str]) -> list[str]:
-    """The names of a repeatable option, some of which may come together."""
-    return [name.strip() for given in values for name in given.split(",") if name.strip()]
 
 
 def _validated(model: type[BaseModel], fields: dict[str, Any]) -> BaseModel:

@@ -6,12 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hskd import processes
-from hskd.artifacts import Workspace
 from hskd.cli.progress import display
-from hskd.cli.setting import require_folder
-from hskd.remote.contents import finished_contents
-from hskd.remote.copies import CACHE, fetch, publish, pull
-from hskd.remote.place import Place, is_url
 
 
 def readable(flag: str, given: str, work: Path, command: str | None = None) -> Path:
@@ -20,6 +15,9 @@ def readable(flag: str, given: str, work: Path, command: str | None = None) -> P
     Raises:
         HskdError: nothing is there; ``command``, if given, is named as what makes one.
     """
+    from hskd.cli.setting import require_folder
+    from hskd.remote import fetch, is_url
+
     if is_url(given):
 
         def copy() -> Path:
@@ -55,10 +53,15 @@ class Output:
 
     @classmethod
     def _found(cls, given: str, work: Path) -> Output:
+        from hskd.artifacts import ArtifactFolders
+        from hskd.remote.contents import finished_contents
+        from hskd.remote.copies import CACHE, pull
+        from hskd.remote.place import Place, is_url
+
         if not is_url(given):
             return cls(given, Path(given))
         place = Place(given)
-        folder = Workspace(work).folder(CACHE, {"url": place.url, "content": "made here"})
+        folder = ArtifactFolders(work).folder(CACHE, {"url": place.url, "content": "made here"})
         # Asked before anything runs: a protocol that cannot be used must not be found out at the end.
         if finished_contents(place) is not None and not folder.exists():
             with display() as shown:
@@ -71,9 +74,13 @@ class Output:
         Raises:
             HskdError: see :func:`hskd.remote.publish`.
         """
+        from hskd.remote import is_url
+
         if is_url(self.given):
             processes.by_main(self._publish)
 
     def _publish(self) -> None:
+        from hskd.remote import publish
+
         with display() as shown:
             publish(self.folder, self.given, shown)

@@ -2,45 +2,72 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from typing import TYPE_CHECKING
 
 from hskd import processes
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+
+@cache
+def console() -> Console:
+    """Where messages go: stderr. A usage error needs none, so rich is imported here."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+LINE_SECONDS = 15.0
+"""Time between two lines about the same work, where there is no terminal to draw a bar on."""
+
+
+class Lines:
+    """Progress of one piece of work as lines of text, for a log."""
+
+    def __init__(self, title: str, total: int) -> None:
+        self._title, self._total, self._done = title, total, 0
+        self._started = self._last_line = time.monotonic()
+        console().print(f"{title}: {total} steps")
+
+    def advance(self, steps: int) -> None:
+        """Count ``steps``, and print a line if the last one is ``LINE_SECONDS`` old."""
+        self._done += steps
+        now = time.monotonic()
+        if now - self._last_line >= LINE_SECONDS:
+            self._last_line = now
+            minutes, seconds = divmod(round(now - self._started), 60)
+            console().print(f"{self._title}: {self._done}/{self._total} steps, {minutes}:{seconds:02}")
 
 
 class Display:
-    """One progress bar at a time."""
+    """One progress bar at a time, or lines where there is no terminal."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._bar: TaskID | None = None
+        self._lines: Lines | None = None
         self._overall: TaskID | None = None
 
     def begin(self, title: str, total: int) -> None:
         """Start a bar of ``total`` steps; the one before is finished."""
         self.end()
-        if console.is_terminal:
+        if console().is_terminal:
             self._bar = self._progress.add_task(title, total=total)
         else:
-            console.print(f"{title}: {total} steps")
+            self._lines = Lines(title, total)
 
     def advance(self, steps: int = 1) -> None:
         """Move the bar on."""
         if self._bar is not None:
             self._progress.advance(self._bar, steps)
+        elif self._lines is not None:
+            self._lines.advance(steps)
 
     def step(self) -> None:
         """Move the bar on by one."""
@@ -51,10 +78,11 @@ class Display:
         if self._bar is not None:
             self._progress.remove_task(self._bar)
             self._bar = None
+        self._lines = None
 
     def trials(self, done: int, failed: int, total: int, news: str, running: int = 0) -> None:
         """A trial of a grid ended."""
-        if self._overall is None and console.is_terminal:
+        if self._overall is None and console().is_terminal:
             self._overall = self._progress.add_task("trials", total=total)
         if self._overall is not None:
             parts = ["trials", f"{running} running" if running else "", f"{failed} failed" if failed else ""]
@@ -64,12 +92,21 @@ class Display:
 
     def say(self, message: str) -> None:
         """Print a line above the bar."""
-        console.print(message)
+        console().print(message)
 
 
 @contextmanager
 def display() -> Iterator[Display]:
     """A display for the length of a command."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -77,8 +114,10 @@ def display() -> Iterator[Display]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    console.quiet = not processes.is_main()
-    with Progress(*columns, console=console, transient=True) as progress:
+    console().quiet = not processes.is_main()
+    progress = Progress(*columns, console=console(), transient=True)
+    # Without a terminal there is nothing to draw, and drawing nothing ends with an empty line.
+    with progress if console().is_terminal else nullcontext():
         shown = Display(progress)
         yield shown
         shown.end()

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from hskd import remote
 from hskd.cli.progress import display
 from hskd.errors import HskdError
 
@@ -17,6 +16,8 @@ def push(
     url: Annotated[str, typer.Argument(help="Where it goes: any URL that fsspec opens, such as s3://bucket/store.")],
 ) -> None:
     """Copy a store, teacher, student or trial to a URL, with checksums. Run again to resume."""
+    from hskd import remote
+
     _require_url(url)
     with display() as shown:
         remote.publish(folder, url, shown)
@@ -28,6 +29,8 @@ def pull(
     folder: Annotated[Path, typer.Argument(help="Folder that it goes to.")],
 ) -> None:
     """Copy a store, teacher, student or trial from a URL into a folder, and verify it. Run again to resume."""
+    from hskd import remote
+
     _require_url(url)
     with display() as shown:
         remote.pull(url, folder, shown)
@@ -35,5 +38,7 @@ def pull(
 
 
 def _require_url(url: str) -> None:
-    if not remote.is_url(url):
+    from hskd.remote import is_url
+
+    if not is_url(url):
         raise HskdError(f"{url}: expected a URL, such as s3://bucket/store or file:///mnt/share/store.")

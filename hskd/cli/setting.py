@@ -1,49 +1,78 @@
-"""From options to what the engine takes: tokenised examples, device, precision."""
+"""From options to what the engine takes: plans, tokenised examples, device, precision."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from hskd import processes
-from hskd.cli.options import RunOptions, TaskOptions
+from hskd.cli.options import MachineOptions, TaskOptions
 from hskd.errors import HskdError
-from hskd.runtime import resolve_device, resolve_dtype, set_threads
-from hskd.tasks import TaskData, TokenizedSplit, load_task, tokenize
-from hskd.tasks.augment import AUGMENTED
-from hskd.teachers.loading import load_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from hskd.trials.config import TaskPlan
+    from hskd.trials.data import Examples
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Resolved device and precision."""
+    """Resolved device, precision and threads."""
 
     device: torch.device
     dtype: str
+    threads: int
 
     @classmethod
-    def of(cls, options: RunOptions) -> Machine:
+    def of(cls, options: MachineOptions) -> Machine:
         """Resolve what ``options`` leave to the machine, meet the other processes, and set the threads."""
+        from hskd import processes
+        from hskd.runtime import resolve_device, resolve_dtype, set_threads
+
         device = processes.start(resolve_device(options.device))
-        set_threads(options.threads)
-        return cls(device, resolve_dtype(options.dtype, device))
+        threads = set_threads(options.threads)
+        return cls(device, resolve_dtype(options.dtype, device), threads)
 
 
-def load_data(options: TaskOptions, augmented: bool = False) -> TaskData:
-    """The task's examples, as text; with augmented sentences, if there are any and they are asked for.
+def task_plan(options: TaskOptions) -> TaskPlan:
+    """The options of the task as a trial's config has them.
 
     Raises:
-        HskdError: the task or its files cannot be read.
+        HskdError: there is no such task.
     """
-    columns = options.text_columns.split(",") if options.text_columns else None
-    return load_task(options.task, options.data, columns, options.label_column, options.augment if augmented else None)
+    from hskd.trials.config import TaskPlan
+
+    require_task(options.task)
+    fields = options.model_dump(include=set(TaskPlan.model_fields) - {"text_columns"})
+    columns = tuple(options.text_columns.split(",")) if options.text_columns else None
+    return TaskPlan(name=options.task, text_columns=columns, **fields)
 
 
-def load_splits(
-    options: TaskOptions, tokenizer: str, augmented: bool = False
-) -> tuple[TaskData, dict[str, TokenizedSplit]]:
+def require_task(name: str) -> None:
+    """Refuse a task that is not known.
+
+    Raises:
+        HskdError: names the tasks there are.
+    """
+    from hskd.tasks.registry import TASKS
+
+    TASKS.require(name)
+
+
+def require_local(flag: str, place: str, command: str) -> None:
+    """Refuse a folder that is not there; a URL is left to the command.
+
+    Raises:
+        HskdError: names the flag, the folder, and the command that makes one.
+    """
+    from hskd.remote.place import is_url
+
+    if not is_url(place):
+        require_folder(flag, Path(place), command)
+
+
+def load_examples(options: TaskOptions, tokenizer: str, augmented: bool = False) -> Examples:
     """The task's examples, tokenised by the tokenizer of the model ``tokenizer``.
 
     Args:
@@ -55,15 +84,9 @@ def load_splits(
     Raises:
         HskdError: the task, its files, or the tokenizer cannot be read.
     """
-    data = load_data(options, augmented)
-    if options.max_length is not None and options.max_length > data.task.max_length:
-        raise HskdError(f"--max-length {options.max_length}: task {data.task.name} has at most {data.task.max_length}.")
-    splits = tokenize(data, load_tokenizer(tokenizer), options.work / "tokens", options.max_length)
-    if options.train_examples is not None:
-        splits["train"] = splits["train"].first(options.train_examples)
-    if AUGMENTED in splits:
-        splits["train"] = splits["train"].followed_by(splits.pop(AUGMENTED))
-    return data, splits
+    from hskd.trials.data import task_examples
+
+    return task_examples(task_plan(options), tokenizer, options.work, augmented)
 
 
 def require_folder(flag: str, folder: Path, command: str) -> None:

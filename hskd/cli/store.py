@@ -6,34 +6,22 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from hskd import processes
-from hskd.artifacts import format_bytes
 from hskd.cli.launch import leave_to_main
-from hskd.cli.options import RunOptions, TaskOptions, with_settings
+from hskd.cli.options import SPEC_HELP, MachineOptions, TaskOptions, with_settings
 from hskd.cli.places import Output, readable
+from hskd.cli.plugin_option import plugin_option
 from hskd.cli.progress import display
-from hskd.cli.setting import Machine, load_splits
+from hskd.cli.setting import Machine, load_examples, require_local, require_task
 from hskd.cli.store_size import size
 from hskd.errors import HskdError
-from hskd.remote import contents_of, is_url
-from hskd.remote import verify as verify_url
-from hskd.remote.copies import WORK
-from hskd.selectors import PRECISION
-from hskd.spec import HSKSpec
-from hskd.store.derive import derive as derive_store
-from hskd.store.extract import Superset
-from hskd.store.extract import extract as extract_store
-from hskd.store.layout import MANIFEST
-from hskd.store.manifest import Manifest
-from hskd.store.reader import Store
-from hskd.teachers.loading import Teacher
+from hskd.io import format_bytes
+from hskd.remote.place import is_url
 
 app = typer.Typer(help="The teacher's knowledge on disk: extract once, derive many.", no_args_is_help=True)
-app.command()(size)
+app.command()(plugin_option(size))
 
+WORK = Path("work")
 Work = Annotated[Path, typer.Option(help="Folder for what can be made again, such as copies of URLs.")]
 
 
@@ -43,14 +31,9 @@ def _divide(context: typer.Context) -> None:
         leave_to_main()
 
 
-SPEC_HELP = (
-    "What to keep: layers_tokens_width such as 1l_10t_0.1w or all_all_all, then changes such as length=left or l_top=5 "
-    "after commas; or a .json file."
-)
-
-
 @app.command()
-@with_settings(task=TaskOptions, run=RunOptions)
+@plugin_option
+@with_settings(task=TaskOptions, run=MachineOptions)
 def extract(
     teacher: Annotated[str, typer.Option(help="Folder of the fine-tuned teacher, or a URL.")],
     out: Annotated[str, typer.Option(help="Folder of the store, or a URL.")],
@@ -74,26 +57,39 @@ def extract(
     ] = None,
     *,
     task: TaskOptions,
-    run: RunOptions,
+    run: MachineOptions,
 ) -> None:
     """Run the teacher over the training examples once and write a superset store. Run again to resume.
 
     Without --spec and --layers it holds every layer and every attention row, or with --extend what that store holds.
     """
-    machine = Machine.of(run)
+    # What can be refused is refused before PyTorch is imported.
+    from hskd.selectors import PRECISION
+    from hskd.spec import HSKSpec
+
+    require_task(task.task)
+    require_local("--teacher", teacher, "hskd teacher")
     if precision is not None:
         PRECISION[precision]
+    if spec and (student_layers is None or layers or attention_layers):
+        raise HskdError("--spec goes with --student-layers, and without --layers and --attention-layers.")
+    specs = [HSKSpec.parse(text) for text in spec or ()]
+    from hskd import processes
+    from hskd.store.extract import ExtractOptions, Superset
+    from hskd.store.extract import extract as extract_store
+    from hskd.store.reader import Store
+    from hskd.teachers.loading import Teacher
+
+    machine = Machine.of(run)
     output = Output.of(out, task.work)
     teacher = str(readable("--teacher", teacher, task.work, "hskd teacher"))
-    data, splits = load_splits(task, teacher, augmented=True)
+    examples = load_examples(task, teacher, augmented=True)
     old = Store.open(readable("--extend", extend, task.work)) if extend else None
-    loaded = Teacher.load(teacher, data.task)
+    loaded = Teacher.load(teacher, examples.task)
     loaded.model.to(machine.device)
     depth = loaded.model.config.num_hidden_layers
-    if spec:
-        if student_layers is None or layers or attention_layers:
-            raise HskdError("--spec goes with --student-layers, and without --layers and --attention-layers.")
-        superset = Superset.of([HSKSpec.parse(text) for text in spec], loaded.shape(student_layers))
+    if student_layers is not None and specs:
+        superset = Superset.of(specs, loaded.shape(student_layers))
         superset = Superset(superset.layers, superset.attention_layers, precision or superset.precision)
     elif old and not (layers or attention_layers or precision):
         superset = Superset(old.manifest.layers, old.manifest.attention_layers, old.manifest.precision)
@@ -103,27 +99,16 @@ def extract(
             _numbers("--attention-layers", attention_layers, range(1, depth + 1)),
             precision or "fp16",
         )
-    examples = splits["train"]
+    options = ExtractOptions(machine.dtype, batch_size, extend=old)
     with display() as shown:
-        shown.begin("extract", max(len(examples) - (len(old) if old else 0), 0))
-        extract_store(
-            loaded,
-            data.task,
-            examples,
-            superset,
-            output.folder,
-            dtype=machine.dtype,
-            batch_size=batch_size,
-            extend=old,
-            report=shown.say,
-            advance=lambda done: shown.advance(done * processes.count()),  # the others do about as much
-        )
+        extract_store(loaded, examples.task, examples.train, superset, output.folder, options, shown)
     output.publish()
     if processes.is_main():
         print(f"store: {out}")
 
 
 @app.command()
+@plugin_option
 def derive(
     superset: Annotated[str, typer.Argument(help="Folder of the superset store, or a URL.")],
     spec: Annotated[str, typer.Option(help=SPEC_HELP)],
@@ -132,22 +117,34 @@ def derive(
     work: Work = WORK,
 ) -> None:
     """Write what one spec keeps of a superset, without the teacher."""
+    from hskd.spec import HSKSpec
+
+    parsed = HSKSpec.parse(spec)
+    from hskd.store.derive import derive as derive_store
+    from hskd.store.reader import Store
+
     output = Output.of(out, work)
     source = Store.open(readable("SUPERSET", superset, work))
     with display() as shown:
-        shown.begin("derive", len(source))
-        derive_store(
-            source, HSKSpec.parse(spec), student_layers, output.folder, report=shown.say, advance=shown.advance
-        )
+        derive_store(source, parsed, student_layers, output.folder, progress=shown)
     output.publish()
     print(f"store: {out}")
 
 
 @app.command()
+@plugin_option
 def inspect(
     path: Annotated[str, typer.Argument(help="Folder of a store, or a URL; only its manifest is read.")],
 ) -> None:
     """Say what a store holds and what it was made from."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from hskd.remote import contents_of
+    from hskd.spec import HSKSpec
+    from hskd.store_format.layout import MANIFEST
+    from hskd.store_format.manifest import Manifest
+
     manifest = contents_of(path).manifest if is_url(path) else Manifest.read(Path(path))
     if manifest is None:
         raise HskdError(f"{path}: is no store (there is no {MANIFEST}).")
@@ -182,10 +179,14 @@ def inspect(
 
 
 @app.command()
+@plugin_option
 def verify(
     path: Annotated[str, typer.Argument(help="Folder of a store; or a URL of anything published, which is read back.")],
 ) -> None:
     """Compare every shard with its checksum."""
+    from hskd.remote import verify as verify_url
+    from hskd.store.reader import Store
+
     if is_url(path):
         with display() as shown:
             contents = verify_url(path, shown)

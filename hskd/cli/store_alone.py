@@ -1,27 +1,25 @@
-"""``hskd distill --no-data``: what stands in for task data where a store is all there is."""
+"""``hskd distill --no-data``: what the options must leave to the store."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hskd.cli.options import TaskOptions
 from hskd.errors import HskdError
-from hskd.store.examples import store_examples, store_task
-from hskd.store.reader import Store
-from hskd.tasks import Task, TokenizedSplit
-from hskd.teachers.loading import load_tokenizer
 
-NO_SCORES = "none: trained from the store alone, with no labelled data"
+if TYPE_CHECKING:
+    from hskd.store.reader import Store
+    from hskd.trials.config import TaskPlan
 
 
-def load_store_alone(
-    store: Store | None, arm: str, options: TaskOptions, student: Path
-) -> tuple[Task, dict[str, TokenizedSplit]]:
-    """The task and the training examples that a store holds, for a student's tokenizer.
+def store_alone_plan(store: Store | None, arm: str, options: TaskOptions) -> TaskPlan:
+    """The task of a store, from which all training examples are taken.
 
     Raises:
         HskdError: there is no store, the arm needs labels, or options name data.
     """
+    from hskd.trials.config import TaskPlan
+
     if store is None:
         raise HskdError("--no-data trains from a store alone: give --store.")
     if arm == "gold":
@@ -37,7 +35,4 @@ def load_store_alone(
         raise HskdError(
             f"--no-data: the store's examples are cut to {origin.max_length} tokens; leave --max-length out."
         )
-    train = store_examples(store, "token_type_ids" in load_tokenizer(str(student)).model_input_names)
-    if options.train_examples is not None:
-        train = train.first(options.train_examples)
-    return store_task(store), {"train": train}
+    return TaskPlan(name=origin.task, max_length=origin.max_length, train_examples=options.train_examples)

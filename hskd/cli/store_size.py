@@ -9,15 +9,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig
 
-from hskd.artifacts import format_bytes
 from hskd.errors import HskdError
-from hskd.spec import HSKSpec, Shape
-from hskd.store.size import size_of, size_of_many
-from hskd.tasks import load_task, tokenize
-from hskd.tasks.glue import GLUE_TASKS
-from hskd.teachers.loading import load_tokenizer, resolve_model
+from hskd.io import format_bytes
 
 KNOWN = {
     "bert-base-uncased": (12, 768, 30_522),
@@ -42,22 +36,27 @@ def size(
     ] = None,
 ) -> None:
     """Say what a store will take, from counts alone: bytes, passes of the teacher, hours. Downloads nothing."""
+    from hskd.spec import HSKSpec, Shape
+    from hskd.tasks.builtin.glue import GLUE_TASKS
+
     if (data is None) == (examples is None) or (examples is None) != (mean_tokens is None):
         raise HskdError("give either --data, or --examples and --mean-tokens.")
-    layers, width, vocabulary = _sizes(teacher)
     parsed = HSKSpec.parse(spec)
+    if examples is not None and task not in GLUE_TASKS:
+        raise HskdError(f"--task {task}: with --examples, expected one of {', '.join(GLUE_TASKS)}.")
+    from hskd.store.size import size_of, size_of_many
+    from hskd.tasks import load_task, tokenize
+    from hskd.teachers.loading import load_tokenizer
+
+    shape = Shape(student_layers, *_sizes(teacher))
     if examples is not None and mean_tokens is not None:
-        if task not in GLUE_TASKS:
-            raise HskdError(f"--task {task}: with --examples, expected one of {', '.join(GLUE_TASKS)}.")
         kind = GLUE_TASKS[task].task
-        shape = Shape(student_layers, layers, width, kind.num_labels, vocabulary)
-        found = size_of_many(parsed, shape, examples, mean_tokens, kind.max_length)
+        found = size_of_many(parsed, shape, examples, mean_tokens, kind.max_length, kind.head.target())
     else:
         loaded = load_task(task, data)
-        shape = Shape(student_layers, layers, width, loaded.task.num_labels, vocabulary)
         with TemporaryDirectory() as folder:
             train = tokenize(loaded, load_tokenizer(teacher), Path(folder))["train"]
-            found = size_of(parsed, shape, train.lengths, train.max_length)
+            found = size_of(parsed, shape, train.lengths, train.max_length, loaded.task.head.target())
     table = Table(show_header=False, title=f"{parsed.label} of {teacher} on {task}")
     for name, text in {
         "examples": f"{found.examples:,}",
@@ -79,6 +78,10 @@ def size(
 def _sizes(teacher: str) -> tuple[int, int, int]:
     if teacher in KNOWN:
         return KNOWN[teacher]
+    from transformers import AutoConfig
+
+    from hskd.teachers.loading import resolve_model
+
     try:
         config = AutoConfig.from_pretrained(resolve_model(teacher), local_files_only=True)
     except (OSError, ValueError):

@@ -6,15 +6,16 @@ from typing import Annotated
 
 import typer
 
-from hskd import processes
 from hskd.cli.options import TaskOptions, TrainingOptions, with_settings
 from hskd.cli.places import Output, readable
+from hskd.cli.plugin_option import plugin_option
 from hskd.cli.progress import display
-from hskd.cli.setting import Machine, load_splits
-from hskd.remote import is_url
-from hskd.teachers.finetune import TeacherSettings, finetune, teacher_metrics
+from hskd.cli.setting import Machine, load_examples, require_task
+from hskd.remote.place import is_url
+from hskd.teachers.settings import TeacherSettings
 
 
+@plugin_option
 @with_settings(task=TaskOptions, settings=TeacherSettings, run=TrainingOptions)
 def command(
     out: Annotated[str, typer.Option(help="Folder of the fine-tuned teacher, or a URL.")],
@@ -28,24 +29,25 @@ def command(
     run: TrainingOptions,
 ) -> None:
     """Fine-tune a teacher: model, tokenizer and metrics.json end up in --out. Run again to resume."""
+    require_task(task.task)
+    from hskd import processes
+    from hskd.runtime import RunOptions
+    from hskd.teachers.finetune import finetune, teacher_metrics
+
     machine = Machine.of(run)
     output = Output.of(out, task.work)
     if is_url(model):
         model = str(readable("--model", model, task.work))
-    data, splits = load_splits(task, model)
+    examples = load_examples(task, model)
     with display() as shown:
         finetune(
             model,
-            data.task,
-            splits,
+            examples.task,
+            examples.for_student,
             settings,
             output.folder,
-            dtype=machine.dtype,
-            device=machine.device,
-            report_to=report_to,
-            accumulate=run.accumulate,
-            begin_stage=shown.begin,
-            advance=shown.step,
+            RunOptions(machine.dtype, machine.device, report_to=report_to, accumulate=run.accumulate),
+            shown,
         )
     output.publish()
     if not processes.is_main():
