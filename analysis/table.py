@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.naming import with_names
+from hskd.analysis.stats.points import Parts, taken_apart_by_name, with_names
 from hskd.errors import HskdError
-from hskd.results import TABLE, load
+from hskd.results import ResultsFolder, load
 
-DIMENSIONS = {"depth": "n", "length": "k", "width": "w", "precision": "precision"}
+CSV_FILE = "trials.csv"
+DIMENSION_COLUMNS = {"depth": "n", "length": "k", "width": "w", "precision": "precision"}
 """Each dimension, and the column that holds its amount."""
-AMOUNTS = ("fraction", "bytes_per_example")
+AMOUNT_COLUMNS = ("fraction", "bytes_per_example")
 """The columns that order points by how much HSK they keep."""
 
 KEYS = ("task", "teacher", "student", "train_examples", "score_split")
@@ -34,15 +35,15 @@ def read_trials(path: Path) -> pd.DataFrame:
     """Read a table of trials, one row each, and check every cell that the analysis uses.
 
     Args:
-        path: a results folder (its ``trials.csv``, else its ``trials/``), or a CSV file with the columns of
-            ``hskd.results.COLUMNS``; those that the analysis does not use may be missing, others are kept.
+        path: a results folder, or a CSV file with the columns of ``hskd.results.COLUMNS``; those that the analysis
+            does not use may be missing, others are kept. A folder without results may hold a ``trials.csv``.
 
     Raises:
         HskdError: there is no table, it is no CSV table, it is empty, or a column is missing or holds what it may not.
     """
     path = Path(path)
-    file = path / f"{TABLE}.csv" if path.is_dir() else path
-    if path.is_dir() and not file.is_file():
+    file = path / CSV_FILE if path.is_dir() else path
+    if path.is_dir() and (ResultsFolder(path).exists or not file.is_file()):
         return check(load(path), path)
     try:
         trials = pd.read_csv(file, dtype=dict.fromkeys(_TEXT, "str"))
@@ -93,9 +94,9 @@ def _refuse(source: Path | str, trials: pd.DataFrame, column: str, bad: pd.Serie
     if bad.any():
         index = int(np.flatnonzero(bad.to_numpy())[0])
         value = trials[column].iloc[index]
-        shown = "" if pd.isna(value) or value == "" else f" ({value})"
+        example = "" if pd.isna(value) or value == "" else f" ({value})"
         raise HskdError(
-            f"{source}: column {column}{shown} {what} in {int(bad.sum())} of {len(trials)} trials, first in data row "
+            f"{source}: column {column}{example} {what} in {int(bad.sum())} of {len(trials)} trials, first in data row "
             f"{index + 1}. Run those trials again, or take their rows out."
         )
 
@@ -139,9 +140,9 @@ class Study:
         for column in (*KEYS, "teacher_score"):
             values = trials[column].unique()
             if len(values) > 1:
-                shown = ", ".join(map(str, values[:4]))
+                examples = ", ".join(map(str, values[:4]))
                 raise HskdError(
-                    f"{source}: column {column} has {len(values)} values ({shown}), and trials that differ in it "
+                    f"{source}: column {column} has {len(values)} values ({examples}), and trials that differ in it "
                     "cannot be compared. Keep the rows of one value."
                 )
         named = with_names(trials)
@@ -188,8 +189,13 @@ class Study:
     def points(self) -> pd.DataFrame:
         """What each point is, by its name, from the least HSK up: arm, spec, strategy, reference, amounts."""
         first = self.trials.drop_duplicates("name").set_index("name")
-        kept = ["arm", "spec", "strategy", "reference", *AMOUNTS, *_FIELDS, "w"]
-        return first[kept].sort_values([*AMOUNTS], kind="stable")
+        columns = ["arm", "spec", "strategy", "reference", *AMOUNT_COLUMNS, *_FIELDS, "w"]
+        return first[columns].sort_values([*AMOUNT_COLUMNS], kind="stable")
+
+    @cached_property
+    def parts(self) -> dict[str, Parts]:
+        """The points that are some HSK, by name, taken apart (see :func:`~hskd.analysis.stats.points.taken_apart`)."""
+        return taken_apart_by_name(self.trials)
 
     @cached_property
     def _rows(self) -> dict[str, dict[str, Any]]:
@@ -197,7 +203,7 @@ class Study:
         return self.points.to_dict("index")  # type: ignore[return-value]
 
     def amount(self, name: str, column: str = "fraction") -> float:
-        """How much HSK a point keeps, by one of ``AMOUNTS``."""
+        """How much HSK a point keeps, by one of ``AMOUNT_COLUMNS``."""
         return float(self._rows[name][column])
 
     @cached_property
@@ -217,7 +223,7 @@ class Study:
         """
         specs = self.trials[(self.trials["arm"] == "spec") & self.trials["strategy"].isin(strategies)]
         for rows in (specs, pd.concat([specs, self.trials[self.trials["arm"] == "full"]])):
-            varying = [name for name, column in DIMENSIONS.items() if rows[column].nunique(dropna=False) > 1]
+            varying = [name for name, column in DIMENSION_COLUMNS.items() if rows[column].nunique(dropna=False) > 1]
             if varying:
                 return varying[0] if len(varying) == 1 else "joint"
         return "joint"
@@ -229,11 +235,11 @@ class Study:
         A spec that holds as much as full, or more, is no step. Full is empty where the strategy has none.
 
         Raises:
-            HskdError: ``by`` is not one of ``AMOUNTS``.
+            HskdError: ``by`` is not one of ``AMOUNT_COLUMNS``.
         """
-        if by not in AMOUNTS:
-            raise HskdError(f"by: {by!r} is no column of amounts; expected {' or '.join(AMOUNTS)}.")
-        order = (by, *(column for column in AMOUNTS if column != by))
+        if by not in AMOUNT_COLUMNS:
+            raise HskdError(f"by: {by!r} is no column of amounts; expected {' or '.join(AMOUNT_COLUMNS)}.")
+        order = (by, *(column for column in AMOUNT_COLUMNS if column != by))
 
         def amounts(name: str) -> tuple[float, ...]:
             return tuple(self.amount(name, column) for column in order)
@@ -253,11 +259,11 @@ def only_study(path: Path) -> Study:
     Raises:
         HskdError: there are several, or as :func:`studies`.
     """
-    found = studies(path)
-    if len(found) > 1:
-        titles = ", ".join(study.title for study in found)
-        raise HskdError(f"{path}: holds {len(found)} studies ({titles}); give the table of one.")
-    return found[0]
+    all_studies = studies(path)
+    if len(all_studies) > 1:
+        titles = ", ".join(study.title for study in all_studies)
+        raise HskdError(f"{path}: holds {len(all_studies)} studies ({titles}); give the table of one.")
+    return all_studies[0]
 
 
 def studies(path: Path) -> list[Study]:
@@ -269,6 +275,6 @@ def studies(path: Path) -> list[Study]:
     path = Path(path)
     trials = read_trials(path)
     folder = path if path.is_dir() else path.parent
-    kept = folder if (folder / TABLE).is_dir() else None
+    results = folder if ResultsFolder(folder).exists else None
     groups = trials.groupby(list(KEYS), sort=False)
-    return [Study._of_checked(group.reset_index(drop=True), kept, path) for _, group in groups]
+    return [Study._of_checked(group.reset_index(drop=True), results, path) for _, group in groups]

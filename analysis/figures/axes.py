@@ -11,13 +11,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from analysis import style
-from analysis.strategies import UNDETERMINED
-from analysis.table import Study
+from hskd.analysis.figures import style
+from hskd.analysis.stats.strategies import UNDETERMINED
+from hskd.analysis.table import Study
 
 MINUS = "\N{MINUS SIGN}"
 
-AMOUNTS = {
+AXIS_LABELS = {
     "fraction": "fraction of full HSK (%, log scale)",
     "kept_per_example": "values kept per example (log scale)",
     "bytes_per_example": "bytes per example on disk (log scale)",
@@ -69,7 +69,7 @@ def amount_axis(axes: Axes, x: str, amounts: np.ndarray) -> None:
         axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(AMOUNTS[x])
+    axes.set_xlabel(AXIS_LABELS[x])
 
 
 def plain(value: float) -> str:
@@ -87,10 +87,10 @@ def aside(axes: Axes, amounts: np.ndarray, shift: float) -> np.ndarray:
 
 def amount_names(axes: Axes, study: Study, points: pd.DataFrame, x: str) -> bool:
     """Name the amounts along the top, where one dimension alone varies; False where there is nothing to name."""
-    found = {"depth": ("n", "layers kept"), "length": ("k", "tokens kept"), "width": ("w", "neurons kept (%)")}
-    if study.dimension not in found:
+    amount_columns = {"depth": ("n", "layers kept"), "length": ("k", "tokens kept"), "width": ("w", "neurons kept (%)")}
+    if study.dimension not in amount_columns:
         return False
-    column, title = found[study.dimension]
+    column, title = amount_columns[study.dimension]
     amounts = study.points[column].astype(str).rename("amount")
     specs = points[points["arm"] == "spec"].join(amounts, on="name")
     groups = specs.groupby("amount")[x]
@@ -120,24 +120,24 @@ def row_names(axes: Axes, names: Sequence[tuple[float, str]]) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def difference_row(axes: Axes, y: float, row: Mapping[Hashable, Any], said: str, colour: str, marker: str) -> None:
-    """Draw a difference with its interval at height ``y``, in points; filled and heavy where it is shown.
+def difference_row(axes: Axes, y: float, row: Mapping[Hashable, Any], note: str, colour: str, marker: str) -> None:
+    """Draw a difference with its interval at height ``y``, in points; filled and heavy where it is significant.
 
     Args:
         axes: of a figure of differences.
         y: the row's height.
         row: difference, low, high (shares; the bounds may be NaN) and verdict.
-        said: what stands behind the difference's number, at the row's right end.
+        note: what stands behind the difference's number, at the row's right end.
         colour: of the row.
         marker: of the row.
     """
     difference, low, high = (100 * row[name] for name in ("difference", "low", "high"))
-    shown = row["verdict"] != UNDETERMINED
+    is_significant = row["verdict"] != UNDETERMINED
     if np.isfinite([low, high]).all():
-        axes.plot([low, high], [y, y], color=colour, lw=2.0 if shown else 0.9, zorder=2)
-    axes.plot(difference, y, marker=marker, ms=5, color=colour, mfc=colour if shown else "white", zorder=3)
-    text = f"{difference:+.2f}".replace("-", MINUS) + said
-    weight = "bold" if shown else "normal"
+        axes.plot([low, high], [y, y], color=colour, lw=2.0 if is_significant else 0.9, zorder=2)
+    axes.plot(difference, y, marker=marker, ms=5, color=colour, mfc=colour if is_significant else "white", zorder=3)
+    text = f"{difference:+.2f}".replace("-", MINUS) + note
+    weight = "bold" if is_significant else "normal"
     axes.text(1.01, y, text, fontsize=style.SMALL, weight=weight, va="center", transform=axes.get_yaxis_transform())
 
 
@@ -155,10 +155,10 @@ def level_lines(axes: Axes, levels: Sequence[tuple[str, float]], numbers: bool =
     The height of ``axes`` and the limits of its vertical axis, which is linear, must be final.
     """
     height = axes.get_window_extent().height / style.pixels_per_point(axes)  # points
-    wanted = [float(axes.transLimits.transform((0, level))[1]) for _, level in levels]
+    level_heights = [float(axes.transLimits.transform((0, level))[1]) for _, level in levels]
     line = 1.25 * style.SMALL / height
-    placed = style.spread(wanted, line, line / 2, 1 - line / 2)
-    for (arm, level), at, moved in zip(levels, wanted, placed, strict=True):
+    placed = style.spread(level_heights, line, line / 2, 1 - line / 2)
+    for (arm, level), at, moved in zip(levels, level_heights, placed, strict=True):
         axes.axhline(level, color=style.INK, ls=style.DASHES.get(arm, "--"), lw=0.8, zorder=1, label=arm)
         tie = [1.0, 1.012, 1.03], [at, moved, moved]
         axes.plot(*tie, color=style.INK, lw=0.6, transform=axes.transAxes, clip_on=False)

@@ -1,4 +1,4 @@
-"""Pictures of a teacher's knowledge, from the tables of :mod:`analysis.knowledge`."""
+"""Pictures of a teacher's knowledge, from the tables of :mod:`hskd.analysis.stats.knowledge`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
-from analysis import style
-from analysis.knowledge import ONE_MASK, PER_TOKEN
+from hskd.analysis.figures import style
+from hskd.analysis.stats.knowledge import ONE_MASK, PER_TOKEN
 
 _TEXT, _ROW, _WORDS, _GAP = 8.0, 0.135, 0.21, 0.13  # points; inches: a layer's row, the line of words, between lines
 _PAD = 0.045  # inches on either side of a token's text
@@ -29,8 +29,8 @@ def token_figure(importance: pd.DataFrame, kept: pd.DataFrame | None = None) -> 
     """One sentence: under each token a cell per attention layer, the darker the more ``[CLS]`` attends to it.
 
     Args:
-        importance: the table of :func:`analysis.knowledge.token_importance`.
-        kept: that of :func:`analysis.knowledge.kept_tokens`, for the same example: kept tokens get a dot.
+        importance: the table of :func:`hskd.analysis.stats.knowledge.token_importance`.
+        kept: that of :func:`hskd.analysis.stats.knowledge.kept_tokens`, for the same example: kept tokens get a dot.
     """
     tokens = importance[importance["layer"] == importance["layer"].iloc[0]].sort_values("position")
     pieces = tokens["piece"].tolist()
@@ -78,7 +78,7 @@ def magnitude_figure(magnitude: pd.DataFrame, w: float = 0.1) -> Figure:
     """How unequal neurons are: how often each is among the largest of a token, and how large each is in every layer.
 
     Args:
-        magnitude: the table of :func:`analysis.knowledge.neuron_magnitude`.
+        magnitude: the table of :func:`hskd.analysis.stats.knowledge.neuron_magnitude`.
         w: the share of the neurons that it counts as largest.
     """
     layers = sorted(magnitude["layer"].unique())
@@ -112,8 +112,8 @@ def energy_figure(by_neurons: pd.DataFrame, by_tokens: pd.DataFrame) -> Figure:
     """How much of the teacher's energy (sum of squares) a share of the neurons, or of the tokens, keeps.
 
     Args:
-        by_neurons: the table of :func:`analysis.knowledge.energy_by_neurons`.
-        by_tokens: that of :func:`analysis.knowledge.energy_by_tokens`.
+        by_neurons: the table of :func:`hskd.analysis.stats.knowledge.energy_by_neurons`.
+        by_tokens: that of :func:`hskd.analysis.stats.knowledge.energy_by_tokens`.
     """
     layers = sorted(by_neurons["layer"].unique())
     even = np.geomspace(0.001, 1, 100)

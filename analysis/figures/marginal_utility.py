@@ -12,10 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis import style
-from analysis.curves import marginal_utility, points
-from analysis.figures.axes import (
-    AMOUNTS,
+from hskd.analysis.figures import style
+from hskd.analysis.figures.axes import (
+    AXIS_LABELS,
     Look,
     amount_axis,
     amount_names,
@@ -24,11 +23,12 @@ from analysis.figures.axes import (
     looks,
     scaled,
 )
-from analysis.figures.minimum_strip import draw_minimum
-from analysis.intervals import CONFIDENCE
-from analysis.sufficiency import Sufficiency
-from analysis.table import Study
+from hskd.analysis.figures.minimum_strip import draw_minimum
+from hskd.analysis.stats.curves import marginal_utility, points
+from hskd.analysis.stats.sufficiency import Sufficiency
+from hskd.analysis.table import Study
 from hskd.errors import HskdError
+from hskd.statistics import CONFIDENCE
 
 TITLE = "How much of the teacher's hidden-state knowledge is enough?"
 LABELLED = 10
@@ -82,7 +82,7 @@ def marginal_utility_figure(
         for part in [*parts.values()][:-1]:
             part.set_xlabel("")
             part.tick_params(labelbottom=False)
-        [*parts.values()][-1].set_xlabel(AMOUNTS[x])
+        [*parts.values()][-1].set_xlabel(AXIS_LABELS[x])
         _head(figure, parts["curve"], study, look, title)
         if title:
             about = caption(study, relative, minimum, confidence).partition(". ")[2]
@@ -125,8 +125,8 @@ def caption(
 
 
 def _table(study: Study, x: str, relative: bool, confidence: float) -> pd.DataFrame:
-    if x not in AMOUNTS:
-        raise HskdError(f"x: {x!r} is no column of amounts; expected one of {', '.join(AMOUNTS)}.")
+    if x not in AXIS_LABELS:
+        raise HskdError(f"x: {x!r} is no column of amounts; expected one of {', '.join(AXIS_LABELS)}.")
     table = points(study, confidence)
     specs = table[table["arm"] == "spec"]
     if specs.empty:

@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
-from analysis import style
-from analysis.figures.axes import Look, scaled
-from analysis.sufficiency import Sufficiency
+from hskd.analysis.figures import style
+from hskd.analysis.figures.axes import Look, scaled
+from hskd.analysis.stats.sufficiency import Sufficiency
 
 
 def draw_minimum(

@@ -10,10 +10,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import style
-from analysis.figures.axes import row_names
-from analysis.joint import BEST
-from analysis.table import Study
+from hskd.analysis.figures import style
+from hskd.analysis.figures.axes import row_names
+from hskd.analysis.stats.joint import BEST
+from hskd.analysis.table import Study
 from hskd.errors import HskdError
 from hskd.spec import DIMENSIONS
 
@@ -22,7 +22,7 @@ _LOOK = dict(zip(DIMENSIONS, zip(style.COLOURS, ("", "//", "\\\\", "xx"), strict
 
 
 def next_byte_figure(study: Study, steps: pd.DataFrame) -> Figure:
-    """Draw the score gained per doubling of bytes, for the table of :func:`analysis.joint.next_byte`.
+    """Draw the score gained per doubling of bytes, for the table of :func:`hskd.analysis.stats.joint.next_byte`.
 
     Raises:
         HskdError: no point of the front has a neighbour that takes more bytes.
@@ -52,17 +52,17 @@ def next_byte_figure(study: Study, steps: pd.DataFrame) -> Figure:
 
 def caption(steps: pd.DataFrame, confidence: float) -> str:
     """What the figure shows, in sentences."""
-    said = (
+    text = (
         "From each point of the Pareto front to its neighbour with the next larger amount of one dimension: score "
         "gained for each doubling of the bytes."
     )
     if steps["n"].max() < 2:
-        return f"{said} One seed gives no interval."
-    said += f" Bars: {100 * confidence:g} % t-intervals, each alone."
+        return f"{text} One seed gives no interval."
+    text += f" Bars: {100 * confidence:g} % t-intervals, each alone."
     best = int((steps["verdict"] == BEST).sum())
     if not best:
-        return f"{said} At no point is one dimension shown to be the best buy."
-    return f"{said} Dark: shown to be the best buy from there (Holm over all contrasts)."
+        return f"{text} At no point is one dimension shown to be the best buy."
+    return f"{text} Dark: shown to be the best buy from there (Holm over all contrasts)."
 
 
 def _draw_bar(axes: Axes, y: float, row: dict[Hashable, Any], doublings: float) -> None:

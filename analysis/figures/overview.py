@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from analysis import style
-from analysis.curves import NONE, points
-from analysis.figures.axes import amount_axis, aside, level_lines, looks, scaled
-from analysis.intervals import CONFIDENCE
-from analysis.table import KEYS, Study
+from hskd.analysis.figures import style
+from hskd.analysis.figures.axes import amount_axis, aside, level_lines, looks, scaled
+from hskd.analysis.stats.curves import NONE, points
+from hskd.analysis.table import KEYS, Study
 from hskd.errors import HskdError
+from hskd.statistics import CONFIDENCE
 
 
 class Line(NamedTuple):
@@ -45,9 +45,11 @@ def overview_figure(lines: Sequence[Line], x: str = "fraction", confidence: floa
     first = lines[0].study
     for line in lines[1:]:
         for column in KEYS:
-            ours, theirs = getattr(first, column), getattr(line.study, column)
-            if ours != theirs:
-                raise HskdError(f"{column}: {ours} and {theirs} cannot be in one picture; give results of the same.")
+            first_value, other_value = getattr(first, column), getattr(line.study, column)
+            if first_value != other_value:
+                raise HskdError(
+                    f"{column}: {first_value} and {other_value} cannot be in one picture; give results of the same."
+                )
     labels = [line.label for line in lines]
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:

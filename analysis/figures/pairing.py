@@ -5,12 +5,12 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import style
-from analysis.figures.axes import MINUS, difference_row, row_names
+from hskd.analysis.figures import style
+from hskd.analysis.figures.axes import MINUS, difference_row, row_names
 
 
 def pairing_figure(pairs: pd.DataFrame, first: str, second: str, above_none: bool = False) -> Figure:
-    """Draw :func:`analysis.pairing.pair`, a row per point, in points; filled where the difference is shown.
+    """Draw :func:`hskd.analysis.stats.pairing.pair`, a row per point, in points; filled where the difference is shown.
 
     Args:
         pairs: at least one row.

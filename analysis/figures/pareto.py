@@ -6,16 +6,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import style
-from analysis.figures.axes import amount_axis, level_lines
-from analysis.table import Study
+from hskd.analysis.figures import style
+from hskd.analysis.figures.axes import amount_axis, level_lines
+from hskd.analysis.table import Study
 from hskd.errors import HskdError
 
 _X = "bytes_per_example"
 
 
 def pareto_figure(study: Study, pareto: pd.DataFrame) -> Figure:
-    """Draw score against bytes an example for the table of :func:`analysis.joint.pareto`, its front joined and named.
+    """Draw score against bytes an example for a table of :func:`hskd.analysis.stats.joint.pareto`, its front joined.
 
     Raises:
         HskdError: no point of the front takes any bytes.

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import style
-from analysis.figures.axes import MINUS, difference_row, row_names
+from hskd.analysis.figures import style
+from hskd.analysis.figures.axes import MINUS, difference_row, row_names
 from hskd.errors import HskdError
 
 
 def strategies_figure(comparison: pd.DataFrame) -> Figure:
-    """Draw the differences of :func:`analysis.strategies.compare`, a row per pair, in points.
+    """Draw the differences of :func:`hskd.analysis.stats.strategies.compare_strategies`, a row per pair, in points.
 
     Raises:
         HskdError: there is no pair.
@@ -34,7 +34,7 @@ def strategies_figure(comparison: pd.DataFrame) -> Figure:
             for row in rows.to_dict("records"):
                 y += 1
                 names.append((y, f"{row['a']} {MINUS} {row['b']}"))
-                difference_row(axes, y, row, _said(row), style.COLOURS[index], style.MARKERS[index])
+                difference_row(axes, y, row, _p_value_text(row), style.COLOURS[index], style.MARKERS[index])
             y += 1.3
         row_names(axes, names)
         axes.margins(x=0.06)
@@ -47,19 +47,19 @@ def caption(comparison: pd.DataFrame, confidence: float) -> str:
     """What the figure shows, in sentences."""
     low, high = int(comparison["n"].min()), int(comparison["n"].max())
     seeds = f"{low} seed{'' if low == 1 else 's'}" if low == high else f"{low} to {high} seeds"
-    said = (
+    text = (
         "Strategies compared at equal amounts: differences paired by seed, mean over the settings in which both were "
         f"tried ({seeds})."
     )
     if high < 2:
-        return f"{said} One seed gives no interval and no test."
+        return f"{text} One seed gives no interval and no test."
     return (
-        f"{said} Bars: {100 * confidence:g} % t-interval of each pair alone. Filled: significant after Holm's "
+        f"{text} Bars: {100 * confidence:g} % t-interval of each pair alone. Filled: significant after Holm's "
         "correction over the pairs of the dimension; open: undetermined."
     )
 
 
-def _said(row: Mapping[Hashable, Any]) -> str:
+def _p_value_text(row: Mapping[Hashable, Any]) -> str:
     if not np.isfinite(row["p_holm"]):
         return ""
     return f", p {'< 0.001' if row['p_holm'] < 0.001 else format(row['p_holm'], '.2g')}"

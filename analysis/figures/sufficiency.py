@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import style
-from analysis.figures.axes import fill_last_row, row_names
-from analysis.sufficiency import Sufficiency
+from hskd.analysis.figures import style
+from hskd.analysis.figures.axes import fill_last_row, row_names
+from hskd.analysis.stats.sufficiency import Sufficiency
 from hskd.errors import HskdError
 
 _LOOK = {
@@ -24,7 +24,7 @@ _COLUMNS = 3
 
 
 def sufficiency_figure(answers: Sequence[Sufficiency]) -> Figure:
-    """Draw the tests behind the answers of :func:`analysis.sufficiency.minimum_sufficient`, a panel per strategy.
+    """Draw the tests behind the answers of :func:`~hskd.analysis.stats.sufficiency.minimum_sufficient`, by strategy.
 
     Raises:
         HskdError: none of them has a test.
@@ -56,13 +56,13 @@ def sufficiency_figure(answers: Sequence[Sufficiency]) -> Figure:
 def caption(answers: Sequence[Sufficiency]) -> str:
     """What the figure shows, in sentences."""
     first = answers[0]
-    said = (
+    text = (
         f"Mean loss against full HSK at each amount, with its one-sided {100 * first.confidence:g} % bounds. Dashed: "
         f"the margin, {first.margin}. Enough is what has its upper bound left of it, with all larger amounts; not "
         "enough what has its lower bound right of it, with all smaller ones."
     )
     scope = "new test examples like these" if first.new_examples else "these very test examples"
-    return f"{said} The bounds speak of {scope}."
+    return f"{text} The bounds speak of {scope}."
 
 
 def _draw(axes: Axes, answer: Sufficiency) -> None:

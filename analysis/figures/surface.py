@@ -12,8 +12,8 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from analysis import style
-from analysis.figures.axes import fill_last_row, plain
+from hskd.analysis.figures import style
+from hskd.analysis.figures.axes import fill_last_row, plain
 from hskd.errors import HskdError
 
 _CELL = 0.34, 0.24  # inches: room for a score in the smallest font
@@ -21,7 +21,7 @@ _SIDES = 1.1  # inches that axis, names and colour bar take
 
 
 def surface_figure(surface: pd.DataFrame) -> Figure:
-    """Draw the mean scores of :func:`analysis.joint.surface`, in per cent; what was not run is hatched.
+    """Draw the mean scores of :func:`hskd.analysis.stats.joint.surface`, in per cent; what was not run is hatched.
 
     Of several strategies or precisions, the one of the most points is drawn (:func:`chosen`).
 
@@ -63,12 +63,12 @@ def caption(surface: pd.DataFrame) -> str:
     seeds = sorted(table["n_seeds"].unique())
     count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     count += " seed" if seeds[-1] == 1 else " seeds"
-    said = f"Mean score at each combination of amounts, over {count}; hatched: not run."
+    text = f"Mean score at each combination of amounts, over {count}; hatched: not run."
     strategies = [name for name in table["strategy"].unique() if name]
     if len(table) < len(surface):
         named = f" of {strategies[0]}" if strategies else ""
-        said += f" The {len(table)} of {len(surface)} points{named} that one picture can show."
-    return said
+        text += f" The {len(table)} of {len(surface)} points{named} that one picture can show."
+    return text
 
 
 def chosen(surface: pd.DataFrame) -> pd.DataFrame:

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import style
-from analysis.timing import PAPER, with_extraction
+from hskd.analysis.figures import style
+from hskd.analysis.stats.timing import PAPER, with_extraction
 
 _PASSES = np.geomspace(1, 1000, 200)
 
@@ -16,22 +16,36 @@ def speedup_figure(table: pd.DataFrame) -> Figure:
     """Speed-up of offline over online distillation, with quartiles, the ceiling and what the paper reports.
 
     Args:
-        table: see :func:`analysis.timing.speedups`.
+        table: see :func:`hskd.analysis.stats.timing.speedups`.
     """
     students = list(dict.fromkeys(table["student"]))
     settings = list(dict.fromkeys(zip(table["lengths"], table["dtype"], strict=True)))
     with style.canvas((style.FULL, 1.0 + 0.32 * len(settings))) as figure:
         panels = figure.subplots(1, len(students), sharey=True, sharex=True, squeeze=False)[0]
         for axes, student in zip(panels, students, strict=True):
-            mine = table[table["student"] == student]
-            y = [settings.index(setting) for setting in zip(mine["lengths"], mine["dtype"], strict=True)]
-            spread = [mine["speedup"] - mine["speedup_low"], mine["speedup_high"] - mine["speedup"]]
+            rows = table[table["student"] == student]
+            y = [settings.index(setting) for setting in zip(rows["lengths"], rows["dtype"], strict=True)]
+            spread = [
+                rows["speedup"] - rows["speedup_low"],
+                rows["speedup_high"] - rows["speedup"],
+            ]
             axes.axvspan(*PAPER, color="0.9", lw=0, label="reported by the paper")
             axes.errorbar(
-                mine["speedup"], y, xerr=np.array(spread), fmt="o", color=style.CURVE, capsize=2, label="measured"
+                rows["speedup"],
+                y,
+                xerr=np.array(spread),
+                fmt="o",
+                color=style.CURVE,
+                capsize=2,
+                label="measured",
             )
             axes.plot(
-                mine["ceiling"], y, "|", color=style.INK, ms=9, label="ceiling: (teacher + fine-tuning) / fine-tuning"
+                rows["ceiling"],
+                y,
+                "|",
+                color=style.INK,
+                ms=9,
+                label="ceiling: (teacher + fine-tuning) / fine-tuning",
             )
             axes.set_title(student)
             axes.set_xlabel("online time / offline time, same batches")
@@ -46,7 +60,7 @@ def payback_figure(table: pd.DataFrame) -> Figure:
     """Speed-up with the extraction counted in, by the epochs that all trials of a store train together.
 
     Args:
-        table: see :func:`analysis.timing.speedups`; the rows of padded examples are left out where there are others.
+        table: see :func:`~hskd.analysis.stats.timing.speedups`; padded rows are left out where there are others.
     """
     real = table[~table["lengths"].str.startswith("pad")]
     shown = real if len(real) else table

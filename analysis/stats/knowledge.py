@@ -14,9 +14,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hskd.errors import HskdError, MismatchError
+from hskd.heads import head_of
 from hskd.knowledge import TeacherStates, select_hsk
+from hskd.selectors import LayerView
 from hskd.selectors.width import Magnitude
-from hskd.spec import HSKSpec, Shape
+from hskd.spec import HSKSpec
 from hskd.store.derive import require_served
 from hskd.store.reader import Store
 from hskd.tasks import tokenizer_fingerprint
@@ -43,15 +45,16 @@ def sentences(store: Store, tokenizer: PreTrainedTokenizerBase, examples: int = 
     """
     _require_tokenizer(store, tokenizer)
     rows = _rows(store, examples)
-    names = store.manifest.origin.label_names
-    logits = store.logits(rows).numpy()
+    origin = store.manifest.origin
+    predicted = head_of(origin.head, origin.label_names).predict(store.targets(rows).numpy())
+    predictions = [origin.label_names[i] for i in predicted] if origin.label_names else predicted
     special = set(store.manifest.special_ids.values())
     ids = np.split(store.token_ids(rows), np.cumsum(store.lengths[rows])[:-1])
     return pd.DataFrame(
         {
             "example_id": store.example_ids[rows],
             "tokens": store.lengths[rows],
-            "prediction": [names[i] for i in logits.argmax(axis=1)] if names else logits[:, 0],
+            "prediction": predictions,
             "text": [tokenizer.decode([i for i in row if i not in special]) for row in ids],
         }
     )
@@ -102,13 +105,7 @@ def kept_tokens(store: Store, example_id: int, spec: HSKSpec, student_layers: in
         MismatchError: the example is not in the store.
     """
     held = store.manifest
-    shape = Shape(
-        student_layers,
-        held.teacher_layers,
-        held.teacher_width,
-        max(len(held.origin.label_names), 1),
-        held.vocab_size,
-    )
+    shape = held.shape(student_layers)
     require_served(store, spec, shape)
     layers = spec.layers(shape)
     kept = select_hsk(spec, layers, store.states(store.rows(np.array([example_id]))))
@@ -149,7 +146,9 @@ def neuron_magnitude(store: Store, w: float = 0.1, examples: int = EXAMPLES) -> 
         for i, layer in enumerate(layers):
             hidden = states.hidden[layer]
             size[i] += hidden.abs().sum(dim=0, dtype=torch.float64).numpy()
-            often[i] += np.bincount(selector.neurons(hidden).flatten().numpy(), minlength=width)
+            often[i] += np.bincount(
+                selector.neurons(LayerView(states.tokens, layer, hidden)).flatten().numpy(), minlength=width
+            )
     frame = pd.DataFrame(
         {
             "layer": np.repeat(layers, width),
@@ -174,22 +173,22 @@ def energy_by_neurons(store: Store, examples: int = EXAMPLES) -> pd.DataFrame:
         HskdError: this is not a superset, or ``examples`` is not positive.
     """
     width, layers = store.manifest.teacher_width, store.manifest.layers
-    held = {mask: np.zeros((len(layers), width)) for mask in (PER_TOKEN, ONE_MASK)}
+    energy_sums = {mask: np.zeros((len(layers), width)) for mask in (PER_TOKEN, ONE_MASK)}
     tokens = 0
     for states in _chunks(store, examples):
         tokens += len(states.tokens.input_ids)
         for i, layer in enumerate(layers):
             energy = states.hidden[layer].double().square()
             energy /= energy.sum(dim=1, keepdim=True)
-            held[PER_TOKEN][i] += energy.sort(dim=1, descending=True).values.sum(dim=0).numpy()
-            held[ONE_MASK][i] += energy.sum(dim=0).numpy()
+            energy_sums[PER_TOKEN][i] += energy.sort(dim=1, descending=True).values.sum(dim=0).numpy()
+            energy_sums[ONE_MASK][i] += energy.sum(dim=0).numpy()
     share = np.arange(1, width + 1) / width
     return pd.concat(
         [
             pd.DataFrame(
                 {"layer": layer, "mask": mask, "neurons": share, "energy": np.sort(sums[i])[::-1].cumsum() / tokens}
             )
-            for mask, sums in held.items()
+            for mask, sums in energy_sums.items()
             for i, layer in enumerate(layers)
         ],
         ignore_index=True,
@@ -211,7 +210,7 @@ def energy_by_tokens(store: Store, examples: int = EXAMPLES) -> pd.DataFrame:
     ranked_by = {layer: max(layer, 1) for layer in store.manifest.layers}
     _require_attention(store, ranked_by.values())
     layers = [layer for layer in ranked_by if ranked_by[layer] in store.manifest.attention_layers]
-    held = np.zeros((len(layers), 2, len(_SHARES)))
+    share_sums = np.zeros((len(layers), 2, len(_SHARES)))
     read = 0
     for states in _chunks(store, examples):
         bounds = states.tokens.offsets[1:-1]
@@ -223,11 +222,11 @@ def energy_by_tokens(store: Store, examples: int = EXAMPLES) -> pd.DataFrame:
                 order = np.argsort(-ranked, kind="stable")
                 for j, values in enumerate((squares[order], ranked[order])):
                     kept = np.concatenate([[0], np.cumsum(values)]) / values.sum()
-                    held[i, j] += np.interp(_SHARES * len(values), np.arange(len(kept)), kept)
+                    share_sums[i, j] += np.interp(_SHARES * len(values), np.arange(len(kept)), kept)
     return pd.concat(
         [
             pd.DataFrame({"layer": layer, "tokens": _SHARES, "energy": energy, "attention": attention})
-            for layer, (energy, attention) in zip(layers, held / read, strict=True)
+            for layer, (energy, attention) in zip(layers, share_sums / read, strict=True)
         ],
         ignore_index=True,
     )
@@ -252,11 +251,12 @@ def _chunks(store: Store, examples: int) -> Iterator[TeacherStates]:
 
 def _require_attention(store: Store, layers: Iterable[int]) -> None:
     """Refuse a superset that holds the attention of none of ``layers``; a derived store is refused when it is read."""
-    held = store.manifest.attention_layers
-    if store.manifest.kind == "superset" and not set(layers) & set(held):
+    stored_layers = store.manifest.attention_layers
+    if store.manifest.kind == "superset" and not set(layers) & set(stored_layers):
         raise HskdError(
-            f"{store.folder}: holds the attention of layers {list(held)}, and none of {sorted(set(layers))}; extract a "
-            "superset with --attention-layers, or with neither --spec nor --attention-layers, which holds all."
+            f"{store.folder}: holds the attention of layers {list(stored_layers)}, and none of {sorted(set(layers))}; "
+            "extract a superset with --attention-layers, or with neither --spec nor --attention-layers, which holds "
+            "all."
         )
 
 

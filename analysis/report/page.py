@@ -11,23 +11,25 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from analysis import provenance, sheets, style
-from analysis.curves import marginal_utility, points
-from analysis.examples import Answers
-from analysis.figures import marginal_utility as curve
-from analysis.figures import next_byte as next_byte_of
-from analysis.figures import pareto as pareto_of
-from analysis.figures import strategies as strategies_of
-from analysis.figures import sufficiency as sufficiency_of
-from analysis.figures import surface as surface_of
-from analysis.intervals import CONFIDENCE
-from analysis.joint import next_byte, pareto, surface
-from analysis.sheets import Sheet
-from analysis.strategies import by_amount, compare, winners
-from analysis.sufficiency import MARGIN, minimum_sufficient
-from analysis.table import Study, studies
-from hskd.artifacts import write_text
+from hskd.analysis.figures import marginal_utility as curve
+from hskd.analysis.figures import next_byte as next_byte_of
+from hskd.analysis.figures import pareto as pareto_of
+from hskd.analysis.figures import strategies as strategies_of
+from hskd.analysis.figures import style
+from hskd.analysis.figures import sufficiency as sufficiency_of
+from hskd.analysis.figures import surface as surface_of
+from hskd.analysis.report import provenance, sheets
+from hskd.analysis.report.sheets import Sheet
+from hskd.analysis.stats.curves import marginal_utility, points
+from hskd.analysis.stats.examples import Answers
+from hskd.analysis.stats.joint import next_byte, pareto, surface
+from hskd.analysis.stats.strategies import by_amount, compare_strategies, winners
+from hskd.analysis.stats.sufficiency import MARGIN, minimum_sufficient
+from hskd.analysis.table import CSV_FILE, Study, studies
 from hskd.errors import HskdError
+from hskd.io import write_text
+from hskd.results import ResultsFolder, load, write_csv
+from hskd.statistics import CONFIDENCE
 
 INDEX = "index.html"
 
@@ -49,11 +51,11 @@ class Picture:
 
 
 @dataclass
-class Part:
+class PagePart:
     """A heading of the page, and below it sentences, figures and tables; a sentence says what is missing."""
 
     title: str
-    said: list[str] = field(default_factory=list)
+    sentences: list[str] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     tables: list[Sheet] = field(default_factory=list)
 
@@ -65,19 +67,19 @@ class Section:
     study: Study
     folder: str
     answers: list[tuple[str, list[str]]]
-    parts: list[Part]
+    parts: list[PagePart]
     facts: provenance.Facts
 
 
-def report(path: Path, out: Path | None = None, margin: float = MARGIN, confidence: float = CONFIDENCE) -> Path:
+def write_report(path: Path, out: Path | None = None, margin: float = MARGIN, confidence: float = CONFIDENCE) -> Path:
     """Write the report on a table of results.
 
     ``out`` gets ``index.html``, which needs no other file, ``figures/`` (PNG and SVG) and ``tables/`` (CSV with every
-    number, LaTeX as on the page); of several studies each has these two in a folder of its own. The same table gives
-    the same bytes.
+    number, LaTeX as on the page); of several studies each has these two in a folder of its own. The trials of a results
+    folder are in ``trials.csv``. The same table gives the same bytes.
 
     Args:
-        path: a results folder or a table (see :func:`analysis.table.read_trials`).
+        path: a results folder or a table (see :func:`hskd.analysis.table.read_trials`).
         out: folder of the report [default: ``report`` in the results folder].
         margin: what may be lost against full HSK and still be called enough, a share of 1.
         confidence: of intervals and claims.
@@ -91,10 +93,12 @@ def report(path: Path, out: Path | None = None, margin: float = MARGIN, confiden
     """
     path = Path(path)
     out = out or (path if path.is_dir() else path.parent) / "report"
-    found = studies(path)
-    sections = [_section(study, out, study.slug if len(found) > 1 else "", margin, confidence) for study in found]
+    all_studies = studies(path)
+    sections = [
+        _section(study, out, study.slug if len(all_studies) > 1 else "", margin, confidence) for study in all_studies
+    ]
     environment = Environment(
-        loader=PackageLoader("analysis"),
+        loader=PackageLoader("hskd.analysis.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -102,9 +106,11 @@ def report(path: Path, out: Path | None = None, margin: float = MARGIN, confiden
     )
     page = environment.get_template("report.html.j2").render(
         sections=sections,
-        commands=provenance.commands(path, out, 100 * margin),
+        commands=provenance.commands(path, out, margin),
         confidence=confidence,
     )
+    if path.is_dir() and ResultsFolder(path).exists:
+        write_csv(load(path), out / CSV_FILE)
     write_text(out / INDEX, page)
     return out / INDEX
 
@@ -125,37 +131,39 @@ class _Maker:
         kept = Answers.read(study.folder, study)
         self.these = minimum_sufficient(study, margin, confidence=confidence)
         self.new = minimum_sufficient(study, margin, confidence=confidence, answers=kept) if kept else []
-        self.comparison = compare(study, confidence)
+        self.comparison = compare_strategies(study, confidence)
 
     @property
     def answers(self) -> list[tuple[str, list[str]]]:
         """Headings and the sentences that answer the question, the minimum first."""
         if not self.study.strategies:
             return [("Nothing can be said", ["No trial of the arm spec is done, so there is nothing to compare."])]
-        found = [("On these very test examples", [answer.sentence for answer in self.these])]
+        headed_answers = [("On these very test examples", [answer.sentence for answer in self.these])]
         missing = "Not known: the predictions of the trials, or the labels, are not kept beside this table."
-        found.append(("For new test examples like these", [answer.sentence for answer in self.new] or [missing]))
+        headed_answers.append(
+            ("For new test examples like these", [answer.sentence for answer in self.new] or [missing])
+        )
         better = [f"{dimension}: {said}" for dimension, (_, said) in winners(self.comparison).items()]
-        return [*found, ("Which strategy", better)] if better else found
+        return [*headed_answers, ("Which strategy", better)] if better else headed_answers
 
-    def curve_part(self) -> Part:
+    def curve_part(self) -> PagePart:
         """The curves, and the scores behind them."""
         study, confidence = self.study, self.confidence
-        part = Part("Score against amount")
+        part = PagePart("Score against amount")
         for name, title, x, relative in _CURVES if study.strategies else _CURVES[:1]:
             draw = partial(curve.marginal_utility_figure, study, x, relative, self.these, confidence=confidence)
             self._draw(part, name, title, draw, partial(curve.caption, study, relative, self.these, confidence))
         self._tabulate(part, sheets.points_sheet(points(study, confidence)))
         steps = marginal_utility(study, confidence)
         if steps.empty:
-            part.said.append("Marginal utility: it takes two amounts of one strategy.")
+            part.sentences.append("Marginal utility: it takes two amounts of one strategy.")
         else:
             self._tabulate(part, sheets.marginal_utility_sheet(steps))
         return part
 
-    def minimum_part(self) -> Part:
+    def minimum_part(self) -> PagePart:
         """The tests that the answers rest on."""
-        part = Part("How sure the minimum is")
+        part = PagePart("How sure the minimum is")
         for name, title, answers in (
             ("sufficiency", "Loss against full HSK, these test examples", self.these),
             ("sufficiency_new_examples", "Loss against full HSK, new test examples", self.new),
@@ -168,11 +176,11 @@ class _Maker:
             self._tabulate(part, sheets.minimum_sheet(tested))
         return part
 
-    def strategies_part(self) -> Part:
+    def strategies_part(self) -> PagePart:
         """Which selector, mapping or precision is better."""
-        part = Part("Strategies at equal amounts")
+        part = PagePart("Strategies at equal amounts")
         if self.comparison.empty:
-            part.said.append("Strategies: only one per dimension, so there is nothing to compare.")
+            part.sentences.append("Strategies: only one per dimension, so there is nothing to compare.")
             return part
         draw = partial(strategies_of.strategies_figure, self.comparison)
         say = partial(strategies_of.caption, self.comparison, self.confidence)
@@ -181,12 +189,12 @@ class _Maker:
         self._tabulate(part, sheets.by_amount_sheet(by_amount(self.study, self.confidence)))
         return part
 
-    def joint_part(self) -> Part:
+    def joint_part(self) -> PagePart:
         """All dimensions together."""
         study, confidence = self.study, self.confidence
-        part = Part("Several dimensions at once")
+        part = PagePart("Several dimensions at once")
         if study.dimension != "joint":
-            part.said.append(f"Joint: only {study.dimension} varies in this study.")
+            part.sentences.append(f"Joint: only {study.dimension} varies in this study.")
             return part
         scores, front, steps = surface(study), pareto(study, confidence), next_byte(study, confidence)
         title = "Mean scores by layers, tokens and neurons"
@@ -208,19 +216,19 @@ class _Maker:
             self._tabulate(part, sheets.next_byte_sheet(steps))
         return part
 
-    def _draw(self, part: Part, name: str, title: str, draw: Callable[[], Figure], say: Callable[[], str]) -> None:
+    def _draw(self, part: PagePart, name: str, title: str, draw: Callable[[], Figure], say: Callable[[], str]) -> None:
         """Add a figure to a part; where the results do not allow it, the sentence that says why."""
         try:
             figure = draw()
         except HskdError as error:
-            part.said.append(f"{title}: not drawn. {_sentence(str(error))}")
+            part.sentences.append(f"{title}: not drawn. {_sentence(str(error))}")
             return
         style.save(figure, self.out / "figures" / f"{name}.png")
         vector = style.save(figure, self.out / "figures" / f"{name}.svg")
         encoded = base64.b64encode(vector.read_bytes()).decode()
         part.pictures.append(Picture(title, say(), encoded, figure.get_figwidth() <= style.COLUMN))
 
-    def _tabulate(self, part: Part, sheet: Sheet) -> None:
+    def _tabulate(self, part: PagePart, sheet: Sheet) -> None:
         sheet.write(self.out / "tables")
         part.tables.append(sheet)
 

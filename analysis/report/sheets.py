@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.sufficiency import Sufficiency, percent
-from hskd.artifacts import atomic_path, write_text
+from hskd.analysis.stats.sufficiency import Sufficiency, percent
+from hskd.io import atomic_path, write_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ class Sheet:
 
 
 def points_sheet(points: pd.DataFrame) -> Sheet:
-    """The table of :func:`analysis.curves.points`."""
+    """The table of :func:`hskd.analysis.stats.curves.points`."""
     shown = pd.DataFrame(
         {
             "point": points["name"],
@@ -75,7 +75,7 @@ def points_sheet(points: pd.DataFrame) -> Sheet:
 
 
 def marginal_utility_sheet(steps: pd.DataFrame) -> Sheet:
-    """The table of :func:`analysis.curves.marginal_utility` along the fraction of full HSK."""
+    """The table of :func:`hskd.analysis.stats.curves.marginal_utility` along the fraction of full HSK."""
     shown = pd.DataFrame(
         {
             "from": steps["from_name"],
@@ -93,7 +93,7 @@ def marginal_utility_sheet(steps: pd.DataFrame) -> Sheet:
 
 
 def minimum_sheet(answers: Sequence[Sufficiency]) -> Sheet:
-    """The tests behind answers of :func:`analysis.sufficiency.minimum_sufficient`, whatever their scope."""
+    """The tests behind answers of :func:`hskd.analysis.stats.sufficiency.minimum_sufficient`, whatever their scope."""
     parts = [
         answer.tests.assign(
             strategy=answer.strategy,
@@ -126,14 +126,14 @@ def minimum_sheet(answers: Sequence[Sufficiency]) -> Sheet:
 
 
 def strategies_sheet(comparison: pd.DataFrame) -> Sheet:
-    """The table of :func:`analysis.strategies.compare`."""
+    """The table of :func:`hskd.analysis.stats.strategies.compare_strategies`."""
     shown = _compared(comparison)
     about = "Differences paired by seed, mean over the matched settings; p from a paired t-test, by Holm per dimension."
     return _sheet("strategies", "Strategies", about, comparison, shown, _COMPARED)
 
 
 def by_amount_sheet(comparison: pd.DataFrame) -> Sheet:
-    """The table of :func:`analysis.strategies.by_amount`."""
+    """The table of :func:`hskd.analysis.stats.strategies.by_amount`."""
     shown = _compared(comparison)
     shown.insert(1, "amount", comparison["amount"].astype(str))
     about = "As the table of strategies, at each amount; Holm over all rows."
@@ -141,7 +141,7 @@ def by_amount_sheet(comparison: pd.DataFrame) -> Sheet:
 
 
 def surface_sheet(surface: pd.DataFrame) -> Sheet:
-    """The table of :func:`analysis.joint.surface`."""
+    """The table of :func:`hskd.analysis.stats.joint.surface`."""
     shown = pd.DataFrame(
         {
             "point": surface["name"],
@@ -158,7 +158,7 @@ def surface_sheet(surface: pd.DataFrame) -> Sheet:
 
 
 def pareto_sheet(pareto: pd.DataFrame) -> Sheet:
-    """The front of :func:`analysis.joint.pareto`; the data holds what is beaten too."""
+    """The front of :func:`hskd.analysis.stats.joint.pareto`; the data holds what is beaten too."""
     front = pareto[pareto["front"]]
     shown = pd.DataFrame(
         {
@@ -175,7 +175,7 @@ def pareto_sheet(pareto: pd.DataFrame) -> Sheet:
 
 
 def next_byte_sheet(steps: pd.DataFrame) -> Sheet:
-    """The table of :func:`analysis.joint.next_byte`."""
+    """The table of :func:`hskd.analysis.stats.joint.next_byte`."""
     shown = pd.DataFrame(
         {
             "from": steps["from_name"],

@@ -10,16 +10,14 @@ from typing import Any
 import pandas as pd
 from pydantic import ValidationError
 
-from analysis.table import Study
-from hskd.artifacts import read_json
+from hskd.analysis.stats.sufficiency import MARGIN
+from hskd.analysis.table import Study
 from hskd.grid.changes import differences
 from hskd.grid.spec import GridSpec, load_grid, presets
-from hskd.results import GRID_FILE, TABLE
+from hskd.results import GRID_FILE, ResultsFolder
+from hskd.trials.result import TrialResult
 
 Facts = list[tuple[str, str]]
-
-MARGIN = 0.5
-"""Points: what the command takes where it is told nothing."""
 
 _SETTINGS = {
     "hsk_epochs": "epochs of the HSK stage",
@@ -45,7 +43,7 @@ def facts(study: Study, folder: Path | None) -> Facts:
     arms = trials.groupby("arm", sort=False)["name"].agg(["nunique", "size"])
     counts = ", ".join(f"{arm} {row['size']}" for arm, row in arms.iterrows())
     results = _results(trials, folder)
-    first = results[0] if results else {}
+    first = results[0].as_json() if results else {}
     made_by = first.get("made_by", {})
     parameters = first.get("student_parameters")
     found: Facts = [
@@ -77,27 +75,26 @@ def commands(path: Path, out: Path, margin: float) -> list[tuple[str, str]]:
     Args:
         path: what the report was asked for, as it was written.
         out: where it was written.
-        margin: of the minimum, in points.
+        margin: of the minimum, a share of 1.
     """
-    found = [_grid_command(path)] if (path / GRID_FILE).is_file() else []
+    content = ResultsFolder(path).grid() if path.is_dir() else None
+    found = [_grid_command(path, content)] if content is not None else []
     report = ["hskd", "report", str(path)]
     if out != (path if path.is_dir() else path.parent) / "report":
         report += ["--out", str(out)]
     if margin != MARGIN:
-        report += ["--margin", f"{margin:g}"]
+        report += ["--margin", f"{100 * margin:g}"]
     return [*found, ("made this page", shlex.join(report))]
 
 
 _VERSIONS = ("hskd", "python", "torch", "transformers", "datasets", "accelerate", "numpy")
 
 
-def _grid_command(folder: Path) -> tuple[str, str]:
+def _grid_command(folder: Path, content: dict[str, Any]) -> tuple[str, str]:
     """What runs the grid of ``folder``: a preset by its name, with what was changed of it, else its file."""
-    content = {key: value for key, value in read_json(folder / GRID_FILE).items() if key != "trials"}
     name = str(content.get("name"))
-    file = folder / "grid.yaml"
-    command = ["hskd", "grid", "run", str(file) if file.is_file() else f"{name}.yaml"]
-    note = f"runs the grid, from the file that it was planned in; {GRID_FILE} holds what that said"
+    command = ["hskd", "grid", "run", str(folder / GRID_FILE)]
+    note = "runs the grid, from the file that says how it was run"
     grid = _recorded(content)
     if grid is not None and name in presets():
         preset, seeds = load_grid(name), []
@@ -114,27 +111,27 @@ def _grid_command(folder: Path) -> tuple[str, str]:
 
 
 def _recorded(content: dict[str, Any]) -> GridSpec | None:
-    """The grid that ``grid.json`` holds; None where that is of a version that said what this one does not know."""
-    training = {key: value for key, value in content.get("training", {}).items() if key not in ("arm", "seed")}
+    """The grid that ``grid.yaml`` holds; None where that is of a version that said what this one does not know."""
     try:
-        return GridSpec.model_validate(content | {"training": training})
+        return GridSpec.model_validate(content)
     except ValidationError:
         return None
 
 
-def _results(trials: pd.DataFrame, folder: Path | None) -> list[dict[str, Any]]:
+def _results(trials: pd.DataFrame, folder: Path | None) -> list[TrialResult]:
     if folder is None or "trial" not in trials:
         return []
-    files = [folder / TABLE / f"{trial}.json" for trial in trials["trial"]]
-    return [read_json(file) for file in files if file.is_file()]
+    results = ResultsFolder(folder).results()
+    return [results[trial] for trial in trials["trial"] if trial in results]
 
 
 def _not_done(folder: Path | None) -> str:
     """How many trials of the grid the table lacks, whatever their study; empty where none or where it is not known."""
-    if folder is None or not (folder / GRID_FILE).is_file():
+    kept = ResultsFolder(folder) if folder is not None else None
+    planned = kept.planned() if kept is not None else None
+    if kept is None or planned is None:
         return ""
-    planned = read_json(folder / GRID_FILE).get("trials", ())
-    missing = [trial for trial in planned if not (folder / TABLE / f"{trial}.json").is_file()]
+    missing = set(planned) - kept.done()
     return f"{len(missing)} of the grid's {len(planned)}" if missing else ""
 
 
@@ -168,10 +165,8 @@ def _values(trials: pd.DataFrame, column: str, prefix: str = "") -> str:
     return f"{prefix} {text}".strip() if text else ""
 
 
-def _all(results: list[dict[str, Any]], name: str) -> str:
-    return ", ".join(
-        dict.fromkeys(str(result["made_by"][name]) for result in results if name in result.get("made_by", {}))
-    )
+def _all(results: list[TrialResult], name: str) -> str:
+    return ", ".join(dict.fromkeys(str(result.made_by[name]) for result in results if name in result.made_by))
 
 
 def _time(trials: pd.DataFrame) -> str:

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from analysis.intervals import CONFIDENCE, Estimate, Interval, ratio_of
-from analysis.table import Study
+from hskd.analysis.stats.intervals import Estimate, Interval, ratio_of
+from hskd.analysis.table import Study
+from hskd.statistics import CONFIDENCE
 
 if TYPE_CHECKING:
-    from analysis.examples import Answers
+    from hskd.analysis.stats.examples import Answers
 
 CLOSE = 0.5
 """Doublings: points nearer to each other than this are one step of :func:`marginal_utility`."""

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hskd.cli.plugin_option import plugin_option
 from hskd.errors import HskdError
 
 if TYPE_CHECKING:
-    from analysis.figures.overview import Line
+    from hskd.analysis.figures.overview import Line
 
 
+@plugin_option
 def overview(
     results: Annotated[
         list[str],
@@ -25,16 +27,16 @@ def overview(
     bytes: Annotated[bool, typer.Option("--bytes", help="Against bytes an example, instead of the fraction.")] = False,
 ) -> None:
     """Draw several grids in one picture: which dimension, or all together, gives most for least."""
-    from analysis import style
-    from analysis.figures.overview import overview_figure
+    from hskd.analysis.figures import style
+    from hskd.analysis.figures.overview import overview_figure
 
     figure = overview_figure([_line(text) for text in results], "bytes_per_example" if bytes else "fraction")
     print(f"figure: {style.save(figure, out)}")
 
 
 def _line(text: str) -> Line:
-    from analysis.figures.overview import Line
-    from analysis.table import only_study
+    from hskd.analysis.figures.overview import Line
+    from hskd.analysis.table import only_study
 
     path, _, strategy = (text, "", "") if Path(text).exists() else text.rpartition(":")
     study = only_study(Path(path or text))

@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from analysis.command_line import distil_command
-from analysis.curves import NONE, contrast
-from analysis.examples import Answers
-from analysis.intervals import CONFIDENCE, Interval
-from analysis.sufficiency import MARGIN, Sufficiency, minimum_sufficient
-from analysis.table import Study
-from hskd.artifacts import format_bytes
+from hskd.analysis.report.distil_command import distil_command
+from hskd.analysis.stats.curves import NONE, contrast
+from hskd.analysis.stats.examples import Answers
+from hskd.analysis.stats.intervals import Interval
+from hskd.analysis.stats.sufficiency import MARGIN, Sufficiency, minimum_sufficient
+from hskd.analysis.table import Study
 from hskd.errors import HskdError
+from hskd.io import format_bytes
+from hskd.statistics import CONFIDENCE
 
 ARMS = ("spec", "full")
 """The arms whose points can be recommended."""
@@ -52,10 +53,11 @@ def recommend(
 ) -> Recommendation:
     """The spec to distil, given what may be lost against full HSK, or what its store may take.
 
-    *What may be lost* (``tolerance`` or ``share``; half a point where nothing is given): the spec of fewest bytes that
-    :func:`~analysis.sufficiency.minimum_sufficient` shows to be enough. Each strategy is a sequence of tests of its
-    own, at ``1 - (1 - confidence) / strategies``, so that the choice among them costs no error. With several mappings
-    or precisions, all are held against the *full* of the best mean, which is the stricter for having been picked. Where
+    *What may be lost* (``tolerance`` or ``share``; half a point where nothing is given): the spec of fewest bytes
+    that :func:`~hskd.analysis.stats.sufficiency.minimum_sufficient` shows to be enough. Each strategy is a sequence of
+    tests of its own, at ``1 - (1 - confidence) / strategies``, so that the choice among them costs no error. With
+    several mappings or precisions, all are held against the *full* of the best mean, which is the stricter for having
+    been picked. Where
     nothing is shown, the guess is the spec of fewest bytes down to which the mean losses stay within what is allowed.
 
     *A budget*: of the specs that fit, the one of the best mean over the seeds that all of them have. Cheaper ones that
@@ -232,13 +234,15 @@ def _table(
     study: Study, examples: int, full: str, confidence: float, answers: Answers | None, remarks: dict[str, str]
 ) -> pd.DataFrame:
     rows = []
-    shown = study.points[study.points["arm"].isin([*ARMS, NONE])].sort_values("bytes_per_example", kind="stable")
-    for name, stored in shown["bytes_per_example"].items():
+    listed_points = study.points[study.points["arm"].isin([*ARMS, NONE])].sort_values(
+        "bytes_per_example", kind="stable"
+    )
+    for name, stored in listed_points["bytes_per_example"].items():
         scores = study.scores[str(name)].dropna()
         row = {"name": name, "bytes_per_example": stored, "store_bytes": stored * examples}
         row |= {"mean": scores.mean(), "n": len(scores)}
         for column, a, b in (("below_full", full, str(name)), ("above_none", str(name), NONE)):
-            found = _difference(study, a, b, confidence, answers)
-            row |= {column: found.mean, f"{column}_low": found.low, f"{column}_high": found.high}
+            difference = _difference(study, a, b, confidence, answers)
+            row |= {column: difference.mean, f"{column}_low": difference.low, f"{column}_high": difference.high}
         rows.append(row | {"remark": remarks.get(str(name), "")})
     return pd.DataFrame(rows)

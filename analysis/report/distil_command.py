@@ -1,4 +1,4 @@
-"""What passes through the command line: sizes that people write, and commands that they can paste."""
+"""The ``hskd distill`` command that makes a point of a study again."""
 
 from __future__ import annotations
 
@@ -9,30 +9,15 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.table import Study
-from hskd.artifacts import canonical_json, read_json
-from hskd.distill.settings import DistillSettings
+from hskd.analysis.table import Study
 from hskd.errors import HskdError
-from hskd.grid.config import TaskPlan
-from hskd.results import TABLE
+from hskd.hashing import canonical_json
+from hskd.results import ResultsFolder
 from hskd.spec import HSKSpec
+from hskd.trials.config import TaskPlan
+from hskd.trials.settings import DistillSettings
 
-_SIZE = re.compile(r"(\d+\.?\d*|\.\d+)\s*(?:([kmgt])(i?))?(b|bytes?)?", re.IGNORECASE)
 _FROM_TABLE = ("hsk_epochs", "prediction_epochs", "hsk_lr", "prediction_lr")
-
-
-def parse_bytes(text: str, flag: str = "size") -> float:
-    """Bytes that ``text`` names: ``50MB``, ``1.5GiB``, ``200 kB``, ``5000``; units without ``i`` are powers of 1000.
-
-    Raises:
-        HskdError: ``text`` is no size; the message names ``flag``.
-    """
-    match = _SIZE.fullmatch(text.strip())
-    if not match or float(match[1]) == 0:
-        raise HskdError(f"{flag} {text!r}: expected a size above 0 such as 50MB, 1.5GiB or 200 kB.")
-    number, unit, binary, _ = match.groups()
-    power = "kmgt".index(unit.lower()) + 1 if unit else 0
-    return float(number) * (1024 if binary else 1000) ** power
 
 
 def distil_command(study: Study, name: str, examples: int | None = None) -> str:
@@ -48,9 +33,9 @@ def distil_command(study: Study, name: str, examples: int | None = None) -> str:
         examples: training examples, if not as many as the trials had.
     """
     row = study.trials[study.trials["name"] == name].iloc[0]
-    file = study.folder / TABLE / f"{row['trial']}.json" if study.folder and "trial" in row else None
-    result = read_json(file) if file and file.is_file() else {}
-    config = result.get("config", {})
+    kept = ResultsFolder(study.folder).result(row["trial"]) if study.folder and "trial" in row else None
+    result = kept.as_json() if kept else {}
+    config = result.get("config") or {}
     task: dict[str, Any] = {"task": study.task}
     if "task" in config:
         task = _task(TaskPlan.model_validate(config["task"]))

@@ -11,19 +11,20 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from analysis.intervals import Estimate, holm
-from analysis.parts import Part, as_kept, named
-from analysis.table import Study
+from hskd.analysis.stats.intervals import Estimate, holm
+from hskd.analysis.stats.points import Part, as_kept
+from hskd.analysis.table import Study
 from hskd.spec import DIMENSIONS
+from hskd.statistics import CONFIDENCE
 
 UNDETERMINED = "undetermined"
-COLUMNS = ["dimension", "a", "b", "matched", "difference", "low", "high", "p", "p_holm", "n", "verdict"]
+COMPARISON_COLUMNS = ["dimension", "a", "b", "matched", "difference", "low", "high", "p", "p_holm", "n", "verdict"]
 
 Setting = tuple[float, tuple[Part, ...]]
 """What two points must share to be compared along a dimension: its amount there, and all other dimensions."""
 
 
-def compare(study: Study, confidence: float = 0.95) -> pd.DataFrame:
+def compare_strategies(study: Study, confidence: float = CONFIDENCE) -> pd.DataFrame:
     """Every pair of strategies of each dimension, over all the settings in which both were tried.
 
     A setting is an amount along the dimension and one choice of everything else. For each seed the difference is
@@ -46,11 +47,11 @@ def compare(study: Study, confidence: float = 0.95) -> pd.DataFrame:
     for dimension in DIMENSIONS:
         pairs = [_row(dimension, a, b, block, confidence) for a, b, block, _ in _blocks(study, dimension)]
         rows += adjusted(pairs, confidence)
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame(rows, columns=COMPARISON_COLUMNS)
 
 
-def by_amount(study: Study, confidence: float = 0.95) -> pd.DataFrame:
-    """As :func:`compare`, at each amount separately; adjusted over all the rows of the table.
+def by_amount(study: Study, confidence: float = CONFIDENCE) -> pd.DataFrame:
+    """As :func:`compare_strategies`, at each amount separately; adjusted over all the rows of the table.
 
     Returns:
         The same columns, and behind dimension: amount (number of layers or tokens or share of neurons, as text; for
@@ -62,7 +63,7 @@ def by_amount(study: Study, confidence: float = 0.95) -> pd.DataFrame:
         for a, b, block, amounts in _blocks(study, dimension)
         for amount in dict.fromkeys(amounts)
     ]
-    return pd.DataFrame(adjusted(rows, confidence), columns=["dimension", "amount", *COLUMNS[1:]])
+    return pd.DataFrame(adjusted(rows, confidence), columns=["dimension", "amount", *COMPARISON_COLUMNS[1:]])
 
 
 def winners(comparison: pd.DataFrame) -> dict[str, tuple[str, str]]:
@@ -71,7 +72,7 @@ def winners(comparison: pd.DataFrame) -> dict[str, tuple[str, str]]:
     A strategy wins if it was compared with every other in the table and each verdict names it, so that, over all the
     dimension's pairs, a false winner is as rare as the comparison's confidence says.
     """
-    found = {}
+    winner_by_dimension = {}
     for dimension, rows in comparison.groupby("dimension", sort=False):
         leader, against = _leader(rows)
         beaten = against[against["verdict"] == leader]
@@ -79,18 +80,18 @@ def winners(comparison: pd.DataFrame) -> dict[str, tuple[str, str]]:
         untried = sorted((set(rows["a"]) | set(rows["b"])) - {leader} - set(against["other"]))
         if unshown.empty and not untried:
             by = ", ".join(_against(row) for row in beaten.to_dict("records"))
-            found[str(dimension)] = (leader, f"{leader} beats every other strategy: {by}.")
+            winner_by_dimension[str(dimension)] = (leader, f"{leader} beats every other strategy: {by}.")
             continue
-        said = [f"beats {', '.join(_against(row) for row in beaten.to_dict('records'))}"] if len(beaten) else []
-        said += [f"is {_against(row, lead=True)}, which is not shown" for row in unshown.to_dict("records")]
-        said += [f"was never tried at the same amount as {', '.join(untried)}"] if untried else []
-        found[str(dimension)] = (UNDETERMINED, f"Undetermined: {leader} {', and '.join(said)}.")
-    return found
+        clauses = [f"beats {', '.join(_against(row) for row in beaten.to_dict('records'))}"] if len(beaten) else []
+        clauses += [f"is {_against(row, lead=True)}, which is not shown" for row in unshown.to_dict("records")]
+        clauses += [f"was never tried at the same amount as {', '.join(untried)}"] if untried else []
+        winner_by_dimension[str(dimension)] = (UNDETERMINED, f"Undetermined: {leader} {', and '.join(clauses)}.")
+    return winner_by_dimension
 
 
 def _blocks(study: Study, dimension: str) -> Iterator[tuple[str, str, np.ndarray, list[str]]]:
     """Pairs of strategies; their differences in score, seeds by settings, NaN where a trial is missing; the amounts."""
-    points = named(study)
+    points = study.parts
     scores = {name: study.scores[name].to_numpy() for name in points}
     kept = {name: as_kept(parts) for name, parts in points.items()}
     settings: dict[Setting, dict[str, str]] = {}
@@ -123,8 +124,8 @@ def _amount_text(dimension: str, name: str, amount: float) -> str:
 def _row(dimension: str, a: str, b: str, block: np.ndarray, confidence: float) -> dict[str, Any]:
     complete = _complete(block)
     seeds, settings = complete.shape
-    found = paired_test(complete.mean(axis=1), confidence) if seeds else (math.nan,) * 4
-    named = dict(zip(("difference", "low", "high", "p"), found, strict=True))
+    test = paired_test(complete.mean(axis=1), confidence) if seeds else (math.nan,) * 4
+    named = dict(zip(("difference", "low", "high", "p"), test, strict=True))
     return {"dimension": dimension, "a": a, "b": b, "matched": settings, **named, "n": seeds}
 
 
@@ -160,9 +161,9 @@ def _complete(block: np.ndarray) -> np.ndarray:
 def adjusted(rows: list[dict[str, Any]], confidence: float) -> list[dict[str, Any]]:
     """``rows``, one family of tests, with adjusted p and verdict."""
     for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
-        shown = p < 1 - confidence
+        is_significant = p < 1 - confidence
         better = row["a"] if row["difference"] > 0 else row["b"]
-        row |= {"p_holm": p, "verdict": better if shown else UNDETERMINED}
+        row |= {"p_holm": p, "verdict": better if is_significant else UNDETERMINED}
     return rows
 
 
@@ -179,7 +180,7 @@ def _leader(rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
 def _against(row: dict[Hashable, Any], lead: bool = False) -> str:
     """What is known of the leader and one other; with ``lead``, whether it is ahead at all."""
     difference = 100 * row["difference"]
-    place = f"{'ahead of' if difference > 0 else 'behind' if difference < 0 else 'level with'} " if lead else ""
+    standing = f"{'ahead of' if difference > 0 else 'behind' if difference < 0 else 'level with'} " if lead else ""
     if row["n"] < 2:
         evidence = f"{row['n']} shared seed, so no interval"
     elif math.isnan(row["low"]):
@@ -187,4 +188,4 @@ def _against(row: dict[Hashable, Any], lead: bool = False) -> str:
     else:
         interval = f"{100 * row['low']:.2f} to {100 * row['high']:.2f}"
         evidence = f"{interval}, p {row['p_holm']:.2g} after Holm, {row['n']} seeds"
-    return f"{place}{row['other']} by {abs(difference):.2f} points ({evidence})"
+    return f"{standing}{row['other']} by {abs(difference):.2f} points ({evidence})"

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.curves import points
-from analysis.intervals import CONFIDENCE, holm, t_interval
-from analysis.parts import Parts, as_kept, named
-from analysis.strategies import UNDETERMINED, paired_test
-from analysis.table import Study
+from hskd.analysis.stats.curves import points
+from hskd.analysis.stats.intervals import holm, t_interval
+from hskd.analysis.stats.points import Parts, as_kept
+from hskd.analysis.stats.strategies import UNDETERMINED, paired_test
+from hskd.analysis.table import Study
 from hskd.spec import DIMENSIONS
+from hskd.statistics import CONFIDENCE
 
 BEST, WORSE, ONLY = "best buy", "not the best", "only neighbour"
 FRONT_ARMS = ("spec", "full", "none")
@@ -32,7 +33,7 @@ def surface(study: Study) -> pd.DataFrame:
         n_seeds; by rising amounts. Points without amounts (explicit layer pairs, say) are left out.
     """
     kept = study.points[study.points["arm"].isin(["spec", "full"])]
-    kept = kept[kept.index.isin(named(study)) & kept["w"].notna()]
+    kept = kept[kept.index.isin(study.parts) & kept["w"].notna()]
     scores = study.scores[kept.index]
     columns = ["strategy", "precision", "n", "k", "w", "fraction", "bytes_per_example"]
     table = kept[columns].assign(score=scores.mean(), n_seeds=scores.notna().sum())
@@ -78,7 +79,7 @@ def next_byte(study: Study, confidence: float = CONFIDENCE) -> pd.DataFrame:
         dimensions, NaN where there is none); verdict: ``best buy`` (gains, and beats each other dimension), ``not the
         best`` (another is), ``only neighbour`` (nothing to compare with), else ``undetermined``.
     """
-    parts = {name: as_kept(found) for name, found in named(study).items()}
+    parts = {name: as_kept(point_parts) for name, point_parts in study.parts.items()}
     stored = study.points["bytes_per_example"]
     front = pareto(study, confidence)
     rows: list[dict[str, Any]] = []
@@ -91,8 +92,8 @@ def next_byte(study: Study, confidence: float = CONFIDENCE) -> pd.DataFrame:
             gains = (study.scores[end] - study.scores[start]).dropna()
             doublings = math.log2(stored[end] / stored[start])
             rates.append(gains / doublings if doublings > 0 else gains * math.nan)
-            found = (start, dimension, end, stored[end] - stored[start], *t_interval(gains, confidence)[:3])
-            rows.append(dict(zip(_COLUMNS, (*found, rates[-1].mean(), len(gains)), strict=True)))
+            row = (start, dimension, end, stored[end] - stored[start], *t_interval(gains, confidence)[:3])
+            rows.append(dict(zip(_COLUMNS, (*row, rates[-1].mean(), len(gains)), strict=True)))
     return _judged(pd.DataFrame(rows, columns=_COLUMNS), rates, 1 - confidence)
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import pandas as pd
 import typer
 
-from hskd.artifacts import atomic_path
+from hskd.cli.plugin_option import plugin_option
 from hskd.errors import HskdError
+from hskd.io import atomic_path
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
+@plugin_option
 def knowledge(
     store: Annotated[str, typer.Argument(help="Folder of a superset store, or a URL.")],
     out: Annotated[Path, typer.Option(help="Folder for figures (PNG, SVG) and their tables (CSV).")],
@@ -24,9 +28,9 @@ def knowledge(
     examples: Annotated[int, typer.Option(min=1, help="Examples to average over.")] = 500,
 ) -> None:
     """Show which tokens and neurons a teacher's knowledge sits in, and how much of it a share of them keeps."""
-    from analysis import knowledge as views
-    from analysis import style
-    from analysis.figures.knowledge import energy_figure, magnitude_figure, token_figure
+    from hskd.analysis.figures import style
+    from hskd.analysis.figures.knowledge import energy_figure, magnitude_figure, token_figure
+    from hskd.analysis.stats import knowledge as views
     from hskd.spec import HSKSpec
     from hskd.store.reader import Store
     from hskd.teachers.loading import load_tokenizer

@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from analysis.curves import NONE, contrast
-from analysis.examples import Answers
-from analysis.intervals import CONFIDENCE, MIN_SEEDS, MOST_SEEDS, POWER, Estimate, Interval, seeds_needed
-from analysis.table import Study
+from hskd.analysis.stats.curves import NONE, contrast
+from hskd.analysis.stats.examples import Answers
+from hskd.analysis.stats.intervals import MIN_SEEDS, MOST_SEEDS, Estimate, Interval, seeds_to_show_no_loss
+from hskd.analysis.table import Study
 from hskd.errors import HskdError
+from hskd.statistics import CONFIDENCE, POWER
 
 MARGIN = 0.005
 """Score that full HSK may gain over what is called enough: half a point."""
@@ -28,7 +29,7 @@ class Sufficiency:
     """How little is enough, for one strategy: more than ``above``, at most ``name``, each at the stated confidence.
 
     Attributes:
-        strategy: of the specs (see :class:`~analysis.table.Study`).
+        strategy: of the specs (see :class:`~hskd.analysis.table.Study`).
         verdict: ``sufficient`` (``name`` is enough), ``all`` (the largest amount below full is not: ``name`` is
             full), or ``undetermined``.
         reason: the evidence, or what is missing, in plain words.
@@ -178,7 +179,7 @@ class _Question:
             return self._sufficiency("all", reason, self.full, above, tests=table)
         needed = None
         if largest.n >= MIN_SEEDS:
-            needed = seeds_needed(self._beyond(largest.name), self.limit, self.confidence)
+            needed = seeds_to_show_no_loss(self._beyond(largest.name), self.limit, self.confidence)
         reason = self._not_resolved(largest, needed)
         return self._sufficiency("undetermined", reason, above=above, tests=table, needed=needed)
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import pandas as pd
 import typer
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from hskd.cli.plugin_option import plugin_option
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@plugin_option
 def compare(
     first: Annotated[Path, typer.Argument(help="Folder of a grid's results, or its table as CSV.")],
     second: Annotated[Path, typer.Argument(help="Another, with some of the same specs or arms, and seeds.")],
@@ -27,23 +32,23 @@ def compare(
 
     Every spec and arm that both have gets its difference, second - first, with a 95 % t-interval; p is adjusted (Holm).
     """
-    from analysis import style
-    from analysis.figures.pairing import pairing_figure
-    from analysis.pairing import apart, pair
-    from analysis.table import only_study
-    from hskd.artifacts import atomic_path
+    from hskd.analysis.figures import style
+    from hskd.analysis.figures.pairing import pairing_figure
+    from hskd.analysis.stats.pairing import grid_differences, pair
+    from hskd.analysis.table import only_study
+    from hskd.io import atomic_path
 
     pairs = pair(only_study(first), only_study(second), above_none)
-    ours, theirs = _name(first), _name(second)
+    first_name, second_name = _name(first), _name(second)
     folder = out or (second if second.is_dir() else second.parent) / "comparisons"
     folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{ours}-{theirs}" + ("-above-none" if above_none else "")
+    stem = f"{first_name}-{second_name}" + ("-above-none" if above_none else "")
     with atomic_path(folder / f"{stem}.csv") as temporary:
         pairs.to_csv(temporary, index=False)
-    figure = style.save(pairing_figure(pairs, ours, theirs, above_none), folder / f"{stem}.png")
+    figure = style.save(pairing_figure(pairs, first_name, second_name, above_none), folder / f"{stem}.png")
     console = Console()
-    console.print(_table(pairs, ours, theirs, above_none))
-    for text in apart(first, second):
+    console.print(_table(pairs, first_name, second_name, above_none))
+    for text in grid_differences(first, second):
         console.print(f"apart: {text}", markup=False, highlight=False, soft_wrap=True)
     print(f"table:  {folder / f'{stem}.csv'}")
     print(f"figure: {figure}")
@@ -54,7 +59,9 @@ def _name(path: Path) -> str:
 
 
 def _table(pairs: pd.DataFrame, first: str, second: str, above_none: bool) -> Table:
-    from analysis.strategies import UNDETERMINED
+    import pandas as pd
+
+    from hskd.analysis.stats.strategies import UNDETERMINED
 
     what = "gained over none" if above_none else "score"
     title = f"{what}, points: {escape(second)} - {escape(first)}, paired by seed"

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.figures.timing import payback_figure, speedup_figure
-from analysis.style import save
-from analysis.timing import MIB, Timings, bars, speedups
-from hskd.artifacts import atomic_path, write_text
+from hskd.analysis.figures.style import save
+from hskd.analysis.figures.timing import payback_figure, speedup_figure
+from hskd.analysis.stats.timing import MIB, Timings, bars, speedups
+from hskd.io import atomic_path, write_text
 
 
-def write_report(folder: Path) -> str:
+def write_timing_report(folder: Path) -> str:
     """Write ``timing.md``, ``bars.csv``, ``speedups.csv`` and figures beside the timing files; returns the Markdown.
 
     Raises:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from hskd.artifacts import read_json
 from hskd.errors import CorruptionError, HskdError
+from hskd.io import read_json
 
 PAPER = (2.7, 3.4)
 """Speed-up of offline over online distillation that arXiv 2106.05691 reports, lowest and highest."""

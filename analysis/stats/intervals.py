@@ -9,11 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special, stats
+from scipy import special
 
-CONFIDENCE = 0.95
-POWER = 0.8
-"""With which the number of seeds asked for would show what there is to show."""
+from hskd.statistics import CONFIDENCE, seeds_needed
+
 MIN_SEEDS = 3
 """Fewer say next to nothing about chance."""
 MOST_SEEDS = 1000
@@ -138,37 +137,29 @@ def ratio_of(
     return Interval(ratio, (b - root) / a, (b + root) / a, n)
 
 
-def seeds_needed(estimate: Estimate, limit: float, confidence: float = CONFIDENCE) -> int | None:
+def seeds_to_show_no_loss(loss: Estimate, limit: float, confidence: float = CONFIDENCE) -> int | None:
     """Seeds at which a one-sided test shows that a loss of 0 is below ``limit``, with 80 % power.
 
     Args:
-        estimate: of the loss, whose spread is taken as the true one; a part of its variance that the values of the
-            seeds do not show stays whatever their number.
+        loss: its spread is taken as the true one; a part of its variance that the values of the seeds do not show
+            stays whatever their number.
         limit: what may be lost.
         confidence: of the test.
 
     Returns:
         None where ``MOST_SEEDS`` are too few.
     """
-    spread, fixed = estimate.own * estimate.n, estimate.variance - estimate.own
-    if not limit > 0 or math.isnan(spread):
+    if not limit > 0 or math.isnan(loss.own):
         return None
-
-    def enough(n: int) -> bool:
-        error = math.sqrt(spread / n + fixed)
-        if error == 0:
-            return True
-        df = n - 1 if fixed <= 0 else (spread / n + fixed) ** 2 / max((spread / n) ** 2 / (n - 1), 1e-300)
-        df = min(df, 1e6)
-        return float(stats.nct.sf(quantile_of_t(df, confidence), df, limit / error)) >= POWER
-
-    low, high = MIN_SEEDS - 1, MOST_SEEDS
-    if not enough(high):
-        return None
-    while high - low > 1:  # more seeds never make it worse
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+    return seeds_needed(
+        math.sqrt(loss.own * loss.n),
+        limit,
+        sides=1,
+        confidence=confidence,
+        fixed_variance=max(loss.variance - loss.own, 0.0),
+        fewest=MIN_SEEDS,
+        most=MOST_SEEDS,
+    )
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -180,7 +171,7 @@ def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
     adjusted = np.full(len(values), np.nan)
     order = [index for index in np.argsort(values, kind="stable") if not np.isnan(values[index])]
     highest = 0.0
-    for place, index in enumerate(order):
-        highest = max(highest, min(1.0, (len(order) - place) * values[index]))
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * values[index]))
         adjusted[index] = highest
     return adjusted

@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import ValidationError
 
-from analysis.curves import NONE
-from analysis.intervals import CONFIDENCE
-from analysis.strategies import adjusted, paired_test
-from analysis.table import Study
-from hskd.artifacts import read_json
+from hskd.analysis.stats.curves import NONE
+from hskd.analysis.stats.strategies import adjusted, paired_test
+from hskd.analysis.table import Study
 from hskd.errors import HskdError
-from hskd.results import GRID_FILE
+from hskd.grid.record import grid_content
+from hskd.grid.spec import GridSpec
+from hskd.results import ResultsFolder
+from hskd.statistics import CONFIDENCE
 
-COLUMNS = ["name", "fraction", "first", "second", "difference", "low", "high", "p", "p_holm", "n", "verdict"]
+PAIR_COLUMNS = ["name", "fraction", "first", "second", "difference", "low", "high", "p", "p_holm", "n", "verdict"]
 OWN = ("name", "trials", "sweeps", "include", "exclude", "seeds", "more_seeds", "arms")
 """What of a grid says which points and seeds it has, and not how they were run."""
 
@@ -40,9 +42,11 @@ def pair(first: Study, second: Study, above_none: bool = False, confidence: floa
         HskdError: the studies are of different tasks or splits, share no point, or there is no *none* to compare with.
     """
     for column in ("task", "score_split"):
-        ours, theirs = getattr(first, column), getattr(second, column)
-        if ours != theirs:
-            raise HskdError(f"{column}: {ours} and {theirs} cannot be paired; give two results of the same {column}.")
+        first_value, second_value = getattr(first, column), getattr(second, column)
+        if first_value != second_value:
+            raise HskdError(
+                f"{column}: {first_value} and {second_value} cannot be paired; give two results of the same {column}."
+            )
     scores = [study.scores for study in (first, second)]
     if above_none:
         if any(NONE not in table for table in scores):
@@ -54,23 +58,32 @@ def pair(first: Study, second: Study, above_none: bool = False, confidence: floa
         pairs = pd.concat([table[name] for table in scores], axis=1, keys=["first", "second"]).dropna()
         if pairs.empty:
             continue
-        found = paired_test((pairs["second"] - pairs["first"]).to_numpy(), confidence)
+        test = paired_test((pairs["second"] - pairs["first"]).to_numpy(), confidence)
         row = {"name": name, "a": "second higher", "b": "first higher", "n": len(pairs)}
         row |= {"fraction": first.amount(name), **pairs.mean().to_dict()}
-        rows.append(row | dict(zip(("difference", "low", "high", "p"), found, strict=True)))
+        rows.append(row | dict(zip(("difference", "low", "high", "p"), test, strict=True)))
     if not rows:
         raise HskdError("the two results share no point and seed, so there is nothing to compare.")
-    return pd.DataFrame(adjusted(rows, confidence), columns=COLUMNS)
+    return pd.DataFrame(adjusted(rows, confidence), columns=PAIR_COLUMNS)
 
 
-def apart(first: Path, second: Path) -> list[str]:
+def grid_differences(first: Path, second: Path) -> list[str]:
     """What the grids of two results folders say differently, a text each; nothing where one does not say."""
-    files = [folder / GRID_FILE for folder in (first, second)]
-    if not all(file.is_file() for file in files):
+    grids = [_grid(folder) for folder in (first, second)]
+    if not all(grids):
         return []
-    old, new = (_flat({key: value for key, value in read_json(file).items() if key not in OWN}) for file in files)
+    old, new = (_flat({key: value for key, value in grid.items() if key not in OWN}) for grid in grids)
     keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key, _OFF) != new.get(key, _OFF)]
     return [f"{key} {old.get(key, _OFF)}, then {new.get(key, _OFF)}" for key in keys]
+
+
+def _grid(folder: Path) -> dict[str, Any]:
+    """What the grid of a results folder says, defaults too where this version knows all its keys."""
+    content = ResultsFolder(folder).grid() or {}
+    try:
+        return grid_content(GridSpec.model_validate(content))
+    except ValidationError:
+        return content
 
 
 _OFF = "off"
@@ -85,7 +98,7 @@ def _flat(content: Any, key: str = "") -> dict[str, Any]:
         parts = {str(i): part for i, part in enumerate(content)}.items()
     else:
         return {} if content is None or content is False or content in ([], {}) else {key: content}
-    found: dict[str, Any] = {}
+    flattened: dict[str, Any] = {}
     for name, part in parts:
-        found |= _flat(part, f"{key}.{name}" if key else str(name))
-    return found
+        flattened |= _flat(part, f"{key}.{name}" if key else str(name))
+    return flattened

@@ -1,0 +1,104 @@
+"""``hskd recommend``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from hskd.cli.plugin_option import plugin_option
+from hskd.errors import HskdError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SIZE = re.compile(r"(\d+\.?\d*|\.\d+)\s*(?:([kmgt])(i?))?(b|bytes?)?", re.IGNORECASE)
+
+
+@plugin_option
+def recommend(
+    results: Annotated[Path, typer.Argument(help="Folder of a grid's results, or its table as CSV.")],
+    tolerance: Annotated[
+        float | None, typer.Option(help="Points of score that may be lost against full HSK (default: 0.5).")
+    ] = None,
+    margin_share: Annotated[
+        float | None, typer.Option(help="Instead: share of the gap from none to full that may be lost, such as 0.1.")
+    ] = None,
+    budget: Annotated[str | None, typer.Option(help="Instead: what the store may take, such as 50MB.")] = None,
+    examples: Annotated[
+        int | None, typer.Option(min=1, help="Training examples in the store (default: as in the trials).")
+    ] = None,
+    student: Annotated[str | None, typer.Option(help="Only this student of the table.")] = None,
+    task: Annotated[str | None, typer.Option(help="Only this task of the table.")] = None,
+    confidence: Annotated[float, typer.Option(help="Of the claim.")] = 0.95,
+    new_examples: Annotated[
+        bool, typer.Option(help="Claim it for new test examples too, from the answers kept beside the trials.")
+    ] = False,
+) -> None:
+    """Say which spec to distil: the cheapest shown to be as good as full HSK, or the best that fits a budget.
+
+    One recommendation for each task, student and training set of the table, with its evidence and a command to paste.
+    """
+    from hskd.analysis.report.recommendation import recommend as recommend_spec
+    from hskd.analysis.stats.examples import Answers
+    from hskd.analysis.table import studies
+
+    all_studies = studies(results)
+    chosen = [study for study in all_studies if student in (None, study.student) and task in (None, study.task)]
+    if not chosen:
+        choices = ", ".join(sorted({f"--task {study.task} --student {study.student}" for study in all_studies}))
+        raise HskdError(f"{results}: no trials of that task and student; there are: {choices}.")
+    size = parse_bytes(budget, "--budget") if budget is not None else None
+    console = Console()
+    for study in chosen:
+        answers = Answers.read(study.folder, study) if new_examples else None
+        if new_examples and answers is None:
+            raise HskdError(f"{results}: the trials' answers or their labels are not kept; leave out --new-examples.")
+        recommendation = recommend_spec(study, tolerance, size, examples, margin_share, confidence, answers)
+        console.print(f"[bold]{escape(study.title)}[/bold]\n")
+        for sentence in recommendation.evidence:
+            console.print(sentence, markup=False, highlight=False)
+        console.print(_evidence(recommendation.table, confidence))
+        print("The command; runs/student and runs/superset stand for your student and your store of these examples:\n")
+        print(recommendation.command + "\n")
+
+
+def _evidence(points: pd.DataFrame, confidence: float) -> Table:
+    """A line for every point: bytes, score, and intervals of the paired differences with full and none."""
+    import pandas as pd
+
+    caption = f"Scores in per cent. Below full, above none: paired {100 * confidence:g} % intervals, each by itself."
+    table = Table(box=SIMPLE, caption=caption)
+    for column in ("spec or arm", "bytes", "score", "below full", "above none", "remark"):
+        table.add_column(column, justify="left" if column in ("spec or arm", "remark") else "right", overflow="fold")
+    percent = points.assign(**100 * points.filter(regex="mean|low|high"))
+    for row in percent.to_dict("records"):
+        intervals = [(row[f"{column}_low"], row[f"{column}_high"]) for column in ("below_full", "above_none")]
+        table.add_row(
+            escape(row["name"]),
+            f"{row['bytes_per_example']:,.0f}",
+            f"{row['mean']:.1f}",
+            *["" if pd.isna(low) else f"{low:.1f} to {high:.1f}" for low, high in intervals],
+            row["remark"],
+        )
+    return table
+
+
+def parse_bytes(text: str, flag: str = "size") -> float:
+    """Bytes that ``text`` names: ``50MB``, ``1.5GiB``, ``200 kB``, ``5000``; units without ``i`` are powers of 1000.
+
+    Raises:
+        HskdError: ``text`` is no size; the message names ``flag``.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if not match or float(match[1]) == 0:
+        raise HskdError(f"{flag} {text!r}: expected a size above 0 such as 50MB, 1.5GiB or 200 kB.")
+    number, unit, binary, _ = match.groups()
+    power = "kmgt".index(unit.lower()) + 1 if unit else 0
+    return float(number) * (1024 if binary else 1000) ** power

@@ -1,0 +1,27 @@
+"""``hskd report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hskd.cli.plugin_option import plugin_option
+
+
+@plugin_option
+def report(
+    results: Annotated[Path, typer.Argument(help="Folder of a grid's results, or its table as CSV.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the report (default: report, in the results).")] = None,
+    margin: Annotated[
+        float, typer.Option(min=0, help="Points of score that may be lost against full HSK and still be enough.")
+    ] = 0.5,
+) -> None:
+    """Write one page that says how little HSK is enough, with figures (PNG, SVG) and tables (CSV, LaTeX) beside it.
+
+    The page needs no other file and no network. What the results cannot show, it says.
+    """
+    from hskd.analysis.report.page import write_report
+
+    print(f"report: {write_report(results, out, margin / 100)}")

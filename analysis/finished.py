@@ -1,0 +1,65 @@
+"""Recognise a finished demo without importing what it ran with."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from hskd.errors import HskdError
+from hskd.hashing import fingerprint
+from hskd.io import read_json, write_json
+
+FILE = "summary.json"
+_LIBRARIES = ("hskd", "torch", "transformers", "matplotlib")
+_ENVIRONMENT = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES")
+"""Variables that change a trial's precision or device."""
+
+
+@dataclass(frozen=True)
+class FinishedDemo:
+    """What a demo printed at its end, kept beside its results.
+
+    Attributes:
+        folder: the results.
+        key: fingerprint of what the results depend on: preset, seeds, versions, machine.
+    """
+
+    folder: Path
+    key: str
+
+    @classmethod
+    def of(cls, folder: Path, preset: str, seeds: int) -> FinishedDemo:
+        """The demo of a preset on this machine, whether it is finished or not."""
+        content = {
+            "preset": files("hskd.grid").joinpath("presets", f"{preset}.yaml").read_text(encoding="utf-8"),
+            "seeds": seeds,
+            "machine": platform.node(),
+            **{name: version(name) for name in _LIBRARIES},
+            **{name: os.environ.get(name) for name in _ENVIRONMENT},
+        }
+        return cls(folder, fingerprint(content))
+
+    def summary(self) -> str | None:
+        """What it printed, or None if it is not finished or a file of its results has changed since."""
+        try:
+            content = read_json(self.folder / FILE)
+        except (OSError, HskdError):
+            return None
+        same = isinstance(content, dict) and content.get("key") == self.key and content.get("files") == self._files()
+        return str(content["summary"]) if same else None
+
+    def write(self, summary: str) -> None:
+        """Keep what it printed, with the state of its results."""
+        write_json(self.folder / FILE, {"key": self.key, "files": self._files(), "summary": summary})
+
+    def _files(self) -> dict[str, Any]:
+        """Path -> size and time of every file of the results."""
+        paths = (path for path in sorted(self.folder.rglob("*")) if path.is_file() and path.name != FILE)
+        return {
+            path.relative_to(self.folder).as_posix(): [path.stat().st_size, path.stat().st_mtime_ns] for path in paths
+        }

@@ -1,0 +1,1 @@
+"""The report page, its tables and its words, and what was run."""
