@@ -4,7 +4,7 @@ Steps of ``1l_10t_0.1w`` on one batch of 32, random weights in the paper's shape
 ``Trainer``. The variants take turns in one process; a factor is the median, over the rounds, of a variant's time over
 that of the step with everything in it.
 
-    python -m benchmarks.ablation --rounds 12
+    python -m hskd.benchmarks.ablation --rounds 12
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ from rich.table import Table
 from torch import nn
 from torch.nn import functional as F
 
-import hskd.encoder
-from benchmarks.data import draw_lengths, vocabulary_of
-from benchmarks.shapes import SIZES, student_of
+import hskd.fast.encoder
+from hskd.benchmarks.data import draw_lengths, vocabulary_of
+from hskd.benchmarks.models import student_of
+from hskd.benchmarks.shapes import SIZES
 from hskd.distill.losses import hsk_loss
 from hskd.distill.trainer import HSKModule
-from hskd.dropout import cheap_dropout
+from hskd.fast.dropout import cheap_dropout
+from hskd.fast.embeddings import compact_embeddings
+from hskd.fast.encoder import LeanEncoder, compiled_layer, run_layer
 from hskd.knowledge import KeptHSK
 from hskd.runtime import autocast, resolve_dtype
-from hskd.vocabulary import touched_rows
 
 CPU = torch.device("cpu")
 BATCH, KEPT_TOKENS, NEURONS, TEACHER_WIDTH = 32, 10, 76, 768
@@ -101,8 +103,9 @@ def stepper(variant: Variant, kind: str, pad_to: int | None, dtype: str) -> Iter
     kept = KeptHSK((top,), kept.counts, kept.positions, kept.values, kept.neurons)
     with contextlib.ExitStack() as stack:
         if not variant.all_rows:
-            stack.enter_context(touched_rows(student, [vocabulary_of("cola")]))
-        module = HSKModule(student, TEACHER_WIDTH)
+            stack.enter_context(compact_embeddings(student, [vocabulary_of("cola")]))
+        encoder = LeanEncoder(student, compiled_layer() if variant.compiled else run_layer)
+        module = HSKModule(student, TEACHER_WIDTH, encoder=encoder)
         if not variant.torch_dropout:
             stack.enter_context(cheap_dropout(module))
         parameters = list(module.parameters())
@@ -113,16 +116,16 @@ def stepper(variant: Variant, kind: str, pad_to: int | None, dtype: str) -> Iter
                 states = student.base_model(**inputs, output_hidden_states=True).hidden_states
                 return hsk_loss(states, kept, module.projection)
             if variant.whole_layer:
-                return hsk_loss(hskd.encoder.hidden_states(student, inputs, top), kept, module.projection)
+                return hsk_loss(encoder.hidden_states(inputs, top), kept, module.projection)
             return module(kept, **inputs)  # type: ignore[no-any-return]
 
         def step() -> float:
-            attend = hskd.encoder._attend
+            attend = hskd.fast.encoder._attend
             if variant.torch_attention:
-                hskd.encoder._attend = _torch_attention
+                hskd.fast.encoder._attend = _torch_attention
             try:
                 start = time.perf_counter()
-                with hskd.encoder.compiled_layers("inductor" if variant.compiled else None), autocast(dtype, CPU):
+                with autocast(dtype, CPU):
                     value = loss()
                 value.backward()
                 torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -130,7 +133,7 @@ def stepper(variant: Variant, kind: str, pad_to: int | None, dtype: str) -> Iter
                 optimizer.zero_grad()
                 return time.perf_counter() - start
             finally:
-                hskd.encoder._attend = attend
+                hskd.fast.encoder._attend = attend
 
         yield step
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks.replay import seconds_replayed
+from hskd.benchmarks.replay import seconds_replayed
 
 pytestmark = [pytest.mark.benchmark(timer=seconds_replayed), pytest.mark.timeout(0)]
 Replay = Callable[[], None]

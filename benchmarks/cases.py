@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from benchmarks.shapes import SPEC, STUDENTS, Sizes
+from hskd.benchmarks.shapes import SPEC, STUDENTS, Sizes
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Case:
 
     Attributes:
         name: its name in the group.
-        what: which function of :mod:`benchmarks.workers` does it.
+        what: which function of :mod:`hskd.benchmarks.workers` does it.
         lengths: length setting of the examples.
         dtype: fp32, or bf16 for autocast.
         student: kind of the student; empty where there is none.
@@ -57,9 +57,9 @@ def training(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:
 def lengths(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:
     """Offline on real lengths against online at the paper's padding: what speed-up a user of the paper's way sees."""
     for student in STUDENTS:
-        wanted = [(what, "pad64", "fp32") for what in ("online", "teacher", "fine-tuning")]
-        wanted += [(what, "cola", dtype) for dtype in dtypes for what in ("offline", "fine-tuning")]
-        cases = tuple(Case(f"{what}-{at}-{dtype}", what, at, dtype, student) for what, at, dtype in wanted)
+        measured_cases = [(what, "pad64", "fp32") for what in ("online", "teacher", "fine-tuning")]
+        measured_cases += [(what, "cola", dtype) for dtype in dtypes for what in ("offline", "fine-tuning")]
+        cases = tuple(Case(f"{what}-{at}-{dtype}", what, at, dtype, student) for what, at, dtype in measured_cases)
         yield Group("lengths", student, cases)
 
 

@@ -7,16 +7,19 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 import typer
 
-from benchmarks.cases import SUITES
-from benchmarks.shapes import SIZES, chosen_sizes
-from hskd.artifacts import read_json, write_json
+from hskd.benchmarks.cases import SUITES
+from hskd.benchmarks.shapes import SIZES, chosen_sizes
 from hskd.errors import HskdError
+from hskd.io import read_json, write_json
+
+if TYPE_CHECKING:
+    import torch
 
 
 def bench(
@@ -57,11 +60,15 @@ def bench(
 
     A killed run goes on where it was, as long as the code and the settings are the same. Close other programs first.
     """
-    from analysis.timing_report import write_report
+    from hskd.analysis.report.timing import write_timing_report
 
     if tables is not None:
-        print(write_report(tables))
+        print(write_timing_report(tables))
         return
+    if find_spec("pytest_benchmark") is None:
+        raise HskdError("hskd bench needs pytest-benchmark, which is not installed: pip install 'hskd[bench]'")
+    import torch
+
     unknown = sorted(set(only or ()) - set(SUITES))
     if unknown:
         raise HskdError(f"--only {unknown[0]}: no such suite; there are {', '.join(SUITES)}.")
@@ -70,7 +77,7 @@ def bench(
     for name in devices(device):
         folder = out / (slug(torch.device(name)) + ("-quick" if quick else "") + (f"-batch-{batch}" if batch else ""))
         run_suites(only or list(SUITES), name, sizes, folder, work / "bench", fresh, lengths=lengths, batch=batch)
-        print(write_report(folder))
+        print(write_timing_report(folder))
 
 
 def devices(asked: str) -> list[str]:
@@ -79,6 +86,8 @@ def devices(asked: str) -> list[str]:
     Raises:
         HskdError: this machine has no such device.
     """
+    import torch
+
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if asked == "all":
         return [name for name, available in there.items() if available]
@@ -89,7 +98,7 @@ def devices(asked: str) -> list[str]:
 
 def slug(device: torch.device) -> str:
     """The name of a device's folder: lower case, words joined by dashes."""
-    from benchmarks.driver import device_name
+    from hskd.benchmarks.driver import device_name
 
     return re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
 
@@ -134,5 +143,5 @@ def run_suites(
             raise HskdError("a benchmark failed, see above. Run the same command again: what is done is kept.")
         content = read_json(timings)
     for suite in suites:
-        mine = [case for case in content["benchmarks"] if case["extra_info"]["suite"] == suite]
-        write_json(folder / f"{suite}.json", content | {"benchmarks": mine})
+        suite_timings = [case for case in content["benchmarks"] if case["extra_info"]["suite"] == suite]
+        write_json(folder / f"{suite}.json", content | {"benchmarks": suite_timings})

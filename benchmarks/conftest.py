@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.cases import SUITES, Case, Group
-from benchmarks.driver import Driver, Measured, device_name
-from benchmarks.replay import replay as replay_seconds
-from benchmarks.shapes import SIZES, Sizes, chosen_sizes
+from hskd.benchmarks.cases import SUITES, Case, Group
+from hskd.benchmarks.driver import Driver, Measured, device_name
+from hskd.benchmarks.replay import replay as replay_seconds
+from hskd.benchmarks.shapes import SIZES, Sizes, chosen_sizes
 from hskd.cli.progress import console
-from hskd.runtime import provenance, resolve_dtype
+from hskd.provenance import provenance
+from hskd.runtime import resolve_dtype
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -85,7 +86,7 @@ def measured(driver: Driver, request: pytest.FixtureRequest) -> Callable[[Group]
 
     def measure(group: Group) -> dict[str, Measured]:
         if group not in results:
-            console.print(f"{order[group]}/{len(order)} {group.suite}: {group.name}")
+            console().print(f"{order[group]}/{len(order)} {group.suite}: {group.name}")
             results[group] = driver.measure(group)
         return results[group]
 

@@ -3,7 +3,7 @@
 Training examples, tokenised with BERT's uncased WordPiece vocabulary (the offline package carries it) and cut to the
 task's maximum length. Needs the official files.
 
-    python -m benchmarks.count_lengths ../shared/glue
+    python -m hskd.benchmarks.count_lengths ../shared/glue
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.data import LENGTHS_FILE
-from hskd.artifacts import write_json
+from hskd.benchmarks.data import LENGTHS_FILE
+from hskd.io import write_json
 from hskd.tasks import load_task, tokenize
-from hskd.teachers.loading import OFFLINE_MINILM, load_tokenizer
+from hskd.teachers.loading import load_tokenizer
+from hskd.teachers.settings import OFFLINE_MINILM
 
 TASKS = ("cola", "sst2", "rte")
 

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from hskd.artifacts import read_json
+from hskd.benchmarks.models import HEAD
+from hskd.io import read_json
 from hskd.spec import HSKSpec, Shape
-from hskd.store.layout import ArraySpec, derived_arrays, plan_shards, ragged_rows, total_bytes
-from hskd.store.manifest import Manifest, Origin
 from hskd.store.reader import Store, pack_neurons
 from hskd.store.writer import Shard, write_store
+from hskd.store_format.layout import ArraySpec, derived_arrays, plan_shards, ragged_rows, total_bytes
+from hskd.store_format.manifest import Manifest, Origin, TargetArray
 from hskd.tasks import TokenizedSplit
 from hskd.tasks.token_cache import read_arrays, write_arrays
 
@@ -29,6 +30,7 @@ CLS, SEP, PAD, FIRST = 101, 102, 0, 1000
 EPOCH_BATCHES = 50
 """Batches that the engine sorts by length together; of a real epoch's, a few that stand for all are taken."""
 _POOL = 1024
+TARGET = HEAD.target()
 """Different rows of random values in a store: more would take longer to draw, and reading them costs the same."""
 
 
@@ -89,7 +91,7 @@ def vocabulary_of(setting: str) -> np.ndarray:
 
 def spec_store(folder: Path, split: TokenizedSplit, spec: HSKSpec, shape: Shape) -> Store:
     """A store of random values: what ``derive`` would write for ``spec``, ``split`` and models of ``shape``."""
-    arrays = derived_arrays(spec, shape, split.max_length)
+    arrays = derived_arrays(spec, shape, split.max_length, TARGET)
     layers = spec.layers(shape)
     mask = spec.width.fixed(shape.teacher_width)
     plan = _plan(split, shape, "derived").model_copy(
@@ -111,14 +113,14 @@ def superset_store(folder: Path, split: TokenizedSplit, specs: list[HSKSpec], sh
     """A superset of random values that serves ``specs``."""
     from hskd.store.extract import Superset
 
-    held = Superset.of(specs, shape)
-    arrays = held.arrays(shape.teacher_width, shape.labels, split.max_length, shape.vocab_size)
+    contents = Superset.of(specs, shape)
+    arrays = contents.arrays(shape, TARGET, split.max_length)
     plan = _plan(split, shape, "superset").model_copy(
         update={
-            "layers": held.layers,
-            "mapped": held.layers,
-            "attention_layers": held.attention_layers,
-            "precision": held.precision,
+            "layers": contents.layers,
+            "mapped": contents.layers,
+            "attention_layers": contents.attention_layers,
+            "precision": contents.precision,
         }
     )
     return _write(folder, split, plan, arrays, split.lengths, shape.teacher_width)
@@ -126,7 +128,7 @@ def superset_store(folder: Path, split: TokenizedSplit, specs: list[HSKSpec], sh
 
 def examples_for(mebibytes: int, setting: str, spec: HSKSpec, shape: Shape) -> int:
     """How many examples of a length setting make a store of ``spec`` of so many MiB."""
-    arrays = derived_arrays(spec, shape, 128)
+    arrays = derived_arrays(spec, shape, 128, TARGET)
     lengths = draw_lengths(setting, 1000)
     kept = lengths if getattr(spec.length, "k", "all") == "all" else np.minimum(lengths - 1, spec.length.k)
     return int(1000 * mebibytes * 2**20 / total_bytes(arrays, 1000, int(lengths.sum()), int(kept.sum())))
@@ -138,7 +140,8 @@ def _plan(split: TokenizedSplit, shape: Shape, kind: Any) -> Manifest:
         tokenizer="none",
         data=split.fingerprint,
         task="random",
-        label_names=("0", "1"),
+        head=HEAD.kind,
+        label_names=HEAD.label_names,
         max_length=split.max_length,
         dtype="fp32",
     )
@@ -148,6 +151,7 @@ def _plan(split: TokenizedSplit, shape: Shape, kind: Any) -> Manifest:
         teacher_layers=shape.teacher_layers,
         teacher_width=shape.teacher_width,
         vocab_size=shape.vocab_size,
+        target=TargetArray.of(TARGET),
         special_ids={"cls": CLS, "sep": SEP, "pad": PAD},
         layers=(),
         mapped=(),
@@ -163,12 +167,12 @@ def _write(
     pools = {name: _pool(rng, name, array, plan, neurons) for name, array in arrays.items()}
 
     def make_shard(span: range) -> Shard:
-        mine = slice(span.start, span.stop)
+        examples = slice(span.start, span.stop)
         part = replace(split.take(np.arange(span.start, span.stop)), labels=None)
-        kept = counts[mine]
-        place = ragged_rows(np.zeros(len(span), np.int64), kept)
+        kept = counts[examples]
+        rank_in_example = ragged_rows(np.zeros(len(span), np.int64), kept)
         # Spread over the example, in every layer alike, [SEP] left out.
-        spread = place * np.repeat(np.maximum(part.lengths - 1, 1), kept) // np.repeat(kept, kept)
+        spread = rank_in_example * np.repeat(np.maximum(part.lengths - 1, 1), kept) // np.repeat(kept, kept)
         given = {
             "example_ids": part.ids,
             "lengths": part.lengths,

@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases import Case, Group
-from benchmarks.shapes import Sizes
-from hskd.artifacts import file_sha256, fingerprint, read_json, write_json
+from hskd.benchmarks.cases import Case, Group
+from hskd.benchmarks.shapes import Sizes
 from hskd.errors import HskdError
+from hskd.hashing import file_sha256, fingerprint
+from hskd.io import read_json, write_json
 
 PACKAGES = ("hskd", "benchmarks")
 """The code that decides what is measured."""
@@ -80,25 +81,26 @@ class Driver:
 
     @contextmanager
     def _workers(self, group: Group, folder: Path) -> Iterator[dict[str, Connection]]:
-        from benchmarks.workers import Job, run
+        from hskd.benchmarks.job import Job
+        from hskd.benchmarks.workers import run
 
         # Forks of a process that has imported everything and computed nothing start at once: CUDA, too, survives a
         # fork that came before its first use. Others were not tried.
         forked = self.device.type in ("cpu", "cuda") and sys.platform == "linux"
         context: Any = multiprocessing.get_context("forkserver" if forked else "spawn")
         if forked:
-            context.set_forkserver_preload(["benchmarks.workers", "benchmarks.store_workers"])
+            context.set_forkserver_preload(["hskd.benchmarks.workers"])
         pipes, processes = {}, []
         try:
             for i, case in enumerate(group.cases):
-                mine, theirs = context.Pipe()
-                place = folder / str(i)
-                place.mkdir()
-                job = Job(case, self.sizes, self.device, self.threads, place)
-                process = context.Process(target=run, args=(theirs, job), daemon=True)
+                driver_end, worker_end = context.Pipe()
+                case_folder = folder / str(i)
+                case_folder.mkdir()
+                job = Job(case, self.sizes, self.device, self.threads, case_folder)
+                process = context.Process(target=run, args=(worker_end, job), daemon=True)
                 process.start()
-                theirs.close()
-                pipes[case.name] = mine
+                worker_end.close()
+                pipes[case.name] = driver_end
                 processes.append(process)
             for name, pipe in pipes.items():
                 self._receive(group, name, pipe)
@@ -175,7 +177,7 @@ def _rates(seconds: float, known: dict[str, Any]) -> dict[str, float]:
 
 def device_name(device: torch.device) -> str:
     """What the device is called: the processor and how many cores of it, or the accelerator."""
-    from hskd.runtime import provenance
+    from hskd.provenance import provenance
 
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

@@ -43,12 +43,12 @@ def memory(device: torch.device) -> dict[str, int | None]:
     peak = _status("VmHWM")
     if peak is None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    found: dict[str, int | None] = {"peak_rss_bytes": peak}
+    peaks: dict[str, int | None] = {"peak_rss_bytes": peak}
     if device.type == "cuda":
-        found["peak_device_bytes"] = torch.cuda.max_memory_allocated(device)
+        peaks["peak_device_bytes"] = torch.cuda.max_memory_allocated(device)
     elif device.type == "mps":
-        found["device_bytes"] = torch.mps.driver_allocated_memory()  # MPS keeps no peak
-    return found
+        peaks["device_bytes"] = torch.mps.driver_allocated_memory()  # MPS keeps no peak
+    return peaks
 
 
 @dataclass

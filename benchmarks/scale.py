@@ -1,6 +1,6 @@
 """The largest real run made here: SST-2's 67,349 sentences, by the commands of ``hskd``.
 
-    python -m benchmarks.scale --data ../shared/glue/SST-2 --work work/scale
+    python -m hskd.benchmarks.scale --data ../shared/glue/SST-2 --work work/scale
 
 Fine-tunes a teacher on some sentences (its quality does not matter here), prunes a student, extracts the superset of
 all sentences, derives the spec's store, and trains one epoch of the HSK stage and one of the prediction stage. Each
@@ -24,14 +24,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.commands import slug
-from hskd.artifacts import format_bytes, read_json, write_json
-from hskd.runtime import provenance, resolve_device
+from hskd.benchmarks.commands import slug
+from hskd.io import format_bytes, read_json, write_json
+from hskd.provenance import provenance
+from hskd.runtime import resolve_device
 from hskd.spec import HSKSpec
-from hskd.store.layout import MANIFEST, SHARD_BYTES
-from hskd.store.manifest import Manifest
 from hskd.store.reader import Store
 from hskd.store.size import StoreSize, size_of
+from hskd.store_format.layout import MANIFEST, SHARD_BYTES
+from hskd.store_format.manifest import Manifest
 from hskd.tasks import load_task, tokenize
 from hskd.teachers.loading import Teacher
 
@@ -58,7 +59,7 @@ class Steps:
     def run(
         self,
         name: str,
-        *arguments: str | Path,
+        *arguments: str | int | Path,
         makes: Path,
         kill: Callable[[], bool] = lambda: False,
     ) -> dict[str, Any]:
@@ -140,7 +141,7 @@ class HalfWay:
         self._since: float | None = None
 
     def __call__(self) -> bool:
-        """See the class."""
+        """Whether that is so now."""
         if self._since is None and len(list(self._partial.glob("shard-*"))) >= self._half:
             self._since = time.perf_counter()
         return self._since is not None and time.perf_counter() - self._since > INTO_THE_SHARD
@@ -194,7 +195,8 @@ def _predict(options: argparse.Namespace, spec: HSKSpec, teacher: Path) -> Store
     data = load_task("sst2", options.data)
     loaded = Teacher.load(str(teacher), data.task)
     train = tokenize(data, loaded.tokenizer, options.work / "tokens")["train"]
-    return size_of(spec, loaded.shape(STUDENT_LAYERS), train.lengths, train.max_length)
+    target = data.task.head.target()
+    return size_of(spec, loaded.shape(STUDENT_LAYERS), train.lengths, train.max_length, target)
 
 
 def _figures(
@@ -209,7 +211,7 @@ def _figures(
     opened = Store.open(store)
     opening = time.perf_counter() - opening
     return {
-        "command": f"python -m benchmarks.scale --data {options.data} --work {options.work} --spec {options.spec} "
+        "command": f"python -m hskd.benchmarks.scale --data {options.data} --work {options.work} --spec {options.spec} "
         f"--teacher-examples {options.teacher_examples} --threads {options.threads}",
         "spec": options.spec,
         "examples": predicted.examples,

@@ -1,17 +1,15 @@
-"""The models that are timed, with random weights, and how much is run: fully, quickly, or just to see that it runs."""
+"""The shapes of the models that are timed, and how much is run: fully, quickly, or just to see that it runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-import torch
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from hskd.errors import HskdError
-from hskd.students.rosita import RositaConfig, RositaForSequenceClassification
-from hskd.teachers.loading import Teacher
+
+if TYPE_CHECKING:
+    import torch
 
 STUDENTS = ("tinybert4", "rosita6")
 SPEC = "1l_10t_0.1w"
@@ -64,7 +62,7 @@ class Sizes:
     Attributes:
         name: full, quick or tiny.
         shapes: fields of the models' configurations.
-        lengths: length settings of the training suite (see :mod:`benchmarks.data`).
+        lengths: length settings of the training suite (see :mod:`hskd.benchmarks.data`).
         extraction_lengths: length settings of the extraction suite.
         batch: examples in a batch.
         steps: batches in a turn of a length setting; a turn is one time that is written down.
@@ -158,31 +156,3 @@ def chosen_sizes(name: str, lengths: Sequence[str] | None = None, batch: int | N
         if setting not in (known := SIZES["full"].lengths):
             raise HskdError(f"--lengths {setting}: no such setting; there are {', '.join(known)}.")
     return replace(sizes, lengths=tuple(lengths or sizes.lengths), batch=batch or sizes.batch)
-
-
-def student_of(kind: str, sizes: Sizes) -> PreTrainedModel:
-    """A random student of ``kind`` (see ``STUDENTS``), as its class in ``transformers`` or :mod:`hskd` makes it."""
-    torch.manual_seed(1)
-    fields = sizes.shapes[kind]
-    model: PreTrainedModel
-    if kind == "rosita6":
-        model = RositaForSequenceClassification(RositaConfig(**fields))
-    else:
-        model = BertForSequenceClassification(BertConfig(**fields))
-    return model
-
-
-class RandomTeacher(Teacher):
-    """A teacher with random weights, which no tokenizer goes with."""
-
-    @property
-    def tokenizer_fingerprint(self) -> str:
-        """A constant."""
-        return "none"
-
-
-def teacher_of(sizes: Sizes, device: torch.device) -> RandomTeacher:
-    """A random teacher, in eval mode."""
-    torch.manual_seed(0)
-    model = BertForSequenceClassification(BertConfig(**sizes.shapes["teacher"])).eval().to(device)
-    return RandomTeacher("random", model, None, ("0", "1"), "random")  # type: ignore[arg-type]

@@ -141,8 +141,9 @@ def main() -> None:
     table = Table(title=f"batches of {arguments.batch_size} of {arguments.rows:,} rows, {shape}, fp16")
     for heading in ("format", "median ms a batch", "ratio", "opening ms", "MiB on disk"):
         table.add_column(heading, justify="left" if heading == "format" else "right")
-    for name, (milliseconds, opening, size) in results.items():
-        table.add_row(name, f"{milliseconds:.3f}", f"{milliseconds / best:.1f}", f"{opening:.1f}", f"{size:.1f}")
+    for name, (milliseconds, opening, mebibytes) in results.items():
+        row = f"{milliseconds:.3f}", f"{milliseconds / best:.1f}", f"{opening:.1f}", f"{mebibytes:.1f}"
+        table.add_row(name, *row)
     Console(width=120).print(table)
 
 

@@ -7,33 +7,31 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from transformers import BertTokenizerFast
 
-from benchmarks.data import superset_store
-from benchmarks.pace import Pace
-from benchmarks.shapes import TINY_SHAPES, Sizes, teacher_of
+from hskd.benchmarks.data import spec_store, superset_store
+from hskd.benchmarks.job import Job
+from hskd.benchmarks.models import HEAD, teacher_of
+from hskd.benchmarks.pace import Pace
+from hskd.benchmarks.shapes import TINY_SHAPES, Sizes
 from hskd.distill.source import StoreSource
-from hskd.grid.config import Machine
 from hskd.grid.executors import InProcess
 from hskd.grid.run import run_grid
 from hskd.grid.spec import GridSpec
+from hskd.progress import Silent
 from hskd.runtime import autocast
 from hskd.spec import HSKSpec, Shape
 from hskd.store.derive import derive
-from hskd.store.extract import Superset, extract
+from hskd.store.extract import ExtractOptions, Superset, extract
 from hskd.tasks import Task, TokenizedSplit, model_inputs, sequential_batches
-from hskd.watch import Silent
-
-if TYPE_CHECKING:
-    from benchmarks.workers import Job
+from hskd.trials.config import Machine
 
 READS = 100
 """Batches read in a turn."""
-TASK = Task("random", ("text",), "label", "classification", ("0", "1"), ("accuracy",), 1, 128)
+TASK = Task("random", ("text",), "label", HEAD, 1, 128)
 
 
 def _specs(shape: Shape, spec: HSKSpec | None = None) -> list[HSKSpec]:
@@ -59,8 +57,7 @@ def extraction(job: Job, pace: Pace) -> None:
             split,
             Superset.of(_specs(shape, job.spec), shape),
             folder,
-            dtype=job.case.dtype,
-            batch_size=job.sizes.batch,
+            ExtractOptions(job.case.dtype, job.sizes.batch),
         )
         more = pace.step()
         shutil.rmtree(folder)
@@ -82,8 +79,6 @@ def forward(job: Job, pace: Pace) -> None:
 
 def read(job: Job, pace: Pace) -> None:
     """Random batches are read, as the HSK stage does."""
-    from benchmarks.data import spec_store
-
     split = job.split()
     source = StoreSource(spec_store(job.folder / "store", split, job.spec, job.shape), split, job.shape.student_layers)
     rng = np.random.default_rng(0)
@@ -100,8 +95,8 @@ def superset(job: Job, pace: Pace) -> None:
     """A superset of random values is written."""
     split, shape = job.split(), job.shape
     _whole_turns(pace, len(split) // job.sizes.batch, split, job.sizes)
-    held = Superset.of(_specs(shape), shape)
-    values = int(split.offsets[-1]) * len(held.layers) * shape.teacher_width
+    contents = Superset.of(_specs(shape), shape)
+    values = int(split.offsets[-1]) * len(contents.layers) * shape.teacher_width
     more = pace.begin()
     for turn in itertools.count():
         if not more:
@@ -111,7 +106,7 @@ def superset(job: Job, pace: Pace) -> None:
         more = pace.step()
         pace.known |= {
             "store_bytes": _on_disk(folder),
-            "floor_bytes": values * store.precision.dtype.itemsize + 4 * shape.labels * len(split),
+            "floor_bytes": values * store.precision.dtype.itemsize + HEAD.target().row_bytes * len(split),
         }
         shutil.rmtree(folder)
 
@@ -123,18 +118,18 @@ def derived(job: Job, pace: Pace) -> None:
     one byte for its position, and the logits.
     """
     split, shape, spec = job.split(), job.shape, job.spec
-    held = superset_store(job.folder / "superset", split, _specs(shape), shape)
+    superset_of_case = superset_store(job.folder / "superset", split, _specs(shape), shape)
     _whole_turns(pace, len(split) // job.sizes.batch, split, job.sizes)
     kept = int(spec.length.counts(split.tokens).sum()) * len(spec.layers(shape))
     neurons = spec.width.count(shape.teacher_width)
     index_bytes = min(shape.teacher_width, 16 * neurons) / 8
-    floor = kept * (neurons * spec.precision.dtype.itemsize + index_bytes + 1) + 4 * shape.labels * len(split)
+    floor = kept * (neurons * spec.precision.dtype.itemsize + index_bytes + 1) + HEAD.target().row_bytes * len(split)
     more = pace.begin()
     for turn in itertools.count():
         if not more:
             break
         folder = job.folder / f"store-{turn}"
-        derive(held, spec, shape.student_layers, folder)
+        derive(superset_of_case, spec, shape.student_layers, folder)
         more = pace.step()
         pace.known |= {"store_bytes": _on_disk(folder), "floor_bytes": floor}
         shutil.rmtree(folder)

@@ -3,99 +3,36 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import os
 import shutil
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from transformers import BertConfig, TrainerCallback, TrainingArguments
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.utils import logging
 
-from benchmarks.cases import Case
-from benchmarks.data import PADDED, draw_lengths, epoch_lengths, examples_for, make_split, spec_store, vocabulary_of
-from benchmarks.pace import Pace
-from benchmarks.shapes import Sizes, student_of, teacher_of
+from hskd.benchmarks.data import (
+    spec_store,
+    vocabulary_of,
+)
+from hskd.benchmarks.job import SEED, Job
+from hskd.benchmarks.models import HEAD, student_of, teacher_of
+from hskd.benchmarks.pace import Pace
+from hskd.benchmarks.store_workers import STORE_WORK
 from hskd.distill.source import OnlineSource, StoreSource
 from hskd.distill.trainer import HSKModule, HSKTrainer, PredictionTrainer
-from hskd.dropout import cheap_dropout
-from hskd.encoder import class_logits
+from hskd.fast import fast_training
 from hskd.runtime import autocast
-from hskd.spec import HSKSpec, Shape
-from hskd.tasks import BucketedBatchSampler, TokenizedSplit, model_inputs
-from hskd.training import GoldTrainer, StageTrainer, training_arguments
-from hskd.vocabulary import touched_rows
+from hskd.tasks import TokenizedSplit, model_inputs
+from hskd.training import GoldTrainer, HeadModule, StageTrainer, training_arguments
 
-SEED = 0
-_PADDED_BATCHES = 16
 _PRODUCTS = 8  # matrix products of a turn
 _FOREVER = 100_000  # epochs: the driver says when it is enough
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker works on.
-
-    Attributes:
-        case: the case.
-        sizes: how much is run.
-        device: where.
-        threads: CPU threads.
-        folder: for its files; deleted after.
-    """
-
-    case: Case
-    sizes: Sizes
-    device: torch.device
-    threads: int
-    folder: Path
-
-    @property
-    def steps(self) -> int:
-        """Batches in a turn."""
-        return self.sizes.turn(self.case.lengths, self.device)
-
-    @property
-    def spec(self) -> HSKSpec:
-        """What the HSK stage distils."""
-        return HSKSpec.parse(self.case.spec)
-
-    @property
-    def shape(self) -> Shape:
-        """Sizes of the case's student and of the teacher."""
-        teacher = BertConfig(**self.sizes.shapes["teacher"])
-        layers = self.sizes.shapes[self.case.student]["num_hidden_layers"]
-        return Shape(layers, teacher.num_hidden_layers, teacher.hidden_size, teacher.num_labels, teacher.vocab_size)
-
-    def split(self) -> TokenizedSplit:
-        """The examples: as many as the case says, or an epoch that stands for a real one."""
-        case, batch = self.case, self.sizes.batch
-        count = case.examples
-        if case.mebibytes is not None:
-            count = examples_for(case.mebibytes, case.lengths, self.spec, self.shape)
-        if count is None and case.lengths in PADDED:
-            count = _PADDED_BATCHES * batch
-        if count is None:
-            lengths = epoch_lengths(case.lengths, batch, self.steps)
-        else:  # whole batches: a short one would make its step look fast
-            lengths = draw_lengths(case.lengths, max(count // batch, 1) * batch)
-        return make_split(case.lengths, lengths, self.folder / "tokens")
-
-    def batches(self, split: TokenizedSplit) -> Iterator[dict[str, torch.Tensor]]:
-        """The batches that the engine trains on, without end."""
-        sampler = BucketedBatchSampler(split.lengths, self.sizes.batch, SEED)
-        for epoch in itertools.count():
-            sampler.set_epoch(epoch)
-            for rows in sampler:
-                yield split.collate(rows)
 
 
 class _TakesTurns(TrainerCallback):
@@ -113,19 +50,12 @@ class _TakesTurns(TrainerCallback):
         control.should_training_stop = not self.pace.step()
 
 
-class WholeGoldTrainer(GoldTrainer):
-    """Fine-tuning as everyone does it: the last layer computes every token, though the classifier reads one."""
+class WholeHeadModule(HeadModule):
+    """A classifier as everyone trains it: the last layer computes every token, though the head reads one."""
 
-    def run(self) -> None:
-        """Train with all else that the engine does for speed."""
-        student = self.model
-
-        def forward(**inputs: torch.Tensor) -> SequenceClassifierOutput:
-            return SequenceClassifierOutput(logits=class_logits(student, inputs))
-
-        student.forward = forward
-        with cheap_dropout(student):
-            self.train()
+    def forward(self, padded: bool | None = None, **inputs: torch.Tensor) -> torch.Tensor:
+        """The head's rows, with all else that the engine does for speed."""
+        return self.head.rows(self.encoder.output(inputs, None, padded), inputs)
 
 
 def train(job: Job, pace: Pace) -> None:
@@ -143,25 +73,25 @@ def train(job: Job, pace: Pace) -> None:
         dtype=case.dtype,
         device=job.device,
     )
-    with touched_rows(student, [vocabulary_of(case.lengths)]):
+    with fast_training(student, [vocabulary_of(case.lengths)]) as encoder:
         trainer: StageTrainer
         if case.what == "fine-tuning":
-            trainer = WholeGoldTrainer(student, arguments, split, case.what)
+            trainer = GoldTrainer(WholeHeadModule(student, HEAD, encoder), arguments, split, case.what)
         elif case.what == "fine-tuning-cls":
-            trainer = GoldTrainer(student, arguments, split, case.what)
+            trainer = GoldTrainer(HeadModule(student, HEAD, encoder), arguments, split, case.what)
         elif case.what == "online":
             teacher = teacher_of(job.sizes, job.device)
             online = OnlineSource(teacher, split.sep_id, job.spec, job.shape.student_layers, case.dtype)
-            module = HSKModule(student, job.shape.teacher_width, SEED).to(job.device)
+            module = HSKModule(student, job.shape.teacher_width, SEED, encoder=encoder).to(job.device)
             trainer = HSKTrainer(module, arguments, split, online)
         else:
             store = spec_store(job.folder / "store", split, job.spec, job.shape)
             pace.known |= {"store_bytes": store.manifest.bytes, "stored_examples": len(store)}
             offline = StoreSource(store, split, job.shape.student_layers)
             if case.what == "prediction":
-                trainer = PredictionTrainer(student, arguments, split, offline)
+                trainer = PredictionTrainer(HeadModule(student, HEAD, encoder), arguments, split, offline)
             else:
-                module = HSKModule(student, job.shape.teacher_width, SEED).to(job.device)
+                module = HSKModule(student, job.shape.teacher_width, SEED, encoder=encoder).to(job.device)
                 trainer = HSKTrainer(module, arguments, split, offline)
         trainer.add_callback(_TakesTurns(pace))
         trainer.run()
@@ -242,7 +172,5 @@ def run(pipe: Connection, job: Job) -> None:
 
 
 def _work_of(what: str) -> Callable[[Job, Pace], None]:
-    from benchmarks.store_workers import STORE_WORK
-
     training = dict.fromkeys(("fine-tuning", "fine-tuning-cls", "offline", "online", "prediction"), train)
     return {**training, "stock": stock, "teacher": teacher, "matmul": matmul, **STORE_WORK}[what]

@@ -1,0 +1,78 @@
+"""What a worker of a benchmark works on: a case, its sizes, and its data."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import BertConfig
+
+from hskd.benchmarks.cases import Case
+from hskd.benchmarks.data import PADDED, draw_lengths, epoch_lengths, examples_for, make_split
+from hskd.benchmarks.shapes import Sizes
+from hskd.spec import HSKSpec, Shape
+from hskd.tasks import BucketedBatchSampler, TokenizedSplit
+
+SEED = 0
+_PADDED_BATCHES = 16
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker works on.
+
+    Attributes:
+        case: the case.
+        sizes: how much is run.
+        device: where.
+        threads: CPU threads.
+        folder: for its files; deleted after.
+    """
+
+    case: Case
+    sizes: Sizes
+    device: torch.device
+    threads: int
+    folder: Path
+
+    @property
+    def steps(self) -> int:
+        """Batches in a turn."""
+        return self.sizes.turn(self.case.lengths, self.device)
+
+    @property
+    def spec(self) -> HSKSpec:
+        """What the HSK stage distils."""
+        return HSKSpec.parse(self.case.spec)
+
+    @property
+    def shape(self) -> Shape:
+        """Sizes of the case's student and of the teacher."""
+        teacher = BertConfig(**self.sizes.shapes["teacher"])
+        layers = self.sizes.shapes[self.case.student]["num_hidden_layers"]
+        return Shape.of(teacher, layers)
+
+    def split(self) -> TokenizedSplit:
+        """The examples: as many as the case says, or an epoch that stands for a real one."""
+        case, batch = self.case, self.sizes.batch
+        count = case.examples
+        if case.mebibytes is not None:
+            count = examples_for(case.mebibytes, case.lengths, self.spec, self.shape)
+        if count is None and case.lengths in PADDED:
+            count = _PADDED_BATCHES * batch
+        if count is None:
+            lengths = epoch_lengths(case.lengths, batch, self.steps)
+        else:  # whole batches: a short one would make its step look fast
+            lengths = draw_lengths(case.lengths, max(count // batch, 1) * batch)
+        return make_split(case.lengths, lengths, self.folder / "tokens")
+
+    def batches(self, split: TokenizedSplit) -> Iterator[dict[str, torch.Tensor]]:
+        """The batches that the engine trains on, without end."""
+        sampler = BucketedBatchSampler(split.lengths, self.sizes.batch, SEED)
+        for epoch in itertools.count():
+            sampler.set_epoch(epoch)
+            for rows in sampler:
+                yield split.collate(rows)
