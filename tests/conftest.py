@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start, too: it changes the bits
+# Messages are wrapped and coloured as in a terminal of this size without colours, whatever the tests run in. rich and
+# typer read these when they are imported. GITHUB_ACTIONS would make typer colour its messages.
+os.environ.update(COLUMNS="80", LINES="24", _TYPER_FORCE_DISABLE_TERMINAL="1")
+os.environ.pop("FORCE_COLOR", None)
+os.environ.pop("TERMINAL_WIDTH", None)
+os.environ.setdefault("MPLBACKEND", "Agg")
 
 import hypothesis
 import pytest
 import torch
+from support.distill_lab import Lab
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+from hskd.store.extract import Superset, extract
+from hskd.students.rosita.create import create_rosita
+from hskd.students.rosita.settings import RositaSettings
+from hskd.training import HeadModule, predict_rows
 
 # A busy machine is slow, not wrong.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -21,6 +34,38 @@ GLUE = Path(__file__).resolve().parents[2] / "shared" / "glue"
 
 GOOD = ["a warm and funny film", "the story is moving", "great acting", "i loved every minute of this bright film"]
 BAD = ["a cold and dull film", "the story is boring", "poor acting", "i hated every minute of this drab film"]
+
+
+SLOWEST = (
+    "test_demo.py",
+    "test_docs.py",
+    "test_processes.py",
+    "grid/test_executors.py",
+    "grid/test_paper.py",
+    "trials/test_trial.py",
+    "grid/test_kill.py",
+)
+"""Files that take longest, most of it in processes that they start."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let pytest-xdist, where it is in use, hand out the files in the order of the next function."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the slowest files under pytest-xdist, so that no worker is left alone with one at the end."""
+    if hasattr(config, "workerinput"):
+        rank = {file: place for place, file in enumerate(SLOWEST)}
+        folder = Path(__file__).parent
+        items.sort(
+            key=lambda item: (
+                rank.get(item.path.relative_to(folder).as_posix(), len(rank))
+                if item.path.is_relative_to(folder)
+                else len(rank)
+            )
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -89,3 +134,31 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             rows.append(f"{words[i // 2 % 4]} {extra} {'minute ' * (i % 3)}{split[0]} {i},{mood}")
         (folder / f"{split}.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory, tokenizer: BertTokenizerFast, data_folder: Path) -> Lab:
+    """A teacher of 4 layers with dropout, a ROSITA student and a narrower BERT of 2, and a superset of everything."""
+    gc.collect()
+    gc.freeze()  # Trainer collects garbage at every end: among all that is imported, that takes longer than it trains
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("lab")
+    teacher = make_bert(num_hidden_layers=4)
+    teacher.save_pretrained(root / "teacher")
+    tokenizer.save_pretrained(root / "teacher")
+    with torch.no_grad():  # a teacher that says now this, now that
+        opened = Lab.open(root, data_folder)
+        rows = predict_rows(HeadModule(teacher, opened.task.head), opened.train, "fp32")
+        shift = torch.from_numpy(rows).mean(dim=0)
+        teacher.classifier.bias.sub_(shift)
+        teacher.classifier.weight.mul_(4)
+        teacher.classifier.bias.mul_(4)
+    teacher.save_pretrained(root / "teacher")
+    narrow = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "initializer_range": 0.5}
+    make_bert(seed=1, **narrow).save_pretrained(root / "narrow")
+    tokenizer.save_pretrained(root / "narrow")
+    opened = Lab.open(root, data_folder)
+    create_rosita(opened.teacher, opened.train, RositaSettings(layers=2, heads=2, ffn=24, rank=8), root / "rosita")
+    everything = Superset(layers=(0, 1, 2, 3, 4), attention_layers=(1, 2, 3, 4))
+    extract(opened.teacher, opened.task, opened.train, everything, root / "superset")
+    return opened

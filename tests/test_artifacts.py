@@ -14,20 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hskd
-from hskd.artifacts import (
-    Workspace,
-    atomic_path,
-    build,
-    canonical_json,
-    file_sha256,
-    fingerprint,
-    format_bytes,
-    read_json,
-    require_space,
-    write_json,
-    write_text,
-)
+from hskd.artifacts import SCHEMAS, ArtifactFolders, build
 from hskd.errors import CorruptionError, HskdError
+from hskd.hashing import canonical_json, file_sha256, fingerprint
+from hskd.io import atomic_path, format_bytes, read_json, require_space, write_json, write_text
 
 JSON = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text()),
@@ -216,12 +206,12 @@ def test_two_processes_never_build_twice(tmp_path: Path) -> None:
 
 
 def test_workspace_finds_what_the_same_recipe_made(tmp_path: Path) -> None:
-    workspace = Workspace(tmp_path)
+    workspace = ArtifactFolders(tmp_path)
     recipe = {"teacher": "t", "spec": {"k": 3, "w": 0.5}}
     folder = workspace.folder("stores", recipe)
     assert folder.parent == tmp_path / "stores"
     assert workspace.folder("stores", reversed_keys(recipe)) == folder
-    assert read_json(folder.with_name(folder.name + ".recipe.json")) == recipe
+    assert read_json(folder.with_name(folder.name + ".recipe.json")) == {**recipe, "schema": SCHEMAS["stores"]}
     assert workspace.folder("students", recipe) != folder
     assert workspace.folder("stores", {**recipe, "teacher": "u"}) != folder
 

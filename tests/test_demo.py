@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+from hskd.analysis.finished import FILE, FinishedDemo
+from hskd.results import load
 
 
 def hskd(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -38,7 +38,7 @@ def test_the_quick_demo_ends_with_a_table_and_a_figure(quick) -> None:
     figure = folder / "out" / "marginal_utility.png"
     assert str(figure) in done.stdout
     assert figure.read_bytes().startswith(b"\x89PNG")
-    trials = pd.read_csv(folder / "out" / "trials.csv")
+    trials = load(folder / "out")
     assert sorted(trials["arm"]) == ["full", "none", *["spec"] * 6]
     specs = trials[trials["arm"] == "spec"]
     assert specs["fraction"].between(0.0005, 0.3).sum() >= 5
@@ -48,28 +48,46 @@ def test_the_quick_demo_ends_with_a_table_and_a_figure(quick) -> None:
     assert (trials["hsk_epochs"] + trials["prediction_epochs"]).nunique() == 1
 
 
-def test_a_second_run_makes_nothing_anew(quick) -> None:
-    folder, _ = quick
+def test_a_second_run_prints_the_same_without_torch(quick) -> None:
+    folder, first = quick
+    code = """
+import sys
+from hskd.cli.app import main
+try:
+    main()
+finally:
+    print([name for name in ("torch", "transformers", "pandas", "matplotlib") if name in sys.modules])
+"""
+    arguments = ["demo", "--quick", "--out", str(folder / "out"), "--work", str(folder / "work")]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == first.stdout + "[]\n"
+
+
+@pytest.mark.parametrize("change", ["another seed", "a result is newer", "the figure is gone", "other instructions"])
+def test_a_demo_that_differs_is_not_taken_for_the_finished_one(
+    quick, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(quick[0] / "out", folder)
+    assert FinishedDemo.of(folder, "demo-quick", 1).summary() in quick[1].stdout
+    if change == "a result is newer":
+        os.utime(folder / "trials.parquet")
+    elif change == "the figure is gone":
+        (folder / "marginal_utility.png").unlink()
+    elif change == "other instructions":
+        monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2" if "ATEN_CPU_CAPABILITY" not in os.environ else "default")
+    assert FinishedDemo.of(folder, "demo-quick", 2 if change == "another seed" else 1).summary() is None
+
+
+def test_without_its_summary_a_second_run_makes_nothing_anew(quick) -> None:
+    folder, first = quick
+    (folder / "out" / FILE).unlink()
     before = stamps(folder / "work")
-    table = (folder / "out" / "trials.csv").read_bytes()
+    table = (folder / "out" / "trials.parquet").read_bytes()
     done = hskd("demo", "--quick", "--out", str(folder / "out"), "--work", str(folder / "work"))
     assert done.returncode == 0, done.stderr
     assert stamps(folder / "work") == before
-    assert (folder / "out" / "trials.csv").read_bytes() == table
+    assert (folder / "out" / "trials.parquet").read_bytes() == table
     assert "HSK stage" not in done.stderr
-    assert "fine-tuning:" not in done.stderr
-
-
-def test_the_python_example_of_the_readme_runs(quick, tmp_path: Path) -> None:
-    folder, _ = quick
-    teachers = [path for path in (folder / "work" / "teachers").iterdir() if path.is_dir()]
-    assert len(teachers) == 1
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "teacher").symlink_to(teachers[0])
-    [code] = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "HSKAmount(kept_values=" in done.stdout
-    assert "torch.Size([256, 2, 38])" in done.stdout
+    assert "teacher: " in first.stderr and "teacher: " not in done.stderr

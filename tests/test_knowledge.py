@@ -10,10 +10,10 @@ import torch
 
 from hskd.errors import HskdError
 from hskd.knowledge import TeacherStates, select_hsk
-from hskd.selectors import LENGTH, PRECISION, WIDTH, Tokens
+from hskd.selectors import LENGTH, PRECISION, WIDTH, LayerView, Tokens
 from hskd.spec import HSKSpec, Shape
 
-SHAPE = Shape(student_layers=3, teacher_layers=5, teacher_width=16, labels=2, vocab_size=10)
+SHAPE = Shape(student_layers=3, teacher_layers=5, teacher_width=16, vocab_size=10)
 CLS_ID, SEP_ID = 2, 3
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 STEPS = {"int8": 127, "int4": 7}
@@ -57,7 +57,7 @@ def plain_positions(spec: HSKSpec, states: TeacherStates, b: int, layer: int, te
         return places
     if name == "random":  # tests/selectors/test_length.py holds the draw to plain integers
         alone = Tokens(tokens.example_ids[[b]], np.array([0, stop - start]), tokens.input_ids[start:stop], SEP_ID)
-        return spec.length.select(alone, layer).tolist()  # type: ignore[no-any-return]
+        return spec.length.select(LayerView(alone, layer, torch.empty(stop - start, 0))).tolist()  # type: ignore[no-any-return]
     if name.startswith("attention"):
         ranking = teacher if spec.length.att_map == "same" else MAPPED["1.0"][layer]  # type: ignore[attr-defined]
         paid = states.attention[max(ranking, 1)]

@@ -16,17 +16,17 @@ from safetensors.torch import save_file
 from transformers import BertTokenizerFast
 
 from hskd import remote
-from hskd.artifacts import fingerprint
-from hskd.cache import artifacts
+from hskd.artifact_gc import artifacts
 from hskd.errors import CorruptionError, HskdError, MismatchError
+from hskd.hashing import fingerprint
+from hskd.progress import Silent
 from hskd.remote.contents import CHECKSUMS, UPLOAD
-from hskd.store.layout import MANIFEST, shard_name
-from hskd.store.manifest import Manifest, Origin
 from hskd.store.reader import Store
 from hskd.store.writer import write_store
+from hskd.store_format.layout import MANIFEST, shard_name
+from hskd.store_format.manifest import Manifest, Origin, TargetArray
 from hskd.students import load_student
 from hskd.teachers.loading import resolve_model
-from hskd.watch import Silent
 
 SHARDS = 3
 
@@ -38,6 +38,7 @@ def make_store(folder: Path, seed: int = 0) -> Store:
         tokenizer="tokenizer",
         data="data",
         task="custom",
+        head="classification",
         label_names=("no", "yes"),
         max_length=8,
         dtype="fp32",
@@ -48,6 +49,7 @@ def make_store(folder: Path, seed: int = 0) -> Store:
         teacher_layers=1,
         teacher_width=8,
         vocab_size=100,
+        target=TargetArray(per="example", dtype="float32", elements=2),
         special_ids={"cls": 2, "sep": 3, "pad": 0},
         layers=(1,),
         mapped=(1,),
@@ -60,7 +62,7 @@ def make_store(folder: Path, seed: int = 0) -> Store:
         return {
             "example_ids": torch.tensor(span),
             "lengths": torch.full((2,), 4, dtype=torch.uint8),
-            "logits": torch.randn(2, 2),
+            "target": torch.randn(2, 2),
             "token_ids": torch.tensor([2, 7, 8, 3] * 2).to(torch.uint16),
             "values": torch.randn(8, 8),
         }
@@ -197,7 +199,7 @@ def test_another_store_at_the_url_is_noticed(store: Store, url: str, tmp_path: P
     Store.open(first.folder).verify()
 
 
-@pytest.mark.parametrize("change", [b"{", b"[]", None, {"examples": 7}, {"format": 2}])
+@pytest.mark.parametrize("change", [b"{", b"[]", None, {"examples": 7}, {"format": 1}])
 def test_a_damaged_manifest(store: Store, url: str, tmp_path: Path, change: object) -> None:
     remote.publish(store.folder, url)
     content = json.loads(files(url)[MANIFEST])

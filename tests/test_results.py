@@ -1,54 +1,100 @@
-"""The committed results: nothing is missing, the tables are those of the trials, the reports those of the tables."""
+"""The committed results: nothing is missing, all is packed, reports can be made of them, and the tree stays small."""
 
 from __future__ import annotations
 
+import re
+import subprocess
 from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from analysis.report import report
-from benchmarks.none_rates import none_trials
-from hskd.artifacts import read_json
-from hskd.results import GRID_FILE, load
+from hskd.analysis.report.page import write_report
+from hskd.analysis.table import studies
+from hskd.grid.search import none_trials
+from hskd.grid.spec import load_grid
+from hskd.results import COLUMNS, GRID_FILE, ResultsFolder, load
+from hskd.trials.config import Machine, TrialConfig
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"
 MADE_HERE = ("demo", "demo-quick")
-COMMITTED = sorted(path.parent for path in RESULTS.glob("*/trials.csv") if path.parent.name not in MADE_HERE)
-REPORTED = [folder for folder in COMMITTED if (folder / "report").is_dir()]
+COMMITTED = sorted(path.parent for path in RESULTS.glob("*/trials.parquet") if path.parent.name not in MADE_HERE)
+DRAWN = ("demo-3-seeds",)
+"""Their reports are made with all figures; drawing every one would take minutes."""
+DOCS = sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))
+PAGES = ("README.md", "results/README.md", "results/rates/README.md", *DOCS)
+TREE = 15_000_000
+"""Bytes that the tracked files may take."""
 TRIED = pd.read_csv(RESULTS / "rates" / "none.csv")  # none at several rates, of several grids
+
+by_folder = pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
+
+
+def tracked() -> list[Path]:
+    """The files that git tracks and that are here."""
+    try:
+        done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs git and a repository")
+    return [ROOT / name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 
 def test_there_are_results() -> None:
-    assert {"demo-3-seeds", "mr-joint"} <= {folder.name for folder in REPORTED}
+    assert len(COMMITTED) >= 23
+    assert {"demo-3-seeds", "mr-joint"} <= {folder.name for folder in COMMITTED}
 
 
-@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
+@by_folder
 def test_no_arm_has_fewer_seeds_than_it_claims(folder: Path) -> None:
-    grid = read_json(folder / GRID_FILE)
     table = load(folder)
-    assert sorted(table["trial"]) == sorted(grid["trials"])
-    seeds = grid["seeds"] if isinstance(grid["seeds"], int) else len(grid["seeds"])
+    assert sorted(table["trial"]) == sorted(ResultsFolder(folder).planned() or [])
     counts = Counter((row.student, row.arm, row.spec) for row in table.itertuples())
-    assert min(counts.values()) >= seeds
+    assert min(counts.values()) >= len(load_grid(str(folder / GRID_FILE)).seed_list)
 
 
-@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
-def test_the_table_is_that_of_the_trials(folder: Path) -> None:
-    made = load(folder).to_csv(index=False)
-    assert (folder / "trials.csv").read_text(encoding="utf-8") == made
+@by_folder
+def test_the_grid_file_plans_the_trials_that_are_there(folder: Path) -> None:
+    results = ResultsFolder(folder).results()
+    configs = [TrialConfig.model_validate(result.config) for result in results.values()]
+    assert [config.id for config in configs] == list(results)
+    [machine] = {Machine(c.dtype, c.device, c.threads, c.build_threads) for c in configs}
+    planned = [config.id for config in load_grid(str(folder / GRID_FILE)).trials(machine)]
+    if any(config.files for config in configs):  # of data that is not in the repository: part of the ids
+        [files] = {tuple(config.files.items()) for config in configs}
+        grid = load_grid(str(folder / GRID_FILE)).trials(machine)
+        planned = [config.model_copy(update={"files": dict(files)}).id for config in grid]
+    assert planned == ResultsFolder(folder).planned()
 
 
-@pytest.mark.parametrize("folder", REPORTED, ids=lambda folder: folder.name)
-def test_the_report_is_made_of_the_table(folder: Path, tmp_path: Path) -> None:
-    report(folder, tmp_path)
-    made = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
-    kept = folder / "report"
-    assert made == sorted(path.relative_to(kept) for path in kept.rglob("*") if path.is_file())
-    for path in made:
-        if path.suffix == ".csv":  # another processor may differ in the last digit
-            pd.testing.assert_frame_equal(pd.read_csv(tmp_path / path), pd.read_csv(kept / path), rtol=1e-6)
+@by_folder
+def test_everything_is_packed(folder: Path) -> None:
+    kept = ResultsFolder(folder)
+    assert not kept.trials.exists()
+    table = load(folder)
+    packed = pd.read_parquet(kept.table_file)
+    assert list(packed.columns) == [*table.columns, "result"]
+    assert set(COLUMNS) <= set(table.columns)
+    assert packed["dev_scores"].map(list).tolist() == table["dev_scores"].tolist()
+    same = packed.drop(columns=["result", "dev_scores"])
+    pd.testing.assert_frame_equal(same, table.drop(columns="dev_scores"), check_exact=True, check_dtype=False)
+    outputs = kept.packed_outputs()
+    assert {trial: set(arrays) for trial, arrays in outputs.items()} == {
+        trial: set(result.metrics) for trial, result in kept.results().items()
+    }
+
+
+@by_folder
+def test_the_table_can_be_analysed(folder: Path) -> None:
+    assert sum(len(study.trials) for study in studies(folder)) == len(load(folder))
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_report_can_be_made(name: str, tmp_path: Path) -> None:
+    write_report(RESULTS / name, tmp_path)
+    made = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
+    assert made == {".html", ".csv", ".tex", ".png", ".svg"}
 
 
 @pytest.mark.parametrize("name", sorted(set(TRIED["grid"])))
@@ -57,5 +103,27 @@ def test_the_table_of_rates_holds_the_grid_s_own_none(name: str) -> None:
     kept = TRIED.set_index(["grid", "none_lr", "seed"]).sort_index()
     pd.testing.assert_frame_equal(kept.loc[own.index], own)
     rates = TRIED[TRIED["grid"] == name].groupby("none_lr")["score"].mean()
-    used = read_json(RESULTS / name / GRID_FILE)["none_lr"]
+    used = load_grid(str(RESULTS / name / GRID_FILE)).none_lr
     assert rates[used] > rates.max() - 0.0015, "none has a rate that is better for it, by more than a tenth of a point"
+
+
+def test_the_figures_kept_are_those_that_a_page_shows() -> None:
+    shown = set()
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        shown |= {(ROOT / page).parent.joinpath(link).resolve() for link in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)}
+    kept = {path for path in tracked() if path.is_relative_to(RESULTS) and path.suffix in (".png", ".svg", ".html")}
+    assert kept == {path for path in shown if path.is_relative_to(RESULTS)}
+
+
+def test_links_of_the_pages_lead_somewhere() -> None:
+    files = tracked()
+    there = {*files, *(folder for file in files for folder in file.parents)}
+    for page in PAGES:
+        links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", (ROOT / page).read_text(encoding="utf-8"))
+        local = [link for link in links if not re.match(r"[a-z]+:", link)]
+        assert [link for link in local if (ROOT / page).parent.joinpath(link).resolve() not in there] == [], page
+
+
+def test_the_tracked_tree_is_small() -> None:
+    assert sum(path.stat().st_size for path in tracked()) <= TREE

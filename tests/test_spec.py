@@ -18,6 +18,7 @@ from hskd.selectors.length import Attention, AttentionNoSep, Cls, Left, Random
 from hskd.selectors.precision import BF16, FP16, FP32, Int4, Int8
 from hskd.selectors.width import Magnitude, RandomNeurons, UniformNeurons
 from hskd.spec import DIMENSIONS, HSKSpec, Layer, Shape
+from hskd.store_format.layout import kept_arrays
 
 ALL = st.just("all")
 SEEDS = st.integers(0, 2**63 - 1)
@@ -239,20 +240,20 @@ TO_8, TO_12 = [0, 1, 3, 4, 5, 7, 8], [0, 2, 4, 6, 8, 10, 12]
 )
 @pytest.mark.parametrize("n", [1, 3, 7])
 def test_layers(changes: str, teacher: list[int], attention: list[int | None], n: int) -> None:
-    shape = Shape(student_layers=6, teacher_layers=12, teacher_width=768, labels=2, vocab_size=100)
+    shape = Shape(student_layers=6, teacher_layers=12, teacher_width=768, vocab_size=100)
     expected = [Layer(*row) for row in zip(range(7), teacher, attention, strict=True)][-n:]
     assert HSKSpec.parse(f"{n}l_10t_0.1w{changes}").layers(shape) == tuple(expected)
 
 
 def test_layers_of_explicit_pairs() -> None:
-    shape = Shape(student_layers=6, teacher_layers=12, teacher_width=768, labels=2, vocab_size=100)
+    shape = Shape(student_layers=6, teacher_layers=12, teacher_width=768, vocab_size=100)
     for att_map, expected in (("same", (3, 5)), ("top", (4, 10))):
         spec = HSKSpec(depth=TopN(l_top=((5, 5), (2, 3))), length=Attention(k=2, att_map=att_map))
         assert spec.layers(shape) == (Layer(2, 3, expected[0]), Layer(5, 5, expected[1]))
 
 
 def test_layers_out_of_range() -> None:
-    shape = Shape(student_layers=2, teacher_layers=4, teacher_width=8, labels=2, vocab_size=100)
+    shape = Shape(student_layers=2, teacher_layers=4, teacher_width=8, vocab_size=100)
     with pytest.raises(HskdError, match="n = 4 is out of range: 3 student layers"):
         HSKSpec.parse("4l_all_all").layers(shape)
 
@@ -282,10 +283,10 @@ U8, U16, F16 = torch.uint8, torch.uint16, torch.float16
     ],
 )
 def test_kept_arrays(text: str, max_length: int, expected: dict[str, tuple[torch.dtype, int]]) -> None:
-    shape = Shape(student_layers=2, teacher_layers=4, teacher_width=768, labels=2, vocab_size=100)
-    assert HSKSpec.parse(text).kept_arrays(shape, max_length) == expected
+    shape = Shape(student_layers=2, teacher_layers=4, teacher_width=768, vocab_size=100)
+    assert kept_arrays(HSKSpec.parse(text), shape, max_length) == expected
 
 
 def test_mask_bytes_are_rounded_up() -> None:
-    shape = Shape(student_layers=2, teacher_layers=4, teacher_width=33, labels=2, vocab_size=100)
-    assert HSKSpec.parse("1l_all_0.5w").kept_arrays(shape, 64)["neurons"] == (U8, 5)
+    shape = Shape(student_layers=2, teacher_layers=4, teacher_width=33, vocab_size=100)
+    assert kept_arrays(HSKSpec.parse("1l_all_0.5w"), shape, 64)["neurons"] == (U8, 5)

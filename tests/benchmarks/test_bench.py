@@ -10,16 +10,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from analysis.timing import Timings, bars
-from benchmarks.cases import SUITES, Case, Group
-from benchmarks.commands import bench, devices, run_suites, slug
-from benchmarks.driver import Driver
-from benchmarks.shapes import SIZES, chosen_sizes
-from hskd.artifacts import read_json
+from hskd.analysis.stats.timing import Timings, bars
+from hskd.benchmarks.cases import SUITES, Case, Group
+from hskd.benchmarks.commands import bench, devices, run_suites, slug
+from hskd.benchmarks.driver import Driver
+from hskd.benchmarks.shapes import SIZES, chosen_sizes
 from hskd.errors import HskdError
+from hskd.io import read_json
 
 BENCH = Path(__file__).resolve().parents[2] / "benchmarks" / "bench.py"
 PRODUCTS = Group("training", "products", (Case("fp32", "matmul"), Case("bf16", "matmul", dtype="bf16")))
+
+
+@pytest.fixture(autouse=True)
+def _no_worker_of_xdist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A benchmark's own pytest is no worker of pytest-xdist, although one starts it: it would measure nothing."""
+    for variable in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
+        monkeypatch.delenv(variable, raising=False)
 
 
 def driver(cases: Path | None = None, **settings: bool) -> Driver:

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.count_lengths import counted
-from benchmarks.data import (
+from hskd.benchmarks.count_lengths import counted
+from hskd.benchmarks.data import (
     EPOCH_BATCHES,
     LENGTHS_FILE,
     draw_lengths,
@@ -17,13 +17,13 @@ from benchmarks.data import (
     superset_store,
     vocabulary_of,
 )
-from hskd.artifacts import read_json
 from hskd.distill.source import StoreSource
+from hskd.io import read_json
 from hskd.spec import HSKSpec, Shape
 from hskd.store.derive import derive
 from hskd.tasks import bucketed_batches
 
-SHAPE = Shape(student_layers=3, teacher_layers=6, teacher_width=64, labels=2, vocab_size=30522)
+SHAPE = Shape(student_layers=3, teacher_layers=6, teacher_width=64, vocab_size=30522)
 SPECS = [HSKSpec(), HSKSpec.parse("4l_10t_0.1w")]
 
 

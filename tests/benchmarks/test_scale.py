@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import scale
-from benchmarks.scale import HalfWay, Steps, anonymous_bytes_of, cpu_seconds_of
-from hskd.artifacts import read_json, write_json
+from hskd.benchmarks import scale
+from hskd.benchmarks.scale import HalfWay, Steps, anonymous_bytes_of, cpu_seconds_of
+from hskd.io import read_json, write_json
 
 
 def test_what_a_process_uses() -> None:

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from distill.lab import Lab
+from support.distill_lab import Lab
 
 from hskd.cli.app import main
 from hskd.cli.options import TaskOptions
-from hskd.cli.setting import load_splits
+from hskd.cli.setting import load_examples
 from hskd.distill.trainer import PredictionTrainer
 from hskd.errors import HskdError
 from hskd.tasks import load_task, tokenize
@@ -59,15 +59,14 @@ def hskd(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
 def targets(monkeypatch: pytest.MonkeyPatch) -> dict[int, np.ndarray]:
     """What the prediction stage is told of every example: example id -> teacher's logits."""
     told: dict[int, np.ndarray] = {}
-    original = PredictionTrainer.targets
+    original = PredictionTrainer.batch_loss
 
-    def recorded(self: PredictionTrainer, batch: dict[str, Any]) -> dict[str, Any]:
-        found = original(self, batch)
+    def recorded(self: PredictionTrainer, model: Any, batch: dict[str, Any]) -> torch.Tensor:
         assert "labels" not in batch
-        told.update(zip(batch["example_ids"].tolist(), found["teacher_logits"].numpy(), strict=True))
-        return found
+        told.update(zip(batch["example_ids"].tolist(), batch["target"].numpy(), strict=True))
+        return original(self, model, batch)
 
-    monkeypatch.setattr(PredictionTrainer, "targets", recorded)
+    monkeypatch.setattr(PredictionTrainer, "batch_loss", recorded)
     return told
 
 
@@ -88,7 +87,9 @@ def test_distil_with_augmented_sentences(
     data = load_task("custom", str(data_folder), ["sentence"], "mood", str(extra))
     splits = tokenize(data, lab.teacher.tokenizer, tmp_path / "tokens")
     both = splits["train"].followed_by(splits[AUGMENTED])
-    expected = teacher_forward(lab.teacher.model, both.collate(range(68)), both.sep_id, (), (), "fp32").logits.numpy()
+    output = teacher_forward(lab.teacher.model, both.collate(range(68)), both.sep_id, (), (), head=lab.task.head)
+    assert output.target is not None
+    expected = output.target.numpy()
     results = {}
     for name, source in (("offline", ["--store", store]), ("online", ["--teacher", lab.root / "teacher"])):
         targets.clear()
@@ -130,12 +131,12 @@ def test_teacher_and_importance_see_the_real_examples_alone(lab: Lab, data_folde
     shared = {"task": "custom", "data": str(data_folder), "text_columns": "sentence", "label_column": "mood"}
     options = TaskOptions(**shared, work=lab.root / "cli", train_examples=20, augment=str(extra))  # type: ignore[arg-type]
     teacher = str(lab.root / "teacher")
-    data, splits = load_splits(options, teacher)
-    assert set(data.splits) == set(splits) == {"train", "dev", "test"}
+    splits = load_examples(options, teacher).for_student
+    assert set(splits) == {"train", "dev", "test"}
     assert len(splits["train"]) == 20 and splits["train"].labels is not None and splits["train"].real is None
-    _, splits = load_splits(options, teacher, augmented=True)
+    splits = load_examples(options, teacher, augmented=True).for_student
     assert set(splits) == {"train", "dev", "test"}
     assert len(splits["train"]) == 24 and splits["train"].real == 20 and splits["train"].labels is None
     np.testing.assert_array_equal(splits["train"].ids[:20], lab.train.first(20).ids)
     with pytest.raises(HskdError, match="nowhere: no such file"):
-        load_splits(options.model_copy(update={"augment": "nowhere"}), teacher, augmented=True)
+        load_examples(options.model_copy(update={"augment": "nowhere"}), teacher, augmented=True)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import save_old_checkpoint
 from conftest import make_bert
+from support.checkpoints import save_old_checkpoint
 from transformers import BertTokenizerFast, pipeline
 
 from hskd.cli.app import main
@@ -212,15 +212,15 @@ ERRORS = {
     ),
     "no checkpoint": (
         ["student", "--teacher", "TEACHER", "--kind", "tinybert", "--out", "out"],
-        "--kind tinybert needs --checkpoint",
+        "--kind tinybert: a student of kind tinybert takes either checkpoint or general",
     ),
     "a checkpoint to prune": (
         ["student", "--teacher", "TEACHER", "--checkpoint", "EMPTY", "--out", "out"],
-        "--checkpoint goes with --kind tinybert",
+        "--checkpoint is for students of kind tinybert; kind rosita has --layers",
     ),
     "sizes of a checkpoint": (
         ["student", "--teacher", "TEACHER", "--kind", "tinybert", "--checkpoint", "EMPTY", "--ffn", "8", "--out", "o"],
-        "--ffn is for ROSITA students",
+        "--ffn is for students of kind rosita; kind tinybert has --checkpoint, --head-seed",
     ),
     "no checkpoint in the folder": (
         ["student", "--teacher", "TEACHER", "--kind", "tinybert", "--checkpoint", "EMPTY", "--out", "out"],
@@ -256,7 +256,7 @@ def assert_refused(answer: tuple[int, str, str], message: str) -> None:
 
 
 TASK_ERRORS = {
-    "unknown task": (["--task", "colla"], "Unknown task 'colla'"),
+    "unknown task": (["--task", "colla"], "unknown task 'colla'"),
     "no data": (["--task", "custom"], "Task custom needs --data"),
     "missing folder": (["--task", "custom", "--data", "nowhere"], "nowhere: no such file or folder"),
     "missing file": (["--task", "custom", "--data", "."], "no train file"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from distill.lab import Lab, StudentKind, arguments, losses
+from support.distill_lab import Lab, StudentKind, arguments, losses
 
 from hskd.distill.source import KnowledgeSource
 from hskd.distill.trainer import HSKModule, HSKTrainer, PredictionTrainer
@@ -44,7 +44,7 @@ def test_hsk_stage(on_cuda: Lab, kind: StudentKind, text: str, tmp_path: Path) -
 
 def test_prediction_stage(on_cuda: Lab, tmp_path: Path) -> None:
     def trace(source: KnowledgeSource) -> list[float]:
-        student = on_cuda.student().to(CUDA)
+        student = on_cuda.classifier().to(CUDA)
         return losses(PredictionTrainer(student, arguments(tmp_path, device=CUDA), on_cuda.train, source))
 
     assert trace(on_cuda.offline(HSKSpec())) == pytest.approx(trace(on_cuda.online(None)), rel=1e-3)
@@ -54,7 +54,7 @@ def test_a_store_made_on_a_gpu_holds_what_one_made_on_a_cpu_does(on_cuda: Lab, t
     everything = Superset(layers=(0, 1, 2, 3, 4), attention_layers=(1, 2, 3, 4))
     made = extract(on_cuda.teacher, on_cuda.task, on_cuda.train, everything, tmp_path / "superset")
     rows = made.rows(on_cuda.train.ids)
-    torch.testing.assert_close(made.logits(rows), on_cuda.superset.logits(rows), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(made.targets(rows), on_cuda.superset.targets(rows), rtol=1e-3, atol=1e-3)
     one, other = (store.states(rows) for store in (made, on_cuda.superset))
     for layer, values in one.hidden.items():
         torch.testing.assert_close(values, other.hidden[layer], rtol=1e-2, atol=1e-2)

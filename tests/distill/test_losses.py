@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from hskd.distill.losses import hsk_loss, prediction_loss, soft_cross_entropy
+from hskd.distill.losses import hsk_loss, prediction_loss
+from hskd.heads import soft_cross_entropy
 from hskd.knowledge import KeptHSK
 
 WIDTH = 6

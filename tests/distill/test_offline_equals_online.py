@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from distill.lab import KINDS, Lab, StudentKind, arguments, losses
+from support.distill_lab import KINDS, Lab, StudentKind, arguments, losses
 
 from hskd.distill.source import KnowledgeSource
 from hskd.distill.trainer import HSKModule, HSKTrainer, PredictionTrainer
@@ -56,7 +56,7 @@ def test_hsk_stage(lab: Lab, kind: StudentKind, text: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("kind", KINDS)
 def test_prediction_stage(lab: Lab, kind: StudentKind, tmp_path: Path) -> None:
     def trace(source: KnowledgeSource) -> list[float]:
-        return losses(PredictionTrainer(lab.student(kind), arguments(tmp_path), lab.train, source, tau=2.0))
+        return losses(PredictionTrainer(lab.classifier(kind), arguments(tmp_path), lab.train, source, tau=2.0))
 
     online = trace(lab.online(None))
     assert learns(online)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_bert
-from grid.lab import GRID, Ran, run
+from support.grid_lab import GRID, Ran, run
 from transformers import BertTokenizerFast
 
 from hskd.cli.app import main
@@ -71,9 +71,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, grid_file: Path) -> Ra
     batches: dict[str, list[list[int]]] = {}
     teacher_forward, compute_loss = extract.teacher_forward, StageTrainer.compute_loss
 
-    def forward(model: Any, batch: Any, *args: Any) -> Any:
+    def forward(model: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
         forwarded.extend(batch["example_ids"].tolist())
-        return teacher_forward(model, batch, *args)
+        return teacher_forward(model, batch, *args, **kwargs)
 
     def loss(self: StageTrainer, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         trial = str(Path(self.args.output_dir).parent)

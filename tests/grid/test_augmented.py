@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 from grid.conftest import Write
-from grid.lab import Ran, Recorder, run, trials_of
+from support.grid_lab import Ran, Recorder, run, trials_of
 
 from hskd.errors import HskdError
-from hskd.grid.config import TaskPlan
 from hskd.grid.spec import load_grid
-from hskd.grid.study import Study
 from hskd.store import extract
+from hskd.trials.config import TaskPlan
+from hskd.trials.workspace import Workspace
 
 SENTENCES = "a warm and dull story\ngreat and poor acting\ni loved this drab film\n"
 
@@ -40,22 +40,22 @@ def test_the_teacher_reads_the_new_sentences_alone(
     forwarded: list[int] = []
     teacher_forward = extract.teacher_forward
 
-    def forward(model: Any, batch: Any, *args: Any) -> Any:
+    def forward(model: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
         forwarded.extend(batch["example_ids"].tolist())
-        return teacher_forward(model, batch, *args)
+        return teacher_forward(model, batch, *args, **kwargs)
 
     monkeypatch.setattr(extract, "teacher_forward", forward)
     ran = run(file, tmp_path, told=(told := Recorder()))
     trials = trials_of(file)[1]
-    study = Study(trials, ran.work)
-    assert len(study.train) == 67 and study.train.real == 64
-    assert sorted(forwarded) == sorted(study.train.ids[64:].tolist())
-    assert "store: augmented examples" in told.titles
-    assert not [title for title in told.titles if "fine-tuning" in title or "importance" in title or "pass" in title]
+    workspace = Workspace(ran.work, trials)
+    assert len(workspace.train) == 67 and workspace.train.real == 64
+    assert sorted(forwarded) == sorted(workspace.train.ids[64:].tolist())
+    assert "store of augmented examples: extract" in told.titles
+    assert not [title for title in told.titles if title in ("teacher", "store: extract") or "importance" in title]
     assert ran.table["train_examples"].tolist() == [67, 67, 67]
     assert not {trial.id for trial in trials} & set(undisturbed.table["trial"])
     assert set(trials[0].files) == {"data", "augment", "model"}
-    assert len(study.superset) == 67 and len(study.held_out[1]) == 16
+    assert len(workspace.ensure_superset(told)) == 67 and len(workspace.ensure_held_out(told)) == 16
 
 
 def test_another_file_is_another_trial(write: Write, data_folder: Path, extra: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from grid.conftest import Cli, Write
-from grid.lab import OPTIONS
+from support.grid_lab import OPTIONS
 
 from hskd.errors import HskdError
 from hskd.grid.changes import changed, differences, parse_changes, replaced_checkpoint

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from grid.conftest import Cli, Write
-from grid.lab import OPTIONS, TRIALS, Ran, Recorder, run, trials_of
 from scipy import stats
+from support.grid_lab import OPTIONS, TRIALS, Ran, Recorder, run, trials_of
 
-from hskd.grid.estimate import Estimate, estimate, seeds_needed
-from hskd.grid.run import Progress
+from hskd.grid.estimate import GridPlan, estimate
+from hskd.grid.run import GridStatus
+from hskd.results import unpack
+from hskd.statistics import seeds_needed
 
 HEADER = 4096
 """Bytes that a shard's header may take."""
@@ -25,8 +27,8 @@ HEADER = 4096
     [(0.2, 199), (0.3, 90), (0.5, 34), (0.8, 15), (1.0, 10), (1.2, 8)],
 )
 def test_seeds_needed_are_those_of_the_tables(effect: float, pairs: int) -> None:
-    assert seeds_needed(spread=1.0, difference=effect) == pairs
-    assert seeds_needed(spread=0.02, difference=0.02 * effect) == pairs
+    assert seeds_needed(spread=1.0, difference=effect, sides=2) == pairs
+    assert seeds_needed(spread=0.02, difference=0.02 * effect, sides=2) == pairs
 
 
 @pytest.mark.parametrize(("spread", "difference"), [(0.01, 0.01), (0.01, 0.006), (0.012, 0.02)])
@@ -35,24 +37,24 @@ def test_seeds_needed_have_the_power_in_a_simulation(spread: float, difference: 
         gaps = np.random.default_rng(0).normal(difference, spread, size=(20_000, seeds))
         return float((stats.ttest_1samp(gaps, 0, axis=1).pvalue < 0.05).mean())
 
-    needed = seeds_needed(spread, difference)
+    needed = seeds_needed(spread, difference, sides=2)
     assert power(needed) > 0.79
     assert power(needed - 1) < 0.81
 
 
 def test_seeds_needed_grow_with_spread_and_shrink_with_difference() -> None:
-    spreads = [seeds_needed(spread, 0.01) for spread in np.linspace(0.001, 0.05, 12)]
-    differences = [seeds_needed(0.01, difference) for difference in np.linspace(0.002, 0.2, 12)]
+    spreads = [seeds_needed(spread, 0.01, sides=2) for spread in np.linspace(0.001, 0.05, 12)]
+    differences = [seeds_needed(0.01, difference, sides=2) for difference in np.linspace(0.002, 0.2, 12)]
     assert spreads == sorted(spreads)
     assert differences == sorted(differences, reverse=True)
     assert min(spreads + differences) >= 2
-    assert seeds_needed(0.0, 0.01) == 2
-    assert seeds_needed(1e-6, 0.5) == 2
+    assert seeds_needed(0.0, 0.01, sides=2) == 2
+    assert seeds_needed(1e-6, 0.5, sides=2) == 2
 
 
-def planned(file: Path, out: Path, work: Path) -> Estimate:
+def planned(file: Path, out: Path, work: Path) -> GridPlan:
     grid, trials = trials_of(file)
-    return estimate(grid, trials, Progress.of(trials, out), out, work, 0.005, Recorder())
+    return estimate(grid, trials, GridStatus.of(trials, out), out, work, 0.005, Recorder())
 
 
 def shards(work: Path) -> list[int]:
@@ -114,7 +116,7 @@ def test_plan_after_a_pilot(undisturbed: Ran, grid_file: Path, cli: Cli) -> None
     gaps = table.drop(columns=["", "all_all_all"]).sub(table["all_all_all"], axis=0)
     spread = gaps.std(ddof=1).mean()
     assert float(found[2]) == pytest.approx(100 * spread, abs=0.005)
-    assert int(found[1]) == seeds_needed(spread, 0.02)
+    assert int(found[1]) == seeds_needed(spread, 0.02, sides=2)
 
 
 @pytest.mark.parametrize("kept", [["none"], ["none", "full"], ["spec"], ["none", "spec", "full"]], ids=" ".join)
@@ -122,6 +124,7 @@ def test_plan_of_a_pilot_that_says_nothing_yet(
     undisturbed: Ran, grid_file: Path, kept: list[str], cli: Cli, tmp_path: Path
 ) -> None:
     shutil.copytree(undisturbed.out, tmp_path / "out")
+    unpack(tmp_path / "out")
     for row in undisturbed.table.itertuples():
         if row.arm not in kept or row.seed > 0:
             (tmp_path / "out" / "trials" / f"{row.trial}.json").unlink()

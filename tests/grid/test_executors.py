@@ -9,8 +9,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from grid.conftest import Cli, Write
-from grid.lab import OPTIONS, TRIALS, Ran, Recorder, run, same_predictions, same_scores, stamps
+from grid.conftest import Cli
+from support.grid_lab import TRIALS, Ran, Recorder, run, same_predictions, same_scores, stamps
 
 from hskd.errors import HskdError
 from hskd.grid.executors import RayCluster, Workers
@@ -54,7 +54,7 @@ def test_workers_give_the_same_bits_and_one_may_die(undisturbed: Ran, grid_file:
         run(grid_file, tmp_path, Workers(2), Once(kill_a_worker))
     assert not named("spawn_main")
     before = stamps(tmp_path)
-    assert 0 < len(before) < 2 * TRIALS
+    assert 0 < len(before) < TRIALS
 
     ran = run(grid_file, tmp_path, Workers(2))
     assert not ran.progress.failed
@@ -87,23 +87,19 @@ def test_a_local_ray_gives_the_same_bits(
         for process in killed:
             process.kill()  # its trial is tried again
 
-    ran = run(grid_file, tmp_path, RayCluster(), Once(look_and_kill))
+    ran = None
+    for _ in range(4):  # Ray gives its processes 30 seconds to start, which a busy machine may exceed
+        try:
+            ran = run(grid_file, tmp_path, RayCluster(), Once(look_and_kill))
+            break
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+    assert ran is not None, "Ray did not start"
     assert not named("raylet/raylet")
     assert ran.progress.failed == {}
     same_scores(ran.table, undisturbed.table)
     same_predictions(ran.out, undisturbed.out)
-
-
-@pytest.mark.timeout(600)
-def test_a_trial_that_fails_in_a_worker_says_why(undisturbed: Ran, write: Write, cli: Cli, tmp_path: Path) -> None:
-    shutil.copytree(undisturbed.work, tmp_path / "work")
-    file = write("none_lr: 1.0e+38", "seeds: 1")
-    code, out, err = cli("run", file, "--out", "out", "--work", "work", "--workers", 2, *OPTIONS)
-    assert code == 1
-    assert "5 trials in" in out
-    assert "none, seed 0: failed: HskdError: prediction stage: the" in " ".join(err.split())
-    [kept] = (tmp_path / "out" / "trials").glob("*.error.json")
-    assert "hskd/training.py" in kept.read_text()
 
 
 def test_workers_or_ray(grid_file: Path, cli: Cli) -> None:

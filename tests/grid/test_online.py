@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from grid.conftest import Cli, Write
-from grid.lab import OPTIONS, Ran, run
+from support.grid_lab import OPTIONS, Ran, run
+
+from hskd.results import load
 
 ONE = "seeds: 1"
 
@@ -38,11 +40,17 @@ def test_switches_that_need_the_teacher_do_something(write: Write, tmp_path: Pat
     assert not np.isclose(list(one.values()), list(other.values()), rtol=1e-6).any()
 
 
-def test_the_command_plans_and_runs_it(write: Write, cli: Cli, tmp_path: Path) -> None:
-    file = write(ONE, "online: true", "sweeps: []", name="live")
+@pytest.mark.timeout(600)
+def test_workers_run_it_and_say_what_failed(write: Write, cli: Cli, tmp_path: Path) -> None:
+    file = write(ONE, "online: true", "sweeps: []", "none_lr: 1.0e+38", name="live")
     code, planned, err = cli("plan", file, *OPTIONS)
     assert code == 0, err
     assert "2 trials" in planned
-    code, _, err = cli("run", file, *OPTIONS, "--workers", 2)
-    assert code == 0, err
-    assert len(list((tmp_path / "results/live/trials").glob("*.json"))) == 2
+    code, out, err = cli("run", file, *OPTIONS, "--workers", 2)
+    assert code == 1
+    assert "1 trials in" in out
+    assert "none, seed 0: failed: HskdError: prediction stage: the" in " ".join(err.split())
+    trials = tmp_path / "results/live/trials"
+    [failed] = trials.glob("*.error.json")
+    assert "hskd/training.py" in failed.read_text()
+    assert load(trials.parent)["arm"].tolist() == ["full"]

@@ -12,31 +12,33 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import save_old_checkpoint
-from grid.lab import Ran, Recorder
 from safetensors.torch import load_file
+from support.checkpoints import save_old_checkpoint
+from support.grid_lab import Ran, Recorder, recorded
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel, BertTokenizerFast
 
+from hskd.distill.projection import PROJECTION_FILE
 from hskd.grid.changes import changed
-from hskd.grid.config import Machine
 from hskd.grid.executors import InProcess
 from hskd.grid.run import run_grid
 from hskd.grid.spec import load_grid
-from hskd.grid.study import Study
 from hskd.spec import HSKSpec
 from hskd.store.derive import derive
 from hskd.store.extract import Superset, extract
 from hskd.store.reader import Store
-from hskd.students.create import StudentSettings, TinyBertSettings
-from hskd.students.loading import PROJECTION_FILE
-from hskd.tasks.glue import GLUE_TASKS
+from hskd.students.pretrained.settings import TinyBertSettings
+from hskd.students.rosita.settings import RositaSettings
+from hskd.tasks.builtin.glue import GLUE_TASKS
 from hskd.teachers.loading import Teacher
+from hskd.trials.config import Machine
+from hskd.trials.workspace import Workspace
 
 HERE = Machine(dtype="fp32", device="cpu", threads=1, build_threads=1)
 VOCABULARY = 30_522
 TINYBERT4, WITH_W, ROSITA6 = 14_350_874, 14_591_258, 14_465_282
 """Parameters of the students, two labels; the second with the ``W`` that leads to 768 neurons."""
-SENTENCES = {"train": 200, "dev": 32, "test": 8}
+SENTENCES = {"train": 64, "dev": 32, "test": 8}
+"""Of each split; two batches for training."""
 LOOKED_AT = 8
 """Sentences whose knowledge is compared with what loops find."""
 PAPER = {  # epochs of the HSK stage, maximum length
@@ -67,7 +69,7 @@ def test_the_presets_are_the_papers_study(task: str) -> None:
     assert (grid.teacher.settings.epochs, grid.teacher.settings.lr) == (5, 2e-5)
     tiny, rosita = grid.students
     assert isinstance(tiny, TinyBertSettings) and tiny.checkpoint == "huawei-noah/TinyBERT_General_4L_312D"
-    assert isinstance(rosita, StudentSettings) and rosita.importance_examples is None
+    assert isinstance(rosita, RositaSettings) and rosita.importance_examples is None
     assert (rosita.layers, rosita.heads, rosita.ffn, rosita.rank) == (6, 2, 768, 128)
     told = GLUE_TASKS[task].task
     epochs, length = PAPER[task]
@@ -168,8 +170,7 @@ def test_every_arm_ran_for_both_students(ran: Ran) -> None:
 
 def test_the_students_have_the_papers_parameters(ran: Ran) -> None:
     found = {}
-    for path in (ran.out / "trials").glob("*.json"):
-        result = json.loads(path.read_text())
+    for result in recorded(ran.out):
         found[result["student_name"]] = result["student_parameters"]
     assert found == {"tinybert-4l-312d-1200ffn": TINYBERT4, "rosita-6l-2h-768ffn-r128": ROSITA6}
     made = {}
@@ -198,8 +199,8 @@ def test_w_is_trained_with_the_narrow_student_alone(ran: Ran) -> None:
 
 
 def test_the_share_that_is_kept(ran: Ran) -> None:
-    study = Study(ran.progress.done, ran.work)
-    lengths = study.train.lengths
+    workspace = Workspace(ran.work, ran.progress.done)
+    lengths = workspace.train.lengths
     assert lengths.max() == 12
     for row in ran.table[ran.table["arm"] == "spec"].itertuples():
         layers = 5 if "tinybert" in row.student else 7
@@ -212,10 +213,10 @@ def test_the_share_that_is_kept(ran: Ran) -> None:
 @pytest.fixture(scope="module")
 def looked_at(ran: Ran, teacher: Teacher) -> Store:
     """Everything that the teacher knows of a few sentences."""
-    study = Study(ran.progress.done, ran.work)
+    workspace = Workspace(ran.work, ran.progress.done)
     layers = tuple(range(13))
     return extract(
-        teacher, study.task, study.train.first(LOOKED_AT), Superset(layers, layers[1:]), ran.root / "superset"
+        teacher, workspace.task, workspace.train.first(LOOKED_AT), Superset(layers, layers[1:]), ran.root / "superset"
     )
 
 

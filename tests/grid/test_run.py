@@ -6,22 +6,33 @@ import json
 import shutil
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from grid.conftest import Cli, Write
-from grid.lab import OPTIONS, TRIALS, Ran, Recorder, run, same_predictions, same_scores, trials_of
 from sklearn.metrics import accuracy_score
+from support.grid_lab import (
+    OPTIONS,
+    TRIALS,
+    Ran,
+    Recorder,
+    outputs,
+    recorded,
+    run,
+    same_predictions,
+    same_scores,
+    trials_of,
+)
 
 from hskd import results
 from hskd.artifacts import lock_path
 from hskd.errors import CorruptionError, HskdError, MismatchError
 from hskd.grid.executors import InProcess
-from hskd.grid.publish import error_path, result_path
-from hskd.grid.study import Study
-from hskd.store.manifest import Manifest
+from hskd.grid.record import error_path, result_path
+from hskd.store_format.manifest import Manifest
+from hskd.trials.config import TrialConfig
+from hskd.trials.workspace import Workspace
 
 SPECS = ["1l_1t_0.25w", "1l_3t_0.25w", "2l_1t_0.25w", "2l_3t_0.25w"]
 
@@ -30,6 +41,13 @@ def copied(ran: Ran, root: Path) -> Path:
     """The same grid, done, in another place."""
     shutil.copytree(ran.root, root)
     return root
+
+
+def lose(out: Path, config: TrialConfig) -> None:
+    """Delete the result of a trial."""
+    results.unpack(out)
+    result_path(out, config).unlink()
+    result_path(out, config).with_suffix(".npz").unlink()
 
 
 def snapshot(*folders: Path) -> dict[str, tuple[int, int]]:
@@ -44,13 +62,9 @@ def supersets(work: Path) -> list[Manifest]:
     return [manifest for manifest in manifests if manifest.kind == "superset"]
 
 
-def recorded(ran: Ran) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted((ran.out / "trials").glob("*.json"))]
-
-
 def test_the_table_has_a_row_for_every_trial(undisturbed: Ran, grid_file: Path) -> None:
     table = undisturbed.table
-    assert list(table.columns) == list(results.COLUMNS)
+    assert list(table.columns) == [*results.COLUMNS, "length.att_map"]
     assert len(table) == TRIALS
     assert set(table["trial"]) == {config.id for config in trials_of(grid_file)[1]}
     for seed in (0, 1):
@@ -81,24 +95,27 @@ def test_the_table_says_how_much_was_kept(undisturbed: Ran) -> None:
     ]
 
 
-def test_csv_and_parquet_are_the_table(undisturbed: Ran) -> None:
+def test_csv_and_parquet_are_the_table(undisturbed: Ran, tmp_path: Path) -> None:
     table = undisturbed.table
     pd.testing.assert_frame_equal(results.load(undisturbed.out), table)
-    pd.testing.assert_frame_equal(results.load(undisturbed.out / "trials"), table)
-    pd.testing.assert_frame_equal(pd.read_parquet(undisturbed.out / "trials.parquet"), table)
     numbers = [column for column in table if pd.api.types.is_numeric_dtype(table[column])]
+    packed = pd.read_parquet(undisturbed.out / "trials.parquet")
+    assert packed["dev_scores"].map(list).tolist() == table["dev_scores"].tolist()
+    scores = {"dev_scores": table["dev_scores"]}
+    pd.testing.assert_frame_equal(packed.drop(columns="result").assign(**scores), table, check_exact=True)
     csv = pd.read_csv(
-        undisturbed.out / "trials.csv",
+        results.write_csv(table, tmp_path / "trials.csv"),
         dtype={column: str for column in table if column not in numbers},
         keep_default_na=False,
         na_values={column: [""] for column in numbers},
     )
-    pd.testing.assert_frame_equal(csv, table, check_dtype=False, check_exact=True)
+    assert [[float(score) for score in text.split()] for text in csv["dev_scores"]] == table["dev_scores"].tolist()
+    pd.testing.assert_frame_equal(csv.assign(**scores), table, check_dtype=False, check_exact=True)
 
 
 def test_the_last_epoch_is_reported_and_the_best_beside_it(undisturbed: Ran) -> None:
     for row in undisturbed.table.itertuples():
-        scores = [float(score) for score in str(row.dev_scores).split()]
+        scores = row.dev_scores
         assert len(scores) == row.prediction_epochs == (3 if row.arm == "none" else 1)
         assert row.hsk_epochs == (0 if row.arm == "none" else 2)
         assert row.dev_score == scores[-1]
@@ -117,7 +134,7 @@ def test_the_hsk_loss_on_held_out_examples(undisturbed: Ran) -> None:
 
 
 def test_a_result_says_what_it_took_and_where_it_came_from(undisturbed: Ran) -> None:
-    found = recorded(undisturbed)
+    found = recorded(undisturbed.out)
     assert len(found) == TRIALS
     for result in found:
         assert {"dev", "test"} == set(result["metrics"]) == set(result["teacher_metrics"])
@@ -127,36 +144,34 @@ def test_a_result_says_what_it_took_and_where_it_came_from(undisturbed: Ran) -> 
         assert {"torch", "transformers", "git_commit", "machine"} <= set(result["made_by"])
         for stage in result["stages"].values():
             assert stage["seconds"] > 0
-            assert 0 <= stage["clipped_share"] <= 1
             assert stage["examples_per_second"] > 0
 
 
 def test_predictions_are_what_was_scored(undisturbed: Ran, grid_file: Path) -> None:
-    study = Study(trials_of(grid_file)[1], undisturbed.work)
-    for result in recorded(undisturbed):
-        logits = np.load(undisturbed.out / "trials" / f"{result['id']}.npz")
-        assert sorted(logits) == ["dev", "test"]
-        for split in ("dev", "test"):
-            values = logits[split]
+    workspace = Workspace(undisturbed.work, trials_of(grid_file)[1])
+    for split in ("dev", "test"):
+        logits = outputs(undisturbed.out, split)
+        for result in recorded(undisturbed.out):
+            values = logits[result["id"]]
             assert values.shape == (16, 2)
-            labels = study.splits[split].labels
+            labels = workspace.splits[split].labels
             assert labels is not None
             assert result["metrics"][split]["score"] == accuracy_score(labels, values.argmax(axis=1))
 
 
 def test_the_seeds_differ_and_so_do_the_specs(undisturbed: Ran) -> None:
-    logits = [np.load(path)["test"].tobytes() for path in (undisturbed.out / "trials").glob("*.npz")]
+    logits = [values.tobytes() for values in outputs(undisturbed.out, "test").values()]
     assert len(set(logits)) == TRIALS
 
 
 def test_the_teacher_reads_the_training_set_once(undisturbed: Ran, grid_file: Path) -> None:
-    study = Study(trials_of(grid_file)[1], undisturbed.work)
-    training, dev = study.train.ids.tolist(), study.splits["dev"].ids.tolist()
+    workspace = Workspace(undisturbed.work, trials_of(grid_file)[1])
+    training, dev = workspace.train.ids.tolist(), workspace.splits["dev"].ids.tolist()
     assert sorted(undisturbed.forwarded) == sorted(training + dev), "every training example, and each held-out one"
     found = supersets(undisturbed.work)
     assert sorted(manifest.examples for manifest in found) == [len(dev), len(training)]
-    assert len([title for title in undisturbed.told.titles if "one pass of the teacher" in title]) == 1
-    assert len([title for title in undisturbed.told.titles if "fine-tuning" in title]) == 1
+    assert len([title for title in undisturbed.told.titles if title == "store: extract"]) == 1
+    assert len([title for title in undisturbed.told.titles if title == "teacher"]) == 1
     assert len([title for title in undisturbed.told.titles if "importance" in title]) == 1
 
 
@@ -208,9 +223,9 @@ def test_the_news_count_up(undisturbed: Ran) -> None:
 
 
 def test_a_second_run_runs_nothing(undisturbed: Ran, grid_file: Path) -> None:
-    before = snapshot(undisturbed.work, undisturbed.out / "trials")
+    before = snapshot(undisturbed.root)
     again = run(grid_file, undisturbed.root)
-    assert snapshot(undisturbed.work, undisturbed.out / "trials") == before
+    assert snapshot(undisturbed.root) == before
     assert again.told.titles == []
     assert len(again.progress.done) == TRIALS
     pd.testing.assert_frame_equal(again.table, undisturbed.table)
@@ -238,9 +253,21 @@ def test_a_second_grid_shares_teacher_superset_and_trials(undisturbed: Ran, writ
     assert len(again.table) == 7
     assert len(list((root / "work" / "teachers").glob("*/metrics.json"))) == 1
     assert len(supersets(root / "work")) == 2
-    assert [title.split(":")[0] for title in told.titles] == ["1l_2t_0.25w, seed 0"] * 2, "one trial, two stages"
+    assert [title.split(":")[0] for title in told.titles] == ["1l_2t_0.25w, seed 0"] * 3, (
+        "one trial: its store, two stages"
+    )
     shared = undisturbed.table[undisturbed.table["seed"] == 0]
     assert set(shared["trial"]) < set(again.table["trial"])
+
+
+def test_a_given_teacher_is_scored_on_what_has_labels(undisturbed: Ran, write: Write, tmp_path: Path) -> None:
+    (file,) = (undisturbed.work / "teachers").glob("*/metrics.json")
+    given = write(f'teacher: {{model: "{file.parent}", fine_tuned: true}}', name="given")
+    found = Workspace(tmp_path / "work", trials_of(given)[1]).teacher_metrics(Recorder())
+    assert found is not None
+    own = json.loads(file.read_text())["metrics"]
+    assert found.keys() == own.keys() >= {"dev"}
+    assert all(found[split] == pytest.approx(own[split], abs=1e-6) for split in own)
 
 
 def test_another_grid_does_not_write_where_one_is(undisturbed: Ran, write: Write, tmp_path: Path) -> None:
@@ -267,7 +294,7 @@ def test_a_failing_trial_stops_nothing_else(undisturbed: Ran, write: Write, cli:
         assert "hskd/training.py" in kept["traceback"]
         assert kept["error"].startswith("HskdError: prediction stage: the")
         assert kept["config"] == config.model_dump(mode="json")
-        assert not result_path(root / "out", config).exists()
+        assert config.id not in results.ResultsFolder(root / "out").done()
     assert set(results.load(root / "out")["arm"]) == {"full", "spec"}
 
     code, out, _ = cli("status", file, "--out", root / "out", *OPTIONS)
@@ -289,12 +316,12 @@ def test_a_failing_trial_stops_nothing_else(undisturbed: Ran, write: Write, cli:
 
 def test_retry_runs_what_failed_and_nothing_else(undisturbed: Ran, grid_file: Path, cli: Cli, tmp_path: Path) -> None:
     root = copied(undisturbed, tmp_path / "copy")
-    study = Study(trials_of(grid_file)[1], root / "work")
-    broken, missing = [config for config in study.trials if config.spec and config.spec.label == "2l_3t_0.25w"]
-    folders = [study._folder("trials", config.model_dump(mode="json")) for config in (broken, missing)]
+    workspace = Workspace(root / "work", trials_of(grid_file)[1])
+    broken, missing = [config for config in workspace.trials if config.spec and config.spec.label == "2l_3t_0.25w"]
+    folders = [workspace.trial_folder(config) for config in (broken, missing)]
     for config, folder in zip((broken, missing), folders, strict=True):
         assert folder.is_dir()
-        result_path(root / "out", config).unlink()
+        lose(root / "out", config)
         shutil.rmtree(folder)
     folders[0].mkdir()
     (folders[0] / "recipe.json").write_text('{"recipe": "of another trial"}')
@@ -308,9 +335,9 @@ def test_retry_runs_what_failed_and_nothing_else(undisturbed: Ran, grid_file: Pa
     assert code == 0
     assert "1 of 1 are done now" in out
     assert snapshot(root / "work" / "stores", root / "work" / "teachers", root / "work" / "students") == stores
-    assert result_path(root / "out", broken).is_file()
+    assert broken.id in results.ResultsFolder(root / "out").done()
     assert not error_path(root / "out", broken).exists()
-    assert not result_path(root / "out", missing).exists(), "it had not failed, it had not been run"
+    assert missing.id not in results.ResultsFolder(root / "out").done(), "it had not failed, it had not been run"
     code, out, _ = cli("retry", grid_file, "--out", root / "out", "--work", root / "work", *OPTIONS)
     assert (code, out.strip()) == (0, "no trial has failed")
     same_scores(run(grid_file, root).table, undisturbed.table)
@@ -361,6 +388,7 @@ def test_load_says_where_there_is_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", '{"id": "0', "[]", "3", "{}", '{"settings": {}, "stages": []}'])
 def test_load_names_the_file_that_is_damaged(undisturbed: Ran, text: str, tmp_path: Path) -> None:
     root = copied(undisturbed, tmp_path / "copy")
+    results.unpack(root / "out")
     victim = sorted((root / "out" / "trials").glob("*.json"))[3]
     victim.write_text(text)
     with pytest.raises(CorruptionError, match=victim.name):
@@ -372,9 +400,9 @@ def test_two_runs_at_a_time_wait_for_each_other(undisturbed: Ran, grid_file: Pat
 
     root = copied(undisturbed, tmp_path / "copy")
     _, trials = trials_of(grid_file)
-    result_path(root / "out", trials[0]).unlink()
-    study = Study(trials, root / "work")
-    folder = study._folder("trials", trials[0].model_dump(mode="json"))
+    lose(root / "out", trials[0])
+    workspace = Workspace(root / "work", trials)
+    folder = workspace.trial_folder(trials[0])
     shutil.rmtree(folder)
     held = []
 
@@ -384,8 +412,7 @@ def test_two_runs_at_a_time_wait_for_each_other(undisturbed: Ran, grid_file: Pat
                 pass
             held.append(title)
 
-    study.watcher = Watch()
-    for config, result, error in InProcess().run(study, trials[:1], root / "out"):
+    for config, result, error in InProcess().run(workspace, trials[:1], root / "out", Watch()):
         assert config is trials[0]
         assert result is not None, error
     assert held == ["none, seed 0: prediction stage"]
@@ -394,6 +421,9 @@ def test_two_runs_at_a_time_wait_for_each_other(undisturbed: Ran, grid_file: Pat
 def test_trials_from_before_the_grid_was_changed_are_left_out(undisturbed: Ran, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(undisturbed.out, out)
-    grid = json.loads((out / "grid.json").read_text())
-    (out / "grid.json").write_text(json.dumps(grid | {"trials": grid["trials"][1:]}))
-    assert set(undisturbed.table["trial"]) - set(results.load(out)["trial"]) == {grid["trials"][0]}
+    first, *others = results.ResultsFolder(out).planned() or []
+    (out / "planned.json").write_text(json.dumps(others))
+    assert set(undisturbed.table["trial"]) - set(results.load(out)["trial"]) == {first}
+    results.pack(out)
+    assert set(undisturbed.table["trial"]) - set(results.load(out)["trial"]) == {first}
+    assert first in results.ResultsFolder(out).done(), "it is kept"

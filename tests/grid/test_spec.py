@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hskd.errors import HskdError
-from hskd.grid.config import Machine, TaskPlan, TrialConfig
 from hskd.grid.spec import GridSpec, load_grid, presets
 from hskd.spec import HSKSpec
-from hskd.tasks.glue import GLUE_TASKS
+from hskd.tasks.builtin.glue import GLUE_TASKS
+from hskd.trials.config import Machine, TaskPlan, TrialConfig
 
 HERE = Machine(dtype="fp32", device="cpu", threads=1, build_threads=1)
 PRESET_NAMES = list(presets())
@@ -493,3 +493,44 @@ def test_switches_make_other_trials_in_whatever_order_they_are_written() -> None
     two = grid(students=[sizes, {**sizes, "compat": ["taylor_dropout"]}]).trials(HERE)
     names = list(dict.fromkeys(trial.student_name for trial in two))
     assert names == ["rosita-2l-2h-24ffn", "rosita-2l-2h-24ffn-taylor_dropout"]
+
+
+def test_a_field_of_a_selector_is_swept() -> None:
+    found = grid(sweeps=[{"k": [2], "length": ["left", "random"], "length.seed": [0, 7]}])
+    assert labels(found) == [
+        "all_2t_all,length=left",
+        "all_2t_all,length=random",
+        "all_2t_all,length=random,length.seed=7",
+    ]
+    found = grid(
+        sweeps=[{"k": [2], "length.att_map": ["same", "top"], "w": [0.1], "width": ["random"], "width.seed": [3]}]
+    )
+    assert labels(found) == [
+        "all_2t_0.1w,width=random,width.seed=3",
+        "all_2t_0.1w,length.att_map=top,width=random,width.seed=3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "line", "words"),
+    [
+        ("length.sed: [1]", 4, ["sweeps.0.length.sed", "(random) has a field sed", "length.seed"]),
+        ("width.seed: [1]", 4, ["sweeps.0.width.seed", "(magnitude) has a field seed"]),
+        ("length.seed: [-1]", 4, ["sweeps.0.length.seed", "greater than or equal to 0", "-1"]),
+        ("length.seed: 1", 4, ["sweeps.0.length.seed", "list", "1"]),
+        ("length.seed: []", 4, ["sweeps.0.length.seed", "at least 1"]),
+        ("length.k: [1]", 4, ["sweeps.0.length.k", "unknown key; write k instead", "n, l_top, k, length"]),
+        ("length.selector: [left]", 4, ["sweeps.0.length.selector", "write length instead"]),
+        ("lenght.seed: [1]", 4, ["sweeps.0.lenght.seed", "unknown key", "length.seed", "width.seed", "length.att_map"]),
+        ("seed: [1]", 4, ["sweeps.0.seed", "unknown key", "length.seed"]),
+    ],
+)
+def test_a_field_that_cannot_be_swept_is_named_with_its_line(
+    key: str, line: int, words: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "grid.yaml"
+    file.write_text(f"name: g\nsweeps:\n  - {{k: [1], length: [random],\n     {key}}}\n", encoding="utf-8")
+    with pytest.raises(HskdError) as raised:
+        load_grid(str(file))
+    missing = [word for word in (f"line {line}", *words) if word not in str(raised.value)]
+    assert not missing, raised.value

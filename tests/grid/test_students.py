@@ -7,16 +7,16 @@ import shutil
 from pathlib import Path
 
 import pytest
-from checkpoints import save_old_checkpoint
 from grid.conftest import Cli, Write
-from grid.lab import OPTIONS, Ran, Recorder, run, trials_of
 from safetensors.torch import load_file
+from support.checkpoints import save_old_checkpoint
+from support.grid_lab import OPTIONS, Ran, Recorder, recorded, run, trials_of
 from transformers import BertTokenizerFast
 
-from hskd.cache import artifacts
+from hskd.artifact_gc import artifacts
+from hskd.distill.projection import PROJECTION_FILE
 from hskd.errors import HskdError
-from hskd.grid.study import Study
-from hskd.students.loading import PROJECTION_FILE
+from hskd.trials.workspace import Workspace
 
 ROSITA = "{layers: 2, heads: 2, ffn: 24, importance_examples: 32}"
 NAMES = ["rosita-2l-2h-24ffn", "tinybert-2l-16d-24ffn", "tinybert-2l-8d-16ffn-general"]
@@ -80,7 +80,7 @@ def test_each_student_is_made_once_and_the_general_one_before_it(ran: Ran) -> No
 
 
 def test_narrow_students_learn_through_w(ran: Ran, checkpoint: Path) -> None:
-    results = [json.loads(path.read_text()) for path in (ran.out / "trials").glob("*.json")]
+    results = recorded(ran.out)
     folders = {path.parent: json.loads(path.read_text()) for path in (ran.work / "trials").glob("*/result.json")}
     with_w = {(result["student_parameters"], result["settings"]["arm"]) for folder, result in folders.items()
               if (folder / "student" / PROJECTION_FILE).is_file()}  # fmt: skip
@@ -120,12 +120,12 @@ def test_the_general_student_is_shared_over_tasks(
     task = f'task: {{name: custom, data: "{tmp_path / "data"}", text_columns: [sentence], label_column: mood}}'
     told = Recorder()
     other = write(students, "seeds: 1", task, name="kinds")
-    study = Study(trials_of(other)[1], tmp_path / "copy" / "work", told)
-    study.build()
+    workspace = Workspace(tmp_path / "copy" / "work", trials_of(other)[1])
+    workspace.ensure_shared(told)
     titles = " ".join(told.titles)
-    assert "fine-tuning" in titles and "importance" in titles
+    assert "teacher" in told.titles and "importance" in titles
     assert "general distillation" not in titles
-    assert {config.id for config in study.trials}.isdisjoint(ran.table["trial"])
+    assert {config.id for config in workspace.trials}.isdisjoint(ran.table["trial"])
 
 
 def test_plan_and_status_know_them(ran: Ran, file: Path, cli: Cli, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_two_students_of_one_name_are_refused(
     both = f'{{kind: tinybert, checkpoint: "{checkpoint}"}}, {{kind: tinybert, checkpoint: "{tmp_path / "twin"}"}}'
     file = write(f"students: [{both}]", name="twins")
     with pytest.raises(HskdError, match="two of them are tinybert-2l-16d-24ffn"):
-        Study(trials_of(file)[1], tmp_path / "work")
+        Workspace(tmp_path / "work", trials_of(file)[1])
     code, _, err = cli("run", file, "--out", tmp_path / "out", "--work", tmp_path / "work", *OPTIONS)
     assert code == 2
     assert "tell them apart" in " ".join(err.split())

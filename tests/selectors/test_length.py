@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hskd.errors import HskdError
-from hskd.selectors import LENGTH, LengthSelector, Tokens
+from hskd.selectors import LENGTH, LayerView, LengthSelector, Tokens
 
 CLS_ID, SEP_ID = 2, 3
 
@@ -32,6 +33,11 @@ def batches(draw: st.DrawFn) -> Batch:
     count = sum(map(len, sequences))
     attention = draw(st.lists(st.sampled_from([0.0, 0.1, 0.25, 0.5]), min_size=count, max_size=count))
     return make_tokens(sequences, example_ids), np.array(attention, np.float32)
+
+
+def view_of(tokens: Tokens, layer: int, attention: np.ndarray | None = None) -> LayerView:
+    """What a selector sees of ``tokens``; no selector here reads hidden states."""
+    return LayerView(tokens, layer, torch.empty(len(tokens.input_ids), 0), attention)
 
 
 @st.composite
@@ -80,7 +86,7 @@ def plain_positions(selector: LengthSelector, tokens: Tokens, layer: int, attent
 
 def positions(selector: LengthSelector, tokens: Tokens, layer: int, attention: np.ndarray | None) -> list[list[int]]:
     """What the selector keeps, as positions of each example."""
-    chosen = selector.select(tokens, layer, attention)
+    chosen = selector.select(view_of(tokens, layer, attention))
     parts = np.split(chosen, np.cumsum(selector.counts(tokens))[:-1])
     return [(part - start).tolist() for part, start in zip(parts, tokens.offsets[:-1], strict=True)]
 
@@ -94,7 +100,7 @@ def test_equals_a_plain_loop(batch: Batch, selector: LengthSelector, layer: int)
 @given(batches(), selectors(), st.integers(0, 12))
 def test_counts_order_and_bounds(batch: Batch, selector: LengthSelector, layer: int) -> None:
     tokens, attention = batch
-    chosen = selector.select(tokens, layer, attention)
+    chosen = selector.select(view_of(tokens, layer, attention))
     eligible = np.add.reduceat(selector.eligible(tokens).astype(int), tokens.offsets[:-1])
     expected = eligible if selector.k == "all" else np.minimum(selector.k, eligible)
     assert selector.counts(tokens).tolist() == expected.tolist()
@@ -106,7 +112,7 @@ def test_counts_order_and_bounds(batch: Batch, selector: LengthSelector, layer: 
 def test_sep_is_never_kept(batch: Batch, k: int | str) -> None:
     tokens, attention = batch
     attention = np.where(tokens.input_ids == SEP_ID, np.float32(0.9), attention)  # however much is paid to it
-    chosen = LENGTH.parse({"selector": "attention_no_sep", "k": k}).select(tokens, 1, attention)
+    chosen = LENGTH.parse({"selector": "attention_no_sep", "k": k}).select(view_of(tokens, 1, attention))
     assert SEP_ID not in tokens.input_ids[chosen]
 
 
@@ -141,7 +147,7 @@ def test_random_is_roughly_uniform_and_independent_across_seeds_layers_and_examp
 
     def picked(seed: int, layer: int) -> np.ndarray:
         mask = np.zeros(examples * length, bool)
-        mask[LENGTH.parse({"selector": "random", "k": k, "seed": seed}).select(tokens, layer)] = True
+        mask[LENGTH.parse({"selector": "random", "k": k, "seed": seed}).select(view_of(tokens, layer))] = True
         return mask.reshape(examples, length)
 
     base = picked(0, 1)
@@ -173,8 +179,8 @@ def test_all_needs_no_ranking(batch: Batch) -> None:
     tokens, _ = batch
     everything = list(range(len(tokens.input_ids)))
     for name in ("attention", "left", "random"):
-        assert LENGTH.parse({"selector": name, "k": "all"}).select(tokens, 1).tolist() == everything
-    no_sep = LENGTH.parse({"selector": "attention_no_sep", "k": "all"}).select(tokens, 1)
+        assert LENGTH.parse({"selector": name, "k": "all"}).select(view_of(tokens, 1)).tolist() == everything
+    no_sep = LENGTH.parse({"selector": "attention_no_sep", "k": "all"}).select(view_of(tokens, 1))
     assert no_sep.tolist() == [i for i in everything if tokens.input_ids[i] != SEP_ID]
 
 
@@ -182,7 +188,7 @@ def test_all_needs_no_ranking(batch: Batch) -> None:
 def test_ranking_by_attention_without_attention(name: str) -> None:
     tokens = make_tokens([[CLS_ID, 7, SEP_ID]], [0])
     with pytest.raises(HskdError, match=f"length={name} ranks tokens by attention"):
-        LENGTH.parse({"selector": name, "k": 1}).select(tokens, 1)
+        LENGTH.parse({"selector": name, "k": 1}).select(view_of(tokens, 1))
 
 
 @pytest.mark.parametrize(

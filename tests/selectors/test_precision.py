@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 
-from hskd.selectors import PRECISION
+from hskd.selectors import PRECISION, LayerView, Tokens
 from hskd.selectors.width import Magnitude
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -52,8 +55,14 @@ def test_same_neurons_from_full_and_from_rounded_values(name: str) -> None:
     generator = torch.Generator().manual_seed(1)
     exact = 1 + torch.randn(50, 64, generator=generator) * 2.0**-8  # many equal once rounded
     stored = exact.to(DTYPES[name])
-    assert torch.equal(width.neurons(precision.ranked(exact)), width.neurons(precision.ranked(stored.float())))
-    assert not torch.equal(width.neurons(exact), width.neurons(stored.float()))  # ranking before rounding differs
+    tokens = Tokens(np.array([0]), np.array([0, 50]), np.arange(50), sep_id=-1)
+
+    def picked(states: torch.Tensor, rounding: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        return width.neurons(LayerView(tokens, 1, states, rounding=rounding))
+
+    assert torch.equal(picked(exact, precision.ranked), picked(stored.float(), precision.ranked))
+    # Ranking before rounding differs.
+    assert not torch.equal(picked(exact, torch.Tensor.float), picked(stored.float(), torch.Tensor.float))
 
 
 @pytest.mark.parametrize("name", STEPS)

@@ -11,11 +11,22 @@ import torch
 
 from hskd.errors import HskdError
 from hskd.knowledge import TeacherStates, select_hsk
-from hskd.selectors import DEPTH, LENGTH, PRECISION, WIDTH, LengthSelector, PrecisionSelector, Registry, Tokens
+from hskd.selectors import (
+    DEPTH,
+    LENGTH,
+    PRECISION,
+    WIDTH,
+    LayerView,
+    LengthSelector,
+    PrecisionSelector,
+    Registry,
+    Tokens,
+)
 from hskd.selectors.length import Left
 from hskd.spec import HSKSpec, Shape
+from hskd.store_format.layout import kept_arrays
 
-SHAPE = Shape(student_layers=2, teacher_layers=4, teacher_width=8, labels=2, vocab_size=10)
+SHAPE = Shape(student_layers=2, teacher_layers=4, teacher_width=8, vocab_size=10)
 
 
 class Right(LengthSelector):
@@ -23,15 +34,15 @@ class Right(LengthSelector):
 
     selector: Literal["right"] = "right"
 
-    def scores(self, tokens: Tokens, layer: int, attention: np.ndarray | None) -> np.ndarray:
-        return tokens.position
+    def scores(self, view: LayerView) -> np.ndarray:
+        return view.tokens.position
 
 
 class Mine(PrecisionSelector):
     """A byte per value and one scale per token."""
 
     selector: Literal["mine"] = "mine"
-    dtype: ClassVar[torch.dtype] = torch.int8
+    number: ClassVar[str] = "int8"
 
     def layout(self, count: int) -> dict[str, tuple[torch.dtype, int]]:
         return {"codes": (torch.int8, count), "scale": (torch.float32, 1)}
@@ -53,7 +64,8 @@ def _registered() -> Iterator[None]:
     LENGTH.register(Right)
     PRECISION.register(Mine)
     yield
-    del LENGTH._classes["right"], PRECISION._classes["mine"]
+    LENGTH.remove("right")
+    PRECISION.remove("mine")
 
 
 def states() -> TeacherStates:
@@ -78,7 +90,7 @@ def test_a_users_length_selector() -> None:
 
 def test_a_users_quantiser() -> None:
     spec = HSKSpec.parse("1l_all_0.5w,precision=mine")
-    assert spec.kept_arrays(SHAPE, 16) == {
+    assert kept_arrays(spec, SHAPE, 16) == {
         "codes": (torch.int8, 4),
         "scale": (torch.float32, 1),
         "neurons": (torch.uint8, 1),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hskd.errors import HskdError
-from hskd.selectors import WIDTH
+from hskd.selectors import WIDTH, LayerView, Tokens
 from hskd.selectors.width import Magnitude, RandomNeurons, UniformNeurons
 
 HUNDREDTHS = st.integers(1, 100)
@@ -61,6 +61,12 @@ def test_random_mask_depends_on_its_seed_alone() -> None:
     assert np.abs(drawn - 500).max() < 5 * np.sqrt(2000 * 0.25 * 0.75)
 
 
+def view_of(hidden: torch.Tensor) -> LayerView:
+    """One example's tokens with these hidden states."""
+    count = len(hidden)
+    return LayerView(Tokens(np.array([0]), np.array([0, count]), np.arange(count), sep_id=-1), 1, hidden)
+
+
 @given(
     st.integers(1, 12).flatmap(
         lambda width: st.lists(
@@ -74,14 +80,14 @@ def test_random_mask_depends_on_its_seed_alone() -> None:
 def test_magnitude_equals_a_plain_loop(rows: list[list[float]], hundredths: int) -> None:
     count = max(1, hundredths * len(rows[0]) // 100)
     expected = [sorted(sorted(range(len(row)), key=lambda j: (-abs(row[j]), j))[:count]) for row in rows]
-    assert Magnitude(w=hundredths / 100).neurons(torch.tensor(rows)).tolist() == expected
+    assert Magnitude(w=hundredths / 100).neurons(view_of(torch.tensor(rows))).tolist() == expected
 
 
 def test_magnitude_ties_go_to_the_lower_index_in_a_wide_layer() -> None:
     # Wide enough for the sorts that are not stable to show it.
     values = torch.tensor([1.0, -1.0]).repeat(2, 400)
     values[1, 700] = 3.0
-    picked = Magnitude(w=0.5).neurons(values)
+    picked = Magnitude(w=0.5).neurons(view_of(values))
     assert picked[0].tolist() == list(range(400))
     assert picked[1].tolist() == [*range(399), 700]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.calls import extraction
 
 from hskd.cli.app import main
 from hskd.store.extract import Superset, extract
@@ -38,7 +39,7 @@ class Setting:
 
     def extract(self, folder: Path, superset: Superset = EVERYTHING, **options: Any) -> Store:
         torch.set_num_threads(1)  # a fixture's extraction, too, must have the bits of a test's
-        return extract(self.teacher, self.task, self.train, superset, folder, **options)
+        return extract(self.teacher, self.task, self.train, superset, folder, **extraction(**options))
 
     @property
     def options(self) -> list[str]:

@@ -11,8 +11,8 @@ import pytest
 from store.conftest import Hskd, Setting
 
 from hskd.spec import HSKSpec
-from hskd.store.manifest import Manifest
 from hskd.store.reader import Store
+from hskd.store_format.manifest import Manifest
 
 
 def numbers(text: str) -> dict[str, str]:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_bert
 from store.conftest import EVERYTHING, SMALL_SHARD, Hskd, Setting
+from support.calls import extraction
 from transformers import BertTokenizerFast
 
 from hskd.errors import CorruptionError, HskdError, MismatchError
 from hskd.store import extend, extract
 from hskd.store.extract import Superset
-from hskd.store.layout import shard_name
 from hskd.store.reader import Store
+from hskd.store_format.layout import shard_name
 from hskd.tasks import TokenizedSplit
 
 
@@ -27,18 +29,18 @@ def grown(setting: Setting) -> TokenizedSplit:
     return setting.train.followed_by(setting.splits["dev"])
 
 
-def run(setting: Setting, split: TokenizedSplit, folder: Path, **options: object) -> Store:
+def run(setting: Setting, split: TokenizedSplit, folder: Path, **options: Any) -> Store:
     torch.set_num_threads(1)
     options = {"shard_bytes": SMALL_SHARD, "superset": EVERYTHING, **options}
     superset = options.pop("superset")
-    return extract.extract(setting.teacher, setting.task, split, superset, folder, **options)  # type: ignore[arg-type]
+    return extract.extract(setting.teacher, setting.task, split, superset, folder, **extraction(**options))
 
 
 def same_records(mine: Store, theirs: Store, ids: np.ndarray, exactly: bool = True) -> None:
     """Whether two stores say the same of these examples."""
     a, b = mine.states(mine.rows(ids)), theirs.states(theirs.rows(ids))
     np.testing.assert_array_equal(a.tokens.input_ids, b.tokens.input_ids)
-    pairs = [(mine.logits(mine.rows(ids)).numpy(), theirs.logits(theirs.rows(ids)).numpy())]
+    pairs = [(mine.targets(mine.rows(ids)).numpy(), theirs.targets(theirs.rows(ids)).numpy())]
     pairs += [(a.hidden[layer].numpy(), b.hidden[layer].numpy()) for layer in a.hidden]
     pairs += [(a.attention[layer], b.attention[layer]) for layer in a.attention]
     for x, y in pairs:
@@ -52,9 +54,9 @@ def test_equal_to_an_extraction_in_one_go(
     seen: list[int] = []
     forward = extract.teacher_forward
 
-    def recorded(model: object, batch: dict[str, torch.Tensor], *args: object) -> object:
+    def recorded(model: object, batch: dict[str, torch.Tensor], *args: object, **more: object) -> object:
         seen.extend(batch["example_ids"].tolist())
-        return forward(model, batch, *args)  # type: ignore[arg-type]
+        return forward(model, batch, *args, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(extract, "teacher_forward", recorded)
     done: list[int] = []

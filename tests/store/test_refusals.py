@@ -18,22 +18,24 @@ import pytest
 import torch
 from conftest import make_bert
 from store.conftest import SMALL_SHARD, Hskd, Setting
+from support.calls import Calls
 from tokenizers import BertWordPieceTokenizer
 from transformers import BertTokenizerFast
 
-from hskd.artifacts import fingerprint
-from hskd.distill.prepare import Student, from_store
-from hskd.distill.settings import DistillSettings
 from hskd.errors import CorruptionError, HskdError, MismatchError
+from hskd.hashing import fingerprint
 from hskd.spec import HSKSpec
 from hskd.store.derive import derive
 from hskd.store.extract import Superset, extract
-from hskd.store.layout import MANIFEST
 from hskd.store.reader import Store
 from hskd.store.writer import PLAN
-from hskd.students.create import StudentSettings, create_rosita
+from hskd.store_format.layout import MANIFEST
+from hskd.students.rosita.create import create_rosita
+from hskd.students.rosita.settings import RositaSettings
 from hskd.tasks import TokenizedSplit, load_task, tokenize
 from hskd.teachers.loading import Teacher
+from hskd.trials.prepare import Distillation, Student, from_store
+from hskd.trials.settings import DistillSettings
 
 SPEC = HSKSpec.parse("2l_3t_0.1w")
 Usage = namedtuple("Usage", "total used free")
@@ -150,7 +152,7 @@ def test_two_shards_swapped(copy: Path) -> None:
         (b"\xff\xfe", "not valid JSON"),
         (b"[]", "not a store manifest"),
         (b"{}", "store format None"),
-        ({"format": 2}, "store format 2 is not the format 1 that this version reads; extract it again"),
+        ({"format": 1}, "store format 1 is not the format 2 that this version reads; extract it again"),
         ({"kind": "other"}, "not a store manifest: field kind"),
         ({"examples": None}, "not a store manifest: field examples"),
         ({"surprise": 1}, "not a store manifest: field surprise"),
@@ -194,15 +196,14 @@ def test_a_folder_without_a_finished_store(tmp_path: Path, hskd: Hskd) -> None:
 
 @pytest.fixture(scope="module")
 def student_folder(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sizes = StudentSettings(layers=2, heads=2, ffn=24)
+    sizes = RositaSettings(layers=2, heads=2, ffn=24)
     return create_rosita(setting.teacher, setting.train, sizes, tmp_path_factory.mktemp("student") / "student")
 
 
 def prepare(setting: Setting, store: Store, student: Path, out: Path, **changes: Any) -> None:
-    arguments = {"spec": None, "task": setting.task, "train": setting.train} | changes
-    from_store(
-        store, DistillSettings(), student=Student.load(student, setting.task), derived=out / "derived", **arguments
-    )
+    loaded = Student.load(student, setting.task)
+    wanted = Distillation(DistillSettings(), None, loaded, setting.task, setting.train)
+    from_store(store, replace(wanted, **changes), out / "derived")
 
 
 def test_store_of_another_teacher(
@@ -365,7 +366,7 @@ def test_too_little_space_is_known_before_anything_runs(
     assert "Free some space, choose another folder, or keep less HSK." in message
     calls: list[int] = []
     with pytest.raises(HskdError, match=r"4\.9 KiB free"):
-        derive(superset, HSKSpec(), 2, tmp_path / "derived", advance=calls.append)
+        derive(superset, HSKSpec(), 2, tmp_path / "derived", progress=Calls(advance=calls.append))
     assert not calls
     derive(superset, HSKSpec.parse("1l_1t_0.03w"), 2, tmp_path / "little")
 
@@ -391,7 +392,7 @@ def test_space_is_asked_for_what_is_left_to_write(
     last = superset.manifest.shards[-1].bytes
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9 - last, last))
     said: list[str] = []
-    setting.extract(tmp_path / "store", shard_bytes=SMALL_SHARD, report=said.append)
+    setting.extract(tmp_path / "store", shard_bytes=SMALL_SHARD, say=said.append)
     assert said[0].startswith("the rest of this store (")
 
 

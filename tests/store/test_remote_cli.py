@@ -10,8 +10,8 @@ import pytest
 from store.conftest import Hskd, Setting
 
 from hskd.remote.contents import CHECKSUMS
-from hskd.store.layout import MANIFEST, shard_name
 from hskd.store.reader import Store
+from hskd.store_format.layout import MANIFEST, shard_name
 
 MACHINE = ("--device", "cpu", "--dtype", "fp32", "--threads", 1)
 

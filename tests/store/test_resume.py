@@ -12,26 +12,30 @@ from typing import Any
 
 import pytest
 from store.conftest import SMALL_SHARD, Setting
+from support.calls import Calls
 
 from hskd.errors import HskdError, MismatchError
 from hskd.spec import HSKSpec
 from hskd.store.derive import derive
 from hskd.store.extract import Superset
-from hskd.store.layout import MANIFEST, shard_name
 from hskd.store.reader import Store
+from hskd.store_format.layout import MANIFEST, shard_name
 
 SPEC = HSKSpec.parse("2l_4t_0.3w")
 DERIVED_SHARD = 2**12
 KILLED = -signal.SIGKILL
 
 # Importing the libraries takes seconds: one process does it, and forks one that is killed for every test.
-NURSERY = """
+NURSERY = (
+    f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})"
+    + """
 import json, os, signal, sys, traceback
 from pathlib import Path
 
 import torch
 from hskd.spec import HSKSpec
 from hskd.store.derive import derive
+from support.calls import Calls, extraction
 from hskd.store.extract import Superset, extract
 from hskd.store.reader import Store
 from hskd.tasks import load_task, tokenize
@@ -63,15 +67,18 @@ def work(job):
             fsync(handle)
 
         os.fsync = last_sync
-    options = {"advance": advance, "shard_bytes": job["shard_bytes"]}
+    size = job["shard_bytes"]
     if job["what"] == "extract":
         data = load_task("custom", data_folder, ["sentence"], "mood")
         teacher = Teacher.load(teacher_folder, data.task)
         train = tokenize(data, teacher.tokenizer, Path(tokens))["train"]
         superset = Superset((0, 1, 2), (1, 2))
-        extract(teacher, data.task, train, superset, Path(job["folder"]), batch_size=4, **options)
+        given = extraction(advance, batch_size=4, shard_bytes=size)
+        extract(teacher, data.task, train, superset, Path(job["folder"]), **given)
     else:
-        derive(Store.open(job["superset"]), HSKSpec.parse(job["spec"]), 2, Path(job["folder"]), **options)
+        spec = HSKSpec.parse(job["spec"])
+        progress = Calls(advance=advance)
+        derive(Store.open(job["superset"]), spec, 2, Path(job["folder"]), shard_bytes=size, progress=progress)
     return done
 
 for line in sys.stdin:
@@ -89,6 +96,7 @@ for line in sys.stdin:
         pids.append(pid)
     print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
 """
+)
 
 
 class Nursery:
@@ -205,7 +213,9 @@ def test_derive_killed(
     kept = files(tmp_path / "store.partial")
     assert len(kept) == shard
     done: list[int] = []
-    resumed = derive(undisturbed, SPEC, 2, tmp_path / "store", shard_bytes=DERIVED_SHARD, advance=done.append)
+    resumed = derive(
+        undisturbed, SPEC, 2, tmp_path / "store", shard_bytes=DERIVED_SHARD, progress=Calls(advance=done.append)
+    )
     assert_resumed(resumed, undisturbed_derived, kept, sum(done))
 
 
@@ -243,9 +253,9 @@ def test_a_finished_store_is_reused(
     for folder in (undisturbed.folder, undisturbed_derived.folder):
         before = files(folder)
         if folder == undisturbed.folder:
-            again = setting.extract(folder, report=said.append, advance=calls.append)
+            again = setting.extract(folder, say=said.append, advance=calls.append)
         else:
-            again = derive(undisturbed, SPEC, 2, folder, report=said.append, advance=calls.append)
+            again = derive(undisturbed, SPEC, 2, folder, progress=Calls(advance=calls.append, say=said.append))
         assert any("is there already" in line for line in said)
         said.clear()
         assert files(folder) == before

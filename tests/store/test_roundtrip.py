@@ -20,13 +20,14 @@ from safetensors.torch import load_file
 from store.conftest import SMALL_SHARD, Setting
 from transformers import AutoModelForSequenceClassification, BertTokenizerFast
 
-from hskd.amount import measure
 from hskd.errors import HskdError, MismatchError
+from hskd.heads import SequenceClassification
 from hskd.knowledge import KeptHSK, select_hsk
 from hskd.spec import HSKSpec, Shape
 from hskd.store import derive as derive_module
+from hskd.store.amount import measure
 from hskd.store.derive import derive
-from hskd.store.extract import Superset, extract
+from hskd.store.extract import ExtractOptions, Superset, extract
 from hskd.store.reader import Store, pack_neurons, unpack_neurons
 from hskd.tasks import Task, TokenizedSplit
 from hskd.teachers.forward import teacher_forward
@@ -34,13 +35,13 @@ from hskd.teachers.loading import Teacher, model_fingerprint
 
 LAYERS, WIDTH = 3, 32
 CLS, SEP, PAD = 2, 3, 0
-TASK = Task("toy", ("text",), "label", "classification", ("negative", "positive"), ("accuracy",), 1, 512)
+TASK = Task("toy", ("text",), "label", SequenceClassification(("negative", "positive"), ("accuracy",)), 1, 512)
 
 
 @cache
 def teacher() -> Teacher:
     model = make_bert(num_hidden_layers=LAYERS)
-    return Teacher("tiny", model, _NoTokenizer(), TASK.label_names, model_fingerprint(model))  # type: ignore[arg-type]
+    return Teacher("tiny", model, _NoTokenizer(), TASK.head, model_fingerprint(model))  # type: ignore[arg-type]
 
 
 class _NoTokenizer:
@@ -139,7 +140,12 @@ def stores(case: Case) -> Iterator[tuple[Store, Store, Shape]]:
     with TemporaryDirectory() as name:
         folder = Path(name)
         superset = extract(
-            teacher(), TASK, split, everything, folder / "superset", batch_size=3, shard_bytes=case.shard_bytes
+            teacher(),
+            TASK,
+            split,
+            everything,
+            folder / "superset",
+            ExtractOptions(batch_size=3, shard_bytes=case.shard_bytes),
         )
         derived = derive(
             superset, case.spec, case.student_layers, folder / "derived", shard_bytes=case.derived_shard_bytes
@@ -165,7 +171,7 @@ def test_derived_rows_are_what_selection_gives(case: Case, data: st.DataObject) 
         rows = np.array(order[: data.draw(st.integers(1, len(order)))])
         expected = select_hsk(case.spec, case.spec.layers(shape), superset.states(rows))
         assert_same(derived.kept(rows), expected)
-        assert torch.equal(derived.logits(rows), superset.logits(rows))
+        assert torch.equal(derived.targets(rows), superset.targets(rows))
         assert np.array_equal(derived.token_ids(rows), superset.token_ids(rows))
         assert np.array_equal(derived.rows(superset.example_ids[rows]), rows)
         assert derived.spec == case.spec
@@ -176,7 +182,7 @@ def test_derived_rows_are_what_selection_gives(case: Case, data: st.DataObject) 
 def test_measured_amounts_are_those_on_disk(case: Case) -> None:
     with stores(case) as (_, derived, shape):
         split = make_split(case.lengths, case.max_length, case.seed)
-        amount = measure(case.spec, split.tokens, shape, case.max_length)
+        amount = measure(case.spec, split.tokens, shape, case.max_length, TASK.head.target())
         shards = [load_file(path) for path in sorted(derived.folder.glob("*.safetensors"))]
         stored = sum(tensor.nbytes for shard in shards for tensor in shard.values())
         assert amount.bytes_per_example * len(split) == pytest.approx(stored, abs=1e-6)
@@ -188,7 +194,7 @@ def test_measured_amounts_are_those_on_disk(case: Case) -> None:
         assert amount.fraction == amount.kept_values / (real * mapped * WIDTH)
         padded = len(case.lengths) * case.max_length * mapped * WIDTH
         assert amount.fraction_padded == amount.kept_values / padded
-        whole = measure(case.spec.full(), split.tokens, shape, case.max_length)
+        whole = measure(case.spec.full(), split.tokens, shape, case.max_length, TASK.head.target())
         assert whole.kept_values == whole.full_values == amount.full_values
 
 
@@ -214,7 +220,7 @@ def test_chunks_leave_no_seam(superset: Store, tmp_path: Path, monkeypatch: pyte
 
 def test_token_ids_of_a_large_vocabulary(tmp_path: Path) -> None:
     model = make_bert(vocab_size=2**16 + 10, hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
-    large = Teacher("large", model, _NoTokenizer(), TASK.label_names, "large")  # type: ignore[arg-type]
+    large = Teacher("large", model, _NoTokenizer(), TASK.head, "large")  # type: ignore[arg-type]
     split = make_split([5, 3], 8, 0)
     split.input_ids[1] = 2**16 + 5
     store = extract(large, TASK, split, Superset((1,), (1,)), tmp_path / "superset")
@@ -226,7 +232,7 @@ def test_token_ids_of_a_large_vocabulary(tmp_path: Path) -> None:
 @pytest.mark.parametrize("length", [255, 256, 257, 300])
 def test_lengths_and_positions_at_the_end_of_a_byte(tmp_path: Path, length: int) -> None:
     model = make_bert(max_position_embeddings=300, hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
-    long = Teacher("long", model, _NoTokenizer(), TASK.label_names, "long")  # type: ignore[arg-type]
+    long = Teacher("long", model, _NoTokenizer(), TASK.head, "long")  # type: ignore[arg-type]
     split = make_split([length, 3, length], length, 0)
     store = extract(long, TASK, split, Superset((1,), (1,)), tmp_path / "superset")
     assert store.lengths.tolist() == [length, 3, length]
@@ -245,14 +251,15 @@ def test_states_are_the_teachers(setting: Setting, tmp_path: Path, precision: st
     store = setting.extract(tmp_path / "store", Superset((0, 1, 2), (1, 2), precision), shard_bytes=SMALL_SHARD)
     rows = np.random.default_rng(0).permutation(len(store))[:20]
     batch = setting.train.collate(rows)
-    expected = teacher_forward(setting.teacher.model, batch, setting.train.sep_id, (0, 1, 2), (1, 2), "fp32")
+    head = setting.task.head
+    expected = teacher_forward(setting.teacher.model, batch, setting.train.sep_id, (0, 1, 2), (1, 2), head=head)
     found = store.states(rows)
     step = {"fp32": 2e-6, "fp16": 2**-10, "bf16": 2**-7}[precision]  # half a unit in the last place, twice
     for layer, hidden in expected.states.hidden.items():
         torch.testing.assert_close(found.hidden[layer], hidden, atol=2e-6, rtol=step)
         assert torch.equal(found.hidden[layer], found.hidden[layer].to(dtype).float())
         np.testing.assert_allclose(found.attention[max(layer, 1)], expected.states.attention[max(layer, 1)], atol=1e-6)
-    torch.testing.assert_close(store.logits(rows), expected.logits, atol=2e-6, rtol=1e-6)
+    torch.testing.assert_close(store.targets(rows), expected.target, atol=2e-6, rtol=1e-6)
     assert np.array_equal(found.tokens.input_ids, expected.states.tokens.input_ids)
     assert np.array_equal(found.tokens.example_ids, setting.train.ids[rows])
     assert np.array_equal(found.tokens.position, expected.states.tokens.position)
@@ -282,7 +289,7 @@ def test_states_and_attention_are_those_of_an_eager_forward_pass(setting: Settin
             torch.testing.assert_close(
                 found.hidden[layer][start:stop], output.hidden_states[layer][0], atol=5e-6, rtol=1e-5
             )
-        torch.testing.assert_close(superset.logits(np.array([row])), output.logits, atol=5e-6, rtol=1e-5)
+        torch.testing.assert_close(superset.targets(np.array([row])), output.logits, atol=5e-6, rtol=1e-5)
         start = stop
     assert start == len(found.tokens.input_ids)
 

@@ -4,17 +4,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from hskd.cli.app import app
 from hskd.errors import HskdError
 from hskd.spec import HSKSpec, Shape
 from hskd.store.derive import derive
-from hskd.store.layout import SHARD_BYTES
 from hskd.store.reader import Store
 from hskd.store.size import size_of, size_of_many
+from hskd.store_format.layout import SHARD_BYTES, ArraySpec
 
-BERT = Shape(student_layers=4, teacher_layers=12, teacher_width=768, labels=3, vocab_size=30_522)
+BERT = Shape(student_layers=4, teacher_layers=12, teacher_width=768, vocab_size=30_522)
+TARGET = ArraySpec("example", torch.float32, 3)
 PAPER = HSKSpec.parse("1l_10t_0.1w")
 
 
@@ -23,21 +25,20 @@ def test_is_what_a_store_takes(superset: Store, tmp_path: Path, label: str) -> N
     spec = HSKSpec.parse(label)
     derived = derive(superset, spec, 2, tmp_path / "store")
     manifest = derived.manifest
-    shape = Shape(2, manifest.teacher_layers, manifest.teacher_width, 2, manifest.vocab_size)
-    found = size_of(spec, shape, derived.lengths, manifest.origin.max_length)
+    found = size_of(spec, manifest.shape(2), derived.lengths, manifest.origin.max_length, manifest.target.array)
     assert found.derived_bytes == sum(tensor.nbytes for shard in derived._shards for tensor in shard.values())
     assert found.kept_tokens == derived.counts.sum() and found.tokens == derived.lengths.sum()
 
 
 def test_many_of_one_length_are_those_examples() -> None:
-    one = size_of(PAPER, BERT, np.full(1000, 30), 128)
-    assert size_of_many(PAPER, BERT, 1000, 30, 128) == one
+    one = size_of(PAPER, BERT, np.full(1000, 30), 128, TARGET)
+    assert size_of_many(PAPER, BERT, 1000, 30, 128, TARGET) == one
     assert one.kept_tokens == 10_000  # 10 of 30
     assert one.fraction == pytest.approx(10 * 76 / (30 * 5 * 768))
 
 
 def test_a_billion_sentences_need_no_memory() -> None:
-    found = size_of_many(PAPER, BERT, 10**9, 25.5, 128)
+    found = size_of_many(PAPER, BERT, 10**9, 25.5, 128, TARGET)
     assert found.tokens == 25_500_000_000
     # values and index bits of ten tokens, their positions, token ids, id, lengths, logits
     assert found.derived_bytes == 10**9 * (10 * (2 * 76 + 96 + 1) + 8 + 1 + 1 + 3 * 4) + 25_500_000_000 * 2
@@ -47,15 +48,16 @@ def test_a_billion_sentences_need_no_memory() -> None:
 def test_a_superset_of_a_quantiser_is_in_fp32() -> None:
     """Scales depend on what is kept, which a superset leaves open."""
     eight, full = (
-        size_of_many(HSKSpec.parse(f"1l_10t_0.1w,precision={name}"), BERT, 100, 30, 128) for name in ("int8", "fp32")
+        size_of_many(HSKSpec.parse(f"1l_10t_0.1w,precision={name}"), BERT, 100, 30, 128, TARGET)
+        for name in ("int8", "fp32")
     )
     assert eight.superset_bytes == full.superset_bytes and eight.derived_bytes < full.derived_bytes
 
 
 def test_short_examples_keep_what_they_have() -> None:
-    assert size_of_many(PAPER, BERT, 100, 7.5, 128).kept_tokens == 650  # all but [SEP]
+    assert size_of_many(PAPER, BERT, 100, 7.5, 128, TARGET).kept_tokens == 650  # all but [SEP]
     with pytest.raises(HskdError, match=r"--mean-tokens 200: expected 3 to 128"):
-        size_of_many(PAPER, BERT, 100, 200, 128)
+        size_of_many(PAPER, BERT, 100, 200, 128, TARGET)
 
 
 def test_command(tmp_path: Path) -> None:
@@ -97,8 +99,8 @@ def test_docs_say_what_store_size_says(examples: int, mean_tokens: float, labels
     """docs/scaling.md, whose tables are made by hand."""
     text = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8")
     assert all(words in text for words in written)
-    shape = Shape(4, 12, 768, labels, 30_522)
-    found = size_of_many(PAPER, shape, examples, mean_tokens, 128)
+    target = ArraySpec("example", torch.float32, labels)
+    found = size_of_many(PAPER, BERT, examples, mean_tokens, 128, target)
     numbers = {
         f"{found.tokens / 1e6:.3g} million",
         f"{found.derived_bytes / 2**20:.0f} MiB, {found.shards:,} shards",

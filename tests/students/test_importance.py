@@ -5,11 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import make_bert
+from support.calls import Calls
 from torch import Tensor
 from transformers import BertForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
 
 from hskd.errors import HskdError
+from hskd.heads import SequenceClassification, SequenceRegression
 from hskd.students import taylor_importance
+
+HEAD = SequenceClassification(("no", "yes"))
 
 
 def make_batches(regression: bool = False) -> list[dict[str, Tensor]]:
@@ -60,11 +64,12 @@ def test_it_is_the_definition(labels: int) -> None:
     names = {"num_labels": 1, "id2label": {0: "score"}, "label2id": {"score": 0}} if labels == 1 else {}
     batches = make_batches(regression=labels == 1)
     seen: list[int] = []
-    importance = taylor_importance(make_bert(**names), batches, progress=seen.append)
+    head = SequenceRegression() if labels == 1 else HEAD
+    importance = taylor_importance(make_bert(**names), head, batches, progress=Calls(advance=seen.append))
     heads, neurons = plain_importance(make_bert(**names), batches)
     torch.testing.assert_close(importance.heads.float(), heads, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(importance.neurons.float(), neurons, rtol=1e-4, atol=1e-6)
-    assert seen == [1, 2]
+    assert seen == [1, 1]
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -75,7 +80,7 @@ def test_the_model_is_left_as_it_was() -> None:
     required = [parameter.requires_grad for parameter in model.parameters()]
     config = model.config.to_dict()
     with torch.no_grad():
-        first, second = (taylor_importance(model, make_batches()) for _ in range(2))
+        first, second = (taylor_importance(model, HEAD, make_batches()) for _ in range(2))
     assert torch.equal(first.heads, second.heads), "dropout was live"
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert [parameter.requires_grad for parameter in model.parameters()] == required
@@ -87,14 +92,14 @@ def test_the_model_is_left_as_it_was() -> None:
 def test_it_refuses_what_it_cannot_answer() -> None:
     model = make_bert().train()
     with pytest.raises(HskdError, match="at least one batch"):
-        taylor_importance(model, [])
+        taylor_importance(model, HEAD, [])
     with pytest.raises(HskdError, match="labels"):
-        taylor_importance(model, [{"input_ids": torch.tensor([[2, 3]])}])
+        taylor_importance(model, HEAD, [{"input_ids": torch.tensor([[2, 3]])}])
     with torch.no_grad():
         model.classifier.weight.fill_(float("nan"))
     with pytest.raises(HskdError, match="not finite at batch 1"):
-        taylor_importance(model, make_batches())
+        taylor_importance(model, HEAD, make_batches())
     assert model.training, "restored after an error too"
     other = DistilBertForSequenceClassification(DistilBertConfig(vocab_size=200, dim=32, n_layers=1, n_heads=2))
     with pytest.raises(HskdError, match=r"DistilBertForSequenceClassification.*TinyBERT"):
-        taylor_importance(other, make_batches())
+        taylor_importance(other, HEAD, make_batches())

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import SIZES, as_now, save_old_checkpoint
 from conftest import make_bert
 from safetensors.torch import load_file, save_file
+from support.calls import Calls
+from support.checkpoints import SIZES, as_now, save_old_checkpoint
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -22,13 +23,15 @@ from transformers import (
     PreTrainedModel,
 )
 
-from hskd.distill.prepare import Student
+from hskd.distill.projection import PROJECTION_FILE
 from hskd.distill.trainer import HSKModule
 from hskd.errors import HskdError, MismatchError
-from hskd.students.create import STUDENT_FILE, TinyBertSettings
-from hskd.students.loading import PROJECTION_FILE
-from hskd.students.pretrained import create_tinybert
+from hskd.heads import SequenceClassification, SequenceRegression
+from hskd.students.base import STUDENT_FILE
+from hskd.students.pretrained.create import create_tinybert
+from hskd.students.pretrained.settings import TinyBertSettings
 from hskd.tasks import Task, load_task
+from hskd.trials.prepare import Student
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +64,7 @@ class Make:
             task or self.task,
             self.teacher,
             folder or self.root / f"student-{self.count}",
-            report=self.said.append,
+            progress=Calls(say=self.said.append),
         )
 
 
@@ -207,7 +210,7 @@ def test_a_fine_tuned_checkpoint_gives_its_body_alone(make: Make, tokenizer: Ber
 
 
 def test_a_regression_has_one_output(make: Make, task: Task, checkpoint: Path) -> None:
-    regression = replace(task, label_type="regression", label_names=())
+    regression = replace(task, head=SequenceRegression())
     student = model_of(make(checkpoint, task=regression))
     assert student.classifier.weight.shape == (1, 16)
     assert student.config.num_labels == 1
@@ -320,7 +323,7 @@ def test_a_finished_student_is_left_and_another_refused(
     with pytest.raises(MismatchError, match="another checkpoint"):
         make(checkpoint, seed=1, folder=folder)
     with pytest.raises(MismatchError, match="another checkpoint"):
-        make(checkpoint, task=replace(task, label_names=("positive", "negative")), folder=folder)
+        make(checkpoint, task=replace(task, head=SequenceClassification(("positive", "negative"))), folder=folder)
     (tmp_path / "full").mkdir()
     with pytest.raises(HskdError, match="not made by this command"):
         make(checkpoint, folder=tmp_path / "full")

@@ -5,13 +5,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from accelerate import skip_first_batches
-from accelerate.data_loader import prepare_data_loader
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertTokenizerFast
 
-from hskd.tasks.batches import BucketedBatchSampler, EpochDataLoader, bucketed_batches, sequential_batches, shares
+from hskd.heads import SequenceClassification
+from hskd.tasks.batches import (
+    BatchDataset,
+    BucketedBatchSampler,
+    Deal,
+    batch_loader,
+    bucketed_batches,
+    sequential_batches,
+    shares,
+)
 from hskd.tasks.task import Split, Task, TaskData
 from hskd.tasks.tokenized import TokenizedSplit, tokenize
 
@@ -59,7 +68,7 @@ def test_batches_hold_similar_lengths_in_no_order() -> None:
 @pytest.fixture
 def split(tokenizer: BertTokenizerFast, tmp_path: Path) -> TokenizedSplit:
     texts = ["film " * (i % 7) + f"story {i}" for i in range(37)]
-    task = Task("t", ("a",), "label", "classification", ("no", "yes"), ("accuracy",), 1, 16)
+    task = Task("t", ("a",), "label", SequenceClassification(("no", "yes"), ("accuracy",)), 1, 16)
     return tokenize(TaskData(task, {"train": Split.of("train", [texts], [0] * 37)}), tokenizer, tmp_path)["train"]
 
 
@@ -67,12 +76,14 @@ def ids_of(loader: Any) -> list[list[int]]:
     return [batch["example_ids"].tolist() for batch in loader]
 
 
-def loader_of(split: TokenizedSplit) -> EpochDataLoader:
-    return EpochDataLoader(split, BucketedBatchSampler(split.lengths, 4, seed=3))
+def loader_of(split: TokenizedSplit, workers: int = 0) -> Any:
+    sampler = BucketedBatchSampler(split.lengths, 4, seed=3)
+    return batch_loader(BatchDataset(split), sampler, torch.device("cpu"), workers)
 
 
-def test_loader_gives_the_epoch_that_is_set(split: TokenizedSplit) -> None:
-    loader = loader_of(split)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader_gives_the_epoch_that_is_set(split: TokenizedSplit, workers: int) -> None:
+    loader = loader_of(split, workers)
     epochs = []
     for epoch in (0, 1, 0):
         loader.set_epoch(epoch)
@@ -82,13 +93,12 @@ def test_loader_gives_the_epoch_that_is_set(split: TokenizedSplit) -> None:
     assert epochs[0] == epochs[2] != epochs[1]
 
 
-@pytest.mark.parametrize("prepared", [False, True])
-def test_resuming_inside_an_epoch_goes_on_with_its_batches(split: TokenizedSplit, prepared: bool) -> None:
-    loader: Any = loader_of(split)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_inside_an_epoch_goes_on_with_its_batches(split: TokenizedSplit, workers: int) -> None:
+    loader = loader_of(split, workers)
     loader.set_epoch(2)
     wanted = ids_of(loader)[3:]
-    fresh: Any = loader_of(split)
-    resumed = skip_first_batches(prepare_data_loader(fresh) if prepared else fresh, 3)
+    resumed = skip_first_batches(loader_of(split, workers), 3)
     # What Trainer does after it skipped batches: set_epoch where there is one, then on the sampler's inner sampler.
     if hasattr(resumed, "set_epoch"):
         resumed.set_epoch(2)
@@ -99,7 +109,7 @@ def test_resuming_inside_an_epoch_goes_on_with_its_batches(split: TokenizedSplit
 @given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 5))
 def test_shares_hold_every_row_once(size: int, accumulate: int, processes: int) -> None:
     batch = np.arange(100, 100 + size)
-    dealt = [shares(batch, accumulate, process, processes) for process in range(processes)]
+    dealt = [shares(batch, Deal(accumulate, process, processes)) for process in range(processes)]
     assert [len(mine) for mine in dealt] == [accumulate] * processes
     every = [share for mine in dealt for share in mine]
     assert sorted(row for share in every if share.part for row in share) == batch.tolist()
@@ -110,16 +120,39 @@ def test_shares_hold_every_row_once(size: int, accumulate: int, processes: int) 
 
 
 def test_a_loader_gives_the_shares_of_its_process(split: TokenizedSplit) -> None:
-    def loader(**parts: int) -> EpochDataLoader:
-        return EpochDataLoader(split, BucketedBatchSampler(split.lengths, 12, seed=3, **parts))
+    def loader(*parts: int) -> Any:
+        sampler = BucketedBatchSampler(split.lengths, 12, seed=3, deal=Deal(*parts))
+        return batch_loader(BatchDataset(split), sampler, torch.device("cpu"))
 
     whole = list(loader())
     assert [batch["share"] for batch in whole] == [1.0] * 4  # of 12, 12, 12 and 1
-    halves = [list(loader(accumulate=2, process=process, processes=2)) for process in (0, 1)]
-    assert [len(half) for half in halves] == [8, 8] == [len(loader(accumulate=2))] * 2
+    halves = [list(loader(2, process, 2)) for process in (0, 1)]
+    assert [len(half) for half in halves] == [8, 8] == [len(loader(2))] * 2
     assert [batch["share"] for batch in halves[0]] == [0.25] * 6 + [1.0, 0.0]
     assert [batch["share"] for batch in halves[1]] == [0.25] * 6 + [0.0, 0.0]
     for step, batch in enumerate(whole):
         parts = [part for half in halves for part in half[2 * step : 2 * step + 2] if part["share"]]
         found = [example for part in parts for example in part["example_ids"].tolist()]
         assert sorted(found) == sorted(batch["example_ids"].tolist())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_takes_one_draw_however_it_is_read(split: TokenizedSplit, workers: int) -> None:
+    loader = loader_of(split, workers)
+    torch.manual_seed(5)
+    torch.empty((), dtype=torch.int64).random_()
+    torch.empty((), dtype=torch.int64).random_()
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    for epoch in (0, 1):
+        loader.set_epoch(epoch)
+        ids_of(loader)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_a_batch_says_whether_it_has_pads(split: TokenizedSplit) -> None:
+    dataset = BatchDataset(split)
+    same = np.flatnonzero(split.lengths == split.lengths[0])[:2].tolist()
+    other = int(np.flatnonzero(split.lengths != split.lengths[0])[0])
+    assert [dataset.__getitems__(rows)["padded"] for rows in (same, [*same, other], [other])] == [False, True, False]
+    assert dataset[3]["share"] == 1.0

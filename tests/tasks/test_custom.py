@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hskd.errors import HskdError
+from hskd.heads import SequenceRegression
 from hskd.tasks import TaskData, load_task
 
 
@@ -24,7 +25,7 @@ def test_csv_folder(data_folder: Path) -> None:
     data = load(data_folder, ("sentence",), "mood")
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 64, "dev": 16, "test": 16}
     assert data.task.label_names == ("negative", "positive")
-    assert data.task.metrics == ("accuracy",)
+    assert data.task.head.metric_names == ("accuracy",)
     assert data.splits["train"].labels == [0, 1] * 32
 
 
@@ -50,9 +51,7 @@ def test_numbers_make_a_regression(tmp_path: Path) -> None:
     (tmp_path / "dev.csv").write_text("a,b,score\nx,y,3\n")
     (tmp_path / "test.csv").write_text("a,b\nx,y\n")
     data = load(tmp_path, ("a", "b"), "score")
-    assert data.task.label_type == "regression"
-    assert data.task.metrics == ("pearson", "spearman")
-    assert data.task.num_labels == 1
+    assert data.task.head == SequenceRegression(metric_names=("pearson", "spearman"))
     assert [data.splits[name].labels for name in ("train", "dev", "test")] == [[1.0, 2.5], [3.0], None]
     assert data.splits["train"].texts == (["x", "x"], ["y", "z"])
 

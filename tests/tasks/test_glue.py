@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from hskd.errors import HskdError
+from hskd.heads import SequenceRegression
 from hskd.tasks import load_task
 
 
@@ -164,7 +165,7 @@ def test_mrpc(tmp_path: Path) -> None:
     assert data.splits["train"].texts == (['Amrozi accused "the witness', "a"], ["He called him that", "b"])
     assert data.splits["train"].labels == [1, 0]
     assert data.splits["test"].labels is None and data.splits["test"].texts == (["e"], ["f"])
-    assert (data.task.metrics, data.task.hsk_epochs, data.task.max_length) == (("accuracy", "f1"), 20, 128)
+    assert (data.task.head.metric_names, data.task.hsk_epochs, data.task.max_length) == (("accuracy", "f1"), 20, 128)
 
 
 STSB = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2"
@@ -179,7 +180,7 @@ def test_stsb(tmp_path: Path) -> None:
         test=f"{STSB}\n0\t{start}\te\tf\n",
     )
     data = load_task("stsb", str(folder))
-    assert data.task.num_labels == 1 and data.task.metrics == ("pearson", "spearman")
+    assert data.task.head == SequenceRegression(metric_names=("pearson", "spearman"))
     assert data.splits["train"].labels == [5.0, 3.8]
     assert data.splits["test"].labels is None
     (folder / "dev.tsv").write_text(f"{STSB}\tscore\n0\t{start}\tc\td\tsimilar\n")

@@ -10,7 +10,7 @@ import pytest
 
 from hskd.errors import CorruptionError, HskdError
 from hskd.tasks import TaskData, load_task
-from hskd.tasks.mr import csv_path
+from hskd.tasks.builtin.mr import csv_path
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,18 @@ import hashlib
 
 import numpy as np
 import pytest
+from conftest import make_bert
 
 from hskd.errors import HskdError, MismatchError
-from hskd.tasks import TASK_NAMES, Task, compute_metrics, label_permutation, load_task
+from hskd.heads import SequenceClassification, SequenceRegression
+from hskd.heads.labels import label_permutation
+from hskd.tasks import TASKS, Task, compute_metrics, load_task
 from hskd.tasks.task import example_ids
 
 
 def make_task(*names: str, metrics: tuple[str, ...] = ("accuracy",)) -> Task:
-    return Task("t", ("text",), "label", "classification" if names else "regression", names, metrics, 1, 16)
+    head = SequenceClassification(names, metrics) if names else SequenceRegression(metric_names=metrics)
+    return Task("t", ("text",), "label", head, 1, 16)
 
 
 def test_ids_depend_on_texts_only_and_are_unique() -> None:
@@ -29,8 +33,8 @@ def test_where_one_text_ends_matters() -> None:
 
 
 def test_unknown_task_lists_the_names() -> None:
-    assert TASK_NAMES == ("mr", "cola", "rte", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "custom")
-    with pytest.raises(HskdError, match="Unknown task 'cloa'; the tasks are mr, cola, rte, sst2, mrpc"):
+    assert tuple(TASKS) == ("cola", "rte", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "mr", "custom")
+    with pytest.raises(HskdError, match="unknown task 'cloa'; known: cola, rte, sst2, mrpc"):
         load_task("cloa")
     with pytest.raises(HskdError, match="Task mr has columns of its own"):
         load_task("mr", text_columns=("text",))
@@ -45,33 +49,34 @@ def test_unknown_task_lists_the_names() -> None:
     ],
 )
 def test_label_permutation(model: list[str], expected: list[int]) -> None:
-    assert label_permutation(make_task("negative", "positive"), model) == expected
+    assert label_permutation(("negative", "positive"), model, "here") == expected
 
 
 def test_permutation_of_three() -> None:
-    task = make_task("entailment", "neutral", "contradiction")
+    labels = ("entailment", "neutral", "contradiction")
     model = ["contradiction", "entailment", "neutral"]
-    permutation = label_permutation(task, model)
-    assert [model[p] for p in permutation] == list(task.label_names)
+    permutation = label_permutation(labels, model, "here")
+    assert [model[p] for p in permutation] == list(labels)
 
 
 def test_generic_labels_warn() -> None:
     with pytest.warns(UserWarning, match="LABEL_0"):
-        assert label_permutation(make_task("no", "yes"), ["LABEL_0", "LABEL_1"]) == [0, 1]
+        assert label_permutation(("no", "yes"), ["LABEL_0", "LABEL_1"], "here") == [0, 1]
 
 
 @pytest.mark.parametrize("model", [["bad", "good"], ["LABEL_0", "LABEL_1", "LABEL_2"], ["negative"], ["negative"] * 2])
 def test_other_labels_are_refused(model: list[str]) -> None:
     with pytest.raises(MismatchError) as caught:
-        label_permutation(make_task("negative", "positive"), model)
+        label_permutation(("negative", "positive"), model, "here")
     assert str(model) in str(caught.value)
     assert "['negative', 'positive']" in str(caught.value)
 
 
 def test_regression_has_one_output() -> None:
-    assert label_permutation(make_task(), ["LABEL_0"]) == [0]
-    with pytest.raises(MismatchError):
-        label_permutation(make_task(), ["negative", "positive"])
+    names = {"num_labels": 1, "id2label": {0: "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    SequenceRegression().align(make_bert(**names), "here")
+    with pytest.raises(MismatchError, match=r"here: the task is a regression and needs a model with 1 output, not 2"):
+        SequenceRegression().align(make_bert(), "here")
 
 
 def test_metrics_of_a_known_table() -> None:

@@ -9,6 +9,7 @@ import torch
 from transformers import BertTokenizerFast
 
 from hskd.errors import CorruptionError, HskdError
+from hskd.heads import SequenceClassification
 from hskd.tasks.task import Split, Task, TaskData
 from hskd.tasks.tokenized import TokenizedSplit, tokenize, tokenizer_fingerprint
 
@@ -17,7 +18,7 @@ TEXTS = [f"{'the film is ' * (i % 4)}moving {i}" for i in range(40)]
 
 def make_data(texts: list[list[str]], labels: list[int] | None = None, max_length: int = 12) -> TaskData:
     columns = tuple("ab"[: len(texts)])
-    task = Task("t", columns, "label", "classification", ("no", "yes"), ("accuracy",), 1, max_length)
+    task = Task("t", columns, "label", SequenceClassification(("no", "yes"), ("accuracy",)), 1, max_length)
     labels = [i % 2 for i in range(len(texts[0]))] if labels is None else labels
     return TaskData(task, {"train": Split.of("train", texts, labels)})
 

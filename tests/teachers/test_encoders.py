@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import BAD, GOOD
-from distill.lab import CPU, arguments, losses
+from support.distill_lab import CPU, arguments, losses
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -26,24 +26,27 @@ from transformers import (
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from hskd.distill.prepare import Student, from_store, from_teacher
-from hskd.distill.settings import DistillSettings
 from hskd.distill.source import KnowledgeSource, OnlineSource, StoreSource
 from hskd.distill.trainer import HSKModule, HSKTrainer, PredictionTrainer
-from hskd.distill.trial import Run, run_trial
 from hskd.errors import HskdError, MismatchError
+from hskd.fast.embeddings import compact_embeddings
 from hskd.spec import HSKSpec
 from hskd.store.derive import derive
-from hskd.store.extract import Superset, extract
+from hskd.store.extract import ExtractOptions, Superset, extract
 from hskd.store.reader import Store
-from hskd.students.create import StudentSettings, TinyBertSettings, create_rosita
-from hskd.students.pretrained import create_tinybert
+from hskd.students.pretrained.create import create_tinybert
+from hskd.students.pretrained.settings import TinyBertSettings
+from hskd.students.rosita.create import create_rosita
+from hskd.students.rosita.settings import RositaSettings
 from hskd.tasks import Task, TaskData, TokenizedSplit, load_task, model_inputs, tokenize
 from hskd.teachers.finetune import TeacherSettings, finetune
 from hskd.teachers.forward import PROJECTIONS, teacher_forward
 from hskd.teachers.loading import Teacher
-from hskd.training import predict_logits
-from hskd.vocabulary import touched_rows
+from hskd.training import HeadModule, predict_rows
+from hskd.trials.prepare import Distillation, Student, from_store, from_teacher
+from hskd.trials.settings import DistillSettings
+from hskd.trials.stages import RunOptions, TrialInputs
+from hskd.trials.trial import About, run_prepared
 
 MAX_LENGTH = 24
 SPECS = ("all_all_all,precision=fp32", "2l_3t_0.5w,precision=fp32")
@@ -175,9 +178,16 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     kind.body(tokenizer, 32, 3, dropout=0.1).save_pretrained(root / "body")
     splits = tokenize(data, tokenizer, root / "tokens", MAX_LENGTH)
     settings = TeacherSettings(epochs=1, lr=1e-3, batch_size=8)
-    finetune(str(root / "body"), data.task, splits, settings, root / "teacher", dtype="fp32", device=CPU)
+    finetune(str(root / "body"), data.task, splits, settings, root / "teacher", RunOptions("fp32", CPU))
     teacher = Teacher.load(str(root / "teacher"), data.task)
-    extract(teacher, data.task, splits["train"], Superset((0, 1, 2, 3), (1, 2, 3)), root / "superset", batch_size=8)
+    extract(
+        teacher,
+        data.task,
+        splits["train"],
+        Superset((0, 1, 2, 3), (1, 2, 3)),
+        root / "superset",
+        ExtractOptions(batch_size=8),
+    )
     # A narrower encoder of the same type, and a BERT, which has no tokenizer of its own.
     kind.tokenizer(root / "same checkpoint")
     kind.body(tokenizer, 16, 2, dropout=0.0).save_pretrained(root / "same checkpoint")
@@ -243,7 +253,7 @@ def test_the_cls_row_of_every_type_that_is_read(model_type: str) -> None:
     batch = {"input_ids": torch.randint(5, 50, (3, 9)).where(mask.bool(), 1), "attention_mask": mask}
     with torch.no_grad():
         weights = model(**batch, output_attentions=True).attentions
-    found = teacher_forward(model, batch | {"example_ids": torch.arange(3)}, 2, (), (1, 2), "fp32")
+    found = teacher_forward(model, batch | {"example_ids": torch.arange(3)}, 2, (), (1, 2))
     for layer in (1, 2):
         expected = weights[layer - 1][:, :, 0].mean(dim=1)[mask.bool()]
         np.testing.assert_allclose(found.states.attention[layer], expected.numpy(), atol=1e-6)
@@ -256,19 +266,19 @@ def test_attention_of_another_kind_is_refused() -> None:
     batch = {"input_ids": torch.full((1, 4), 7), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
     batch["example_ids"] = torch.arange(1)
     with pytest.raises(HskdError, match=r"attention of a roformer model cannot be read; use a length selector"):
-        teacher_forward(model, batch, 2, (0,), (1,), "fp32")
-    assert teacher_forward(model, batch, 2, (0, 2), (), "fp32").states.hidden[2].shape == (4, 32)
+        teacher_forward(model, batch, 2, (0,), (1,))
+    assert teacher_forward(model, batch, 2, (0, 2), ()).states.hidden[2].shape == (4, 32)
 
 
 def test_hidden_states_are_those_of_the_model(world: World) -> None:
     batch = world.batch()
     with torch.no_grad():
         expected = world.teacher.model(**model_inputs(batch), output_hidden_states=True)
-    found = teacher_forward(world.teacher.model, batch, world.train.sep_id, (0, 1, 2, 3), (), "fp32")
+    found = teacher_forward(world.teacher.model, batch, world.train.sep_id, (0, 1, 2, 3), (), head=world.teacher.head)
     assert len(expected.hidden_states) == 4
     for layer, states in enumerate(expected.hidden_states):
         torch.testing.assert_close(found.states.hidden[layer], states[batch["attention_mask"].bool()])
-    torch.testing.assert_close(found.logits, expected.logits)
+    torch.testing.assert_close(found.target, expected.logits)
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -291,7 +301,7 @@ def test_offline_is_online(world: World, name: str, spec: str, tmp_path: Path) -
 @pytest.mark.parametrize("name", ["bert", "same"])
 def test_offline_is_online_in_the_prediction_stage(world: World, name: str, tmp_path: Path) -> None:
     def trace(source: KnowledgeSource) -> list[float]:
-        model = world.student(name).model.train()
+        model = HeadModule(world.student(name).model.train(), world.task.head)
         return losses(PredictionTrainer(model, arguments(tmp_path, batch_size=8, epochs=2), world.train, source))
 
     parsed = HSKSpec.parse(SPECS[0])
@@ -305,23 +315,24 @@ def test_a_whole_trial_from_a_store_and_from_the_teacher(world: World, tmp_path:
         student = world.student("bert")
         if name == "offline":
             prepared = from_store(
-                world.superset, settings, spec, student, world.task, world.train, tmp_path / "derived"
+                world.superset, Distillation(settings, spec, student, world.task, world.train), tmp_path / "derived"
             )
         else:
-            prepared = from_teacher(world.teacher, settings, spec, student, world.task, world.train, "fp32")
-        results.append(
-            run_trial(
-                settings, world.task, world.splits, student.model, prepared.teacher_width, prepared.source,
-                tmp_path / name, Run("fp32"), student_folder=student.folder, record=prepared.record,
+            prepared = from_teacher(
+                world.teacher, Distillation(settings, spec, student, world.task, world.train), "fp32"
             )
-        )  # fmt: skip
+        inputs = TrialInputs(
+            settings, world.task, world.splits, student.model, prepared.teacher_width, prepared.source, student.folder
+        )
+        results.append(run_prepared(inputs, tmp_path / name, RunOptions("fp32"), About(prepared.record)).as_json())
     offline, online = results
     assert offline["teacher"] == online["teacher"] == world.teacher.fingerprint
     for stage in ("hsk", "prediction"):
         assert offline["stages"][stage]["last_loss"] == pytest.approx(online["stages"][stage]["last_loss"], rel=1e-5)
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "offline" / "student")
     logits = np.load(tmp_path / "offline" / "predictions.npz")["dev"]
-    np.testing.assert_allclose(predict_logits(again, world.splits["dev"], "fp32"), logits, atol=2e-3)
+    rows = predict_rows(HeadModule(again, world.task.head), world.splits["dev"], "fp32")
+    np.testing.assert_allclose(rows, logits, atol=2e-3)
 
 
 @pytest.mark.parametrize("name", ["bert", "same"])
@@ -330,7 +341,7 @@ def test_a_model_of_touched_rows_computes_the_same(world: World, name: str) -> N
     model, batch = world.student(name).model, model_inputs(world.batch())
     with torch.no_grad():
         expected = model(**batch).logits
-        with touched_rows(model, [world.train.input_ids]):
+        with compact_embeddings(model, [world.train.input_ids]):
             rows = model.get_input_embeddings().weight.shape[0]
             found = model(**batch).logits
         again = model(**batch).logits
@@ -340,7 +351,7 @@ def test_a_model_of_touched_rows_computes_the_same(world: World, name: str) -> N
 
 
 def test_rosita_prunes_bert_alone(world: World, tmp_path: Path) -> None:
-    settings = StudentSettings(layers=2, heads=2, ffn=24)
+    settings = RositaSettings(layers=2, heads=2, ffn=24)
     if world.kind.model_type == "bert":
         create_rosita(world.teacher, world.train, settings, tmp_path / "student")
         return
@@ -357,11 +368,12 @@ def test_a_student_of_another_tokenizer_is_refused(world: World, tmp_path: Path)
         create_tinybert(checkpoint, world.task, str(world.root / "teacher"), tmp_path / "student")
     # Made for a teacher of its own tokens, and then distilled from this one.
     create_tinybert(checkpoint, world.task, str(tmp_path / "checkpoint"), tmp_path / "student")
-    student, settings = Student.load(tmp_path / "student", world.task), DistillSettings()
+    student = Student.load(tmp_path / "student", world.task)
+    wanted = Distillation(DistillSettings(), None, student, world.task, world.train)
     with pytest.raises(MismatchError, match="have different tokenizers"):
-        from_store(world.superset, settings, None, student, world.task, world.train, tmp_path / "derived")
+        from_store(world.superset, wanted, tmp_path / "derived")
     with pytest.raises(MismatchError, match="have different tokenizers"):
-        from_teacher(world.teacher, settings, None, student, world.task, world.train, "fp32")
+        from_teacher(world.teacher, wanted, "fp32")
 
 
 def test_token_types_are_the_teachers(tmp_path: Path) -> None:
@@ -380,10 +392,11 @@ def test_token_types_are_the_teachers(tmp_path: Path) -> None:
     train = tokenize(data, own, tmp_path / "tokens", MAX_LENGTH)["train"]
     assert train.token_type_ids is not None
     student, teacher = Student.load(tmp_path / "student", data.task), Teacher.load(str(tmp_path / "teacher"), data.task)
-    prepared = from_teacher(teacher, DistillSettings(), None, student, data.task, train, "fp32")
+    prepared = from_teacher(teacher, Distillation(DistillSettings(), None, student, data.task, train), "fp32")
     assert prepared.source is not None
+    classifier = HeadModule(student.model, data.task.head)
     [loss, *_] = losses(
-        PredictionTrainer(student.model, arguments(tmp_path, batch_size=8, epochs=1), train, prepared.source)
+        PredictionTrainer(classifier, arguments(tmp_path, batch_size=8, epochs=1), train, prepared.source)
     )
     assert np.isfinite(loss)
 
@@ -392,7 +405,7 @@ def test_token_types_are_the_teachers(tmp_path: Path) -> None:
     ]
     assert without.token_type_ids is None
     with pytest.raises(MismatchError, match="gives no token types"):
-        from_teacher(teacher, DistillSettings(), None, student, data.task, without, "fp32")
+        from_teacher(teacher, Distillation(DistillSettings(), None, student, data.task, without), "fp32")
 
 
 def test_a_student_of_one_token_type_is_refused_where_there_are_two(tmp_path: Path) -> None:

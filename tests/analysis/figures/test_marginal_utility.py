@@ -3,17 +3,17 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-import simulated
-from legible import require_apart, require_legible
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
+from support import simulated
+from support.legible import require_apart, require_legible
 
-from analysis.curves import marginal_utility, points
-from analysis.figures.axes import looks
-from analysis.figures.marginal_utility import TITLE, caption, marginal_utility_figure
-from analysis.sufficiency import minimum_sufficient
-from analysis.table import Study
+from hskd.analysis.figures.axes import looks
+from hskd.analysis.figures.marginal_utility import TITLE, caption, marginal_utility_figure
+from hskd.analysis.stats.curves import marginal_utility, points
+from hskd.analysis.stats.sufficiency import minimum_sufficient
+from hskd.analysis.table import Study
 from hskd.errors import HskdError
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-import simulated
-from legible import require_apart, require_legible
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
+from support import simulated
+from support.legible import require_apart, require_legible
 
-from analysis import joint, strategies
-from analysis.figures import next_byte, pareto, sufficiency, surface
-from analysis.figures import strategies as forest
-from analysis.sufficiency import minimum_sufficient
-from analysis.table import Study
+from hskd.analysis.figures import next_byte, pareto, sufficiency, surface
+from hskd.analysis.figures import strategies as forest
+from hskd.analysis.stats import joint, strategies
+from hskd.analysis.stats.sufficiency import minimum_sufficient
+from hskd.analysis.table import Study
 from hskd.errors import HskdError
 
 
@@ -30,7 +30,7 @@ def rows(axes: Axes) -> dict[str, float]:
 
 @pytest.mark.parametrize("seeds", [1, 5])
 def test_a_forest_plot_has_each_pair_with_its_interval(seeds: int) -> None:
-    comparison = strategies.compare(study("length", seeds))
+    comparison = strategies.compare_strategies(study("length", seeds))
     figure = forest.strategies_figure(comparison)
     require_legible(figure)
     require_apart(figure)
@@ -55,7 +55,7 @@ def test_a_forest_plot_has_each_pair_with_its_interval(seeds: int) -> None:
 
 def test_one_strategy_is_nothing_to_compare() -> None:
     with pytest.raises(HskdError, match="strategies: only one per dimension"):
-        forest.strategies_figure(strategies.compare(study("joint")))
+        forest.strategies_figure(strategies.compare_strategies(study("joint")))
 
 
 def cells(axes: Axes) -> dict[tuple[float, float], str]:
@@ -187,7 +187,7 @@ def test_nothing_tested_is_nothing_to_draw() -> None:
 
 
 def test_amounts_as_text_are_plain() -> None:
-    from analysis.figures.axes import plain
+    from hskd.analysis.figures.axes import plain
 
     values = pd.Series([0.003, 0.1, 25, 100, 20000])
     assert [plain(value) for value in values] == ["0.003", "0.1", "25", "100", "20,000"]

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import simulated
-from legible import require_apart, require_legible
+from support import simulated
+from support.legible import require_apart, require_legible
 from typer.testing import CliRunner
 
-from analysis.figures.overview import Line, overview_figure
-from analysis.table import Study
+from hskd.analysis.figures.overview import Line, overview_figure
+from hskd.analysis.table import Study
 from hskd.cli.app import app
 from hskd.errors import HskdError
 

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import base64
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from support import simulated
+from typer.testing import CliRunner
+
+from hskd.analysis.report.page import write_report
+from hskd.analysis.table import studies
+from hskd.cli.app import app
+from hskd.errors import HskdError
+
+DEMO = Path(__file__).resolve().parents[3] / "results" / "demo-3-seeds"
+VOID = {"meta", "img", "br", "link", "input"}
+
+
+class Page(HTMLParser):
+    """What a page says, and whether each tag is closed in its order."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.words: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        assert not self.open
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    def all(self, tag: str, name: str) -> list[str]:
+        return [value for its, attribute, value in self.attributes if (its, attribute) == (tag, name)]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def write(folder: Path, *tables: pd.DataFrame) -> Path:
+    return simulated.write(folder, *tables)
+
+
+@pytest.fixture(scope="module")
+def joint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report on the simulated joint grid."""
+    return write_report(write(tmp_path_factory.mktemp("joint"), simulated.simulate("joint")))
+
+
+def test_the_page_needs_nothing_but_itself(joint: Path) -> None:
+    page = Page(joint)
+    assert joint.name == "index.html" and joint.parent.name == "report"
+    assert "script" not in {tag for tag, *_ in page.attributes} and "<script" not in joint.read_text()
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in page.all("img", "src"))
+    assert all(link.startswith("#") for _, name, link in page.attributes if name == "href")
+    assert not re.search(r"url\(|@import|https?://", re.sub(r"base64,[\w+/=]+", "", joint.read_text()))
+    assert all(page.all("img", "alt")) and len(page.all("img", "alt")) == len(page.all("img", "src"))
+
+
+def test_the_pictures_of_the_page_are_the_svg_files(joint: Path) -> None:
+    shown = [base64.b64decode(source.partition(",")[2]) for source in Page(joint).all("img", "src")]
+    drawn = sorted((joint.parent / "figures").glob("*.svg"))
+    assert [path.stem for path in drawn] == [path.stem for path in sorted((joint.parent / "figures").glob("*.png"))]
+    assert {path.stem for path in drawn} == {
+        *("curve", "curve_bytes", "curve_relative", "next_byte", "pareto", "sufficiency", "surface")
+    }
+    assert sorted(shown) == sorted(path.read_bytes() for path in drawn)
+
+
+def test_the_page_answers_and_shows_the_tables(joint: Path) -> None:
+    page = Page(joint)
+    [study] = studies(joint.parents[1])
+    assert study.title in page.text
+    assert "2l_8t_0.1w (1.5 %) is not enough: it loses more than 0.5 points." in page.text
+    assert "the predictions of the trials, or the labels, are not kept" in page.text
+    assert "Strategies: only one per dimension, so there is nothing to compare." in page.text
+    for name in ("points", "marginal_utility", "minimum", "surface", "pareto", "next_byte"):
+        assert (joint.parent / "tables" / f"{name}.csv").is_file()
+        assert (joint.parent / "tables" / f"{name}.tex").is_file()
+    points = pd.read_csv(joint.parent / "tables" / "points.csv")
+    assert set(points["name"]) <= set(page.words)
+    for caption in ("Means over 5 seeds with 95 % t-intervals", "Pareto front of score against bytes.", "hatched"):
+        assert caption in page.text
+    assert "hskd report" in page.text and "git commit" in page.text
+
+
+def test_the_same_table_gives_the_same_bytes(tmp_path: Path) -> None:
+    folder = write(tmp_path / "results", simulated.simulate("length", seeds=3))
+    first = files(write_report(folder).parent)
+    assert {Path(name).suffix for name in first} == {".html", ".png", ".svg", ".csv", ".tex"}
+    assert files(write_report(folder).parent) == first
+
+
+def test_several_studies_have_a_section_each(tmp_path: Path) -> None:
+    cola = simulated.simulate("depth", task="cola<b>", random_state=1)
+    index = write_report(write(tmp_path, simulated.simulate("demo"), cola), tmp_path / "out", margin=0.01)
+    page = Page(index)
+    found = studies(tmp_path)
+    assert page.all("section", "id") == [study.slug for study in found]
+    assert page.all("a", "href") == [f"#{study.slug}" for study in found]
+    assert "cola<b>" in page.text  # escaped in the source, else the parser had met a tag
+    for study in found:
+        assert (index.parent / study.slug / "figures" / "curve.svg").is_file()
+    assert "1 points" in page.text and "Joint: only depth varies in this study." in page.text
+    assert "depth: " in page.text and f"--out {tmp_path / 'out'} --margin 1" in page.text
+
+
+@pytest.mark.parametrize(
+    ("without", "seeds", "says"),
+    [
+        ("", 1, ["too few seeds: full and none share 1 seed", "single trial and carries no interval"]),
+        ("none", 3, ["there is no none arm", "Share of the gap that is closed: not drawn."]),
+        ("full", 3, ["there is no full arm", "Share of the gap that is closed: not drawn."]),
+        ("spec", 3, ["No trial of the arm spec is done", "no trial of the arm spec, so there is no curve"]),
+    ],
+)
+def test_what_cannot_be_said_is_said(tmp_path: Path, without: str, seeds: int, says: list[str]) -> None:
+    table = simulated.simulate("demo", seeds=seeds)
+    page = Page(write_report(write(tmp_path, table[table["arm"] != without])))
+    for text in says:
+        assert text in page.text
+    assert "nan" not in page.text.split()
+
+
+def test_kept_predictions_answer_for_new_examples_too(tmp_path: Path) -> None:
+    index = write_report(DEMO, tmp_path)
+    page = Page(index)
+    assert "for new test examples like these.)" in page.text and "on these very test examples.)" in page.text
+    assert (tmp_path / "figures" / "sufficiency_new_examples.svg").is_file()
+    minimum = pd.read_csv(tmp_path / "tables" / "minimum.csv")
+    assert set(minimum["scope"]) == {"these examples", "new examples"}
+    assert "hskd grid run demo --seeds 3" in page.text
+    trials = pd.read_csv(tmp_path / "trials.csv")
+    assert (len(trials), list(trials.columns[:2])) == (24, ["trial", "task"])
+
+
+def test_the_command(tmp_path: Path) -> None:
+    path = write(tmp_path / "in", simulated.simulate("demo", seeds=1)) / "trials.csv"
+    done = CliRunner().invoke(app, ["report", str(path), "--out", str(tmp_path / "out"), "--margin", "1"])
+    assert done.exit_code == 0 and done.output == f"report: {tmp_path / 'out' / 'index.html'}\n"
+    assert f"hskd report {path} --out {tmp_path / 'out'} --margin 1" in Page(tmp_path / "out" / "index.html").text
+    with pytest.raises(HskdError, match="no such file or folder"):
+        CliRunner().invoke(app, ["report", str(tmp_path / "nothing")], catch_exceptions=False)
+
+
+def test_a_table_that_is_refused_writes_nothing(tmp_path: Path) -> None:
+    folder = write(tmp_path, simulated.simulate().assign(score=79.0))
+    with pytest.raises(HskdError, match=r"column score .79.0. is not a share"):
+        write_report(folder)
+    assert [path.name for path in folder.iterdir()] == ["trials.csv"]

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_bert
+from transformers import DistilBertConfig, DistilBertForSequenceClassification, PreTrainedModel
+
+from hskd.fast import fast_training
+from hskd.fast.dropout import cheap_dropout
+from hskd.fast.encoder import LeanEncoder, compiled_layer
+from hskd.students.rosita.model import RositaConfig, RositaForSequenceClassification
+
+LENGTHS = torch.tensor([9, 4, 12, 7])
+MASK = (torch.arange(12) < LENGTHS[:, None]).long()
+IDS = torch.randint(5, 200, (4, 12), generator=torch.Generator().manual_seed(0)) * MASK
+INPUTS = {"input_ids": IDS, "attention_mask": MASK, "token_type_ids": torch.zeros_like(IDS)}
+CLS = torch.zeros((4, 1), dtype=torch.long)
+ROWS = torch.tensor([[0, 8, 3], [0, 2, 1], [11, 5, 0], [1, 6, 2]])
+
+
+def bert() -> PreTrainedModel:
+    return make_bert(num_hidden_layers=3)
+
+
+def rosita() -> PreTrainedModel:
+    torch.manual_seed(1)
+    config = RositaConfig(
+        vocab_size=200,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        attention_head_size=8,
+        intermediate_size=24,
+        embedding_rank=8,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
+    return RositaForSequenceClassification(config).eval()
+
+
+def distilbert() -> PreTrainedModel:
+    torch.manual_seed(2)
+    config = DistilBertConfig(vocab_size=200, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=64)
+    return DistilBertForSequenceClassification(config).eval()
+
+
+def inputs_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return {name: INPUTS[name] for name in INPUTS if model.config.model_type != "distilbert" or name[:5] != "token"}
+
+
+def at(states: torch.Tensor) -> torch.Tensor:
+    return torch.stack([states[i, rows] for i, rows in enumerate(ROWS)])
+
+
+MODELS = pytest.mark.parametrize("make", [bert, rosita, distilbert])
+
+
+@MODELS
+@pytest.mark.parametrize("masked", [True, False])
+def test_states_and_gradients_are_those_of_the_whole_forward(make: Callable[[], PreTrainedModel], masked: bool) -> None:
+    ours, inputs = make(), dict(inputs_of(make()))
+    if not masked:
+        inputs["attention_mask"] = torch.ones_like(MASK)
+    theirs = deepcopy(ours)
+    layers = ours.config.num_hidden_layers
+    whole = theirs.base_model(**inputs, output_hidden_states=True).hidden_states
+    real = inputs["attention_mask"].bool()
+    for top in range(layers + 1):
+        for rows in (None, ROWS):
+            states = LeanEncoder(ours).hidden_states(inputs, top, rows)
+            assert len(states) == top + 1
+            for state, expected in zip(states[:-1], whole, strict=False):
+                torch.testing.assert_close(state[real], expected[real])
+            if rows is None:
+                torch.testing.assert_close(states[-1][real], whole[top][real])
+            else:
+                torch.testing.assert_close(states[-1], at(whole[top]))
+    weight = torch.randn(4, 3, 32, generator=torch.Generator().manual_seed(3))
+    (LeanEncoder(ours).hidden_states(inputs, layers, ROWS)[-1] * weight).sum().backward()
+    (at(whole[layers]) * weight).sum().backward()
+    for (name, mine), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        assert (mine.grad is None) == (other.grad is None), name
+        if mine.grad is not None and other.grad is not None:
+            torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@MODELS
+def test_the_classifier_gives_the_same_logits(make: Callable[[], PreTrainedModel]) -> None:
+    model = make()
+    inputs = inputs_of(model)
+    expected = model(**inputs).logits
+    encoder = LeanEncoder(model)
+    torch.testing.assert_close(encoder.output(inputs, CLS).logits, expected)
+    torch.testing.assert_close(encoder.output(inputs).logits, expected)
+
+
+@pytest.mark.parametrize("make", [bert, rosita])
+def test_other_tokens_of_the_last_layer_are_not_computed(make: Callable[[], PreTrainedModel]) -> None:
+    model = make()
+    seen: list[tuple[int, ...]] = []
+    last = model.base_model.encoder.layer[-1].intermediate
+    last.register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape[:2])))
+    LeanEncoder(model).hidden_states(INPUTS, model.config.num_hidden_layers, ROWS)
+    LeanEncoder(model).output(INPUTS, CLS)
+    assert seen == [(4, 3), (4, 1)]
+
+
+@pytest.mark.parametrize("make", [bert, rosita])
+def test_layers_above_and_the_pooler_do_not_run(make: Callable[[], PreTrainedModel]) -> None:
+    model = make()
+    for unread in (model.base_model.encoder.layer[-1], model.base_model.pooler, model.classifier):
+        unread.register_forward_hook(lambda module, args, output: pytest.fail(f"{type(module).__name__} ran"))
+    LeanEncoder(model).hidden_states(INPUTS, model.config.num_hidden_layers - 1)
+
+
+@pytest.mark.parametrize("make", [bert, rosita])
+def test_attention_with_dropout_is_that_of_torch(make: Callable[[], PreTrainedModel]) -> None:
+    """With a probability that rounds to nothing, the path with dropout gives what the path without gives."""
+    model = make()
+    expected = LeanEncoder(model).hidden_states(INPUTS, 2)[-1]
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 1e-9
+    model.train()
+    with cheap_dropout(model):
+        torch.testing.assert_close(LeanEncoder(model).hidden_states(INPUTS, 2)[-1], expected)
+
+
+def test_attention_dropout_drops_what_it_says() -> None:
+    model = bert().train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    for layer in model.base_model.encoder.layer:
+        layer.attention.self.dropout.p = 0.5
+    torch.manual_seed(0)
+    with cheap_dropout(model), torch.no_grad():
+        drawn = torch.stack([LeanEncoder(model).hidden_states(INPUTS, 1)[-1] for _ in range(400)])
+        model.eval()
+        mean = LeanEncoder(model).hidden_states(INPUTS, 1)[-1]
+    assert drawn.std(0).max() > 0.05
+    # The layer after the attention is not linear: the mean over draws is near what no dropout gives, not equal to it.
+    assert (drawn.mean(0) - mean).abs().mean() < 0.25 * drawn.std(0).mean()
+
+
+@pytest.mark.parametrize("make", [bert, rosita])
+def test_compiled_layers_give_the_same_states_and_gradients(make: Callable[[], PreTrainedModel]) -> None:
+    ours = make().train()
+    for module in ours.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    theirs = deepcopy(ours)
+    expected = LeanEncoder(theirs).hidden_states(INPUTS, 2, ROWS)
+    torch._dynamo.reset()
+    # What is captured is the same for every backend; building machine code takes half a minute.
+    found = LeanEncoder(ours, compiled_layer("aot_eager")).hidden_states(INPUTS, 2, ROWS)
+    for mine, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, other)
+    found[-1][:, :, :7].sum().backward()
+    expected[-1][:, :, :7].sum().backward()
+    for (name, mine), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        if mine.grad is not None and other.grad is not None:
+            torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("make", [bert, rosita])
+@pytest.mark.parametrize("masked", [True, False])
+def test_who_says_whether_there_are_pads_is_believed(make: Callable[[], PreTrainedModel], masked: bool) -> None:
+    """And gives what the encoder finds out by itself."""
+    encoder, inputs = LeanEncoder(make()), dict(INPUTS)
+    if not masked:
+        inputs["attention_mask"] = torch.ones_like(MASK)
+    for expected, found in zip(
+        encoder.hidden_states(inputs, 2, ROWS), encoder.hidden_states(inputs, 2, ROWS, padded=masked), strict=True
+    ):
+        assert torch.equal(found, expected)
+    if masked:
+        assert not torch.equal(encoder.hidden_states(inputs, 2, ROWS, padded=False)[-1], found)
+
+
+def test_the_fast_path_is_entered_once() -> None:
+    """Within it, the model has what is cheap; after it, what it had and what it learnt."""
+    model = bert().train()
+    names, tokens = list(model.state_dict()), IDS.numpy()
+    dropouts = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    embedding = model.get_input_embeddings()
+    with fast_training(model, [tokens]) as encoder:
+        assert len(model.get_input_embeddings().weight) == len(np.unique(tokens)) + 1
+        assert not any(isinstance(module, torch.nn.Dropout) for module in model.modules())
+        encoder.output(INPUTS, CLS).logits.sum().backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.sub_(0 if parameter.grad is None else parameter.grad)
+        learnt = encoder.hidden_states(INPUTS, 2)[0].shape
+        state = {name: tensor.clone() for name, tensor in model.bert.encoder.state_dict().items()}
+    assert learnt == (4, 12, 32)
+    assert list(model.state_dict()) == names and model.get_input_embeddings() is embedding
+    assert [module for module in model.modules() if isinstance(module, torch.nn.Dropout)] == dropouts
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.bert.encoder.state_dict().items())

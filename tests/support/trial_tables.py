@@ -1,0 +1,89 @@
+"""Small tables of trials, shaped as a grid's, whose scores a test chooses: for tests only, never results."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hskd.analysis.table import Study
+from hskd.spec import HSKSpec
+
+LAYERS, TOKENS = 4, 27
+BYTES = 80_000
+"""Of full HSK in fp16, an example."""
+ARMS = ("none", "full", "paper_none", "gold", "shuffled")
+LADDER = ("1l_1t_0.1w", "1l_8t_0.1w", "2l_8t_0.5w", "2l_all_0.5w,width=magnitude")
+"""Specs of rising amount, each twice the one before it or more."""
+
+
+def table(scores: Mapping[str, Sequence[float]], **changes: Any) -> pd.DataFrame:
+    """A row per point and seed; a point is a spec's text, or an arm with what its mapping changes.
+
+    Args:
+        scores: of each point, seed by seed from 0 on; NaN leaves a trial out.
+        changes: columns to set, such as ``task="cola"``.
+    """
+    rows = [
+        {**_point(name), "seed": seed, "score": score, **changes}
+        for name, values in scores.items()
+        for seed, score in enumerate(values)
+        if not np.isnan(score)
+    ]
+    return pd.DataFrame(rows)
+
+
+def study(scores: Mapping[str, Sequence[float]], **changes: Any) -> Study:
+    """The study of :func:`table`."""
+    return Study.of(table(scores, **changes))
+
+
+def rescored(made: Study, scores: np.ndarray, names: Sequence[str]) -> Study:
+    """``made`` with other scores ``(seeds, names)``, at no cost: simulations ask for thousands."""
+    again = copy.copy(made)
+    vars(again)["scores"] = pd.DataFrame(scores, columns=list(names))
+    return again
+
+
+def _point(text: str) -> dict[str, Any]:
+    arm, _, changes = text.partition(",")
+    label = ""
+    if arm not in ARMS:
+        arm, label = "spec", text
+    elif arm in ("full", "shuffled"):
+        label = f"all_all_all,{changes}".rstrip(",")
+    spec = HSKSpec.parse(label) if label else None
+    fields: dict[str, Any] = spec.model_dump(mode="json") if spec else {}
+
+    def text_of(dimension: str, field: str) -> str:
+        return str(fields.get(dimension, {}).get(field, ""))
+
+    n, k = (text_of("depth", "n"), text_of("length", "k")) if spec else ("0", "0")
+    w = fields.get("width", {}).get("w", np.nan)
+    fraction = 0.0
+    if spec:
+        layers, tokens = (LAYERS if n == "all" else int(n)), (TOKENS if k == "all" else int(k))
+        fraction = layers / LAYERS * tokens / TOKENS * w
+    return {
+        "task": "mr",
+        "teacher": "offline:minilm",
+        "student": "rosita-3l-2h-96ffn",
+        "train_examples": 2000,
+        "arm": arm,
+        "spec": spec.label if spec else "",
+        "fraction": fraction,
+        "kept_values": round(fraction * 2000 * LAYERS * TOKENS * 384),
+        "bytes_per_example": fraction * BYTES * (2 if text_of("precision", "selector") == "fp32" else 1),
+        "n": n if spec else "",
+        "l_top": text_of("depth", "l_top"),
+        "length": text_of("length", "selector"),
+        "k": k if spec else "",
+        "width": text_of("width", "selector"),
+        "w": w,
+        "precision": text_of("precision", "selector"),
+        "score_split": "test",
+        "teacher_score": 0.82,
+    }
