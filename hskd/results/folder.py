@@ -25,7 +25,6 @@ from zipfile import BadZipFile
 
 import numpy as np
 import yaml
-from pydantic import ValidationError
 
 from hskd.errors import CorruptionError, HskdError
 from hskd.io import read_json
@@ -320,11 +319,4 @@ def validated(content: Any, file: Path) -> TrialResult:
     Raises:
         CorruptionError: it is none.
     """
-    try:
-        return TrialResult.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise CorruptionError(
-            f"{file}: not a trial's result ({where}: {first['msg']}); delete it and run the grid."
-        ) from None
+    return TrialResult.of(content, file, "run the grid")

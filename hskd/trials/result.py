@@ -119,13 +119,22 @@ class TrialResult(BaseModel):
         Raises:
             CorruptionError: it does not hold a trial's result.
         """
+        return cls.of(read_json(path), path, "run the trial again")
+
+    @classmethod
+    def of(cls, content: Any, file: Path | str, remedy: str) -> TrialResult:
+        """The result that the JSON ``content`` of ``file`` holds; ``remedy`` says what to do once it is deleted.
+
+        Raises:
+            CorruptionError: it does not hold a trial's result.
+        """
         try:
-            return cls.model_validate(read_json(path))
+            return cls.model_validate(content)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise CorruptionError(
-                f"{path}: not a trial's result ({where}: {first['msg']}); delete it and run the trial again."
+                f"{file}: not a trial's result ({where}: {first['msg']}); delete it and {remedy}."
             ) from None
 
     def as_json(self) -> dict[str, Any]:
