@@ -24,11 +24,13 @@ class Column:
         name: its header.
         description: what its values mean.
         get: its value for a trial's result.
+        may_lack: its values are numbers that a trial may lack; the column holds floats even if no trial has one.
     """
 
     name: str
     description: str
     get: Callable[[TrialResult], Any]
+    may_lack: bool = False
 
 
 def _config(result: TrialResult) -> dict[str, Any]:
@@ -103,7 +105,10 @@ _COLUMNS = (
     Column("k", "length: tokens kept of an example", lambda result: _amount(result, "length", "k")),
     Column("width", "width: selector", lambda result: _amount(result, "width", "selector")),
     Column(
-        "w", "width: share of the neurons kept", lambda result: (result.spec_fields or {}).get("width", {}).get("w")
+        "w",
+        "width: share of the neurons kept",
+        lambda result: (result.spec_fields or {}).get("width", {}).get("w"),
+        may_lack=True,
     ),
     Column("precision", "precision: selector", lambda result: _amount(result, "precision", "selector")),
     Column(
@@ -122,6 +127,7 @@ _COLUMNS = (
         "best_dev_score",
         "best score on dev over the epochs of the last stage; for information, not for reporting",
         lambda result: result.best_dev_score,
+        may_lack=True,
     ),
     Column("dev_scores", "score on dev after each epoch of the last stage", lambda result: result.dev_scores),
     Column(
@@ -133,6 +139,7 @@ _COLUMNS = (
         "held_out_hsk_loss",
         "after the HSK stage: loss against full HSK of the same mapping, on dev examples",
         lambda result: _stage(result, "hsk").held_out_loss,
+        may_lack=True,
     ),
     Column("hsk_epochs", "epochs of the HSK stage", lambda result: _stage(result, "hsk").epochs),
     Column("prediction_epochs", "epochs of the last stage", lambda result: _stage(result, "prediction").epochs),
@@ -140,15 +147,22 @@ _COLUMNS = (
         "hsk_lr",
         "learning rate of the HSK stage",
         lambda result: result.settings["hsk_lr"] if "hsk" in result.stages else None,
+        may_lack=True,
     ),
     Column("prediction_lr", "peak learning rate of the last stage", lambda result: result.settings["prediction_lr"]),
     Column("hsk_seconds", "time of the HSK stage", lambda result: _stage(result, "hsk").seconds),
     Column("prediction_seconds", "time of the last stage", lambda result: _stage(result, "prediction").seconds),
-    Column("examples_per_second", "over both stages, each example counted once an epoch", _examples_per_second),
+    Column(
+        "examples_per_second",
+        "over both stages, each example counted once an epoch",
+        _examples_per_second,
+        may_lack=True,
+    ),
     Column(
         "clipped_share",
         "share of the steps whose gradient was clipped; recorded before TrialResult had a version",
         _clipped_share,
+        may_lack=True,
     ),
     Column(
         "peak_memory_bytes",
@@ -209,6 +223,7 @@ def table_of(results: Mapping[str, TrialResult]) -> pd.DataFrame:
     further = sorted({name for values in rows for name in values} - set(COLUMNS))
     table = pd.DataFrame(rows, columns=[*COLUMNS, *further])
     table[further] = table[further].fillna("")
+    table = table.astype({column.name: float for column in _COLUMNS if column.may_lack})
     return table.sort_values(_ORDER, kind="stable", ignore_index=True)
 
 
