@@ -37,7 +37,7 @@ BAD = ["a cold and dull film", "the story is boring", "poor acting", "i hated ev
 
 
 SLOWEST = (
-    "test_demo.py",
+    "test_package.py",
     "test_docs.py",
     "test_processes.py",
     "grid/test_executors.py",

@@ -1,4 +1,4 @@
-"""sdist and wheel: what is in them, and that the wheel works in an empty environment outside the repository."""
+"""sdist and wheel: what is in them, and that the wheel runs the demo in an empty environment outside the repository."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from hskd.analysis.finished import FILE, FinishedDemo
+from hskd.results import load
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {"hskd": "hskd", "analysis": "hskd/analysis", "benchmarks": "hskd/benchmarks"}
@@ -115,13 +118,91 @@ print(hskd.__file__)
     assert Path(place).is_relative_to(environment / "venv")
 
 
-def test_the_demo_runs_from_the_wheel(environment: Path) -> None:
-    command = [python(environment), "-m", "hskd", "demo", "--quick"]
-    out = run(command, environment, plain(environment))
-    figure = environment / "results" / "demo-quick" / "marginal_utility.png"
-    assert figure.read_bytes().startswith(b"\x89PNG")
-    assert "figure: results/demo-quick/marginal_utility.png" in out
-    # A second run prints the same, and imports nothing that it would run with.
-    code = "import sys; from hskd.cli.app import app; app(standalone_mode=False); print('torch' in sys.modules)"
-    again = run([python(environment), "-c", code, "demo", "--quick"], environment, plain(environment))
-    assert again == out + "False\n"
+class Demo:
+    """``hskd demo --quick`` from the wheel: the real teacher, the real sentences, every step."""
+
+    def __init__(self, environment: Path) -> None:
+        self.environment = environment
+        self.out = environment / "results" / "demo-quick"
+        self.work = environment / "work"
+        self.first = self.run()
+
+    def run(self, code: str = "from hskd.cli.app import main; main()") -> subprocess.CompletedProcess[str]:
+        """Run the command as ``code`` does, in a process of its own."""
+        return subprocess.run(
+            [python(self.environment), "-c", code, "demo", "--quick"],
+            cwd=self.environment,
+            env=plain(self.environment),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def stamps(self) -> dict[Path, int]:
+        """When each file of each artifact was written; recipes are touched at every use."""
+        files = [path for path in self.work.rglob("*") if path.is_file()]
+        return {path: path.stat().st_mtime_ns for path in files if not path.name.endswith((".recipe.json", ".lock"))}
+
+
+@pytest.fixture(scope="module")
+def demo(environment: Path) -> Demo:
+    """The quick demo, run once: it takes minutes."""
+    return Demo(environment)
+
+
+def test_the_quick_demo_ends_with_a_table_and_a_figure(demo: Demo) -> None:
+    assert demo.first.returncode == 0, demo.first.stderr
+    assert "figure: results/demo-quick/marginal_utility.png" in demo.first.stdout
+    assert (demo.out / "marginal_utility.png").read_bytes().startswith(b"\x89PNG")
+    trials = load(demo.out)
+    assert sorted(trials["arm"]) == ["full", "none", *["spec"] * 6]
+    specs = trials[trials["arm"] == "spec"]
+    assert specs["fraction"].between(0.0005, 0.3).sum() >= 5
+    assert specs["fraction"].is_monotonic_increasing
+    assert trials["peak_memory_bytes"].max() < 4 * 2**30
+    # Every arm trains for as many epochs in all.
+    assert (trials["hsk_epochs"] + trials["prediction_epochs"]).nunique() == 1
+
+
+def test_a_second_run_prints_the_same_without_torch(demo: Demo) -> None:
+    code = """
+import sys
+from hskd.cli.app import main
+try:
+    main()
+finally:
+    print([name for name in ("torch", "transformers", "pandas", "matplotlib") if name in sys.modules])
+"""
+    again = demo.run(code)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == demo.first.stdout + "[]\n"
+
+
+@pytest.mark.parametrize("change", ["another seed", "a result is newer", "the figure is gone", "other instructions"])
+def test_a_demo_that_differs_is_not_taken_for_the_finished_one(
+    demo: Demo, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "results" / "demo-quick"
+    shutil.copytree(demo.out, folder)
+    monkeypatch.chdir(tmp_path)
+    finished = Path("results", "demo-quick")
+    assert FinishedDemo.of(finished, "demo-quick", 1).summary() in demo.first.stdout
+    if change == "a result is newer":
+        os.utime(folder / "trials.parquet")
+    elif change == "the figure is gone":
+        (folder / "marginal_utility.png").unlink()
+    elif change == "other instructions":
+        monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2" if "ATEN_CPU_CAPABILITY" not in os.environ else "default")
+    assert FinishedDemo.of(finished, "demo-quick", 2 if change == "another seed" else 1).summary() is None
+
+
+def test_without_its_summary_a_second_run_makes_nothing_anew(demo: Demo) -> None:
+    (demo.out / FILE).unlink()
+    before = demo.stamps()
+    table = (demo.out / "trials.parquet").read_bytes()
+    again = demo.run()
+    assert again.returncode == 0, again.stderr
+    assert demo.stamps() == before
+    assert (demo.out / "trials.parquet").read_bytes() == table
+    assert "HSK stage" not in again.stderr
+    assert "teacher: " in demo.first.stderr and "teacher: " not in again.stderr
