@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,17 @@ from hskd.errors import CorruptionError, HskdError
 def atomic_path(path: Path) -> Iterator[Path]:
     """A path beside ``path`` to write a file to; it takes ``path``'s place only once whole and on disk.
 
+    What a killed process left beside ``path`` in this way is removed.
+
     Raises:
         HskdError: the disk is full or the folder cannot be written; nothing is left behind.
     """
     temporary: Path | None = None
+    handle: int | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        _remove_abandoned(path)
+        handle, temporary = _locked_temporary(path)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -40,6 +44,35 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         if temporary:
             temporary.unlink(missing_ok=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def _locked_temporary(path: Path) -> tuple[int, Path]:
+    """An empty file beside ``path``, locked for as long as its handle is open: who holds no lock was killed."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks: nothing abandoned is ever removed there
+            return handle, Path(name)
+        if os.fstat(handle).st_nlink:
+            return handle, Path(name)
+        os.close(handle)  # another process took it for abandoned before it was locked
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the temporary files of writers of ``path`` that were killed."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}")
+    for entry in os.scandir(path.parent):
+        if entry.name.startswith(".") and pattern.fullmatch(entry.name):
+            with suppress(OSError):  # in use, or removed by another process
+                handle = os.open(entry.path, os.O_RDONLY)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(entry.path)  # noqa: PTH108
+                finally:
+                    os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
