@@ -38,6 +38,8 @@ _EXTRAS = {
 # click's base of usage errors, which typer brings along and does not export
 _UsageError: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 _debug = False
+_INTERRUPTED = 130
+"""Exit code of a command after Ctrl-C, as shells give it: 128 + SIGINT."""
 
 
 @app.callback()
@@ -61,9 +63,15 @@ def main() -> None:
         code = app(standalone_mode=False) or 0
         if code == 0:
             processes.stop()
+        if code == _INTERRUPTED:  # so typer says that it caught the interrupt
+            _end_interrupted()
         sys.exit(code)
-    except typer.Abort:
-        _end_with("aborted.")
+    except KeyboardInterrupt:
+        _end_interrupted()
+    except typer.Abort as abort:
+        if isinstance(abort.__cause__, KeyboardInterrupt):
+            _end_interrupted()
+        _end_with("error: aborted.")
     except Exception as error:
         if isinstance(error, _UsageError):
             error.show()
@@ -71,13 +79,13 @@ def main() -> None:
         if _debug:
             raise
         if isinstance(error, (HskdError, OSError)) or _is_of_safetensors(error):
-            _end_with(str(error))
+            _end_with(f"error: {error}")
         if isinstance(error, ModuleNotFoundError) and (extra := _EXTRAS.get((error.name or "").partition(".")[0])):
-            _end_with(f"this command needs {error.name}, which is not installed: pip install 'hskd[{extra}]'")
+            _end_with(f"error: this command needs {error.name}, which is not installed: pip install 'hskd[{extra}]'")
         if "by peer" in str(error):  # how gloo says that it lost a connection
             _end_with(
-                "another process is gone, killed or out of memory; the launcher says which. Nothing is lost: run the "
-                "same command again, perhaps in fewer processes."
+                "error: another process is gone, killed or out of memory; the launcher says which. Nothing is lost: run "
+                "the same command again, perhaps in fewer processes."
             )
         if not processes.first_to_fail():
             sys.exit(2)
@@ -90,8 +98,12 @@ def _is_of_safetensors(error: Exception) -> bool:
     return library is not None and isinstance(error, library.SafetensorError)
 
 
-def _end_with(message: str) -> NoReturn:
+def _end_interrupted() -> NoReturn:
+    _end_with("interrupted: run the same command again to resume.", code=_INTERRUPTED)
+
+
+def _end_with(line: str, code: int = 2) -> NoReturn:
     if processes.first_to_fail():
         console().quiet = False
-        console().print(f"error: {message}", style="bold red", markup=False)
-    sys.exit(2)
+        console().print(line, style="bold red", markup=False)
+    sys.exit(code)
