@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -31,14 +32,28 @@ sweeps: [{{k: [2], length: [largest_norm], length.order: [1.0, 2.0], w: [0.25], 
 OPTIONS = ["--out", "out", "--work", "work", "--dtype", "fp32", "--threads", "1"]
 
 
+def prepare(folder: Path, tokenizer: BertTokenizerFast) -> Path:
+    """A folder with the page's module, a model to fine-tune, and a grid of both."""
+    (folder / "my_plugin.py").write_text("\n".join(BLOCK.findall(PAGE.read_text(encoding="utf-8"))))
+    make_bert(num_hidden_layers=3).save_pretrained(folder / "body")
+    tokenizer.save_pretrained(folder / "body")
+    (folder / "grid.yaml").write_text(GRID.format(model=folder / "body"))
+    return folder
+
+
 @pytest.fixture
 def folder(tmp_path: Path, tokenizer: BertTokenizerFast) -> Path:
     """A folder with the page's module, a model to fine-tune, and a grid of both."""
-    (tmp_path / "my_plugin.py").write_text("\n".join(BLOCK.findall(PAGE.read_text(encoding="utf-8"))))
-    make_bert(num_hidden_layers=3).save_pretrained(tmp_path / "body")
-    tokenizer.save_pretrained(tmp_path / "body")
-    (tmp_path / "grid.yaml").write_text(GRID.format(model=tmp_path / "body"))
-    return tmp_path
+    return prepare(tmp_path, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def run_in_workers(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: BertTokenizerFast
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The grid, run in two workers."""
+    folder = prepare(tmp_path_factory.mktemp("plugged"), tokenizer)
+    return folder, hskd(folder, "grid", "run", "grid.yaml", "--workers", "2", *OPTIONS)
 
 
 def hskd(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -61,8 +76,10 @@ def require_table(folder: Path) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_a_grid_of_plug_ins_runs_in_two_workers(folder: Path) -> None:
-    ran = hskd(folder, "grid", "run", "grid.yaml", "--workers", "2", *OPTIONS)
+def test_a_grid_of_plug_ins_runs_in_two_workers(
+    run_in_workers: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, ran = run_in_workers
     assert ran.returncode == 0, ran.stderr
     require_table(folder)
     assert (ResultsFolder(folder / "out").grid() or {})["plugins"] == ["my_plugin"]
@@ -77,7 +94,12 @@ def test_a_grid_of_plug_ins_runs_in_two_workers(folder: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.skipif(find_spec("ray") is None, reason="needs hskd[cluster]")
 @pytest.mark.timeout(600)
-def test_a_grid_of_plug_ins_runs_on_ray(folder: Path) -> None:
+def test_a_grid_of_plug_ins_runs_on_ray(
+    run_in_workers: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(run_in_workers[0], tmp_path / "ray")
+    shutil.rmtree(folder / "out")
+    shutil.rmtree(folder / "work" / "trials")  # the teacher and the stores are there; the trials run on Ray
     ran = hskd(folder, "grid", "run", "grid.yaml", "--ray", *OPTIONS, RAY_USAGE_STATS_ENABLED="0")
     assert ran.returncode == 0, ran.stderr
     require_table(folder)
