@@ -173,16 +173,17 @@ def test_extract_killed_from_its_callback(
     assert_resumed(resumed, undisturbed, kept, sum(done))
 
 
-@pytest.mark.parametrize(("sync", "whole"), [(1, 0), (2, 0), (4, 2), ("manifest", "all")])
+@pytest.mark.parametrize(("sync", "whole"), [(1, 0), (2, 0), (3, 0), (6, 2), (7, 2), ("manifest", "all")])
 def test_extract_killed_while_it_writes(
     setting: Setting, undisturbed: Store, nursery: Nursery, tmp_path: Path, sync: int | str, whole: int | str
 ) -> None:
-    """Syncs are: the plan, then every shard, then the manifest; each finds a temporary file not yet in its place."""
+    """Syncs are: the plan, then every shard's note and itself, then the manifest; none is in its place yet."""
     shards = len(undisturbed.manifest.shards)
     job = {"what": "extract", "folder": str(tmp_path / "store"), "shard_bytes": SMALL_SHARD}
-    assert nursery.run(job | {"die_at_sync": shards + 2 if sync == "manifest" else sync}) == [KILLED]
+    assert nursery.run(job | {"die_at_sync": 2 * shards + 2 if sync == "manifest" else sync}) == [KILLED]
     partial = tmp_path / "store.partial"
-    assert len([path for path in partial.iterdir() if path.name.startswith(".")]) == 1
+    temporary = [path.name for path in partial.iterdir() if path.name.startswith(".")]
+    assert len(temporary) == (2 if sync in (2, 6) else 1), temporary
     kept = files(partial)
     assert len(kept) == (shards if whole == "all" else whole)
     # Killed twice, and finished by another process.
