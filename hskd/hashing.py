@@ -26,22 +26,26 @@ def file_sha256(path: Path) -> str:
 
 
 class Stamp(NamedTuple):
-    """What tells whether a file is the one that was read: its place on the disk, size and time of the last change."""
+    """What tells whether a file is the one that was read: its place on the disk, its size and when it was changed.
+
+    The time of the last change can be set, as copies do; that of the last change of its entry cannot.
+    """
 
     device: int
     inode: int
     bytes: int
-    changed_ns: int
+    content_changed_ns: int
+    entry_changed_ns: int
 
     @classmethod
     def of(cls, path: Path) -> Stamp:
         """The stamp of the file at ``path`` as it is now."""
         found = path.stat()
-        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 _SETTLED_NS = 2 * 10**9
-"""Age from which the time of a file's last change tells: a file that changes twice at once keeps its time."""
+"""Age from which the times of a file tell something: one that changes twice at once keeps its times."""
 _verified: dict[Stamp, str] = {}
 
 
@@ -55,7 +59,7 @@ def has_sha256(path: Path, sha256: str) -> bool:
     if stamp in _verified:
         return _verified[stamp] == sha256
     found = file_sha256(path)
-    if now - stamp.changed_ns > _SETTLED_NS and Stamp.of(path) == stamp:
+    if now - max(stamp.content_changed_ns, stamp.entry_changed_ns) > _SETTLED_NS and Stamp.of(path) == stamp:
         _verified[stamp] = found
     return found == sha256
 

@@ -43,6 +43,8 @@ class Store:
         self.folder = folder
         self.manifest = manifest
         self._shards = shards
+        # A relative path may mean something else by the time a shard is read.
+        self._paths = [folder.absolute() / entry.file for entry in manifest.shards]
         self._unverified = set(range(len(shards)))
         self.example_ids = _joined(shards, "example_ids").astype(np.int64)
         """``(N,)``, in the order of the data set."""
@@ -80,9 +82,8 @@ class Store:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What another process needs to open the store for itself: not the values, but which shards need no reading."""
-        done = (verified(self.folder / entry.file) for entry in self.manifest.shards)
-        known = [entry for entry in done if entry is not None]
-        return _opened_again, (self.folder.absolute(), self.manifest.fingerprint, known)
+        known = [entry for entry in map(verified, self._paths) if entry is not None]
+        return _opened_again, (self._paths[0].parent, self.manifest.fingerprint, known)
 
     def verify(self) -> None:
         """Compare every shard with its checksum, whether that was done before or not.
@@ -90,8 +91,7 @@ class Store:
         Raises:
             CorruptionError: names the first shard whose bytes are not those written, or say what cannot be.
         """
-        for shard, entry in enumerate(self.manifest.shards):
-            path = self.folder / entry.file
+        for shard, (path, entry) in enumerate(zip(self._paths, self.manifest.shards, strict=True)):
             try:
                 whole = file_sha256(path) == entry.sha256
             except OSError as error:
@@ -112,21 +112,17 @@ class Store:
         if self._unverified:
             touched = self._unverified if rows is None else self._unverified.intersection(self._shard_of[rows].tolist())
             for shard in sorted(touched):
-                entry = self.manifest.shards[shard]
-                path = self.folder / entry.file
                 try:
-                    whole = has_sha256(path, entry.sha256)
+                    whole = has_sha256(self._paths[shard], self.manifest.shards[shard].sha256)
                 except OSError as error:
-                    raise _unreadable(path, error) from error
+                    raise _unreadable(self._paths[shard], error) from error
                 self._require_whole(shard, whole)
 
     def _require_whole(self, shard: int, whole: bool) -> None:
-        entry = self.manifest.shards[shard]
-        path = self.folder / entry.file
+        path = self.folder / self.manifest.shards[shard].file
         if not whole:
             raise CorruptionError(
-                f"{path}: its SHA-256 is not that of what was written ({entry.sha256[:16]}...): the file is damaged; "
-                f"{_ADVICE}."
+                f"{path}: its SHA-256 is not that of what was written: the file is damaged; {_ADVICE}."
             )
         fault = _fault(self._shards[shard], self.manifest)
         if fault is not None:
