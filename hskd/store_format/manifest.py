@@ -32,7 +32,7 @@ Layer = Annotated[int, Field(ge=0, le=10_000)]
 Width = Annotated[int, Field(ge=1, le=2**16)]
 MAX_LENGTH = 2**16 - 1
 Length = Annotated[int, Field(ge=1, le=MAX_LENGTH)]
-TokenId = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Count = Annotated[int, Field(ge=0, le=2**60)]
 Some = Annotated[int, Field(ge=1, le=2**60)]
 
@@ -241,6 +241,9 @@ class Manifest(BaseModel):
             )
         if self.spec is not None and self.student_layers is not None:
             spec = HSKSpec.parse(self.spec)
+            tokens = getattr(spec.length, "k", "all")
+            if isinstance(tokens, int) and tokens > 2**31 - 1:
+                return f"its spec keeps {_short(tokens)} tokens of an example"
             layers = spec.layers(self.shape(self.student_layers))
             mask = spec.width.fixed(self.teacher_width)
             whole = mask is None or len(mask) == self.teacher_width

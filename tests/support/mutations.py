@@ -114,8 +114,11 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 def mutated_json(value: Any, rng: random.Random) -> Any:
     """A copy of a JSON value that differs in one place: replaced, removed, repeated, added or nested too deep."""
-    value = copy.deepcopy(value)
-    found = list(places(value))
+    try:
+        value = copy.deepcopy(value)
+        found = list(places(value))
+    except RecursionError:  # nested too deep already
+        return value
     if not found:
         return rng.choice(ABSURD)
     numbers = [
