@@ -15,6 +15,10 @@ from typing import Any
 
 from hskd.errors import CorruptionError, HskdError
 
+_GIT_LFS = b"version https://git-lfs"
+POINTER = "is a pointer of git-lfs and not the file itself; run git lfs pull there, or copy the file again"
+"""What to say of a file for which :func:`is_lfs_pointer` holds."""
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -90,15 +94,57 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        HskdError: the file is missing.
+        HskdError: the file is missing or cannot be read.
         CorruptionError: the file is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise HskdError(f"{path}: no such file.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CorruptionError(f"{path}: not valid JSON ({error}).") from None
+    except OSError as error:
+        raise HskdError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    return parse_json(content, str(path))
+
+
+def parse_json(content: bytes, where: str) -> Any:
+    """What JSON says; ``where`` names it in messages.
+
+    Raises:
+        CorruptionError: it is not JSON, is nested too deep, or holds a number too long to be read.
+    """
+    if content.startswith(_GIT_LFS):
+        raise CorruptionError(f"{where}: {POINTER}.")
+    try:
+        return json.loads(content.decode())
+    except RecursionError:
+        raise CorruptionError(f"{where}: not valid JSON (nested too deep).") from None
+    except ValueError as error:  # the errors of json and of UTF-8, and that of a number of thousands of digits
+        raise CorruptionError(f"{where}: not valid JSON ({error}).") from None
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is what git leaves in its place until git-lfs has fetched it."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_GIT_LFS)) == _GIT_LFS
+    except OSError:
+        return False
+
+
+def require_inside(folder: Path, path: Path) -> None:
+    """Refuse a file of ``folder`` that is a link to somewhere else.
+
+    Raises:
+        HskdError: ``path`` lies elsewhere once links are followed, or is a link to nothing or in a circle.
+    """
+    try:
+        inside = path.resolve(strict=True).is_relative_to(folder.resolve(strict=True))
+    except (OSError, RuntimeError):
+        inside = False
+    if not inside:
+        raise HskdError(
+            f"{path}: is a link that leads out of its folder; put the file itself there (cp -L copies what links name)."
+        )
 
 
 def require_space(folder: Path, needed: int, what: str) -> str:

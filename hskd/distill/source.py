@@ -92,6 +92,7 @@ class StoreSource(KnowledgeSource):
 
     Raises:
         MismatchError: examples are missing or have other tokens, or the store is for a student of another depth.
+        CorruptionError: a shard of the store is not as written.
     """
 
     in_workers = True
@@ -104,6 +105,7 @@ class StoreSource(KnowledgeSource):
                 f"{student_layers}; derive the spec again for this student."
             )
         store.require_tokens(split.tokens)
+        store.require_whole(store.rows(split.ids))  # once, and not in every worker process of a loader
         self._store = store
 
     @override

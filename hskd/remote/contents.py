@@ -6,15 +6,17 @@ A store's manifest says it. Beside any other folder that is published lies a ``c
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hskd.errors import CorruptionError, HskdError
-from hskd.hashing import file_sha256, fingerprint
+from hskd.hashing import file_sha256, fingerprint, has_sha256
+from hskd.io import parse_json, require_inside
 from hskd.remote.place import Place
 from hskd.selectors.base import describe
 from hskd.store_format.layout import MANIFEST
@@ -56,19 +58,25 @@ class Contents:
         return sum(file.bytes or 0 for file in self.files)
 
     def missing(self, folder: Path) -> list[File]:
-        """The files that ``folder`` lacks, or has in another size."""
-        return [file for file in self.files if not _has(folder / file.name, file.bytes)]
+        """The files that ``folder`` lacks, or has in another size or with another checksum.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+        return [file for file in self.files if not _has(folder / file.name, file)]
 
 
-def _has(path: Path, size: int | None) -> bool:
-    return path.is_file() and size in (None, path.stat().st_size)
+def _has(path: Path, file: File) -> bool:
+    if path.is_symlink() or not path.is_file() or file.bytes not in (None, path.stat().st_size):
+        return False
+    return file.sha256 is None or has_sha256(path, file.sha256)
 
 
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    bytes: int
-    sha256: str
+    bytes: Annotated[int, Field(ge=0, le=2**60)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Checksums(BaseModel):
@@ -83,16 +91,20 @@ def local_contents(folder: Path) -> Contents:
     Hidden files take no part, nor does the store that a trial derived for itself: it is an artifact of its own.
 
     Raises:
-        HskdError: it is no finished store, teacher, student or trial.
+        HskdError: it is no finished store, teacher, student or trial, or a file of it is a link to another folder.
     """
     if (folder / MANIFEST).is_file():
-        return _of_store(Manifest.read(folder), (folder / MANIFEST).read_bytes())
+        manifest = Manifest.read(folder)
+        for shard in manifest.shards:
+            if (folder / shard.file).exists():
+                require_inside(folder, folder / shard.file)
+        return _of_store(manifest, (folder / MANIFEST).read_bytes())
     if not any((folder / name).is_file() for name in (_MODEL, _TRIAL)) or folder.suffix == ".partial":
         raise HskdError(
             f"{folder}: is no finished store, teacher, student or trial (it has neither {MANIFEST}, {_MODEL} nor "
             f"{_TRIAL})."
         )
-    paths = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+    paths = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_symlink() or path.is_file()}
     stores = {manifest.parent.relative_to(folder) for manifest in folder.rglob(MANIFEST)}
     files = {
         name.as_posix(): path
@@ -101,6 +113,10 @@ def local_contents(folder: Path) -> Contents:
         and not any(part.startswith(".") for part in name.parts)
         and stores.isdisjoint(name.parents)
     }
+    for path in files.values():
+        require_inside(folder, path)
+        if not path.is_file():
+            raise HskdError(f"{path}: is a link to a folder; put the files themselves there.")
     return _listed(File(name, path.stat().st_size, file_sha256(path)) for name, path in files.items())
 
 
@@ -111,11 +127,17 @@ def remote_contents(place: Place) -> Contents:
         HskdError: there is none, or its upload was not finished.
         CorruptionError: what says so is damaged.
     """
-    found = finished_contents(place)
+    unfinished = HskdError(f"{place.url}: its upload was not finished; run hskd push again where it came from.")
+    try:
+        found = finished_contents(place)
+    except CorruptionError:
+        if place.read(UPLOAD) is not None:  # killed while the last file was written
+            raise unfinished from None
+        raise
     if found is not None:
         return found
     if place.read(UPLOAD) is not None:
-        raise HskdError(f"{place.url}: its upload was not finished; run hskd push again where it came from.")
+        raise unfinished
     # A model folder that was copied there by other means.
     listing = place.listing()
     if _MODEL not in listing:
@@ -134,18 +156,20 @@ def finished_contents(place: Place) -> Contents | None:
     """
     content = place.read(MANIFEST)
     if content is not None:
-        return _of_store(Manifest.of(_parsed(place / MANIFEST, content), place / MANIFEST), content)
+        return _of_store(Manifest.of(parse_json(content, place / MANIFEST), place / MANIFEST), content)
     content = place.read(CHECKSUMS)
     if content is None:
         return None
     damaged = f"{place / CHECKSUMS}: it is damaged, or was not written by hskd push; delete it there, and push again"
-    listed = _parsed(place / CHECKSUMS, content)
-    if not isinstance(listed, dict) or listed.pop("checksum", None) != fingerprint(listed):
-        raise CorruptionError(f"{damaged}.")
+    listed = parse_json(content, place / CHECKSUMS)
     try:
+        if not isinstance(listed, dict) or listed.pop("checksum", None) != fingerprint(listed):
+            raise CorruptionError(f"{damaged}.")
         entries = _Checksums.model_validate(listed).files
     except ValidationError as error:
-        raise CorruptionError(f"{damaged} ({describe(error)}).") from None
+        raise CorruptionError(f"{damaged} ({describe(error)[:300]}).") from None
+    except (ValueError, RecursionError):  # text that is no text, or nesting too deep
+        raise CorruptionError(f"{damaged}.") from None
     return _listed(File(_inside(place, name), entry.bytes, entry.sha256) for name, entry in entries.items())
 
 
@@ -161,13 +185,6 @@ def _listed(files: Iterable[File]) -> Contents:
     return Contents(files, fingerprint(listed), (CHECKSUMS, content.encode()))
 
 
-def _parsed(where: str, content: bytes) -> Any:
-    try:
-        return json.loads(content)
-    except ValueError as error:
-        raise CorruptionError(f"{where}: not valid JSON ({error}).") from None
-
-
 def _inside(place: Place, name: str) -> str:
     """``name``, which must be that of a file below the folder: what is elsewhere decides nothing about other folders.
 
@@ -175,6 +192,13 @@ def _inside(place: Place, name: str) -> str:
         CorruptionError: it is not.
     """
     path = PurePosixPath(name)
-    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.parts[0]:
-        raise CorruptionError(f"{place.url}: names the file {name!r}, which is not below it; nothing was fetched.")
+    try:
+        os.fsencode(name)
+        sound = path.parts and "\0" not in name
+    except UnicodeEncodeError:
+        sound = False
+    if not sound or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.parts[0]:
+        raise CorruptionError(
+            f"{place.url}: names the file {name[:300]!a}, which is not below it; nothing was fetched."
+        )
     return name

@@ -32,7 +32,8 @@ def fetch(url: str, work: Path = WORK, progress: Progress = _SILENT) -> Path:
     """Copy the store, teacher, student or trial at ``url`` into the cache and say where it is.
 
     The copy lies in ``<work>/remote``, under a key of the URL and of what is there: when that changes, another copy
-    is made. A file that is there already is not fetched again, so a killed fetch goes on.
+    is made. A file that is there already is compared with its checksum, once a process, and not fetched again if it is
+    whole; so a killed fetch goes on, and a damaged copy is mended.
 
     Args:
         url: any URL that ``fsspec`` opens; ``hskd cache`` lists and clears the copies.
@@ -46,9 +47,12 @@ def fetch(url: str, work: Path = WORK, progress: Progress = _SILENT) -> Path:
     place = Place(url)
     contents = remote_contents(place)
     folder = ArtifactFolders(work).folder(CACHE, {"url": place.url, "content": contents.fingerprint})
-    if folder.is_dir() and _lacks(contents, folder):
-        with FileLock(lock_path(folder)):
-            _fill(place, contents, folder, progress)
+    try:
+        if folder.is_dir() and (_lacks(contents, folder) or not _has_manifest(contents, folder)):
+            with FileLock(lock_path(folder)):
+                _fill(place, contents, folder, progress)
+    except OSError as error:
+        raise HskdError(f"{folder}: cannot be read or written ({error.strerror or error}).") from error
     return build(folder, lambda partial: _fill(place, contents, partial, progress))
 
 
@@ -58,27 +62,43 @@ def pull(url: str, folder: Path, progress: Progress = _SILENT) -> Path:
     Raises:
         HskdError: see :func:`fetch`.
         CorruptionError: see :func:`fetch`.
-        MismatchError: ``folder`` holds something else.
+        MismatchError: ``folder`` holds something else, or a copy that is damaged.
     """
     place = Place(url)
     contents = remote_contents(place)
-    note = folder.with_name(folder.name + ".partial") / UPLOAD
+    copied = False
 
     def builder(partial: Path) -> None:
+        nonlocal copied
+        note = partial / UPLOAD
         holds = "the beginning of something else than what is at that URL"
-        if any(partial.iterdir()) and not note.is_file():
+        # Hidden files are what a killed copy was writing, perhaps the note itself.
+        if not note.is_file() and any(not path.name.startswith(".") for path in partial.iterdir()):
             raise MismatchError(f"{partial}: holds {holds}. Choose another folder, or delete that one.")
         claim(note, contents.fingerprint, holds)
         _fill(place, contents, partial, progress)
-        note.unlink()
+        copied = True
 
-    if not folder.exists():
-        return build(folder, builder)
+    build(folder, builder)
+    try:
+        if not copied:
+            _require_copy(contents, folder, place)
+            progress.say(f"{folder} is there already")
+        # Last of all: a folder of files without it would look like something else to a run that goes on.
+        (folder / UPLOAD).unlink(missing_ok=True)
+    except OSError as error:
+        raise HskdError(f"{folder}: cannot be read or written ({error.strerror or error}).") from error
+    return folder
+
+
+def _require_copy(contents: Contents, folder: Path, place: Place) -> None:
+    """Refuse a folder that is not a whole copy of what is at ``place``."""
     known = contents.index is not None
     if _lacks(contents, folder) or (known and local_contents(folder).fingerprint != contents.fingerprint):
-        raise MismatchError(f"{folder}: holds something else than {place.url}; choose another folder, or delete it.")
-    progress.say(f"{folder} is there already")
-    return folder
+        raise MismatchError(
+            f"{folder}: holds something else than {place.url}, or a damaged copy of it; choose another folder, or "
+            "delete that one and run the same command again."
+        )
 
 
 def publish(folder: Path, url: str, progress: Progress = _SILENT) -> None:
@@ -95,9 +115,12 @@ def publish(folder: Path, url: str, progress: Progress = _SILENT) -> None:
     contents = local_contents(folder)
     assert contents.index is not None
     place = Place(url)
-    there = finished_contents(place)
+    plan = json.dumps({"upload": contents.fingerprint}).encode()
+    claim_there = place.read(UPLOAD)
+    # An upload of this very artifact that was killed: the file that says that all is there may be half written.
+    there = None if claim_there == plan else finished_contents(place)
     if there is None:
-        _claim_place(place, contents)
+        _claim_place(place, plan, claim_there)
     elif there.fingerprint != contents.fingerprint:
         raise MismatchError(f"{place.url}: holds something else than {folder}; choose another URL, or delete it there.")
     missing = [file for file in contents.files if place.size(file.name) != file.bytes]
@@ -147,18 +170,27 @@ def verify(url: str, progress: Progress = _SILENT) -> Contents:
     return contents
 
 
-def _claim_place(place: Place, contents: Contents) -> None:
-    """Note at ``place`` what is being uploaded, or find that note there."""
-    plan = json.dumps({"upload": contents.fingerprint}).encode()
-    found = place.read(UPLOAD)
-    if found is not None and found != plan:
+def _claim_place(place: Place, plan: bytes, found: bytes | None) -> None:
+    """Note at ``place`` what is being uploaded, unless the note ``found`` there says so."""
+    if found == plan:
+        return
+    # Where a file is not written whole or not at all, a kill may leave the beginning of the note, and nothing else.
+    begun = found is not None and plan.startswith(found) and set(place.listing()) == {UPLOAD}
+    if found is not None and not begun:
         raise MismatchError(
             f"{place.url}: holds the beginning of another upload; choose another URL, or delete it there."
         )
-    if found is None:
-        if not place.is_empty():
-            raise HskdError(f"{place.url}: other files lie there; choose another URL, or delete them.")
-        place.write(UPLOAD, plan)
+    if found is None and not place.is_empty():
+        raise HskdError(f"{place.url}: other files lie there; choose another URL, or delete them.")
+    place.write(UPLOAD, plan)
+
+
+def _has_manifest(contents: Contents, folder: Path) -> bool:
+    """Whether the manifest of a store in ``folder`` has the bytes that it should have."""
+    if contents.manifest is None or contents.index is None:
+        return True
+    path = folder / contents.index[0]
+    return path.is_file() and not path.is_symlink() and path.read_bytes() == contents.index[1]
 
 
 def _lacks(contents: Contents, folder: Path) -> bool:
@@ -177,6 +209,9 @@ def _fill(place: Place, contents: Contents, folder: Path, progress: Progress) ->
     progress.say(require_space(folder, needed, f"the copy of {place.url}"))
     progress.begin(f"fetch {place.url}", len(missing))
     for file in missing:
+        for parent in (folder / file.name).relative_to(folder).parents:
+            if parent.parts and (folder / parent).is_symlink():
+                raise HskdError(f"{folder / parent}: is a link, and {file.name} would be written elsewhere; delete it.")
         with atomic_path(folder / file.name) as temporary, temporary.open("wb") as copy:
             for block in _checked(place, file):
                 copy.write(block)
@@ -194,14 +229,16 @@ def _checked(place: Place, file: File) -> Iterator[bytes]:
         CorruptionError: its size or checksum is another.
     """
     digest, size = hashlib.sha256(), 0
-    for block in place.blocks(file.name):
+    # One byte more than there should be tells that there are more; a file without an end is not read to its end.
+    for block in place.blocks(file.name, None if file.bytes is None else file.bytes + 1):
         digest.update(block)
         size += len(block)
         yield block
     where, found = place / file.name, digest.hexdigest()
     advice = "the file is damaged there; delete it there, and push again from where it came"
     if file.bytes is not None and size != file.bytes:
-        raise CorruptionError(f"{where}: {size} bytes where {file.bytes} were written: {advice}.")
+        many = size if size < file.bytes else f"more than {file.bytes}"
+        raise CorruptionError(f"{where}: {many} bytes where {file.bytes} were written: {advice}.")
     if file.sha256 is not None and found != file.sha256:
         raise CorruptionError(
             f"{where}: its SHA-256 is {found[:16]}... where {file.sha256[:16]}... was written: {advice}."

@@ -10,6 +10,8 @@ from pathlib import Path
 from hskd.errors import HskdError
 
 _BLOCK = 2**22
+_SMALL = 64 * 2**20
+"""Bytes that a file may have which is read as a whole: no manifest or list of checksums has more."""
 
 
 def is_url(place: str | Path) -> bool:
@@ -61,23 +63,40 @@ class Place:
         return f"{self._root}/{name}"
 
     def read(self, name: str) -> bytes | None:
-        """A small file's bytes; None where there is no such file."""
+        """A small file's bytes; None where there is no such file.
+
+        Raises:
+            HskdError: it cannot be read, or is not small.
+        """
+        content = bytearray()
         with self._reached(name, "read"):
             try:
-                content: bytes = self._files.cat_file(self._path(name))
+                for block in self._blocks(name, _SMALL + 1):
+                    content += block
             except FileNotFoundError:
                 return None
-            return content
+        if len(content) > _SMALL:
+            raise HskdError(
+                f"{self / name}: is larger than any file of that name that hskd writes; nothing was fetched."
+            )
+        return bytes(content)
 
-    def blocks(self, name: str) -> Iterator[bytes]:
-        """A file's bytes, block by block.
+    def blocks(self, name: str, most: int | None = None) -> Iterator[bytes]:
+        """A file's bytes, block by block, and no more than ``most`` of them.
 
         Raises:
             HskdError: it is missing or cannot be read.
         """
-        with self._reached(name, "read"), self._files.open(self._path(name), "rb") as file:
-            while block := file.read(_BLOCK):
+        with self._reached(name, "read"):
+            yield from self._blocks(name, most)
+
+    def _blocks(self, name: str, most: int | None) -> Iterator[bytes]:
+        left = most
+        with self._files.open(self._path(name), "rb") as file:
+            while block := file.read(_BLOCK if left is None else min(_BLOCK, left)):
                 yield block
+                if left is not None:
+                    left -= len(block)
 
     def size(self, name: str) -> int | None:
         """A file's bytes; None where there is no such file."""

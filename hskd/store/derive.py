@@ -14,8 +14,16 @@ from hskd.progress import Progress, Silent
 from hskd.provenance import provenance
 from hskd.spec import HSKSpec, Shape
 from hskd.store.reader import Store, pack_neurons
-from hskd.store.writer import Shard, fits, write_store
-from hskd.store_format.layout import MANIFEST, SHARD_BYTES, TARGET, ArraySpec, derived_arrays, plan_shards, total_bytes
+from hskd.store.writer import Shard, finished_store, misfit, write_store
+from hskd.store_format.layout import (
+    SHARD_BYTES,
+    TARGET,
+    ArraySpec,
+    derived_arrays,
+    example_of_row,
+    plan_shards,
+    total_bytes,
+)
 from hskd.store_format.manifest import Manifest
 
 _CHUNK_TOKENS = 2**15
@@ -77,21 +85,41 @@ def derive(
             kept = select_hsk(spec, layers, states)
             parts.append(_arrays_of(kept, spec, arrays, held.teacher_width) | _addresses(superset, rows, arrays))
         shard = {name: torch.cat([part[name] for part in parts]) for name in arrays}
-        if not fits(shard):
-            raise HskdError(
-                f"spec {spec.label}: a hidden state does not fit into {spec.precision.selector}; "
-                "ask for precision=bf16 or precision=fp32."
-            )
+        found = misfit(shard)
+        if found is not None:
+            _refuse(spec, superset, span, found, arrays, shard)
         progress.advance(len(span))
         return shard
 
-    counts = spec.length.counts(superset.tokens(np.arange(len(superset))))
+    if processes.by_main(lambda: finished_store(folder, plan, progress.say) is not None):
+        return Store.open(folder)
+    # Every shard is held against its checksum when it is read to be cut, not twice.
+    counts = spec.length.counts(superset.tokens(np.arange(len(superset)), whole=False))
     needed = total_bytes(arrays, len(superset), int(superset.lengths.sum()), int(counts.sum()))
     ranges = plan_shards(arrays, superset.lengths, counts, shard_bytes)
-    if not processes.by_main((folder / MANIFEST).is_file):
-        progress.begin("derive", len(superset))
+    progress.begin("derive", len(superset))
     processes.by_main(lambda: write_store(folder, plan, ranges, needed, make_shard, progress.say))
     return Store.open(folder)
+
+
+def _refuse(
+    spec: HSKSpec,
+    superset: Store,
+    span: range,
+    found: tuple[str, int],
+    arrays: dict[str, ArraySpec],
+    shard: Shard,
+) -> None:
+    """Say which example has a number that the spec's precision cannot hold, or none that is a number."""
+    name, row = found
+    example = span.start + example_of_row(arrays[name], row, shard)
+    which = f"example {example} (id {int(superset.example_ids[example])})"
+    if name == TARGET:
+        raise HskdError(f"{superset.folder}: the teacher's outputs for {which} are not finite; extract it again.")
+    raise HskdError(
+        f"spec {spec.label}: a hidden state of {which} does not fit into {spec.precision.selector}; "
+        "ask for precision=bf16 or precision=fp32."
+    )
 
 
 def require_served(superset: Store, spec: HSKSpec, shape: Shape) -> None:

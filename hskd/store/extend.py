@@ -14,6 +14,7 @@ from hskd.errors import CorruptionError, MismatchError
 from hskd.hashing import file_sha256
 from hskd.io import atomic_path
 from hskd.store.reader import Store
+from hskd.store.writer import whole_entry, write_note
 from hskd.store_format.layout import ArraySpec, plan_shards
 from hskd.store_format.manifest import Manifest
 from hskd.tasks import TokenizedSplit
@@ -110,12 +111,14 @@ def place_shards(old: Store, folder: Path) -> None:
     """
     for entry in old.manifest.shards:
         source, target = old.folder / entry.file, folder / entry.file
-        if target.is_file():
+        if whole_entry(target) == entry:
             continue
         if file_sha256(source) != entry.sha256:
             raise CorruptionError(
                 f"{source}: its SHA-256 is not the one in the manifest: the file is damaged; extract without --extend."
             )
+        target.unlink(missing_ok=True)
+        write_note(folder, entry)
         try:
             os.link(source, target)
         except OSError:  # another disk, or one without hard links

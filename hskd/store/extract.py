@@ -19,11 +19,20 @@ from hskd.selectors import PRECISION
 from hskd.spec import HSKSpec, Shape
 from hskd.store.extend import in_order_of, place_shards, plan_parts, require_extends
 from hskd.store.reader import Store
-from hskd.store.writer import Shard, fits, write_store
-from hskd.store_format.layout import MANIFEST, SHARD_BYTES, TARGET, ArraySpec, ragged_rows, superset_arrays, total_bytes
-from hskd.store_format.manifest import Manifest, Origin, TargetArray
+from hskd.store.writer import Shard, misfit, write_store
+from hskd.store_format.layout import (
+    MANIFEST,
+    SHARD_BYTES,
+    TARGET,
+    ArraySpec,
+    example_of_row,
+    ragged_rows,
+    superset_arrays,
+    total_bytes,
+)
+from hskd.store_format.manifest import MAX_LENGTH, Manifest, Origin, TargetArray
 from hskd.tasks import Task, TokenizedSplit, sequential_batches
-from hskd.teachers.forward import ForwardOptions, teacher_forward
+from hskd.teachers.forward import ForwardOptions, NotFiniteError, teacher_forward
 from hskd.teachers.loading import Teacher
 
 
@@ -111,7 +120,8 @@ def extract(
         progress: is told the examples done, and the bytes needed and free.
 
     Raises:
-        HskdError: a layer is out of range, or the disk is too full.
+        HskdError: a layer is out of range, texts are too long, a value is not finite or does not fit into the precision
+            (the message names the example), or the disk is too full.
         MismatchError: ``folder`` holds another store, or the store to extend is of another teacher, superset or data.
         CorruptionError: a shard of the store to extend is damaged.
     """
@@ -134,6 +144,8 @@ def extract(
         split = in_order_of(extend, split)
     target = task.head.target()
     arrays = superset.arrays(teacher.shape(config.num_hidden_layers), target, split.max_length)
+    if split.max_length > MAX_LENGTH:
+        raise HskdError(f"texts of up to {split.max_length} tokens: a store holds those of up to {MAX_LENGTH}.")
     plan = Manifest(
         kind="superset",
         origin=Origin(
@@ -167,15 +179,19 @@ def extract(
         shard = empty_shard(arrays, split, span)
         starts = split.offsets[span.start : span.stop] - split.offsets[span.start]
         for order in sequential_batches(split.lengths[span.start : span.stop], options.batch_size):
-            output = teacher_forward(
-                teacher.model,
-                split.collate(order + span.start),
-                split.sep_id,
-                superset.layers,
-                superset.attention_layers,
-                head=task.head,
-                options=forward,
-            )
+            try:
+                output = teacher_forward(
+                    teacher.model,
+                    split.collate(order + span.start),
+                    split.sep_id,
+                    superset.layers,
+                    superset.attention_layers,
+                    head=task.head,
+                    options=forward,
+                )
+            except NotFiniteError as error:
+                example = int(order[error.example]) + span.start
+                raise HskdError(f"{_named(teacher, split, example)}: {error}") from None
             rows = torch.from_numpy(ragged_rows(starts[order], output.states.tokens.lengths))
             for i, layer in enumerate(superset.layers):
                 for name, tensor in precision.encode(output.states.hidden[layer].cpu()).items():
@@ -187,9 +203,18 @@ def extract(
             place = rows if target.per == "token" else torch.from_numpy(order)
             shard[TARGET][place] = output.target.cpu().to(target.dtype)
             progress.advance(len(order) * processes.count())  # The other processes do about as much.
-        if not fits(shard):
+        found = misfit(shard)
+        if found is not None:
+            name, row = found
+            example = span.start + example_of_row(arrays[name], row, shard)
+            which = _named(teacher, split, example)
+            if name in precision.layout(1):
+                raise HskdError(
+                    f"a hidden state of {which} does not fit into {superset.precision}; extract with --precision bf16 "
+                    "or fp32."
+                )
             raise HskdError(
-                f"a hidden state does not fit into {superset.precision}; extract with --precision bf16 or fp32."
+                f"the teacher's {_SAID.get(name, name)} for {which} is not finite; train the teacher again."
             )
         return shard
 
@@ -201,6 +226,16 @@ def extract(
     manifest = write_store(folder, plan, ranges, needed, make_shard, progress.say, place)
     progress.say(f"{folder}: {manifest.examples} examples, {format_bytes(manifest.bytes)}")
     return Store.open(folder)
+
+
+_SAID = {TARGET: "output", "attention": "attention"}
+
+
+def _named(teacher: Teacher, split: TokenizedSplit, example: int) -> str:
+    """An example, as a person finds it: its place in the data, its id and how it begins."""
+    ids = split.input_ids[split.offsets[example] : split.offsets[example + 1]]
+    text = teacher.tokenizer.decode(ids[:40].tolist(), skip_special_tokens=True)
+    return f"example {example} of {len(split)} (id {int(split.ids[example])}: {text[:60]!r})"
 
 
 def empty_shard(arrays: dict[str, ArraySpec], split: TokenizedSplit, span: range) -> Shard:

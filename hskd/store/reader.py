@@ -1,7 +1,12 @@
-"""Reading a store: memory-mapped shards, addressed by example id, whole batches gathered at once."""
+"""Reading a store: memory-mapped shards, addressed by example id, whole batches gathered at once.
+
+A shard is compared with its checksum when something of it is read for the first time in a process. That reads the file
+once, in order, so that what is gathered from it afterwards is in memory.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,22 +16,36 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from hskd.errors import CorruptionError, HskdError, MismatchError
-from hskd.hashing import file_sha256
+from hskd.hashing import Stamp, file_sha256, has_sha256, take_over, verified
+from hskd.io import POINTER, is_lfs_pointer, require_inside
 from hskd.knowledge import KeptHSK, TeacherStates
 from hskd.remote.copies import WORK, local_copy
 from hskd.selectors import PRECISION, PrecisionSelector, Tokens
 from hskd.spec import HSKSpec
-from hskd.store_format.layout import TARGET, ArraySpec, ragged_rows
+from hskd.store_format.layout import ADDRESSES, TARGET, ArraySpec, ragged_rows
 from hskd.store_format.manifest import Manifest, ShardEntry
+
+_ADVICE = "copy the store again, or delete it and make it again"
+_CHECKED_ROWS = 2**16
+"""Rows of a shard whose positions and neurons are looked at at once."""
+_BITS = np.array([i.bit_count() for i in range(256)], np.uint8)
 
 
 class Store:
-    """A store on disk. Nothing is loaded but addresses; values are read through memory maps when asked for."""
+    """A store on disk. Nothing is loaded but addresses; values are read through memory maps when asked for.
+
+    The method that reads a shard first in a process compares it with its checksum, and raises a
+    :class:`CorruptionError` if they differ. The attributes :attr:`example_ids`, :attr:`lengths` and :attr:`counts` are
+    compared with the manifest alone: a shard in which they are wrong is refused when its values are read.
+    """
 
     def __init__(self, folder: Path, manifest: Manifest, shards: list[dict[str, torch.Tensor]]) -> None:
         self.folder = folder
         self.manifest = manifest
         self._shards = shards
+        # A relative path may mean something else by the time a shard is read.
+        self._paths = [folder.absolute() / entry.file for entry in manifest.shards]
+        self._unverified = set(range(len(shards)))
         self.example_ids = _joined(shards, "example_ids").astype(np.int64)
         """``(N,)``, in the order of the data set."""
         self.lengths = _joined(shards, "lengths").astype(np.int64)
@@ -40,7 +59,7 @@ class Store:
 
     @classmethod
     def open(cls, folder: str | Path, work: Path = WORK) -> Store:
-        """Open the store in ``folder``; its checksums are compared by :meth:`verify`, not here.
+        """Open the store in ``folder``; its checksums are compared when something is read, not here.
 
         Args:
             folder: a folder, or a URL, which is copied into ``work`` first and compared with its checksums (see
@@ -48,51 +67,67 @@ class Store:
             work: the work folder.
 
         Raises:
-            HskdError: there is no finished store, or the URL cannot be reached.
-            CorruptionError: a shard is missing, has another size than was written, cannot be read, or holds other
-                arrays than the manifest says.
+            HskdError: there is no finished store, the URL cannot be reached, or a shard is a link to another folder.
+            CorruptionError: the manifest is not one, or a shard is missing, has another size than was written, cannot
+                be read, or holds other arrays, lengths or counts than the manifest says.
         """
         folder = local_copy(folder, work)
         manifest = Manifest.read(folder)
-        shards = []
-        for entry in manifest.shards:
-            path = folder / entry.file
-            if not path.is_file():
-                raise CorruptionError(f"{path}: the shard is missing; copy the store again, or extract it again.")
-            if path.stat().st_size != entry.bytes:
-                raise CorruptionError(
-                    f"{path}: {path.stat().st_size} bytes where {entry.bytes} were written; copy the store again, "
-                    "or extract it again."
-                )
-            try:
-                with safe_open(path, framework="pt") as file:
-                    shards.append({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-            except SafetensorError as error:
-                raise CorruptionError(f"{path}: cannot be read ({error}); extract it again.") from None
-            _require_arrays(path, shards[-1], manifest.arrays, entry)
+        arrays = manifest.arrays
+        shards = [_opened(folder, entry, arrays, manifest.origin.max_length) for entry in manifest.shards]
         return cls(folder, manifest, shards)
 
     def __len__(self) -> int:
         return len(self.example_ids)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """What another process needs to open the store for itself: not the values."""
-        return Store.open, (self.folder,)
+        """What another process needs to open the store for itself: not the values, but which shards need no reading."""
+        known = [entry for entry in map(verified, self._paths) if entry is not None]
+        return _opened_again, (self._paths[0].parent, self.manifest.fingerprint, known)
 
     def verify(self) -> None:
-        """Compare every shard with its checksum.
+        """Compare every shard with its checksum, whether that was done before or not.
 
         Raises:
-            CorruptionError: names the first shard whose bytes are not those written.
+            CorruptionError: names the first shard whose bytes are not those written, or say what cannot be.
         """
-        for entry in self.manifest.shards:
-            path = self.folder / entry.file
-            found = file_sha256(path)
-            if found != entry.sha256:
-                raise CorruptionError(
-                    f"{path}: its SHA-256 is {found[:16]}... where {entry.sha256[:16]}... was written: the file is "
-                    "damaged; copy the store again, or extract it again."
-                )
+        for shard, (path, entry) in enumerate(zip(self._paths, self.manifest.shards, strict=True)):
+            try:
+                whole = file_sha256(path) == entry.sha256
+            except OSError as error:
+                raise _unreadable(path, error) from error
+            self._require_whole(shard, whole)
+
+    def require_whole(self, rows: np.ndarray | None = None) -> None:
+        """Compare the shards that hold the examples in ``rows`` with their checksums, if this process has not yet.
+
+        Call it before processes are forked that read the store, each of which would else do so for itself.
+
+        Args:
+            rows: examples ``(B,)``; None for all.
+
+        Raises:
+            CorruptionError: names the first shard whose bytes are not those written, or say what cannot be.
+        """
+        if self._unverified:
+            touched = self._unverified if rows is None else self._unverified.intersection(self._shard_of[rows].tolist())
+            for shard in sorted(touched):
+                try:
+                    whole = has_sha256(self._paths[shard], self.manifest.shards[shard].sha256)
+                except OSError as error:
+                    raise _unreadable(self._paths[shard], error) from error
+                self._require_whole(shard, whole)
+
+    def _require_whole(self, shard: int, whole: bool) -> None:
+        path = self.folder / self.manifest.shards[shard].file
+        if not whole:
+            raise CorruptionError(
+                f"{path}: its SHA-256 is not that of what was written: the file is damaged; {_ADVICE}."
+            )
+        fault = _fault(self._shards[shard], self.manifest)
+        if fault is not None:
+            raise CorruptionError(f"{path}: {fault}, so no version of hskd wrote it; {_ADVICE}.")
+        self._unverified.discard(shard)
 
     @property
     def spec(self) -> HSKSpec | None:
@@ -114,11 +149,13 @@ class Store:
 
         Raises:
             MismatchError: an example is not in the store.
+            CorruptionError: it may be that it is not because the store is damaged.
         """
         ids, order = self._sorted_ids
         place = np.minimum(np.searchsorted(ids, example_ids), len(ids) - 1)
         missing = ids[place] != example_ids
         if missing.any():
+            self.require_whole()
             raise MismatchError(
                 f"{self.folder}: {int(missing.sum())} of {len(example_ids)} examples are not in this store of "
                 f"{len(ids)} (the first: id {int(example_ids[missing][0])}). It was extracted from other data, or from "
@@ -129,13 +166,17 @@ class Store:
     def require_tokens(self, tokens: Tokens) -> None:
         """Refuse data whose token ids are not those that the teacher saw.
 
+        Only token ids are read, and not held against a checksum: those that are equal to the data's are right.
+
         Raises:
             MismatchError: an example is missing, or its tokens differ.
+            CorruptionError: they do because the store is damaged.
         """
         rows = self.rows(tokens.example_ids)
         same_length = self.lengths[rows] == tokens.lengths
-        if same_length.all() and np.array_equal(self.token_ids(rows), tokens.input_ids):
+        if same_length.all() and np.array_equal(self._token_ids(rows), tokens.input_ids):
             return
+        self.require_whole(rows)
         raise MismatchError(
             f"{self.folder}: examples have other tokens here than in the store "
             f"({int((~same_length).sum())} of {len(rows)} differ in length): the tokenizer or the maximum length "
@@ -147,16 +188,26 @@ class Store:
 
         One row for each example, or one for each of its tokens, as ``manifest.target.per`` says.
         """
+        self.require_whole(rows)
         return self._gather(TARGET, rows)
 
     def token_ids(self, rows: np.ndarray) -> np.ndarray:
         """Token ids of the examples, end to end, ``(M,)``."""
+        self.require_whole(rows)
+        return self._token_ids(rows)
+
+    def _token_ids(self, rows: np.ndarray) -> np.ndarray:
         return self._gather("token_ids", rows).numpy().astype(np.int64)
 
-    def tokens(self, rows: np.ndarray) -> Tokens:
-        """The examples' tokens, as the selectors see them."""
+    def tokens(self, rows: np.ndarray, whole: bool = True) -> Tokens:
+        """The examples' tokens, as the selectors see them.
+
+        ``whole=False`` leaves the checksums out: for a plan whose execution reads the examples again.
+        """
+        if whole:
+            self.require_whole(rows)
         offsets = np.concatenate([[0], np.cumsum(self.lengths[rows])])
-        return Tokens(self.example_ids[rows], offsets, self.token_ids(rows), self.manifest.special_ids["sep"])
+        return Tokens(self.example_ids[rows], offsets, self._token_ids(rows), self.manifest.special_ids["sep"])
 
     def kept(self, rows: np.ndarray) -> KeptHSK:
         """The kept knowledge of the examples in ``rows`` ``(B,)``, in their order.
@@ -166,6 +217,7 @@ class Store:
         """
         if self.manifest.kind != "derived":
             raise HskdError(f"{self.folder}: is a superset; derive a spec from it first (hskd store derive).")
+        self.require_whole(rows)
         counts = torch.from_numpy(self.counts[rows])
         layers = len(self.manifest.layers)
         values = self._values(rows)
@@ -198,6 +250,7 @@ class Store:
         """
         if self.manifest.kind != "superset":
             raise HskdError(f"{self.folder}: holds one spec only; name the superset that it was derived from.")
+        self.require_whole(rows)
         values = self._values(rows)
         attention = self.manifest.attention_layers
         shares = self._gather("attention", rows).numpy() if attention else np.empty((0, 0))
@@ -243,18 +296,103 @@ class Store:
         return out.view(dtype)
 
 
+def _opened_again(folder: Path, fingerprint: str, known: Sequence[tuple[Stamp, str]]) -> Store:
+    """A store that was pickled, in another process or later.
+
+    Raises:
+        MismatchError: another store lies there now.
+        HskdError: see :meth:`Store.open`.
+    """
+    take_over(known)
+    store = Store.open(folder)
+    if store.manifest.fingerprint != fingerprint:
+        raise MismatchError(f"{folder}: is another store now than when it was opened first; open it again.")
+    return store
+
+
+def _opened(folder: Path, entry: ShardEntry, arrays: dict[str, ArraySpec], max_length: int) -> dict[str, torch.Tensor]:
+    """The arrays of a shard, mapped into memory."""
+    path = folder / entry.file
+    if not path.is_file():
+        raise CorruptionError(f"{path}: the shard is missing; {_ADVICE}.")
+    require_inside(folder, path)
+    size = path.stat().st_size
+    if size != entry.bytes:
+        if is_lfs_pointer(path):
+            raise CorruptionError(f"{path}: {POINTER}.")
+        raise CorruptionError(f"{path}: {size} bytes where {entry.bytes} were written; {_ADVICE}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            shard = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, LookupError, RuntimeError, TypeError) as error:
+        raise _unreadable(path, error) from None
+    _require_arrays(path, shard, arrays, entry)
+    lengths = shard["lengths"].to(torch.int64)
+    counts = shard["counts"].to(torch.int64) if "counts" in shard else lengths
+    for name, sizes, total in (("lengths", lengths, entry.tokens), ("counts", counts, entry.kept)):
+        if int(sizes.sum()) != total:
+            raise CorruptionError(
+                f"{path}: its {name} add up to {int(sizes.sum())} where {total} were written; {_ADVICE}."
+            )
+    if int(lengths.min()) < 1 or int(lengths.max()) > max_length or bool((counts > lengths).any()):
+        raise CorruptionError(
+            f"{path}: holds an example of no tokens, of more than {max_length}, or of more kept ones than it has; "
+            f"{_ADVICE}."
+        )
+    return shard
+
+
+def _unreadable(path: Path, error: Exception) -> CorruptionError:
+    return CorruptionError(f"{path}: cannot be read ({error}); {_ADVICE}.")
+
+
 def _require_arrays(
     path: Path, shard: dict[str, torch.Tensor], arrays: dict[str, ArraySpec], entry: ShardEntry
 ) -> None:
     rows = {"example": entry.examples, "token": entry.tokens, "kept": entry.kept}
-    expected = {name: (array.dtype, rows[array.per], array.elements) for name, array in arrays.items()}
-    found = {name: (array.dtype, len(array), array[:1].numel()) for name, array in shard.items()}
+    expected = {
+        name: (array.dtype, (rows[array.per],) if name in ADDRESSES else (rows[array.per], array.elements))
+        for name, array in arrays.items()
+    }
+    found = {name: (array.dtype, tuple(array.shape)) for name, array in shard.items()}
     if found != expected:
         wrong = min(name for name in expected | found if expected.get(name) != found.get(name))
         raise CorruptionError(
-            f"{path}: array {wrong} is {found.get(wrong, 'missing')} where the manifest says "
-            f"{expected.get(wrong, 'none')} (type, rows, elements of a row); copy the store again, or extract it again."
+            f"{path}: array {wrong[:100]} is {found.get(wrong, 'missing')} where the manifest says "
+            f"{expected.get(wrong, 'none')} (type, shape); {_ADVICE}."
         )
+
+
+def _fault(shard: dict[str, torch.Tensor], manifest: Manifest) -> str | None:
+    """What a shard says that cannot be, beyond its lengths and counts; None where all can be read.
+
+    A checksum that fits says that a shard is as written, not that whoever wrote it meant well.
+    """
+    token_ids = shard["token_ids"].numpy()
+    if int(token_ids.min()) < 0 or int(token_ids.max()) >= manifest.vocab_size:
+        return f"holds token ids that are not among the {manifest.vocab_size} of the vocabulary"
+    counts = shard.get("counts", shard["lengths"]).numpy().astype(np.int64)
+    lengths = np.repeat(shard["lengths"].numpy(), counts)
+    positions, neurons = (shard[name].numpy() if name in shard else None for name in ("positions", "neurons"))
+    for start in range(0, len(lengths), _CHECKED_ROWS):
+        rows = slice(start, start + _CHECKED_ROWS)
+        if positions is not None and bool((positions[rows] >= lengths[rows, None]).any()):
+            return "holds positions beyond the end of their example"
+        if neurons is not None and not _neurons_fit(neurons[rows], manifest):
+            return f"holds neurons that are not among the teacher's {manifest.teacher_width}, or too few or too many"
+    return None
+
+
+def _neurons_fit(packed: np.ndarray, manifest: Manifest) -> bool:
+    """Whether rows of packed neurons ``(K, n * elements)`` can be unpacked into neurons that the teacher has."""
+    width, count = manifest.teacher_width, HSKSpec.parse(manifest.spec or {}).width.count(manifest.teacher_width)
+    if packed.dtype == np.uint16:
+        return bool((packed < width).all())
+    masks = packed.reshape(len(packed), len(manifest.layers), -1)
+    beyond = 8 * masks.shape[2] - width
+    return bool((_BITS[masks].sum(2, dtype=np.int64) == count).all()) and not bool(
+        (masks[..., -1] & (2**beyond - 1)).any()
+    )
 
 
 def pack_neurons(neurons: torch.Tensor, width: int, as_mask: bool) -> torch.Tensor:

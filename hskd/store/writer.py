@@ -1,19 +1,25 @@
-"""Writing shards: each appears whole or not at all, and a second run goes on after the last whole one."""
+"""Writing shards: each appears whole or not at all, and a second run goes on after the last whole one.
+
+A shard's checksum is taken when it is written. Until the store is finished it lies in a note beside the shard, and a
+second run makes a shard anew that is not what its note says.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from hskd import processes
 from hskd.artifacts import build, claim
-from hskd.errors import CorruptionError, HskdError, MismatchError
+from hskd.errors import HskdError, MismatchError
 from hskd.hashing import file_sha256
-from hskd.io import atomic_path, format_bytes, require_space
+from hskd.io import atomic_path, format_bytes, read_json, require_space, write_json
 from hskd.store_format.layout import MANIFEST, shard_name
 from hskd.store_format.manifest import Manifest, ShardEntry
 
@@ -51,9 +57,8 @@ def write_store(
         HskdError: the disk is too full or cannot be written.
         MismatchError: the folder holds a store, or the beginning of one, with another plan.
     """
-    if processes.by_main((folder / MANIFEST).is_file):
-        finished = _finished(folder, plan)
-        report(f"{folder} is there already ({format_bytes(finished.bytes)})")
+    finished = finished_store(folder, plan, report)
+    if finished is not None:
         return finished
     if processes.by_main(folder.exists):
         raise HskdError(f"{folder}: exists and is not a store; choose another folder.")
@@ -66,6 +71,7 @@ def write_store(
         )
         for leftover in partial.glob(".*"):  # what a killed run was writing
             leftover.unlink()
+        _note_again(partial, plan)
         place(partial)
         done = sum(path.stat().st_size for path in partial.glob("shard-*.safetensors"))
         what = "this store" if not done else f"the rest of this store ({format_bytes(done)} are there)"
@@ -74,6 +80,8 @@ def write_store(
     def end(partial: Path, shards: dict[int, ShardEntry]) -> None:
         entries = tuple(shards[i] for i in range(len(ranges)))
         plan.model_copy(update={"shards": entries}).write(partial)
+        for i in range(len(ranges)):
+            shard_note(partial / shard_name(i)).unlink()
         (partial / PLAN).unlink()
 
     def builder(partial: Path) -> None:
@@ -89,6 +97,22 @@ def write_store(
     return _finished(folder, plan)  # which another process may have written while we waited
 
 
+def finished_store(
+    folder: Path, plan: Manifest, report: Callable[[str], None] = lambda message: None
+) -> Manifest | None:
+    """The manifest of the store in ``folder``, if it is finished; None if there is none.
+
+    Raises:
+        MismatchError: it has another plan.
+        HskdError: see :meth:`Manifest.read`.
+    """
+    if not processes.by_main((folder / MANIFEST).is_file):
+        return None
+    finished = _finished(folder, plan)
+    report(f"{folder} is there already ({format_bytes(finished.bytes)})")
+    return finished
+
+
 def _finished(folder: Path, plan: Manifest) -> Manifest:
     finished = Manifest.read(folder)
     if finished.plan != plan.plan:
@@ -96,32 +120,69 @@ def _finished(folder: Path, plan: Manifest) -> Manifest:
     return finished
 
 
-def _write_shard(path: Path, span: range, make_shard: Callable[[range], Shard]) -> ShardEntry:
-    if not path.is_file():
-        with atomic_path(path) as temporary:
-            try:
-                save_file(make_shard(span), temporary)
-            except SafetensorError as error:  # how safetensors reports a full disk
-                raise OSError(None, str(error)) from error
+def shard_note(path: Path) -> Path:
+    """Where the manifest's entry for the shard at ``path`` lies until there is a manifest."""
+    return path.with_name(path.stem.replace("shard", "note") + ".json")
+
+
+def write_note(folder: Path, entry: ShardEntry) -> None:
+    """Note what a shard of an unfinished store is, before it is there."""
+    write_json(shard_note(folder / entry.file), entry.model_dump())
+
+
+def whole_entry(path: Path) -> ShardEntry | None:
+    """What the note beside the shard at ``path`` says; None where the shard, or its note, is missing or damaged."""
     try:
-        with safe_open(path, framework="pt") as shard:
-            tokens = shard.get_slice("token_ids").get_shape()[0]
-            kept = shard.get_slice("values").get_shape()[0]
-    except SafetensorError as error:
-        raise CorruptionError(
-            f"{path}: not a whole shard ({error}). Delete it and run the same command again."
-        ) from None
-    return ShardEntry(
-        file=path.name,
-        examples=len(span),
-        tokens=tokens,
-        kept=kept,
-        bytes=path.stat().st_size,
-        sha256=file_sha256(path),
-    )
+        entry = ShardEntry.model_validate(read_json(shard_note(path)))
+        whole = path.stat().st_size == entry.bytes and file_sha256(path) == entry.sha256
+    except (HskdError, ValidationError, OSError):
+        return None
+    return entry if whole and entry.file == path.name else None
 
 
-def fits(shard: Shard) -> bool:
-    """Whether no value of a shard overflowed in its precision."""
-    values = shard["values"]
-    return not values.is_floating_point() or bool(torch.isfinite(values.sum(dtype=torch.float32)))
+def _note_again(partial: Path, plan: Manifest) -> None:
+    """Write the notes that a run had removed already when it was killed: its manifest says what they said."""
+    try:
+        entries = _finished(partial, plan).shards
+    except HskdError:
+        entries = ()
+    for entry in entries:
+        write_note(partial, entry)
+    (partial / MANIFEST).unlink(missing_ok=True)
+
+
+def _write_shard(path: Path, span: range, make_shard: Callable[[range], Shard]) -> ShardEntry:
+    entry = whole_entry(path)
+    if entry is not None and entry.examples == len(span):
+        return entry
+    shard = make_shard(span)
+    with atomic_path(path) as temporary:
+        try:
+            save_file(shard, temporary)
+        except SafetensorError as error:  # how safetensors reports a full disk
+            raise OSError(None, str(error)) from error
+        entry = ShardEntry(
+            file=path.name,
+            examples=len(span),
+            tokens=len(shard["token_ids"]),
+            kept=len(shard["values"]),
+            bytes=temporary.stat().st_size,
+            sha256=file_sha256(temporary),
+        )
+        path.unlink(missing_ok=True)  # Its note is about to speak of another.
+        write_note(path.parent, entry)
+    return entry
+
+
+def misfit(shard: Shard) -> tuple[str, int] | None:
+    """The first array of a shard, by name, that holds a number that is not finite, and the first such row of it.
+
+    What overflows in its precision becomes infinite in ``values``, or makes the ``scale`` of quantised values so.
+    """
+    for name, array in sorted(shard.items()):
+        if array.is_floating_point() and array.numel():
+            # Least and greatest are NaN where a number is; this is quicker than to look at each by itself.
+            if all(math.isfinite(float(end)) for end in array.aminmax()):
+                continue
+            return name, int((~torch.isfinite(array)).flatten(1).any(1).nonzero()[0])
+    return None

@@ -37,6 +37,10 @@ TARGET = "target"
 """The array that holds the teacher's rows, as the head of the task says (see :meth:`hskd.heads.Head.target`)."""
 
 
+ADDRESSES = ("example_ids", "lengths", "counts", "token_ids")
+"""The arrays of one number a row, which are stored without a second dimension."""
+
+
 def _common(target: ArraySpec, max_length: int, vocab_size: int) -> dict[str, ArraySpec]:
     import torch
 
@@ -131,6 +135,14 @@ def plan_shards(
     shard = (np.cumsum(sizes) - sizes) // shard_bytes
     starts = np.flatnonzero(np.diff(shard, prepend=-1))
     return [range(int(a), int(b)) for a, b in zip(starts, [*starts[1:], len(lengths)], strict=True)]
+
+
+def example_of_row(array: ArraySpec, row: int, shard: Mapping[str, torch.Tensor]) -> int:
+    """Which example of a shard the row ``row`` of ``array`` belongs to."""
+    if array.per == "example":
+        return row
+    sizes = shard["counts"] if array.per == "kept" and "counts" in shard else shard["lengths"]
+    return int((sizes.long().cumsum(0) <= row).sum())
 
 
 def shard_name(index: int) -> str:

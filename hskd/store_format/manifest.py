@@ -9,13 +9,32 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hskd.errors import CorruptionError, HskdError, MismatchError
 from hskd.hashing import fingerprint
-from hskd.io import read_json, write_json
+from hskd.io import format_bytes, read_json, require_inside, write_json
 from hskd.selectors import PRECISION
 from hskd.selectors.base import describe
 from hskd.spec import HSKSpec, Shape
-from hskd.store_format.layout import MANIFEST, ArraySpec, derived_arrays, shard_name, superset_arrays
+from hskd.store_format.layout import (
+    MANIFEST,
+    ArraySpec,
+    derived_arrays,
+    shard_name,
+    superset_arrays,
+    total_bytes,
+)
 
 FORMAT = 2
+MANIFEST_BYTES = 64 * 2**20
+"""A larger manifest is not read: that of a quarter of a million shards takes less."""
+
+# Bounds of what a manifest may say. Nothing real comes near; what is beyond them would be believed at the cost of all
+# memory before anything is found to be wrong.
+Layer = Annotated[int, Field(ge=0, le=10_000)]
+Width = Annotated[int, Field(ge=1, le=2**16)]
+MAX_LENGTH = 2**16 - 1
+Length = Annotated[int, Field(ge=1, le=MAX_LENGTH)]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Count = Annotated[int, Field(ge=0, le=2**60)]
+Some = Annotated[int, Field(ge=1, le=2**60)]
 
 
 class TargetArray(BaseModel):
@@ -25,7 +44,7 @@ class TargetArray(BaseModel):
 
     per: Literal["example", "token"]
     dtype: Literal["float16", "bfloat16", "float32"]
-    elements: Annotated[int, Field(ge=1)]
+    elements: Annotated[int, Field(ge=1, le=2**31)]
 
     @classmethod
     def of(cls, array: ArraySpec) -> TargetArray:
@@ -55,7 +74,7 @@ class Origin(BaseModel):
     head: str
     """Kind of the task's head."""
     label_names: tuple[str, ...]
-    max_length: int
+    max_length: Length
     dtype: str
     """Precision of the teacher's forward pass: fp32, or bf16 autocast."""
 
@@ -66,11 +85,11 @@ class ShardEntry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     file: str
-    examples: int
-    tokens: int
-    kept: int
-    bytes: int
-    sha256: str
+    examples: Some
+    tokens: Some
+    kept: Count
+    bytes: Some
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Manifest(BaseModel):
@@ -81,20 +100,20 @@ class Manifest(BaseModel):
     format: Literal[2] = 2
     kind: Literal["superset", "derived"]
     origin: Origin
-    teacher_layers: int
+    teacher_layers: Layer
     """``L_T``, without the embedding output."""
-    teacher_width: int
+    teacher_width: Width
     """``d_T``."""
-    vocab_size: int
-    special_ids: dict[str, int]
+    vocab_size: Annotated[int, Field(ge=1, le=2**31 - 1)]
+    special_ids: dict[Literal["cls", "sep", "pad"], TokenId]
     """The tokenizer's ids of ``cls``, ``sep`` and ``pad``."""
-    layers: tuple[int, ...]
+    layers: tuple[Layer, ...]
     """Superset: the teacher layers held. Derived: the student layers that learn."""
-    mapped: tuple[int, ...]
+    mapped: tuple[Layer, ...]
     """The teacher layer behind each of ``layers``."""
-    attention_layers: tuple[int, ...] = ()
+    attention_layers: tuple[Layer, ...] = ()
     """Superset: the attention layers (1-based) whose ``[CLS]`` row is held."""
-    student_layers: int | None = None
+    student_layers: Layer | None = None
     """Derived: ``L_S``, which the layer mapping depends on."""
     target: TargetArray
     """What the store holds of the teacher's outputs."""
@@ -103,9 +122,9 @@ class Manifest(BaseModel):
     """Derived: the HSK spec."""
     fixed_neurons: tuple[int, ...] | None = None
     """Derived: the neurons kept in every token, where they are the same in all and not all are kept."""
-    examples: int
+    examples: Some
     shards: tuple[ShardEntry, ...] = ()
-    made_by: dict[str, Any] = {}
+    made_by: dict[str, str | int | float | None] = {}
 
     @property
     def plan(self) -> str:
@@ -160,6 +179,13 @@ class Manifest(BaseModel):
             unfinished = folder.with_name(folder.name + ".partial").is_dir()
             hint = "its extraction was not finished; run the same command again to go on" if unfinished else "no store"
             raise HskdError(f"{folder}: {hint} (there is no {MANIFEST}).")
+        require_inside(folder, path)
+        size = path.stat().st_size
+        if size > MANIFEST_BYTES:
+            raise CorruptionError(
+                f"{path}: not a store manifest: it has {format_bytes(size)}, and no manifest has more than "
+                f"{format_bytes(MANIFEST_BYTES)}; copy the store again, or extract it again."
+            )
         return cls.of(read_json(path), str(path))
 
     @classmethod
@@ -170,30 +196,85 @@ class Manifest(BaseModel):
             HskdError: another version of the format.
             CorruptionError: it is not a manifest, or not as it was written.
         """
+        advice = "copy the store again, or extract it again"
         if isinstance(content, dict) and content.get("format") != FORMAT:
             raise HskdError(
-                f"{path}: store format {content.get('format')} is not the format {FORMAT} that this version reads; "
-                "extract it again."
+                f"{path}: store format {_short(content.get('format'))} is not the format {FORMAT} that this version "
+                "reads; extract it again."
             )
-        if isinstance(content, dict):
-            checksum = content.pop("checksum", None)
-            if checksum != fingerprint(content):
-                raise CorruptionError(
-                    f"{path}: its content is not what its checksum says: it is damaged, or was edited; copy the store "
-                    "again, or extract it again."
-                )
         try:
+            if isinstance(content, dict):
+                checksum = content.pop("checksum", None)
+                if checksum != fingerprint(content):
+                    raise CorruptionError(
+                        f"{path}: its content is not what its checksum says: it is damaged, or was edited; {advice}."
+                    )
             manifest = cls.model_validate(content)
-        except ValidationError as error:
-            raise CorruptionError(f"{path}: not a store manifest: {describe(error)}.") from None
-        files = [shard.file for shard in manifest.shards]
-        held = sum(shard.examples for shard in manifest.shards)
-        if held != manifest.examples or not files or files != [shard_name(i) for i in range(len(files))]:
-            raise CorruptionError(
-                f"{path}: names {manifest.examples} examples, and {len(files)} shards of {held}: it is damaged; copy "
-                "the store again, or extract it again."
-            )
+            files = [shard.file for shard in manifest.shards]
+            held = sum(shard.examples for shard in manifest.shards)
+            if held != manifest.examples or not files or files != [shard_name(i) for i in range(len(files))]:
+                raise CorruptionError(
+                    f"{path}: names {manifest.examples} examples, and {len(files)} shards of {held}: it is damaged; "
+                    f"{advice}."
+                )
+        except (ValueError, RecursionError) as error:  # also of text that is no text, and of nesting too deep
+            raise CorruptionError(f"{path}: not a store manifest: {_complaint(error)}; {advice}.") from None
+        try:
+            contradiction = manifest._contradiction()
+        except HskdError as error:
+            raise HskdError(f"{path}: {_short(error)}") from None
+        if contradiction is not None:
+            raise CorruptionError(f"{path}: {contradiction}: it is damaged, or was edited; {advice}.")
         return manifest
+
+    def _contradiction(self) -> str | None:
+        """Which of its words cannot be true beside the others; None where all can.
+
+        Raises:
+            HskdError: the spec is none, or names what the student or the teacher lacks.
+        """
+        if set(self.special_ids) != {"cls", "sep", "pad"}:
+            return f"names the special tokens {', '.join(self.special_ids) or 'none'}, not cls, sep and pad"
+        if (self.kind == "derived") != (self.spec is not None) or (self.spec is None) != (self.student_layers is None):
+            return (
+                f"is of kind {self.kind}, which goes with a spec and student layers if it is derived, and else without"
+            )
+        if self.spec is not None and self.student_layers is not None:
+            spec = HSKSpec.parse(self.spec)
+            tokens = getattr(spec.length, "k", "all")
+            if isinstance(tokens, int) and tokens > 2**31 - 1:
+                return f"its spec keeps {_short(tokens)} tokens of an example"
+            layers = spec.layers(self.shape(self.student_layers))
+            mask = spec.width.fixed(self.teacher_width)
+            whole = mask is None or len(mask) == self.teacher_width
+            said = (self.layers, self.mapped, self.fixed_neurons, self.precision, self.attention_layers)
+            expected = (
+                tuple(layer.student for layer in layers),
+                tuple(layer.teacher for layer in layers),
+                None if mask is None or whole else tuple(int(i) for i in mask),
+                spec.precision.selector,
+                (),
+            )
+            if said != expected:
+                return f"its layers, neurons or precision are not those of its spec {_short(spec.label)}"
+        else:
+            every, attention = range(self.teacher_layers + 1), range(1, self.teacher_layers + 1)
+            ascending = all(list(named) == sorted(set(named)) for named in (self.layers, self.attention_layers))
+            if not ascending or not set(self.layers) <= set(every) or not set(self.attention_layers) <= set(attention):
+                return (
+                    f"names layers that are not among the {self.teacher_layers} of the teacher, each once, from below"
+                )
+            if not self.layers or self.mapped != self.layers or self.fixed_neurons is not None:
+                return "names layers or neurons as no superset does"
+        arrays = self.arrays
+        for shard in self.shards:
+            least = total_bytes(arrays, shard.examples, shard.tokens, shard.kept)
+            if not least <= shard.bytes or not shard.examples <= shard.tokens or not shard.kept <= shard.tokens:
+                return (
+                    f"says that {shard.file} holds {shard.examples} examples, {shard.tokens} tokens and {shard.kept} "
+                    f"kept ones in {shard.bytes} bytes, where they take {least}"
+                )
+        return None
 
     def write(self, folder: Path) -> None:
         """Write ``manifest.json`` into ``folder``, with a checksum of its own."""
@@ -226,3 +307,19 @@ class Manifest(BaseModel):
                     f"{where}: this store was made from {names[field]}: {field} is {found!r} in the store and "
                     f"{value!r} here. Use the {field} that it was made from, or extract a new store."
                 )
+
+
+def _complaint(error: Exception) -> str:
+    try:
+        return _short(describe(error) if isinstance(error, ValidationError) else error)
+    except (ValueError, RecursionError):  # what was given cannot be printed
+        return "it holds a value that is nested too deep"
+
+
+def _short(what: object) -> str:
+    """What was given, for a message: a manifest may hold anything, of any size."""
+    try:
+        text = str(what).encode(errors="backslashreplace").decode()
+    except RecursionError:
+        text = "nested too deep"
+    return text if len(text) <= 300 else f"{text[:300]}..."

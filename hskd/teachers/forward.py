@@ -61,6 +61,14 @@ class ForwardOptions:
 PLAIN = ForwardOptions()
 
 
+class NotFiniteError(HskdError):
+    """A hidden state is infinite or not a number; ``example`` is its example's place in the batch."""
+
+    def __init__(self, message: str, example: int) -> None:
+        super().__init__(message)
+        self.example = example
+
+
 def tokens_of(batch: Mapping[str, torch.Tensor], sep_id: int, pads: bool = False) -> Tokens:
     """The real tokens of a padded batch, end to end; with ``pads``, those too."""
     mask = batch["attention_mask"].bool().cpu() | pads
@@ -91,7 +99,8 @@ def teacher_forward(
         options: how it runs.
 
     Raises:
-        HskdError: the teacher gives a hidden state that is not finite, or its attention cannot be read.
+        NotFiniteError: the teacher gives a hidden state that is not finite.
+        HskdError: its attention cannot be read.
     """
     model.train(options.dropout)
     device = next(model.parameters()).device
@@ -102,21 +111,24 @@ def teacher_forward(
     # Counted where the batch is: a loader's is on the CPU, and nobody has to wait for a GPU to count.
     real = (batch["attention_mask"].bool() | options.pads).flatten().nonzero()[:, 0].to(device, non_blocking=True)
     hidden = {layer: output.hidden_states[layer].flatten(0, 1).index_select(0, real).float() for layer in layers}
-    _require_finite(hidden)
+    tokens = tokens_of(batch, sep_id, options.pads)
+    _require_finite(hidden, tokens)
     attention = {layer: row.flatten().index_select(0, real).float().cpu().numpy() for layer, row in rows.items()}
     target = None if head is None else head.rows(output, inputs).float()
-    return TeacherOutput(TeacherStates(tokens_of(batch, sep_id, options.pads), hidden, attention), target)
+    return TeacherOutput(TeacherStates(tokens, hidden, attention), target)
 
 
-def _require_finite(hidden: Mapping[int, torch.Tensor]) -> None:
+def _require_finite(hidden: Mapping[int, torch.Tensor], tokens: Tokens) -> None:
     """Refuse hidden states that are not finite; a GPU is waited for once."""
     if hidden:
         # One number that is not finite makes the sum so, and a sum is quick.
         sums = torch.stack([values.sum() for values in hidden.values()]).tolist()
         for layer, total in zip(hidden, sums, strict=True):
-            if not math.isfinite(total):
-                raise HskdError(
-                    f"the teacher's hidden state {layer} is not finite; its weights are damaged or overflow."
+            # A sum of large numbers may be infinite where none of them is.
+            if not math.isfinite(total) and not (finite := torch.isfinite(hidden[layer]).all(1).cpu().numpy()).all():
+                raise NotFiniteError(
+                    f"the teacher's hidden state {layer} is not finite; its weights are damaged or overflow.",
+                    int(tokens.example[np.flatnonzero(~finite)[0]]),
                 )
 
 

@@ -28,7 +28,7 @@ from hskd.spec import HSKSpec
 from hskd.store.derive import derive
 from hskd.store.extract import Superset, extract
 from hskd.store.reader import Store
-from hskd.store.writer import PLAN
+from hskd.store.writer import PLAN, shard_note
 from hskd.store_format.layout import MANIFEST
 from hskd.students.rosita.create import create_rosita
 from hskd.students.rosita.settings import RositaSettings
@@ -160,7 +160,8 @@ def test_two_shards_swapped(copy: Path) -> None:
         ({"examples": 63}, "names 63 examples"),
         ({"precision": "fp16"}, "array values"),
         ({"precision": "fp64"}, "unknown selector 'fp64'"),
-        ({"layers": [0, 1]}, "array values"),
+        ({"layers": [0, 1], "mapped": [0, 1]}, "array values"),
+        ({"layers": [0, 1]}, "names layers or neurons as no superset does"),
         ({"attention_layers": []}, "array attention"),
         ({"teacher_width": 16}, "array values"),
         ({"spec": {"depth": 1}, "student_layers": 2, "kind": "derived"}, "depth"),
@@ -411,7 +412,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def left_behind(partial: Path) -> set[str]:
-    return {path.name for path in partial.iterdir()} - {PLAN}
+    """What a failed run left but for its plan and the notes beside its shards."""
+    shards = {path.name for path in partial.iterdir()} - {PLAN}
+    notes = {shard_note(partial / name).name for name in shards if name.startswith("shard-")}
+    assert notes <= shards
+    return shards - notes
 
 
 def test_a_disk_that_fills_up_while_we_write(
@@ -490,7 +495,8 @@ def test_overflow_is_refused(
         assert held.states(np.arange(3)).hidden[0].abs().max() > torch.finfo(torch.float16).max
     command = ("store", "derive", tmp_path / "fp32", "--spec", "all_2t_0.1w,l_top=1", "--student-layers", 1)
     message = refused(hskd(*command, "--out", tmp_path / "derived"))
-    assert "spec all_2t_0.1w,depth.l_top=1: a hidden state does not fit into fp16" in message
+    assert "spec all_2t_0.1w,depth.l_top=1: a hidden state of example 0 (id " in message
+    assert "does not fit into fp16" in message
     assert "ask for precision=bf16 or precision=fp32" in message
     assert not (tmp_path / "derived").exists() and not left_behind(tmp_path / "derived.partial")
     code, *_ = hskd(

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from store.conftest import SMALL_SHARD, Setting
 from support.calls import Calls
+from support.kills import killed_everywhere
+from support.mutations import times
 
 from hskd.errors import HskdError, MismatchError
 from hskd.spec import HSKSpec
 from hskd.store.derive import derive
 from hskd.store.extract import Superset
 from hskd.store.reader import Store
+from hskd.store.writer import shard_note
 from hskd.store_format.layout import MANIFEST, shard_name
 
 SPEC = HSKSpec.parse("2l_4t_0.3w")
@@ -150,6 +154,88 @@ def assert_resumed(store: Store, alone: Store, kept: dict[str, tuple[int, int]],
     assert not store.folder.with_name(store.folder.name + ".partial").exists()
 
 
+def damage_shard(partial: Path) -> None:
+    shard = partial / shard_name(1)
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def swap_shards(partial: Path) -> None:
+    first, second = (partial / shard_name(i) for i in (0, 1))
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "made_again"),
+    [
+        (damage_shard, {1}),
+        (swap_shards, {0, 1}),
+        (lambda partial: (partial / shard_name(0)).write_bytes(b""), {0}),
+        (lambda partial: (partial / shard_name(1)).unlink(), {1}),
+        (lambda partial: (partial / shard_name(1)).write_bytes((partial / shard_name(1)).read_bytes()[:-9]), {1}),
+        (lambda partial: shard_note(partial / shard_name(0)).unlink(), {0}),
+        (lambda partial: shard_note(partial / shard_name(1)).write_text("{"), {1}),
+        (lambda partial: shard_note(partial / shard_name(0)).replace(shard_note(partial / shard_name(1))), {0, 1}),
+        (lambda partial: None, set()),
+    ],
+)
+def test_a_shard_that_is_damaged_before_the_run_goes_on_is_made_again(
+    undisturbed: Store, undisturbed_derived: Store, tmp_path: Path, damage: Callable[[Path], Any], made_again: set[int]
+) -> None:
+    """It used to be part of the finished store, with a checksum that fitted."""
+    shards = undisturbed_derived.manifest.shards
+
+    class Stop(Exception):
+        pass
+
+    def stop(done: int) -> None:
+        seen.append(done)
+        if sum(seen) > sum(entry.examples for entry in shards[:2]):
+            raise Stop
+
+    def run(advance: Callable[[int], Any]) -> Store:
+        progress = Calls(advance=advance)
+        return derive(undisturbed, SPEC, 2, tmp_path / "store", shard_bytes=DERIVED_SHARD, progress=progress)
+
+    seen: list[int] = []
+    with pytest.raises(Stop):
+        run(stop)
+    damage(tmp_path / "store.partial")
+    kept = {
+        name: what
+        for name, what in files(tmp_path / "store.partial").items()
+        if name not in map(shard_name, made_again)
+    }
+    done: list[int] = []
+    assert_resumed(run(done.append), undisturbed_derived, kept, sum(done))
+
+
+def test_derive_killed_at_any_operation(undisturbed: Store, undisturbed_derived: Store, tmp_path: Path) -> None:
+    """Every third one, and with ``HSKD_TORTURE`` more; a killed run leaves a whole store or none."""
+
+    def run(folder: Path) -> Store:
+        return derive(undisturbed, SPEC, 2, folder / "store", shard_bytes=2 * DERIVED_SHARD)
+
+    alone = run(tmp_path)
+    killed = 0
+    for folder in killed_everywhere(tmp_path, run, step=max(1, 3 // times(1))):
+        killed += 1
+        assert not (folder / "store").exists() or read_whole(folder / "store")
+        store = run(folder)
+        assert store.manifest.shards == alone.manifest.shards
+        store.verify()
+        assert {path.name for path in store.folder.iterdir()} == {MANIFEST, *files(alone.folder)}
+        shutil.rmtree(folder)
+    assert killed > 3 * len(alone.manifest.shards) > 3
+
+
+def read_whole(folder: Path) -> bool:
+    Store.open(folder).verify()
+    return True
+
+
 # The shards' last examples are taken from the undisturbed run: (shard, examples into it).
 @pytest.mark.parametrize(("shard", "into", "whole"), [(0, 1, 0), (1, 1, 1), (1, "all", 1), (2, 5, 2), (-1, "all", -1)])
 def test_extract_killed_from_its_callback(
@@ -173,16 +259,17 @@ def test_extract_killed_from_its_callback(
     assert_resumed(resumed, undisturbed, kept, sum(done))
 
 
-@pytest.mark.parametrize(("sync", "whole"), [(1, 0), (2, 0), (4, 2), ("manifest", "all")])
+@pytest.mark.parametrize(("sync", "whole"), [(1, 0), (2, 0), (3, 0), (6, 2), (7, 2), ("manifest", "all")])
 def test_extract_killed_while_it_writes(
     setting: Setting, undisturbed: Store, nursery: Nursery, tmp_path: Path, sync: int | str, whole: int | str
 ) -> None:
-    """Syncs are: the plan, then every shard, then the manifest; each finds a temporary file not yet in its place."""
+    """Syncs are: the plan, then every shard's note and itself, then the manifest; none is in its place yet."""
     shards = len(undisturbed.manifest.shards)
     job = {"what": "extract", "folder": str(tmp_path / "store"), "shard_bytes": SMALL_SHARD}
-    assert nursery.run(job | {"die_at_sync": shards + 2 if sync == "manifest" else sync}) == [KILLED]
+    assert nursery.run(job | {"die_at_sync": 2 * shards + 2 if sync == "manifest" else sync}) == [KILLED]
     partial = tmp_path / "store.partial"
-    assert len([path for path in partial.iterdir() if path.name.startswith(".")]) == 1
+    temporary = [path.name for path in partial.iterdir() if path.name.startswith(".")]
+    assert len(temporary) == (2 if sync in (2, 6) else 1), temporary
     kept = files(partial)
     assert len(kept) == (shards if whole == "all" else whole)
     # Killed twice, and finished by another process.
