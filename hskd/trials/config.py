@@ -103,9 +103,9 @@ class GivenStudent(BaseModel):
         return self._config()
 
     def _config(self) -> PretrainedConfig:
-        from transformers import AutoConfig
+        from hskd.teachers.loading import load_config
 
-        return AutoConfig.from_pretrained(self.folder)
+        return load_config(self.folder)
 
 
 class TrialConfig(BaseModel):
@@ -135,8 +135,8 @@ class TrialConfig(BaseModel):
     store_alone: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
     """The training examples come from ``store`` too, and nothing is scored."""
     files: dict[str, str] = {}
-    """Fingerprints of the user's own files behind ``task.data``, ``task.augment``, ``teacher.model``, and the student's
-    ``checkpoint`` or ``text``: a path says nothing of them."""
+    """Fingerprints of the user's own files behind ``task.data``, ``task.augment``, ``teacher.model``, the student's
+    ``checkpoint`` or ``text``, and of a given ``student`` and ``store``: a path says nothing of them."""
 
     @property
     def id(self) -> str:
@@ -145,8 +145,22 @@ class TrialConfig(BaseModel):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The config as JSON; without ``files`` where nothing of it lies in files of the user's."""
-        return self.model_dump(mode="json", exclude=None if self.files else {"files"})
+        """The config as JSON; without ``files`` where nothing of it lies in files of the user's.
+
+        Of given folders (see :func:`hskd.trials.inputs.with_contents`) it has the contents, not the paths.
+        """
+        content = self.model_dump(mode="json", exclude=None if self.files else {"files"})
+        if self.given and "student" in self.files:
+            content["student"].pop("folder")
+            for name, part, key in (
+                ("model", content["teacher"], "model"),
+                ("store", content, "store"),
+                ("data", content["task"], "data"),
+                ("augment", content["task"], "augment"),
+            ):
+                if name in self.files and part is not None:
+                    part.pop(key, None)
+        return content
 
     @property
     def point(self) -> str:
