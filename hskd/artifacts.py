@@ -64,7 +64,11 @@ def unsealed(content: Any, where: Path | str, remedy: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CorruptionError(f"{where}: expected an object, not {type(content).__name__}. {remedy}")
     plain = {name: value for name, value in content.items() if name != _SEAL}
-    if _SEAL in content and content[_SEAL] != fingerprint(plain):
+    try:
+        whole = _SEAL not in content or content[_SEAL] == fingerprint(plain)
+    except (ValueError, RecursionError):  # half a character, or nested a thousand deep: not what was sealed
+        whole = False
+    if not whole:
         raise CorruptionError(
             f"{where}: its content is not what its checksum says: it is damaged, or was edited. {remedy}"
         )

@@ -13,6 +13,7 @@ from hskd.cli.launch import SHARED, leave_to_main, note_missing_processes
 from hskd.cli.progress import console
 from hskd.cli.quiet import quiet_libraries
 from hskd.errors import HskdError
+from hskd.io import with_home
 
 app = typer.Typer(
     cls=LazyGroup,
@@ -38,6 +39,8 @@ _EXTRAS = {
 # click's base of usage errors, which typer brings along and does not export
 _UsageError: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 _debug = False
+_INTERRUPTED = 130
+"""Exit code after SIGINT, as of shells."""
 
 
 @app.callback()
@@ -58,12 +61,14 @@ def main() -> None:
     try:
         # In standalone mode typer would draw a frame around a usage error with rich, whose import takes longer than the
         # rest.
-        code = app(standalone_mode=False) or 0
+        code = app([_with_home(word) for word in sys.argv[1:]], standalone_mode=False) or 0
         if code == 0:
             processes.stop()
         sys.exit(code)
-    except typer.Abort:
-        _end_with("aborted.")
+    except (KeyboardInterrupt, typer.Abort) as error:
+        if isinstance(error.__cause__, EOFError):  # click takes it for the end of a terminal's input
+            _end_with("a file ends before its time: it is damaged. hskd --debug says which.")
+        _end_with("interrupted. Nothing is lost: run the same command again to go on.", _INTERRUPTED)
     except Exception as error:
         if isinstance(error, _UsageError):
             error.show()
@@ -90,8 +95,14 @@ def _is_of_safetensors(error: Exception) -> bool:
     return library is not None and isinstance(error, library.SafetensorError)
 
 
-def _end_with(message: str) -> NoReturn:
+def _with_home(word: str) -> str:
+    """A word of the command line, in which ``~`` means home at the beginning of a path, and after ``=`` too."""
+    name, equals, value = word.rpartition("=")
+    return f"{name}{equals}{with_home(value)}" if value.startswith("~") else with_home(word)
+
+
+def _end_with(message: str, code: int = 2) -> NoReturn:
     if processes.first_to_fail():
         console().quiet = False
         console().print(f"error: {message}", style="bold red", markup=False)
-    sys.exit(2)
+    sys.exit(code)

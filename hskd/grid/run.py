@@ -15,7 +15,7 @@ from hskd.grid.record import error_path, replace_labels, write_error, write_grid
 from hskd.grid.spec import GridSpec
 from hskd.io import read_json
 from hskd.progress import Progress
-from hskd.results import ResultsFolder, load, pack
+from hskd.results import LABELS_FILE, ResultsFolder, load, pack
 from hskd.trials.config import TrialConfig
 from hskd.trials.workspace import Workspace
 
@@ -118,8 +118,10 @@ def _stale(status: GridStatus, workspace: Workspace, out: Path, progress: Progre
     """
     results = ResultsFolder(out).results() if status.done else {}
     recorded = {config.id: results[config.id].inputs for config in status.done if config.id in results}
-    if not any(recorded.values()):
+    if status.done and not any(recorded.values()):
         return set()
+    if not status.done and not (out / LABELS_FILE).is_file():
+        return set()  # Nothing to compare with: data and models are not read yet.
     try:
         changes = {config.id: workspace.inputs(config).changes(recorded.get(config.id)) for config in status.done}
     except HskdError as error:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from hskd.artifacts import CHECKSUMS, require_whole
 from hskd.errors import CorruptionError, HskdError
 from hskd.hashing import file_sha256, fingerprint
 from hskd.remote.place import Place
@@ -20,7 +21,6 @@ from hskd.selectors.base import describe
 from hskd.store_format.layout import MANIFEST
 from hskd.store_format.manifest import Manifest
 
-CHECKSUMS = "checksums.json"
 UPLOAD = "upload.json"
 """Lies at a URL from the first file of an upload to the last, and says what is being uploaded."""
 _MODEL, _TRIAL = "config.json", "result.json"
@@ -84,6 +84,7 @@ def local_contents(folder: Path) -> Contents:
 
     Raises:
         HskdError: it is no finished store, teacher, student or trial.
+        CorruptionError: a file of it is not the one that was written.
     """
     if (folder / MANIFEST).is_file():
         return _of_store(Manifest.read(folder), (folder / MANIFEST).read_bytes())
@@ -92,6 +93,8 @@ def local_contents(folder: Path) -> Contents:
             f"{folder}: is no finished store, teacher, student or trial (it has neither {MANIFEST}, {_MODEL} nor "
             f"{_TRIAL})."
         )
+    for part in {folder, *(note.parent for note in folder.rglob(CHECKSUMS))}:
+        require_whole(part)
     paths = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
     stores = {manifest.parent.relative_to(folder) for manifest in folder.rglob(MANIFEST)}
     files = {

@@ -6,10 +6,11 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from hskd.errors import HskdError
 from hskd.hashing import fingerprint
+from hskd.io import with_home
 from hskd.runtime import DType, resolve_device, resolve_dtype
 from hskd.spec import HSKSpec
 from hskd.students.kinds import AnyStudent
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from hskd.heads import Head
+
+
+Place = Annotated[str, AfterValidator(with_home)]
+"""A path, in which ``~`` means home; or a URL, or a name."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class TaskPlan(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Annotated[str, Field(description="mr, a task of GLUE, or custom.")] = "mr"
-    data: Annotated[str | None, Field(description="Folder or file of the examples.")] = None
+    data: Annotated[Place | None, Field(description="Folder or file of the examples.")] = None
     text_columns: Annotated[tuple[str, ...] | None, Field(description="custom: the text columns.")] = None
     label_column: Annotated[str | None, Field(description="custom: the label column.")] = None
     max_length: Annotated[int | None, Field(ge=3, description="Tokens an example is cut to.")] = None
@@ -54,7 +59,7 @@ class TaskPlan(BaseModel):
     ] = None
 
     augment: Annotated[
-        str | None,
+        Place | None,
         # Left out where there is none: a trial is named by the fingerprint of all that is written here.
         Field(description="File of further sentences, without labels.", exclude_if=lambda value: value is None),
     ] = None
@@ -74,7 +79,7 @@ class TeacherPlan(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: Annotated[str, Field(description="Local folder, hub name, or offline:minilm.")] = OFFLINE_MINILM
+    model: Annotated[Place, Field(description="Local folder, hub name, or offline:minilm.")] = OFFLINE_MINILM
     fine_tuned: Annotated[bool, Field(description="The model is a teacher already: do not fine-tune it.")] = False
     examples: Annotated[int | None, Field(ge=1, description="Training examples of the teacher [default: all].")] = None
     settings: TeacherSettings = TeacherSettings()
@@ -86,7 +91,7 @@ class GivenStudent(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["given"] = "given"
-    folder: str
+    folder: Place
 
     @property
     def name(self) -> str:
@@ -130,7 +135,7 @@ class TrialConfig(BaseModel):
     # Left out where it is off: a trial is named by the fingerprint of all that is written here.
     online: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
     """The teacher runs in the training loop, and nothing is stored."""
-    store: Annotated[str | None, Field(exclude_if=lambda value: value is None)] = None
+    store: Annotated[Place | None, Field(exclude_if=lambda value: value is None)] = None
     """Folder of a store that is there already, from which the trial trains."""
     store_alone: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
     """The training examples come from ``store`` too, and nothing is scored."""

@@ -24,6 +24,7 @@ from hskd.store.reader import Store
 from hskd.students import load_student
 from hskd.students.base import STUDENT_FILE
 from hskd.tasks import Task, TokenizedSplit, tokenizer_fingerprint
+from hskd.teachers.fitting import require_fit
 from hskd.teachers.loading import Teacher, load_tokenizer, model_fingerprint
 from hskd.trials.settings import DistillSettings
 
@@ -58,8 +59,9 @@ class Student:
             )
         made = folder / STUDENT_FILE
         remedy = f"Delete {folder} and make the student again (hskd student)."
-        teacher = read_record(made, remedy).get("teacher") if made.is_file() else None
-        if not isinstance(teacher, str | None):
+        record = read_record(made, remedy) if made.is_file() else {"teacher": None}
+        teacher = record.get("teacher")
+        if "teacher" not in record or not isinstance(teacher, str | None):
             raise CorruptionError(f"{made}: expected the fingerprint of a teacher. {remedy}")
         return cls(folder, model, tokenizer_fingerprint(load_tokenizer(str(folder))), teacher)
 
@@ -198,6 +200,7 @@ def from_teacher(teacher: Teacher, wanted: Distillation, dtype: str) -> Prepared
             "teacher would not see which of two sentences a token is of. Distil from a store, or make the student "
             "again (hskd student)."
         )
+    require_fit(teacher.name, teacher.model, [train])
     kept = settings.arm_spec(wanted.spec or HSKSpec())
     shape = teacher.shape(student.layers)
     source = Departures(settings.compat).online_source(teacher, train.sep_id, kept, student.layers, dtype)

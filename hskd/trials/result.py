@@ -90,7 +90,7 @@ class TrialResult(BaseModel):
     scores: str | None = None
     """Why there are no scores."""
     inputs: dict[str, dict[str, str]] | None = None
-    """Fingerprints of the contents behind all this (:class:`~hskd.trials.inputs.Inputs`); versions before 2 have none."""
+    """Fingerprints of the contents behind all this (:class:`~hskd.trials.inputs.Inputs`); None before version 2."""
 
     # How it was run.
     settings: dict[str, Any]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from typing_extensions import override
 
+from hskd.io import with_home
 from hskd.students.base import StudentContext, StudentKind
 from hskd.students.general.settings import GeneralSettings
 from hskd.students.registry import STUDENTS
@@ -25,7 +26,7 @@ class TinyBertSettings(StudentKind):
 
     kind: Literal["tinybert"] = "tinybert"
     checkpoint: Annotated[
-        str | None,
+        Annotated[str, AfterValidator(with_home)] | None,
         Field(
             description="Local folder (such as one of `hskd general`) or hub name of a pretrained encoder, such as "
             "huawei-noah/TinyBERT_General_4L_312D.",
