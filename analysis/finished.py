@@ -10,9 +10,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from hskd.artifacts import SCHEMAS
 from hskd.errors import HskdError
-from hskd.hashing import fingerprint
+from hskd.hashing import fingerprint, known_sha256
 from hskd.io import read_json, write_json
+from hskd.tasks.builtin.mr import csv_path
+from hskd.teachers.offline import minilm_folder
 
 FILE = "summary.json"
 _LIBRARIES = ("hskd", "torch", "transformers", "matplotlib")
@@ -26,7 +29,8 @@ class FinishedDemo:
 
     Attributes:
         folder: the results.
-        key: fingerprint of what the results depend on: preset, seeds, versions, machine.
+        key: fingerprint of what the results depend on: preset, seeds, data and model by content, numbers of hskd's
+            code, versions, machine.
     """
 
     folder: Path
@@ -39,6 +43,8 @@ class FinishedDemo:
             "preset": files("hskd.grid").joinpath("presets", f"{preset}.yaml").read_text(encoding="utf-8"),
             "seeds": seeds,
             "machine": platform.node(),
+            "schemas": SCHEMAS,
+            "contents": [known_sha256(path) for path in (csv_path(), minilm_folder() / "model.safetensors")],
             **{name: version(name) for name in _LIBRARIES},
             **{name: os.environ.get(name) for name in _ENVIRONMENT},
         }

@@ -40,45 +40,45 @@ class Stamp(NamedTuple):
     @classmethod
     def of(cls, path: Path) -> Stamp:
         """The stamp of the file at ``path`` as it is now."""
-        found = path.stat()
-        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        status = path.stat()
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 _SETTLED_NS = 2 * 10**9
 """Age from which the times of a file tell something: one that changes twice at once keeps its times."""
-_verified: dict[Stamp, str] = {}
+_known: dict[Stamp, str] = {}
 
 
-def has_sha256(path: Path, sha256: str) -> bool:
-    """Whether a file's bytes have this SHA-256. They are read once a process, until the file changes.
+def known_sha256(path: Path) -> str:
+    """:func:`file_sha256`, remembered in this process until the file changes.
 
     Raises:
         OSError: the file cannot be read.
     """
     stamp, now = Stamp.of(path), time.time_ns()
-    if stamp in _verified:
-        return _verified[stamp] == sha256
-    found = file_sha256(path)
+    if stamp in _known:
+        return _known[stamp]
+    digest = file_sha256(path)
     if now - max(stamp.content_changed_ns, stamp.entry_changed_ns) > _SETTLED_NS and Stamp.of(path) == stamp:
-        _verified[stamp] = found
-    return found == sha256
+        _known[stamp] = digest
+    return digest
 
 
-def verified(path: Path) -> tuple[Stamp, str] | None:
-    """What :func:`has_sha256` knows of a file, to be handed to another process; None where it would have to read it."""
+def remembered(path: Path) -> tuple[Stamp, str] | None:
+    """What :func:`known_sha256` remembers of a file, to be handed to another process; None where it would read it."""
     try:
         stamp = Stamp.of(path)
     except OSError:
         return None
-    return (stamp, _verified[stamp]) if stamp in _verified else None
+    return (stamp, _known[stamp]) if stamp in _known else None
 
 
-def take_over(known: list[tuple[Stamp, str]]) -> None:
-    """Believe what another process of this machine has read: the other side of :func:`verified`."""
-    _verified.update(known)
+def take_over(digests: list[tuple[Stamp, str]]) -> None:
+    """Believe what another process of this machine has read: the other side of :func:`remembered`."""
+    _known.update(digests)
 
 
 def content_fingerprint(path: Path) -> str:
     """16 hexadecimal digits that stand for a file's bytes, or for the names and bytes of all files in a folder."""
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    return fingerprint([[file.relative_to(path).as_posix(), file_sha256(file)] for file in files])
+    return fingerprint([[file.relative_to(path).as_posix(), known_sha256(file)] for file in files])

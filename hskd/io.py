@@ -147,16 +147,56 @@ def require_inside(folder: Path, path: Path) -> None:
         )
 
 
+@contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Say in one way what libraries raise when ``path`` cannot be written.
+
+    A full disk is an ``OSError`` to Python, a ``SafetensorError`` to safetensors, a ``RuntimeError`` to ``torch.save``.
+
+    Raises:
+        HskdError: it cannot be written.
+    """
+    try:
+        yield
+    except HskdError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        of_torch = isinstance(error, RuntimeError) and ("PytorchStreamWriter" in reason or "unexpected pos" in reason)
+        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError" or of_torch:
+            raise HskdError(
+                f"{path}: cannot be written ({reason}); {format_bytes(_free_bytes(path))} are free there. Free some "
+                "space or mend the folder, and run the same command again to go on."
+            ) from error
+        raise
+
+
+def _free_bytes(path: Path) -> int:
+    """Bytes that are free where ``path`` lies, or will lie."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def with_home(place: str) -> str:
+    """``place`` with ``~`` and ``~user`` at its beginning as the folder that they mean; anything else as it is.
+
+    Raises:
+        HskdError: there is no such user.
+    """
+    try:
+        return str(Path(place).expanduser()) if place.startswith("~") else place
+    except RuntimeError:
+        raise HskdError(f"{place}: there is no such user's folder; write the path out.") from None
+
+
 def require_space(folder: Path, needed: int, what: str) -> str:
     """Say how many bytes ``what`` needs and how many are free; refuse if they do not fit.
 
     Raises:
         HskdError: fewer than ``needed`` bytes are free where ``folder`` lies.
     """
-    existing = folder
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
+    free = _free_bytes(folder)
     message = f"{what} needs {format_bytes(needed)}; {format_bytes(free)} free on the disk of {folder}"
     if needed > free:
         raise HskdError(f"{message}. Free some space, choose another folder, or keep less HSK.")

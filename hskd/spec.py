@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError, fie
 
 from hskd.errors import HskdError
 from hskd.hashing import canonical_json, fingerprint
+from hskd.io import with_home
 from hskd.selectors import (
     DEPTH,
     LENGTH,
@@ -107,7 +108,7 @@ class HSKSpec(BaseModel):
         if isinstance(text, dict):
             return cls._validate(text)
         if text.endswith(".json"):
-            path = Path(text)
+            path = Path(with_home(text))
             if not path.is_file():
                 raise HskdError(f"spec: {text}: no such file.")
             text = path.read_text(encoding="utf-8")

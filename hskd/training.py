@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
@@ -18,9 +19,11 @@ from transformers.trainer_callback import ExportableState, TrainerControl, Train
 from typing_extensions import override
 
 from hskd import processes
-from hskd.errors import HskdError
+from hskd.artifacts import CHECKSUMS, require_whole, seal
+from hskd.errors import CorruptionError, HskdError
 from hskd.fast.encoder import LeanEncoder
 from hskd.heads import Head
+from hskd.io import saving
 from hskd.progress import Progress
 from hskd.runtime import autocast
 from hskd.store_format.layout import ragged_rows
@@ -34,9 +37,6 @@ from hskd.tasks import (
     model_inputs,
     sequential_batches,
 )
-
-WHOLE_FILE = "whole"
-"""Marks a checkpoint of several processes to which all of them have written."""
 
 
 class HeadModule(nn.Module):
@@ -86,7 +86,7 @@ class StageTrainer(Trainer):
         self.stage = stage
         self._finite = FiniteCheck(stage)
         self.remove_callback(PrinterCallback)
-        for callback in (_LogEveryEpoch(), self._finite, _MarkWhole()):
+        for callback in (_LogEveryEpoch(), self._finite, _SealCheckpoint()):
             self.add_callback(callback)
 
     def batch_loss(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
@@ -119,9 +119,28 @@ class StageTrainer(Trainer):
         return len(self.get_train_dataloader()) // int(self.args.gradient_accumulation_steps)
 
     def run(self) -> None:
-        """Train, going on from the last whole checkpoint in the output folder where there is one."""
+        """Train, going on from the last whole checkpoint in the output folder where there is one.
+
+        Raises:
+            HskdError: a checkpoint cannot be written, a loss or a gradient norm is not finite.
+            CorruptionError: a file of the checkpoint is not the one that was written.
+        """
         checkpoint = last_checkpoint(Path(self.args.output_dir))
+        if checkpoint is not None:
+            processes.by_main(lambda: _require_checkpoint(checkpoint))
         self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    @override
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            with saving(folder):
+                super()._save_checkpoint(model, trial)
+        except HskdError:
+            # What is there is of no use, and the room that it takes may be missing when the run is started again.
+            if self.args.should_save:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 class GoldTrainer(StageTrainer):
@@ -216,15 +235,39 @@ class _LogEveryEpoch(TrainerCallback):
         control.should_log = True
 
 
-class _MarkWhole(TrainerCallback):
-    """Marks a checkpoint to which all of several processes have written."""
+class _SealCheckpoint(TrainerCallback):
+    """Writes the checksums of a checkpoint, which also say that all of several processes have written to it."""
 
     @override
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if args.world_size > 1:
             processes.barrier()
-            if args.should_save:
-                (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE_FILE).touch()
+        if args.should_save:
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
+def _require_checkpoint(checkpoint: Path) -> None:
+    """Refuse a checkpoint of which a file is damaged.
+
+    Raises:
+        CorruptionError: names the file, and says what to do.
+    """
+    try:
+        require_whole(checkpoint)
+    except CorruptionError as error:
+        damaged = str(error).partition(". ")[0].removesuffix(".")
+        raise CorruptionError(
+            f"{damaged}. Delete the checkpoint {checkpoint}, and run the same command again: it goes on from an "
+            "earlier one, or starts anew."
+        ) from None
+
+
+def clear_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints in a stage's output folder, and the folder where nothing else is left: logs stay."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 class Callbacks(TrainerCallback):
@@ -393,9 +436,10 @@ def training_arguments(folder: Path, recipe: StageRecipe | None = None, **change
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint in ``folder``, as the main process sees it; all processes ask together.
 
-    A checkpoint of one process is whole once it has ``trainer_state.json``, which is written last.
+    A checkpoint of one process is whole once it has ``trainer_state.json``, which is written last; one of several once
+    it has its checksums.
     """
-    mark = "trainer_state.json" if processes.count() == 1 else WHOLE_FILE
+    mark = "trainer_state.json" if processes.count() == 1 else CHECKSUMS
 
     def newest() -> Path | None:
         whole = [path.parent for path in folder.glob(f"checkpoint-*/{mark}")]

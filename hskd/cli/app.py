@@ -13,6 +13,7 @@ from hskd.cli.launch import SHARED, leave_to_main, note_missing_processes
 from hskd.cli.progress import console
 from hskd.cli.quiet import quiet_libraries
 from hskd.errors import HskdError
+from hskd.io import with_home
 
 app = typer.Typer(
     cls=LazyGroup,
@@ -60,7 +61,7 @@ def main() -> None:
     try:
         # In standalone mode typer would draw a frame around a usage error with rich, whose import takes longer than the
         # rest.
-        code = app(standalone_mode=False) or 0
+        code = app([_with_home(word) for word in sys.argv[1:]], standalone_mode=False) or 0
         if code == 0:
             processes.stop()
         if code == _INTERRUPTED:  # so typer says that it caught the interrupt
@@ -69,9 +70,9 @@ def main() -> None:
     except KeyboardInterrupt:
         _end_interrupted()
     except typer.Abort as abort:
-        if isinstance(abort.__cause__, KeyboardInterrupt):
-            _end_interrupted()
-        _end_with("error: aborted.")
+        if isinstance(abort.__cause__, EOFError):  # click takes it for the end of a terminal's input
+            _end_with("error: a file ends before its time: it is damaged. hskd --debug says which.")
+        _end_interrupted()
     except Exception as error:
         if isinstance(error, _UsageError):
             error.show()
@@ -84,8 +85,8 @@ def main() -> None:
             _end_with(f"error: this command needs {error.name}, which is not installed: pip install 'hskd[{extra}]'")
         if "by peer" in str(error):  # how gloo says that it lost a connection
             _end_with(
-                "error: another process is gone, killed or out of memory; the launcher says which. Nothing is lost: run "
-                "the same command again, perhaps in fewer processes."
+                "error: another process is gone, killed or out of memory; the launcher says which. Nothing is lost: "
+                "run the same command again, perhaps in fewer processes."
             )
         if not processes.first_to_fail():
             sys.exit(2)
@@ -98,8 +99,14 @@ def _is_of_safetensors(error: Exception) -> bool:
     return library is not None and isinstance(error, library.SafetensorError)
 
 
+def _with_home(word: str) -> str:
+    """A word of the command line, in which ``~`` means home at the beginning of a path, and after ``=`` too."""
+    name, equals, value = word.rpartition("=")
+    return f"{name}{equals}{with_home(value)}" if value.startswith("~") else with_home(word)
+
+
 def _end_interrupted() -> NoReturn:
-    _end_with("interrupted: run the same command again to resume.", code=_INTERRUPTED)
+    _end_with("interrupted. Nothing is lost: run the same command again to resume.", code=_INTERRUPTED)
 
 
 def _end_with(line: str, code: int = 2) -> NoReturn:

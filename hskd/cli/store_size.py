@@ -83,7 +83,7 @@ def _sizes(teacher: str) -> tuple[int, int, int]:
     from hskd.teachers.loading import resolve_model
 
     try:
-        config = AutoConfig.from_pretrained(resolve_model(teacher), local_files_only=True)
+        config = AutoConfig.from_pretrained(resolve_model(teacher), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError):
         raise HskdError(
             f"--teacher {teacher}: no configuration is on this disk; give a folder, or one of {', '.join(KNOWN)}."

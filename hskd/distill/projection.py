@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from hskd.errors import MismatchError
+from hskd.errors import CorruptionError, MismatchError
+from hskd.teachers.loading import PROJECTION_FILE
 
-PROJECTION_FILE = "fit_dense.safetensors"
-"""``W`` beside a student that is narrower than its teacher."""
+__all__ = ["PROJECTION_FILE", "make_projection"]
 
 
 def make_projection(
@@ -30,6 +31,7 @@ def make_projection(
 
     Raises:
         MismatchError: the ``fit_dense`` in ``checkpoint`` has other widths.
+        CorruptionError: it cannot be read.
     """
     if student_width == teacher_width:
         return None
@@ -38,7 +40,7 @@ def make_projection(
         projection = nn.Linear(student_width, teacher_width)
     file = None if checkpoint is None else checkpoint / PROJECTION_FILE
     if file is not None and file.is_file():
-        weights = load_file(file)
+        weights = _read(file)
         if weights["weight"].shape != projection.weight.shape:
             raise MismatchError(
                 f"{file}: leads from width {weights['weight'].shape[1]} to {weights['weight'].shape[0]}; the student's "
@@ -47,3 +49,17 @@ def make_projection(
             )
         projection.load_state_dict(weights)
     return projection
+
+
+def _read(file: Path) -> dict[str, torch.Tensor]:
+    """The weight ``(d_T, d_S)`` and the bias of a ``fit_dense``."""
+    try:
+        weights = load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CorruptionError(f"{file}: cannot be read ({error}); delete it to draw W from the seed.") from None
+    if {*weights} != {"weight", "bias"} or weights["weight"].dim() != 2:
+        raise CorruptionError(
+            f"{file}: expected a matrix `weight` and a `bias`, found {sorted(weights)}; delete it to draw W from the "
+            "seed."
+        )
+    return weights

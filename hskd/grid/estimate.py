@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from hskd.grid.run import GridStatus
 from hskd.grid.spec import GridSpec
@@ -22,7 +22,7 @@ from hskd.statistics import CONFIDENCE, POWER, seeds_needed
 from hskd.store.amount import HSKAmount, measure
 from hskd.store_format.layout import total_bytes
 from hskd.tasks import TokenizedSplit, bucketed_batches, model_inputs
-from hskd.teachers.loading import resolve_model
+from hskd.teachers.loading import load_config
 from hskd.trials.config import TrialConfig
 from hskd.trials.workspace import Workspace
 
@@ -63,7 +63,7 @@ def estimate(
         HskdError: task or model cannot be read, or a spec names a layer that there is not.
     """
     workspace = Workspace(work, trials)
-    encoder = AutoConfig.from_pretrained(resolve_model(workspace.shared.teacher_plan.model))
+    encoder = load_config(workspace.shared.teacher_plan.model)
     done = {config.id for config in status.done}
     rows: list[tuple[str, ...]] = []
     for config in trials:

@@ -107,31 +107,56 @@ def write_labels(out: Path, splits: Mapping[str, Labelled]) -> None:
         MismatchError: the labels that are there are others.
         CorruptionError: the file that is there cannot be read.
     """
-    path = out / LABELS_FILE
-    labels = {
-        name: np.asarray(split.labels) for name, split in splits.items() if name != "train" and split.labels is not None
-    }
+    path, labels = out / LABELS_FILE, _labels(splits)
     if not path.is_file():
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **labels)  # type: ignore[arg-type]
-        return
-    try:
-        with np.load(path) as found:
-            same = {*found} == {*labels} and all(np.array_equal(found[name], labels[name]) for name in labels)
-    except (OSError, ValueError, BadZipFile) as error:
-        raise CorruptionError(f"{path}: cannot be read ({error}); delete it and run the grid again.") from None
-    if not same:
+        _save_labels(path, labels)
+    elif not _holds(path, labels):
         raise MismatchError(
             f"{path}: holds the labels of other data than this grid's, so its trials are not of this data. "
             "Choose another --out, or delete that folder."
         )
 
 
+def replace_labels(out: Path, splits: Mapping[str, Labelled]) -> None:
+    """Keep these labels in place of others: no result that is kept was scored by those.
+
+    Raises:
+        CorruptionError: the file that is there cannot be read.
+    """
+    path, labels = out / LABELS_FILE, _labels(splits)
+    if path.is_file() and not _holds(path, labels):
+        _save_labels(path, labels)
+
+
+def _labels(splits: Mapping[str, Labelled]) -> dict[str, np.ndarray]:
+    return {
+        name: np.asarray(split.labels) for name, split in splits.items() if name != "train" and split.labels is not None
+    }
+
+
+def _save_labels(path: Path, labels: Mapping[str, np.ndarray]) -> None:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **labels)  # type: ignore[arg-type]
+
+
+def _holds(path: Path, labels: Mapping[str, np.ndarray]) -> bool:
+    """Whether the labels in a file are these.
+
+    Raises:
+        CorruptionError: it cannot be read.
+    """
+    try:
+        with np.load(path) as found:
+            return {*found} == {*labels} and all(np.array_equal(found[name], labels[name]) for name in labels)
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise CorruptionError(f"{path}: cannot be read ({error}); delete it and run the grid again.") from None
+
+
 def publish(workspace: Workspace, config: TrialConfig, out: Path, progress: Progress) -> TrialResult:
     """Run a trial, or find it done, and write its result into ``out``; a failure is written too, and raised again."""
     path = result_path(out, config)
     done = ResultsFolder(out).result(config.id)
-    if done is not None:
+    if done is not None and not (done.inputs and workspace.inputs(config).changes(done.inputs)):
         return done
     try:
         write_labels(out, workspace.splits)

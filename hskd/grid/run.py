@@ -11,11 +11,11 @@ import pandas as pd
 
 from hskd.errors import HskdError
 from hskd.grid.executors import Executor
-from hskd.grid.record import error_path, write_error, write_grid
+from hskd.grid.record import error_path, replace_labels, write_error, write_grid
 from hskd.grid.spec import GridSpec
 from hskd.io import read_json
 from hskd.progress import Progress
-from hskd.results import ResultsFolder, load, pack
+from hskd.results import LABELS_FILE, ResultsFolder, load, pack
 from hskd.trials.config import TrialConfig
 from hskd.trials.workspace import Workspace
 
@@ -79,11 +79,12 @@ def run_grid(
     """
     write_grid(out, grid, trials)
     status = GridStatus.of(trials, out)
+    workspace = Workspace(work, trials)
+    stale = _stale(status, workspace, out, progress)
     progress.trials(len(status.done), 0, len(trials), f"{len(status.done)} of {len(trials)} trials are done already")
     status.failed = {}
     waiting = [config for config in status.pending if only is None or config.id in only]
     if waiting:
-        workspace = Workspace(work, trials)
         workspace.ensure_shared(progress)
         left = len(waiting)
         for config, result, error in executor.run(workspace, waiting, out, progress):
@@ -94,13 +95,44 @@ def run_grid(
                 news = f"{config.title}: failed: {error}"
             else:
                 status.done.append(config)
+                stale.discard(config.id)
                 split = result.scored_split
                 news = f"{config.title}: {100 * result.metrics[split]['score']:.1f} % on {split}"
             left -= 1
             progress.trials(len(status.done), len(status.failed), len(trials), news, min(executor.slots, left))
-        done = ResultsFolder(out).done()
+        done = ResultsFolder(out).done() - stale
         status.pending = [config for config in trials if config.id not in done]
     if not status.done:
         raise HskdError(f"no trial could be run; the first error: {next(iter(status.failed.values()), 'unknown')}")
     pack(out)
     return load(out), status
+
+
+def _stale(status: GridStatus, workspace: Workspace, out: Path, progress: Progress) -> set[str]:
+    """Make trials pending again whose result is of other contents than there are now, and say which, and why.
+
+    A result of a version that recorded no contents is taken as it is.
+
+    Returns:
+        The ids of these trials.
+    """
+    results = ResultsFolder(out).results() if status.done else {}
+    recorded = {config.id: results[config.id].inputs for config in status.done if config.id in results}
+    if status.done and not any(recorded.values()):
+        return set()
+    if not status.done and not (out / LABELS_FILE).is_file():
+        return set()  # Nothing to compare with: data and models are not read yet.
+    try:
+        changes = {config.id: workspace.inputs(config).changes(recorded.get(config.id)) for config in status.done}
+    except HskdError as error:
+        progress.say(f"what is done already cannot be compared with the data and models of now: {error}")
+        return set()
+    stale = {trial for trial, changed in changes.items() if changed}
+    for config in status.done:
+        if config.id in stale:
+            progress.say(f"{config.title}: is done anew, since it was of other {', '.join(changes[config.id])}")
+    status.pending = [*status.pending, *(config for config in status.done if config.id in stale)]
+    status.done = [config for config in status.done if config.id not in stale]
+    if all(recorded.get(config.id) is not None for config in status.done):
+        replace_labels(out, workspace.splits)
+    return stale

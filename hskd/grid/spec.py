@@ -24,6 +24,7 @@ from pydantic_core import PydanticCustomError
 from hskd.compat import refuse_offline, require_regression
 from hskd.errors import HskdError
 from hskd.hashing import content_fingerprint
+from hskd.io import with_home
 from hskd.plugins import load_plugins
 from hskd.spec import DIMENSIONS, HSKSpec
 from hskd.students.general.settings import GeneralSettings
@@ -375,7 +376,7 @@ def load_grid(name: str) -> GridSpec:
         HskdError: there is no such preset or file, or the file says something that a grid cannot be; the message
             names file, line, key, what was expected.
     """
-    path, task = Path(name), ""
+    path, task = Path(with_home(name)), ""
     if path.suffix not in (".yaml", ".yml"):
         known = presets()
         if name not in known:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
+from hskd.errors import MismatchError
 from hskd.store_format.layout import ArraySpec
 
 # Imported where they are used: a task names its head when it is declared, long before a model is built.
@@ -117,5 +118,15 @@ class Head(ABC):
 
 
 def output_names(config: PretrainedConfig) -> tuple[str, ...]:
-    """Names of a model's outputs in their order, as its configuration gives them."""
+    """Names of a model's outputs in their order, as its configuration gives them.
+
+    Raises:
+        MismatchError: they are not numbered from 0.
+    """
+    if set(config.id2label) != set(range(config.num_labels)):
+        where = getattr(config, "name_or_path", "") or "the model"
+        raise MismatchError(
+            f"{where}: its config.json numbers the labels {', '.join(map(str, config.id2label))} (id2label); expected "
+            f"0 to {config.num_labels - 1}. Correct id2label and label2id there."
+        )
     return tuple(config.id2label[i] for i in range(config.num_labels))

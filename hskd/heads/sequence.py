@@ -40,7 +40,13 @@ class SequenceHead(Head):
             "num_labels": len(names),
             "id2label": dict(enumerate(names)),
             "label2id": {name: i for i, name in enumerate(names)},
+            "problem_type": self._problem_type,
         }
+
+    @property
+    def _problem_type(self) -> str:
+        """What ``transformers`` calls such a head: ``pipeline`` reads from it how outputs become scores."""
+        return "single_label_classification"
 
     @property
     def _output_names(self) -> tuple[str, ...]:
@@ -146,6 +152,11 @@ class SequenceRegression(SequenceHead):
     @override
     def _output_names(self) -> tuple[str, ...]:
         return ("score",)
+
+    @property
+    @override
+    def _problem_type(self) -> str:
+        return "regression"
 
     @override
     def gold_loss(self, rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

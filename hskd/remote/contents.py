@@ -14,15 +14,15 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from hskd.artifacts import CHECKSUMS, require_whole
 from hskd.errors import CorruptionError, HskdError
-from hskd.hashing import file_sha256, fingerprint, has_sha256
+from hskd.hashing import file_sha256, fingerprint, known_sha256
 from hskd.io import parse_json, require_inside
 from hskd.remote.place import Place
 from hskd.selectors.base import describe
 from hskd.store_format.layout import MANIFEST
 from hskd.store_format.manifest import Manifest
 
-CHECKSUMS = "checksums.json"
 UPLOAD = "upload.json"
 """Lies at a URL from the first file of an upload to the last, and says what is being uploaded."""
 _MODEL, _TRIAL = "config.json", "result.json"
@@ -69,7 +69,7 @@ class Contents:
 def _has(path: Path, file: File) -> bool:
     if path.is_symlink() or not path.is_file() or file.bytes not in (None, path.stat().st_size):
         return False
-    return file.sha256 is None or has_sha256(path, file.sha256)
+    return file.sha256 is None or known_sha256(path) == file.sha256
 
 
 class _Entry(BaseModel):
@@ -92,6 +92,7 @@ def local_contents(folder: Path) -> Contents:
 
     Raises:
         HskdError: it is no finished store, teacher, student or trial, or a file of it is a link to another folder.
+        CorruptionError: a file of it is not the one that was written.
     """
     if (folder / MANIFEST).is_file():
         manifest = Manifest.read(folder)
@@ -104,6 +105,8 @@ def local_contents(folder: Path) -> Contents:
             f"{folder}: is no finished store, teacher, student or trial (it has neither {MANIFEST}, {_MODEL} nor "
             f"{_TRIAL})."
         )
+    for part in {folder, *(note.parent for note in folder.rglob(CHECKSUMS))}:
+        require_whole(part)
     paths = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_symlink() or path.is_file()}
     stores = {manifest.parent.relative_to(folder) for manifest in folder.rglob(MANIFEST)}
     files = {

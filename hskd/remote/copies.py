@@ -12,7 +12,7 @@ from filelock import FileLock
 from hskd.artifacts import ArtifactFolders, build, claim, lock_path
 from hskd.errors import CorruptionError, HskdError, MismatchError
 from hskd.hashing import file_sha256
-from hskd.io import atomic_path, require_space
+from hskd.io import atomic_path, require_space, with_home
 from hskd.progress import Progress, Silent
 from hskd.remote.contents import CHECKSUMS, UPLOAD, Contents, File, finished_contents, local_contents, remote_contents
 from hskd.remote.place import Place, is_url
@@ -25,7 +25,7 @@ _SILENT = Silent()
 
 def local_copy(place: str | Path, work: Path = WORK, progress: Progress = _SILENT) -> Path:
     """A folder on this machine: ``place`` itself, or what :func:`fetch` makes of a URL."""
-    return fetch(place, work, progress) if isinstance(place, str) and is_url(place) else Path(place)
+    return fetch(place, work, progress) if isinstance(place, str) and is_url(place) else Path(with_home(str(place)))
 
 
 def fetch(url: str, work: Path = WORK, progress: Progress = _SILENT) -> Path:

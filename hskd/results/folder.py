@@ -27,7 +27,7 @@ import numpy as np
 import yaml
 
 from hskd.errors import CorruptionError, HskdError
-from hskd.io import read_json
+from hskd.io import read_json, with_home
 from hskd.trials.result import TrialResult
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class ResultsFolder:
     """A results folder. Nothing is read before it is asked for, and what is read is not kept."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(with_home(str(path)))
         self.trials = self.path / TRIALS
 
     @property

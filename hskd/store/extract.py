@@ -32,6 +32,7 @@ from hskd.store_format.layout import (
 )
 from hskd.store_format.manifest import MAX_LENGTH, Manifest, Origin, TargetArray
 from hskd.tasks import Task, TokenizedSplit, sequential_batches
+from hskd.teachers.fitting import require_fit
 from hskd.teachers.forward import ForwardOptions, NotFiniteError, teacher_forward
 from hskd.teachers.loading import Teacher
 
@@ -222,6 +223,7 @@ def extract(
     ranges = plan_parts(arrays, split, options.shard_bytes, extend)
     place = (lambda unfinished: None) if extend is None else partial(place_shards, extend)
     if not processes.by_main((folder / MANIFEST).is_file):
+        require_fit(teacher.name, teacher.model, [split])
         progress.begin("extract", len(split) - (0 if extend is None else len(extend)))
     manifest = write_store(folder, plan, ranges, needed, make_shard, progress.say, place)
     progress.say(f"{folder}: {manifest.examples} examples, {format_bytes(manifest.bytes)}")

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from hskd.errors import CorruptionError, HskdError, MismatchError
-from hskd.hashing import Stamp, file_sha256, has_sha256, take_over, verified
+from hskd.hashing import Stamp, file_sha256, known_sha256, remembered, take_over
 from hskd.io import POINTER, is_lfs_pointer, require_inside
 from hskd.knowledge import KeptHSK, TeacherStates
 from hskd.remote.copies import WORK, local_copy
@@ -82,8 +82,8 @@ class Store:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What another process needs to open the store for itself: not the values, but which shards need no reading."""
-        known = [entry for entry in map(verified, self._paths) if entry is not None]
-        return _opened_again, (self._paths[0].parent, self.manifest.fingerprint, known)
+        digests = [entry for entry in map(remembered, self._paths) if entry is not None]
+        return _opened_again, (self._paths[0].parent, self.manifest.fingerprint, digests)
 
     def verify(self) -> None:
         """Compare every shard with its checksum, whether that was done before or not.
@@ -113,7 +113,7 @@ class Store:
             touched = self._unverified if rows is None else self._unverified.intersection(self._shard_of[rows].tolist())
             for shard in sorted(touched):
                 try:
-                    whole = has_sha256(self._paths[shard], self.manifest.shards[shard].sha256)
+                    whole = known_sha256(self._paths[shard]) == self.manifest.shards[shard].sha256
                 except OSError as error:
                     raise _unreadable(self._paths[shard], error) from error
                 self._require_whole(shard, whole)
@@ -296,14 +296,14 @@ class Store:
         return out.view(dtype)
 
 
-def _opened_again(folder: Path, fingerprint: str, known: Sequence[tuple[Stamp, str]]) -> Store:
+def _opened_again(folder: Path, fingerprint: str, digests: Sequence[tuple[Stamp, str]]) -> Store:
     """A store that was pickled, in another process or later.
 
     Raises:
         MismatchError: another store lies there now.
         HskdError: see :meth:`Store.open`.
     """
-    take_over(known)
+    take_over(digests)
     store = Store.open(folder)
     if store.manifest.fingerprint != fingerprint:
         raise MismatchError(f"{folder}: is another store now than when it was opened first; open it again.")

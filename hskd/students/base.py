@@ -83,16 +83,23 @@ class StudentKind(BaseModel):
         """Files and folders of the user's own that the student is made from, by a name for each."""
         return {}
 
+    def contents(self) -> dict[str, str]:
+        """Fingerprints of the bytes that the student is made from, beside teacher and data, by a name for each."""
+        return {}
+
     def with_checkpoint(self, checkpoint: str) -> dict[str, Any] | None:
         """The fields to change for a student from another checkpoint; None where the kind has none."""
         return None
 
     def recipe(self, context: StudentContext) -> dict[str, Any]:
         """Everything that the student depends on, as JSON: its folder is named by the fingerprint."""
+        from hskd.tasks.content import labelled
+
         return {
             "student": self.model_dump(mode="json"),
             "teacher": context.teacher_key(),
-            "data": context.train().fingerprint,
+            "data": labelled(context.task.head, context.train()),
+            **self.contents(),
             **context.machine,
             **({"files": dict(context.files)} if context.files else {}),
         }

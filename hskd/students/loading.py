@@ -9,38 +9,56 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from hskd.errors import HskdError
 from hskd.heads import Head
+from hskd.io import with_home
 from hskd.remote import local_copy
+from hskd.teachers.loading import checked_model, reason, require_every_weight
 
 
 def load_student(folder: str | Path, head: Head | None = None) -> PreTrainedModel:
     """The student saved in ``folder``, of any registered model type, in float32 with SDPA attention, in eval mode.
 
-    Code that a folder may carry is never run.
+    Code that a folder may carry is never run. Files with a checksum beside them are compared with it.
 
     Args:
         folder: may be a URL, which is copied into the cache first (see :func:`hskd.remote.fetch`).
         head: that of the student's task; None for the one that its config.json names.
 
     Raises:
-        HskdError: the folder is missing or holds no model that can be loaded.
+        HskdError: the folder is missing, holds no model that can be loaded, or one that lacks a weight.
+        CorruptionError: a file there is damaged.
     """
-    folder = local_copy(folder)
+    folder = local_copy(folder if isinstance(folder, Path) else with_home(folder))
     if not folder.is_dir():
         raise HskdError(f"{folder}: no such folder. A student is a folder with config.json and model.safetensors.")
+    checked_model(str(folder))
     try:
         auto_class = _auto_class(folder) if head is None else head.auto_class
-        model: PreTrainedModel = auto_class.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True, trust_remote_code=False
-        )
-    # RuntimeError: the weights do not have the shapes that the configuration says.
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise HskdError(f"{folder}: not a model that can be loaded ({str(error).splitlines()[0]}).") from error
-    return model
+        with torch.random.fork_rng(devices=[]):  # what is missing is drawn, and refused
+            model, info = auto_class.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                attn_implementation="sdpa",
+                ignore_mismatched_sizes=True,  # They are refused below, by name.
+                output_loading_info=True,
+                local_files_only=True,
+                weights_only=True,
+                trust_remote_code=False,
+            )
+    except HskdError:
+        raise
+    except Exception as error:  # of a library, about files that may hold anything
+        raise HskdError(f"{folder}: not a model that can be loaded: {reason(error)}") from error
+    require_every_weight(
+        str(folder),
+        model,
+        info,
+        "A student is whole, its head too: make one (hskd student; --kind tinybert takes a checkpoint without a head).",
+    )
+    return model  # type: ignore[no-any-return]
 
 
 def _auto_class(folder: Path) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hskd.errors import HskdError
+from hskd.io import with_home
 from hskd.tasks.augment import with_augmented
 from hskd.tasks.custom import load_custom
 from hskd.tasks.registry import CUSTOM, TASKS
@@ -31,8 +32,8 @@ def load_task(
     Raises:
         HskdError: an unknown task, arguments it has no use for, or data that is missing or malformed.
     """
-    loaded = _load(name, data, text_columns, label_column)
-    return loaded if augment is None else with_augmented(loaded, Path(augment).expanduser())
+    loaded = _load(name, None if data is None else with_home(data), text_columns, label_column)
+    return loaded if augment is None else with_augmented(loaded, Path(with_home(augment)))
 
 
 def _load(name: str, data: str | None, text_columns: Sequence[str] | None, label_column: str | None) -> TaskData:

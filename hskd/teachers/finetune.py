@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 
 from hskd import processes
-from hskd.artifacts import build_artifact
+from hskd.artifacts import SCHEMAS, build_artifact, read_record, write_record
+from hskd.errors import CorruptionError
 from hskd.fast import fast_training
-from hskd.io import read_json, write_json
 from hskd.progress import Progress, Silent
 from hskd.provenance import provenance
 from hskd.runtime import RunOptions
 from hskd.tasks import Task, TokenizedSplit
-from hskd.teachers.loading import load_classifier, load_tokenizer
+from hskd.tasks.content import labelled, scored, used_tokens
+from hskd.teachers.fitting import require_fit
+from hskd.teachers.loading import load_classifier, load_tokenizer, model_content, save_classifier
 from hskd.teachers.settings import TeacherSettings
-from hskd.training import GoldTrainer, HeadModule, StageRecipe, run_stage, score, training_arguments
+from hskd.training import (
+    GoldTrainer,
+    HeadModule,
+    StageRecipe,
+    clear_checkpoints,
+    run_stage,
+    score,
+    training_arguments,
+)
 
 METRICS_FILE = "metrics.json"
+Metrics = dict[str, dict[str, float]]
 _OTHER = "a teacher of another model, task or data, or fine-tuned with other settings"
 
 
@@ -37,7 +47,8 @@ def finetune(
 ) -> Path:
     """Fine-tune an encoder on a task and save model, tokenizer and ``metrics.json`` in ``folder``.
 
-    A killed run goes on after its last epoch; a finished one is left as it is.
+    A killed run goes on after its last epoch; a finished one is left as it is, and scored anew where dev or test have
+    changed. The logs of a reporter that writes files lie in ``training`` of ``folder``.
 
     Args:
         model_name: a local folder, a hub name, or ``offline:minilm``.
@@ -52,19 +63,21 @@ def finetune(
         HskdError: the model cannot be loaded, the loss is not finite, or ``folder`` was not made by this function.
         MismatchError: ``folder`` holds another teacher, or the beginning of one.
     """
-
     recipe = {
-        "model": model_name,
+        "model": processes.by_main(lambda: model_content(model_name)),
         "task": task.name,
         "data": splits["train"].fingerprint,
+        "labels": labelled(task.head, splits["train"]),
         "settings": settings.model_dump(mode="json"),
         "dtype": options.dtype,
+        "schema": SCHEMAS["teachers"],
     }
     progress = progress or Silent()
 
     def builder(partial: Path) -> None:
         set_seed(settings.seed)
         model = load_classifier(model_name, task, new_head=True).to(options.device)
+        require_fit(model_name, model, splits.values())
         stage = StageRecipe(
             epochs=settings.epochs,
             learning_rate=settings.lr,
@@ -79,28 +92,24 @@ def finetune(
             report_to=options.report_to,
             accumulate=options.accumulate,
         )
-        with fast_training(model, [split.input_ids for split in splits.values()]) as encoder:
+        with fast_training(model, used_tokens(splits.values())) as encoder:
             unused = {"ddp_find_unused_parameters": not encoder.reads_every_parameter}
             arguments = training_arguments(partial / "training", stage, **unused)
             trainer = GoldTrainer(HeadModule(model, task.head, encoder), arguments, splits["train"], "teacher")
             run = run_stage(trainer, progress)
-        classifier = HeadModule(model, task.head)
-        metrics = {
-            name: score(classifier, split, options.dtype)
-            for name, split in splits.items()
-            if name != "train" and split.labels is not None
-        }
+        metrics = _scores(model, task, splits, options.dtype)
         if not processes.is_main():
             return
-        model.save_pretrained(partial)
+        save_classifier(model, task.head, partial)
         load_tokenizer(model_name).save_pretrained(partial)
-        write_json(
+        write_record(
             partial / METRICS_FILE,
             {
                 "model": model_name,
                 "task": task.name,
                 "settings": settings.model_dump(mode="json"),
                 "metrics": metrics,
+                "scored": _scored(task, splits),
                 "train_examples": len(splits["train"]),
                 "seconds": run.seconds,
                 "dtype": options.dtype,
@@ -111,11 +120,58 @@ def finetune(
                 "made_by": provenance(),
             },
         )
-        shutil.rmtree(partial / "training")
+        clear_checkpoints(partial / "training")
 
-    return build_artifact(folder, recipe, builder, _OTHER, resumes=True, together=True)
+    build_artifact(folder, recipe, builder, _OTHER, resumes=True, together=True, progress=progress)
+    ensure_scores(folder, task, splits, options, progress)
+    return folder
+
+
+def ensure_scores(
+    folder: Path, task: Task, splits: Mapping[str, TokenizedSplit], options: RunOptions, progress: Progress
+) -> Metrics:
+    """The metrics of a fine-tuned teacher on each labelled split but ``train``, scored anew where these have changed.
+
+    Raises:
+        CorruptionError: what says the metrics, or the teacher, is damaged.
+    """
+    record = processes.by_main(lambda: teacher_metrics(folder))
+    now = _scored(task, splits)
+    if record.get("scored", now) == now:
+        return record["metrics"]  # type: ignore[no-any-return]
+    progress.say(f"{folder}: dev or test are not those that the teacher was scored on; scoring it anew")
+    model = load_classifier(str(folder), task).to(options.device)
+    record |= {"metrics": _scores(model, task, splits, options.dtype), "scored": now}
+    processes.by_main(lambda: write_record(folder / METRICS_FILE, record))
+    return record["metrics"]  # type: ignore[no-any-return]
+
+
+def _scores(model: PreTrainedModel, task: Task, splits: Mapping[str, TokenizedSplit], dtype: str) -> Metrics:
+    classifier = HeadModule(model, task.head)
+    return {name: score(classifier, splits[name], dtype) for name in _scored(task, splits)}
+
+
+def _scored(task: Task, splits: Mapping[str, TokenizedSplit]) -> dict[str, str]:
+    """What the metrics on each labelled split but ``train`` depend on."""
+    return {
+        name: scored(task.head, split) for name, split in splits.items() if name != "train" and split.labels is not None
+    }
 
 
 def teacher_metrics(folder: Path) -> dict[str, Any]:
-    """What ``finetune`` wrote beside a teacher."""
-    return read_json(folder / METRICS_FILE)  # type: ignore[no-any-return]
+    """What ``finetune`` wrote beside a teacher.
+
+    Raises:
+        HskdError: there is none.
+        CorruptionError: it is damaged.
+    """
+    path = folder / METRICS_FILE
+    remedy = f"Delete {folder} and make the teacher again (hskd teacher)."
+    record = read_record(path, remedy)
+    metrics = record.get("metrics")
+    if not isinstance(metrics, dict) or not all(
+        isinstance(values, dict) and all(isinstance(value, int | float) for value in values.values())
+        for values in metrics.values()
+    ):
+        raise CorruptionError(f"{path}: expected metrics by split. {remedy}")
+    return record

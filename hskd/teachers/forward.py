@@ -108,6 +108,12 @@ def teacher_forward(
     mask = inputs["attention_mask"].bool()
     with autocast(options.dtype, device), _cls_rows(model, attention_layers, mask, options.softmax) as rows:
         output = model(**inputs, output_hidden_states=bool(layers))
+    for layer in layers:
+        if output.hidden_states[layer].shape[:2] != mask.shape:
+            raise HskdError(
+                f"the teacher's hidden state {layer} is of shape {tuple(output.hidden_states[layer].shape)} for "
+                f"{mask.shape[1]} tokens; what is distilled is one state a token. Use an encoder that keeps them apart."
+            )
     # Counted where the batch is: a loader's is on the CPU, and nobody has to wait for a GPU to count.
     real = (batch["attention_mask"].bool() | options.pads).flatten().nonzero()[:, 0].to(device, non_blocking=True)
     hidden = {layer: output.hidden_states[layer].flatten(0, 1).index_select(0, real).float() for layer in layers}

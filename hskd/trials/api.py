@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hskd.io import with_home
 from hskd.progress import Progress, Silent
 from hskd.trials.config import TrialConfig
 from hskd.trials.execute import execute
@@ -33,5 +34,6 @@ def run_trial(
         HskdError: something that the trial needs cannot be read or made, or a loss is not finite.
         MismatchError: parts of the config do not belong together, or ``folder`` holds another trial.
     """
-    workspace = Workspace(Path(work), [config], folder=None if folder is None else Path(folder))
+    place = None if folder is None else Path(with_home(str(folder)))
+    workspace = Workspace(Path(with_home(str(work))), [config], folder=place)
     return execute(config, workspace, progress or Silent())

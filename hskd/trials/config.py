@@ -6,10 +6,11 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from hskd.errors import HskdError
 from hskd.hashing import fingerprint
+from hskd.io import with_home
 from hskd.runtime import DType, resolve_device, resolve_dtype
 from hskd.spec import HSKSpec
 from hskd.students.kinds import AnyStudent
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from hskd.heads import Head
+
+
+Place = Annotated[str, AfterValidator(with_home)]
+"""A path, in which ``~`` means home; or a URL, or a name."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class TaskPlan(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Annotated[str, Field(description="mr, a task of GLUE, or custom.")] = "mr"
-    data: Annotated[str | None, Field(description="Folder or file of the examples.")] = None
+    data: Annotated[Place | None, Field(description="Folder or file of the examples.")] = None
     text_columns: Annotated[tuple[str, ...] | None, Field(description="custom: the text columns.")] = None
     label_column: Annotated[str | None, Field(description="custom: the label column.")] = None
     max_length: Annotated[int | None, Field(ge=3, description="Tokens an example is cut to.")] = None
@@ -54,7 +59,7 @@ class TaskPlan(BaseModel):
     ] = None
 
     augment: Annotated[
-        str | None,
+        Place | None,
         # Left out where there is none: a trial is named by the fingerprint of all that is written here.
         Field(description="File of further sentences, without labels.", exclude_if=lambda value: value is None),
     ] = None
@@ -74,7 +79,7 @@ class TeacherPlan(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: Annotated[str, Field(description="Local folder, hub name, or offline:minilm.")] = OFFLINE_MINILM
+    model: Annotated[Place, Field(description="Local folder, hub name, or offline:minilm.")] = OFFLINE_MINILM
     fine_tuned: Annotated[bool, Field(description="The model is a teacher already: do not fine-tune it.")] = False
     examples: Annotated[int | None, Field(ge=1, description="Training examples of the teacher [default: all].")] = None
     settings: TeacherSettings = TeacherSettings()
@@ -86,7 +91,7 @@ class GivenStudent(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["given"] = "given"
-    folder: str
+    folder: Place
 
     @property
     def name(self) -> str:
@@ -103,9 +108,9 @@ class GivenStudent(BaseModel):
         return self._config()
 
     def _config(self) -> PretrainedConfig:
-        from transformers import AutoConfig
+        from hskd.teachers.loading import load_config
 
-        return AutoConfig.from_pretrained(self.folder)
+        return load_config(self.folder)
 
 
 class TrialConfig(BaseModel):
@@ -130,13 +135,13 @@ class TrialConfig(BaseModel):
     # Left out where it is off: a trial is named by the fingerprint of all that is written here.
     online: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
     """The teacher runs in the training loop, and nothing is stored."""
-    store: Annotated[str | None, Field(exclude_if=lambda value: value is None)] = None
+    store: Annotated[Place | None, Field(exclude_if=lambda value: value is None)] = None
     """Folder of a store that is there already, from which the trial trains."""
     store_alone: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
     """The training examples come from ``store`` too, and nothing is scored."""
     files: dict[str, str] = {}
-    """Fingerprints of the user's own files behind ``task.data``, ``task.augment``, ``teacher.model``, and the student's
-    ``checkpoint`` or ``text``: a path says nothing of them."""
+    """Fingerprints of the user's own files behind ``task.data``, ``task.augment``, ``teacher.model``, the student's
+    ``checkpoint`` or ``text``, and of a given ``student`` and ``store``: a path says nothing of them."""
 
     @property
     def id(self) -> str:
@@ -145,8 +150,22 @@ class TrialConfig(BaseModel):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The config as JSON; without ``files`` where nothing of it lies in files of the user's."""
-        return self.model_dump(mode="json", exclude=None if self.files else {"files"})
+        """The config as JSON; without ``files`` where nothing of it lies in files of the user's.
+
+        Of given folders (see :func:`hskd.trials.inputs.with_contents`) it has the contents, not the paths.
+        """
+        content = self.model_dump(mode="json", exclude=None if self.files else {"files"})
+        if self.given and "student" in self.files:
+            content["student"].pop("folder")
+            for name, part, key in (
+                ("model", content["teacher"], "model"),
+                ("store", content, "store"),
+                ("data", content["task"], "data"),
+                ("augment", content["task"], "augment"),
+            ):
+                if name in self.files and part is not None:
+                    part.pop(key, None)
+        return content
 
     @property
     def point(self) -> str:

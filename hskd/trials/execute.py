@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
+from hskd import processes
+from hskd.artifacts import clear
+from hskd.errors import MismatchError
 from hskd.progress import Progress
 from hskd.runtime import set_threads
 from hskd.trials.config import TrialConfig
+from hskd.trials.inputs import with_contents
 from hskd.trials.prepare import NO_SCORES, Distillation
 from hskd.trials.result import TrialResult
 from hskd.trials.stages import TrialInputs
@@ -27,14 +34,16 @@ def execute(config: TrialConfig, workspace: Workspace, progress: Progress) -> Tr
     Raises:
         HskdError: something that the trial needs cannot be read or made, or a loss is not finite.
         MismatchError: parts of the config do not belong together, or the trial's folder holds another trial.
+        CorruptionError: a file that the trial reads, or that it left, is damaged.
     """
     workspace.require_of_here(config)
+    config = with_contents(config)
     workspace.ensure_shared(progress)
     folder = workspace.trial_folder(config)
     set_threads(config.threads)
     examples = workspace.examples
     student = workspace.load_student(config, progress)
-    with workspace.lock(folder):
+    with workspace.lock(folder, progress):
         wanted = Distillation(config.settings, config.spec, student, examples.task, examples.train)
         prepared = workspace.prepare(config, wanted, progress)
         inputs = TrialInputs(
@@ -47,7 +56,10 @@ def execute(config: TrialConfig, workspace: Workspace, progress: Progress) -> Tr
             student.folder,
             workspace.held_out_source(config, student.layers, progress),
         )
+        contents = workspace.inputs(config)
+        knowledge = {} if prepared.knowledge is None else {"knowledge": prepared.knowledge}
         about = About(
+            inputs=replace(contents, trained={**contents.trained, **knowledge}),
             identity=prepared.record | ({"scores": NO_SCORES} if config.store_alone else {}),
             notes={
                 "id": config.id,
@@ -56,4 +68,13 @@ def execute(config: TrialConfig, workspace: Workspace, progress: Progress) -> Tr
                 "teacher_metrics": workspace.teacher_metrics(progress),
             },
         )
-        return run_prepared(inputs, folder, workspace.options(config), about, progress)
+        run = partial(run_prepared, inputs, folder, workspace.options(config), about, progress)
+        try:
+            return run()
+        except MismatchError as error:
+            if workspace.is_users(folder):
+                raise
+            # The folder is named by the config and the contents, so it was made from an artifact that is lost.
+            progress.say(f"{error} It is in the work folder, so it is made anew.")
+            processes.by_main(lambda: clear(folder))
+            return run()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
+from hskd.artifacts import read_record
 from hskd.compat import refuse_offline
 from hskd.distill.source import KnowledgeSource, ShuffledSource, StoreSource
-from hskd.errors import HskdError, MismatchError
+from hskd.errors import CorruptionError, HskdError, MismatchError
 from hskd.heads import output_names
-from hskd.io import read_json
 from hskd.paper.departures import Departures
 from hskd.progress import Progress
 from hskd.spec import HSKSpec, Shape
@@ -22,6 +24,7 @@ from hskd.store.reader import Store
 from hskd.students import load_student
 from hskd.students.base import STUDENT_FILE
 from hskd.tasks import Task, TokenizedSplit, tokenizer_fingerprint
+from hskd.teachers.fitting import require_fit
 from hskd.teachers.loading import Teacher, load_tokenizer, model_fingerprint
 from hskd.trials.settings import DistillSettings
 
@@ -45,6 +48,7 @@ class Student:
 
         Raises:
             HskdError: there is none.
+            CorruptionError: a file of it is damaged.
             MismatchError: its labels are not the task's.
         """
         model = load_student(folder, task.head)
@@ -54,7 +58,11 @@ class Student:
                 f"{list(task.label_names)}; make a student from a teacher of this task (hskd student)."
             )
         made = folder / STUDENT_FILE
-        teacher = read_json(made)["teacher"] if made.is_file() else None
+        remedy = f"Delete {folder} and make the student again (hskd student)."
+        record = read_record(made, remedy) if made.is_file() else {"teacher": None}
+        teacher = record.get("teacher")
+        if "teacher" not in record or not isinstance(teacher, str | None):
+            raise CorruptionError(f"{made}: expected the fingerprint of a teacher. {remedy}")
         return cls(folder, model, tokenizer_fingerprint(load_tokenizer(str(folder))), teacher)
 
     @property
@@ -88,11 +96,13 @@ class Prepared:
         source: the knowledge source; None for the arm *gold*.
         teacher_width: ``d_T``.
         record: what identifies the trial beside its settings, and how much HSK it keeps.
+        knowledge: stands for all that is read of a store; None where there is none.
     """
 
     source: KnowledgeSource | None
     teacher_width: int
     record: dict[str, Any]
+    knowledge: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +168,19 @@ def from_store(store: Store, wanted: Distillation, derived: Path, progress: Prog
         teacher_width=held.teacher_width,
         record=_record(wanted, held.origin.teacher, kept, shape)
         | {"source": "offline", "teacher_dtype": held.origin.dtype},
+        knowledge=None if settings.arm == "gold" else _knowledge(store, train, kept),
     )
+
+
+def _knowledge(store: Store, train: TokenizedSplit, kept: HSKSpec | None) -> str:
+    """What stands for the knowledge that a trial reads: the store of its spec, or the targets of its examples alone.
+
+    Not the superset: it grows with what other trials ask for.
+    """
+    if kept is not None:
+        return store.manifest.fingerprint
+    targets = store.targets(store.rows(train.ids)).contiguous()
+    return hashlib.sha256(targets.flatten().view(torch.uint8).numpy()).hexdigest()[:16]
 
 
 def from_teacher(teacher: Teacher, wanted: Distillation, dtype: str) -> Prepared:
@@ -178,6 +200,7 @@ def from_teacher(teacher: Teacher, wanted: Distillation, dtype: str) -> Prepared
             "teacher would not see which of two sentences a token is of. Distil from a store, or make the student "
             "again (hskd student)."
         )
+    require_fit(teacher.name, teacher.model, [train])
     kept = settings.arm_spec(wanted.spec or HSKSpec())
     shape = teacher.shape(student.layers)
     source = Departures(settings.compat).online_source(teacher, train.sep_id, kept, student.layers, dtype)

@@ -7,13 +7,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from hskd.artifacts import read_record, unsealed, write_record
 from hskd.errors import CorruptionError
-from hskd.io import read_json, write_json
 
 RESULT_FILE = "result.json"
 PREDICTIONS_FILE = "predictions.npz"
 """Outputs of every scored split, ``(N, C)`` fp16, in the order of its examples."""
-VERSION = 1
+VERSION = 2
 """Version of :class:`TrialResult` that is written now."""
 
 
@@ -89,6 +89,8 @@ class TrialResult(BaseModel):
     teacher_dtype: str | None = None
     scores: str | None = None
     """Why there are no scores."""
+    inputs: dict[str, dict[str, str]] | None = None
+    """Fingerprints of the contents behind all this (:class:`~hskd.trials.inputs.Inputs`); None before version 2."""
 
     # How it was run.
     settings: dict[str, Any]
@@ -117,9 +119,11 @@ class TrialResult(BaseModel):
         """Read a result's file.
 
         Raises:
+            HskdError: there is no such file.
             CorruptionError: it does not hold a trial's result.
         """
-        return cls.of(read_json(path), path, "run the trial again")
+        remedy = "run the trial again"
+        return cls.of(read_record(path, _advice(remedy)), path, remedy)
 
     @classmethod
     def of(cls, content: Any, file: Path | str, remedy: str) -> TrialResult:
@@ -129,7 +133,7 @@ class TrialResult(BaseModel):
             CorruptionError: it does not hold a trial's result.
         """
         try:
-            return cls.model_validate(content)
+            return cls.model_validate(unsealed(content, file, _advice(remedy)))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
@@ -142,10 +146,14 @@ class TrialResult(BaseModel):
         return self.model_dump(mode="json", exclude_unset=True)
 
     def write(self, path: Path) -> None:
-        """Write the result's file."""
-        write_json(path, self.as_json())
+        """Write the result's file, with a checksum of its content."""
+        write_record(path, self.as_json())
 
     @property
     def scored_split(self) -> str:
         """The split that is reported: test where it has labels, else dev."""
         return "test" if "test" in self.metrics else "dev"
+
+
+def _advice(remedy: str) -> str:
+    return f"Delete it, and {remedy}."

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
 from hskd import processes
+from hskd.artifacts import read_record, write_record
 from hskd.distill.projection import PROJECTION_FILE
 from hskd.distill.source import KnowledgeSource
 from hskd.distill.trainer import HSKModule, HSKTrainer, mean_hsk_loss
+from hskd.errors import CorruptionError
 from hskd.fast import LeanEncoder, fast_training
-from hskd.io import atomic_path, read_json, write_json
+from hskd.hashing import file_sha256
+from hskd.io import atomic_path, saving
 from hskd.paper.departures import Departures
 from hskd.progress import Progress
 from hskd.runtime import RunOptions
 from hskd.tasks import Task, TokenizedSplit
+from hskd.tasks.content import used_tokens
 from hskd.training import (
     EpochScores,
     GoldTrainer,
     HeadModule,
     StageRecipe,
     StageTrainer,
+    clear_checkpoints,
     last_checkpoint,
     predict_rows,
     run_stage,
@@ -41,6 +48,8 @@ __all__ = ["HeldOut", "RunOptions", "StageRecord", "Trained", "TrialInputs", "cl
 _STAGE_FILE = "hsk-stage.safetensors"
 _STAGE_RECORD = "hsk-stage.json"
 _BEST_FILE = "best-epoch.safetensors"
+_WEIGHTS = "weights_sha256"
+"""Key of the record of the HSK stage: checksum of the weights beside it."""
 
 HeldOut = tuple[TokenizedSplit, KnowledgeSource]
 """Examples that no student trains on, and a source of their HSK."""
@@ -105,32 +114,53 @@ def train_stages(inputs: TrialInputs, folder: Path, options: RunOptions, progres
     departures = Departures(settings.compat)
     hsk_epochs, last_epochs = settings.epochs(inputs.task.hsk_epochs)
     student.to(options.device)
-    token_ids = [split.input_ids for split in inputs.splits.values()]
-    with (
-        fast_training(student, token_ids, options.compile) as encoder,
-        departures.student(student, distils=settings.arm != "gold"),
-    ):
+    with _training(inputs, options) as encoder:
         stages = _Stages(inputs, folder, options, departures, progress, encoder)
         trained = Trained({}, [], {})
         if hsk_epochs:
             trained.stages["hsk"] = stages.hsk(hsk_epochs)
         if last_epochs:
             trained.stages["prediction"], trained.dev_scores = stages.last(last_epochs, hsk_epochs)
-        trained.outputs = {
-            name: predict_rows(stages.classifier, split, options.dtype)
-            for name, split in inputs.splits.items()
-            if name != "train" and split.labels is not None
-        }
+        trained.outputs = _outputs(inputs, encoder, options)
     return trained
+
+
+def predict_outputs(inputs: TrialInputs, options: RunOptions) -> dict[str, np.ndarray]:
+    """The outputs on every scored split of a student that is trained already, as :func:`train_stages` has them.
+
+    Args:
+        inputs: its student is the trained one.
+        options: device, precision.
+    """
+    inputs.student.to(options.device)
+    with _training(inputs, options) as encoder:
+        return _outputs(inputs, encoder, options)
+
+
+@contextmanager
+def _training(inputs: TrialInputs, options: RunOptions) -> Iterator[LeanEncoder]:
+    """The context in which a student trains, and in which it is scored."""
+    settings, student = inputs.settings, inputs.student
+    with (
+        fast_training(student, used_tokens(inputs.splits.values()), options.compile) as encoder,
+        Departures(settings.compat).student(student, distils=settings.arm != "gold"),
+    ):
+        yield encoder
+
+
+def _outputs(inputs: TrialInputs, encoder: LeanEncoder, options: RunOptions) -> dict[str, np.ndarray]:
+    classifier = HeadModule(inputs.student, inputs.task.head, encoder)
+    return {
+        name: predict_rows(classifier, split, options.dtype)
+        for name, split in inputs.splits.items()
+        if name != "train" and split.labels is not None
+    }
 
 
 def clear_stages(folder: Path) -> None:
     """Remove what a killed run would resume from."""
     for stage in (folder / "hsk", folder / "prediction"):
-        for checkpoint in stage.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
-        if stage.is_dir() and not any(stage.iterdir()):  # A reporter's logs stay.
-            stage.rmdir()
+        clear_checkpoints(stage)
     for name in (_STAGE_FILE, _STAGE_RECORD, _BEST_FILE):
         (folder / name).unlink(missing_ok=True)
 
@@ -163,16 +193,15 @@ class _Stages:
 
             def write() -> None:
                 _save_weights(module, weights)
-                write_json(record, stage.model_dump(exclude_unset=True))
+                write_record(record, stage.model_dump(exclude_unset=True) | {_WEIGHTS: file_sha256(weights)})
 
             processes.by_main(write)
-        module.load_state_dict(load_file(weights))
-        stage = StageRecord.model_validate(read_json(record))
+        _load_weights(module, weights)
+        stage = _read_stage(record)
         processes.barrier()  # Both files will be removed.
         if module.projection is not None and processes.is_main():
             (self.folder / "student").mkdir(exist_ok=True)
-            with atomic_path(self.folder / "student" / PROJECTION_FILE) as temporary:
-                save_file(module.projection.state_dict(), temporary)
+            _save_weights(module.projection, self.folder / "student" / PROJECTION_FILE)
         if inputs.held_out is not None:
             stage.held_out_loss = mean_hsk_loss(module, *inputs.held_out, self.options.dtype)
         return stage
@@ -204,7 +233,7 @@ class _Stages:
         scoring = EpochScores(lambda: score(self.classifier, dev, self.options.dtype)["score"], keep)
         stage = self._train(trainer, scoring)
         if (reported := self.departures.reported_epoch(scoring.scores)) is not None:
-            student.load_state_dict(load_file(best))
+            _load_weights(student, best)
             processes.barrier()  # It will be removed.
             stage.reported_epoch = reported
         return stage, scoring.scores
@@ -246,6 +275,29 @@ class _Stages:
         return StageRecord(**asdict(run_stage(trainer, self.progress, callbacks)))
 
 
+def _read_stage(record: Path) -> StageRecord:
+    """What the HSK stage was, once its weights are found to be those that it ended with."""
+    remedy = f"Delete it, and run the same command again: the HSK stage of {record.parent} is trained again."
+    content = read_record(record, remedy)
+    weights = record.with_name(_STAGE_FILE)
+    if not weights.is_file() or content.pop(_WEIGHTS, None) not in (None, file_sha256(weights)):
+        raise CorruptionError(f"{weights}: is not the file that was written there. Delete {record}, and run again.")
+    try:
+        return StageRecord.model_validate(content)
+    except ValidationError:
+        raise CorruptionError(f"{record}: not what a stage leaves. {remedy}") from None
+
+
+def _load_weights(module: nn.Module, path: Path) -> None:
+    try:
+        module.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        said = str(error).splitlines()[0]
+        raise CorruptionError(
+            f"{path}: cannot be read ({said}). Delete {path.parent}, and run the same command again."
+        ) from None
+
+
 def _save_weights(module: nn.Module, path: Path) -> None:
-    with atomic_path(path) as temporary:
+    with saving(path), atomic_path(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, temporary)

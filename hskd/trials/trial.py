@@ -5,8 +5,8 @@ from __future__ import annotations
 import resource
 import shutil
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,22 @@ import numpy as np
 import torch
 
 from hskd import processes
-from hskd.artifacts import claim
-from hskd.errors import HskdError
+from hskd.artifacts import CHECKSUMS, RECIPE_FILE, SCHEMAS, claim, require_whole, seal
+from hskd.errors import CorruptionError, HskdError
 from hskd.fast.encoder import is_bert_shaped
 from hskd.io import atomic_path
 from hskd.paper.departures import Departures
 from hskd.progress import Progress, Silent
 from hskd.provenance import provenance
 from hskd.runtime import RunOptions
+from hskd.students import load_student
 from hskd.students.base import STUDENT_FILE
 from hskd.tasks import compute_metrics
-from hskd.teachers.loading import load_tokenizer
+from hskd.teachers.fitting import require_fit
+from hskd.teachers.loading import load_tokenizer, save_classifier
+from hskd.trials.inputs import Inputs
 from hskd.trials.result import PREDICTIONS_FILE, RESULT_FILE, VERSION, TrialResult
-from hskd.trials.stages import Trained, TrialInputs, clear_stages, train_stages
-
-_RECIPE_FILE = "recipe.json"
+from hskd.trials.stages import Trained, TrialInputs, clear_stages, predict_outputs, train_stages
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,12 @@ class About:
     Attributes:
         identity: what identifies the trial beside its settings (spec, student, data).
         notes: what does not identify it.
+        inputs: the contents that it depends on; those of training identify it, too.
     """
 
     identity: Mapping[str, Any]
     notes: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Inputs = field(default_factory=Inputs)
 
 
 def run_prepared(
@@ -52,7 +55,9 @@ def run_prepared(
     All of :mod:`hskd.processes` train; the main one writes.
 
     The last epoch is reported (unless ``compat`` says otherwise); the best dev score over the epochs of the last
-    stage is beside it. A killed trial resumes from its last checkpoint, and a finished one is read.
+    stage is beside it. A killed trial resumes from its last checkpoint, and a finished one is read. Where only the
+    examples or labels of dev or test have changed since, its student is scored anew. The logs of a reporter that
+    writes files lie in ``hsk`` and ``prediction`` of ``folder``.
 
     Args:
         inputs: what the trial trains.
@@ -65,8 +70,9 @@ def run_prepared(
         HskdError: a loss is not finite, the arm needs a source or labels and there are none, or ``compat`` does not
             suit task, data or the number of processes.
         MismatchError: ``folder`` holds another trial.
+        CorruptionError: a file in ``folder`` is not the one that was written.
     """
-    settings = inputs.settings
+    settings, progress = inputs.settings, progress or Silent()
     if settings.arm == "gold" and inputs.splits["train"].labels is None:
         raise HskdError(
             "the arm gold learns from labels, and the training examples have none: augmented sentences are for the "
@@ -87,26 +93,29 @@ def run_prepared(
         **({"processes": processes.count()} if processes.count() > 1 else {}),
     }
     holds = "a trial with other settings, data, student, precision, threads or processes"
-    processes.by_main(lambda: claim(folder / _RECIPE_FILE, identity, holds))
+    recipe = identity | dict(about.inputs.trained) | {"schema": SCHEMAS["trials"]}
+    processes.by_main(lambda: claim(folder / RECIPE_FILE, recipe, holds))
     finished = folder / RESULT_FILE
     if processes.by_main(finished.is_file):
-        return TrialResult.read(finished)
+        found = processes.by_main(lambda: _read(folder))
+        if changed := about.inputs.changes_in_scores(found.inputs):
+            progress.say(f"{folder}: {', '.join(changed)} changed since; the trained student is scored anew")
+            return _scored_anew(found, changed, inputs, folder, options, about)
+        return found
     if options.compile and not is_bert_shaped(inputs.student):
         raise HskdError(
             f"--compile: the layers of a {inputs.student.config.model_type} student cannot be run one by one."
         )
     if inputs.source is None and settings.arm != "gold":
         raise HskdError(f"the arm {settings.arm} needs the teacher's knowledge: a store, or the teacher itself.")
-    trained = train_stages(inputs, folder, options, progress or Silent())
+    require_fit(str(inputs.student_folder or "the student"), inputs.student, inputs.splits.values())
+    trained = train_stages(inputs, folder, options, progress)
     result = TrialResult(
         version=VERSION,
         **about.notes,
         **identity,
-        metrics={
-            name: compute_metrics(inputs.task, outputs, labels)
-            for name, outputs in trained.outputs.items()
-            if (labels := inputs.splits[name].labels) is not None
-        },
+        inputs=about.inputs.as_json(),
+        metrics=_metrics(inputs, trained.outputs),
         dev_scores=trained.dev_scores,
         best_dev_score=max(trained.dev_scores, default=None),
         stages=trained.stages,
@@ -119,17 +128,79 @@ def run_prepared(
 
 def _write(result: TrialResult, trained: Trained, inputs: TrialInputs, folder: Path) -> TrialResult:
     """Write what a trial ends with, the result last, and remove what it would resume from."""
-    if trained.outputs:
-        with atomic_path(folder / PREDICTIONS_FILE) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **{name: rows.astype(np.float16) for name, rows in trained.outputs.items()})  # type: ignore[arg-type]
-    inputs.student.save_pretrained(folder / "student")
+    student = folder / "student"
+    _write_outputs(trained.outputs, folder)
+    (student / CHECKSUMS).unlink(missing_ok=True)  # of a run that was killed here
+    save_classifier(inputs.student, inputs.task.head, student)
     if inputs.student_folder is not None:
-        load_tokenizer(str(inputs.student_folder)).save_pretrained(folder / "student")
+        load_tokenizer(str(inputs.student_folder)).save_pretrained(student)
         if (inputs.student_folder / STUDENT_FILE).is_file():
-            shutil.copy(inputs.student_folder / STUDENT_FILE, folder / "student")
+            shutil.copy(inputs.student_folder / STUDENT_FILE, student)
+    seal(student)
     result.write(folder / RESULT_FILE)
     clear_stages(folder)
     return result
+
+
+def _write_outputs(outputs: Mapping[str, np.ndarray], folder: Path) -> None:
+    """Write the outputs, and their checksum beside them."""
+    if outputs:
+        (folder / CHECKSUMS).unlink(missing_ok=True)  # A process that is killed now leaves none of other outputs.
+        with atomic_path(folder / PREDICTIONS_FILE) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **{name: rows.astype(np.float16) for name, rows in outputs.items()})  # type: ignore[arg-type]
+        seal(folder, (PREDICTIONS_FILE,))
+
+
+def _read(folder: Path) -> TrialResult:
+    """The result of a finished trial, all of which is there as it was written.
+
+    Raises:
+        CorruptionError: names the file that is not.
+    """
+    result = TrialResult.read(folder / RESULT_FILE)
+    require_whole(folder)
+    require_whole(folder / "student")
+    if not (folder / "student" / "config.json").is_file():
+        raise CorruptionError(
+            f"{folder / 'student'}: the trained student is missing. Delete {folder} and run it again."
+        )
+    return result
+
+
+def _scored_anew(
+    found: TrialResult, changed: Sequence[str], inputs: TrialInputs, folder: Path, options: RunOptions, about: About
+) -> TrialResult:
+    """The result of a finished trial with the scores of its student on what dev and test are now.
+
+    The scores after each epoch are not known any more where dev has changed: the students of then are not kept.
+    """
+    student = load_student(folder / "student", inputs.task.head)
+    outputs = predict_outputs(replace(inputs, student=student), options)
+    per_epoch = {"dev_scores": [], "best_dev_score": None} if "dev" in changed else {}
+    content = {
+        **found.as_json(),
+        **about.notes,
+        "inputs": about.inputs.as_json(),
+        "metrics": _metrics(inputs, outputs),
+        **per_epoch,
+    }
+    result = TrialResult.model_validate(content)
+
+    def write() -> TrialResult:
+        # A trial that is killed here is scored anew once more: what its result records is older.
+        _write_outputs(outputs, folder)
+        result.write(folder / RESULT_FILE)
+        return result
+
+    return processes.by_main(write)
+
+
+def _metrics(inputs: TrialInputs, outputs: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    return {
+        name: compute_metrics(inputs.task, rows, labels)
+        for name, rows in outputs.items()
+        if (labels := inputs.splits[name].labels) is not None
+    }
 
 
 def _peak_memory() -> int:

@@ -6,21 +6,20 @@ making the same one. Only methods called ``ensure_...`` make anything.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
-from hskd.artifacts import ArtifactFolders, lock_path
+from hskd import processes
+from hskd.artifacts import ArtifactFolders, locked
 from hskd.distill.source import StoreSource
 from hskd.errors import HskdError
-from hskd.io import read_json
 from hskd.progress import Prefixed, Progress
 from hskd.runtime import RunOptions, release_memory, set_threads
 from hskd.spec import HSKSpec, Shape
@@ -29,11 +28,13 @@ from hskd.store.extract import ExtractOptions, Superset, extract
 from hskd.store.reader import Store
 from hskd.students.kinds import StudentContext
 from hskd.tasks import Task, TokenizedSplit
-from hskd.teachers.finetune import METRICS_FILE, finetune
-from hskd.teachers.loading import Teacher
+from hskd.tasks.content import labelled
+from hskd.teachers.finetune import ensure_scores, finetune
+from hskd.teachers.loading import Teacher, load_config, model_content
 from hskd.training import HeadModule, score
 from hskd.trials.config import GivenStudent, TaskPlan, TeacherPlan, TrialConfig
 from hskd.trials.data import Examples, store_alone_examples, task_examples
+from hskd.trials.inputs import Inputs, inputs_of
 from hskd.trials.prepare import Distillation, Prepared, Student, from_store, from_teacher, without_teacher
 from hskd.trials.stages import HeldOut
 
@@ -176,11 +177,22 @@ class Workspace:
         """Where a trial lies, or will lie."""
         if self._folder_of_trial is not None:
             return self._folder_of_trial
-        return self._artifacts.folder("trials", config.identity)
+        return self._artifacts.folder("trials", config.identity | {"inputs": dict(self.inputs(config).trained)})
 
-    def lock(self, folder: Path) -> AbstractContextManager[Any]:
-        """Keeps other processes from running the trial in ``folder``; a folder of the user's has no lock."""
-        return FileLock(lock_path(folder)) if self._folder_of_trial is None else nullcontext()
+    def is_users(self, folder: Path) -> bool:
+        """Whether the folder of a trial is the user's own, and not in the work folder."""
+        return self._folder_of_trial == folder
+
+    @contextmanager
+    def lock(self, folder: Path, progress: Progress) -> Iterator[None]:
+        """Keeps other processes from running the trial in ``folder``; whoever waits for one says so."""
+        with ExitStack() as held:
+            processes.by_main(lambda: held.enter_context(locked(folder, progress)))
+            yield
+
+    def inputs(self, config: TrialConfig) -> Inputs:
+        """What the result of a trial depends on, by content."""
+        return inputs_of(config, self.examples)
 
     # ---- what is only read
 
@@ -248,9 +260,12 @@ class Workspace:
         if plan.fine_tuned:
             return Path(plan.model)
         train = self.splits["train"] if plan.examples is None else self.splits["train"].first(plan.examples)
-        folder = self._artifacts.folder(
-            "teachers", self.shared.recipe() | {"data": train.fingerprint, "task": self.task.name}
-        )
+        content = {
+            "task": self.task.name,
+            "data": labelled(self.task.head, train),
+            "model": model_content(plan.model),
+        }
+        folder = self._artifacts.folder("teachers", self.shared.recipe() | content)
         options = RunOptions(self.shared.dtype, self.device)
         splits = self.splits | {"train": train}
         return finetune(plan.model, self.task, splits, plan.settings, folder, options, progress)
@@ -277,7 +292,9 @@ class Workspace:
             return None
         if self._teacher_metrics is None:
             if not self.shared.teacher_plan.fine_tuned:
-                self._teacher_metrics = read_json(self.ensure_teacher(progress) / METRICS_FILE)["metrics"]
+                options = RunOptions(self.shared.dtype, self.device)
+                folder = self.ensure_teacher(progress)
+                self._teacher_metrics = ensure_scores(folder, self.task, self.splits, options, progress)
             else:
                 teacher = self._load_teacher(progress)
                 module = HeadModule(teacher.model, teacher.head)
@@ -356,7 +373,7 @@ class Workspace:
     def _ensure_extracted(
         self, examples: TokenizedSplit, specs: Sequence[HSKSpec | None], progress: Progress, extend: Store | None = None
     ) -> Store:
-        superset = self.union(specs, AutoConfig.from_pretrained(self.ensure_teacher(progress)))
+        superset = self.union(specs, load_config(str(self.ensure_teacher(progress))))
         folder = self._artifacts.folder(
             "stores",
             self.shared.recipe()

@@ -177,7 +177,7 @@ ERRORS = {
     "no store": ([*DISTILL, "--store", "nowhere"], "nowhere: no store"),
     "no model in the folder": (
         ["distill", "--out", "out", "--student", "EMPTY", "--store", "STORE"],
-        "no tokenizer can be loaded",
+        "EMPTY: no weights there; expected one of model.safetensors",
     ),
     "selector": (
         [*DISTILL, "--store", "STORE", "--spec", "1l_3t_0.1w,length=rigth"],

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from support.grid_lab import Ran, run
 
-from hskd.errors import CorruptionError, HskdError, MismatchError
+from hskd import results
+from hskd.errors import CorruptionError, MismatchError
 from hskd.grid.record import write_labels
+from hskd.io import read_json, write_json
 from hskd.results import LABELS_FILE, ResultsFolder
 from hskd.tasks.task import Split
 
@@ -31,11 +33,28 @@ def test_a_grid_keeps_the_labels_of_what_it_scores(undisturbed: Ran) -> None:
 
 
 def test_no_trial_joins_results_of_other_labels(undisturbed: Ran, grid_file: Path, tmp_path: Path) -> None:
-    shutil.copytree(undisturbed.work, tmp_path / "work")
-    np.savez(_made(tmp_path / "out") / LABELS_FILE, dev=np.zeros(3, int))
-    with pytest.raises(HskdError, match=r"no trial could be run; .*labels\.npz: holds the labels of other data"):
-        run(grid_file, tmp_path)
-    assert not list((tmp_path / "out" / "trials").glob("*.npz"))
+    """Where results are kept of which it is not known what they were scored by."""
+    shutil.copytree(undisturbed.root, tmp_path, dirs_exist_ok=True)
+    out = tmp_path / "out"
+    results.unpack(out)
+    files = sorted((out / "trials").glob("*.json"))
+    for path in files[1:]:
+        content = read_json(path)
+        del content["inputs"], content["checksum"]
+        write_json(path, content)
+    for path in (files[0], files[0].with_suffix(".npz")):
+        path.unlink()
+    np.savez(out / LABELS_FILE, dev=np.zeros(3, int))
+    [said] = run(grid_file, tmp_path).progress.failed.values()
+    assert "labels.npz: holds the labels of other data" in said
+
+
+def test_labels_that_no_result_is_scored_by_are_replaced(undisturbed: Ran, grid_file: Path, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed.root, tmp_path, dirs_exist_ok=True)
+    right = (tmp_path / "out" / LABELS_FILE).read_bytes()
+    np.savez(tmp_path / "out" / LABELS_FILE, dev=np.zeros(3, int))
+    run(grid_file, tmp_path)
+    assert (tmp_path / "out" / LABELS_FILE).read_bytes() == right
 
 
 def test_labels_are_written_once(tmp_path: Path) -> None:

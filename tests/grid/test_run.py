@@ -324,7 +324,7 @@ def test_retry_runs_what_failed_and_nothing_else(undisturbed: Ran, grid_file: Pa
         lose(root / "out", config)
         shutil.rmtree(folder)
     folders[0].mkdir()
-    (folders[0] / "recipe.json").write_text('{"recipe": "of another trial"}')
+    (folders[0] / "recipe.json").write_text('{"recipe": ')
     failed = run(grid_file, root, only={broken.id})
     assert list(failed.progress.failed) == [broken.id]
     assert [config.id for config in failed.progress.pending] == [broken.id, missing.id]

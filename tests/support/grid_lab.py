@@ -57,10 +57,14 @@ class Recorder(Silent):
 
     def __init__(self) -> None:
         self.titles: list[str] = []
+        self.said: list[str] = []
         self.news: list[tuple[int, int, int, str]] = []
 
     def begin(self, title: str, total: int) -> None:
         self.titles.append(title)
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
 
     def trials(self, done: int, failed: int, total: int, news: str, running: int = 0) -> None:
         self.news.append((done, failed, total, news))

@@ -5,7 +5,6 @@ TinyBERT (arXiv 1909.10351) publishes such students; where no hub can be reached
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,13 +15,12 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModel, PreTrainedModel, set_seed
 
-from hskd.artifacts import build_artifact
+from hskd.artifacts import SCHEMAS, build_artifact, read_record, write_record
 from hskd.distill.projection import PROJECTION_FILE
 from hskd.distill.trainer import HSKModule, HSKTrainer, mean_hsk_loss
 from hskd.errors import HskdError
 from hskd.fast import LeanEncoder, fast_training
-from hskd.hashing import content_fingerprint
-from hskd.io import read_json, write_json
+from hskd.io import saving
 from hskd.knowledge import KeptHSK, TeacherStates, select_hsk
 from hskd.progress import Progress, Silent
 from hskd.provenance import provenance
@@ -30,11 +28,21 @@ from hskd.runtime import RunOptions, autocast
 from hskd.spec import HSKSpec, Layer, Shape
 from hskd.students.general.narrow import narrow
 from hskd.students.general.settings import GeneralSettings
+from hskd.students.general.text import text_content
 from hskd.tasks import TokenizedSplit, is_padded, model_inputs
+from hskd.tasks.content import used_tokens
 from hskd.tasks.text import chunks, documents
+from hskd.teachers.fitting import require_fit
 from hskd.teachers.forward import tokens_of
-from hskd.teachers.loading import load_tokenizer, model_fingerprint, resolve_model
-from hskd.training import StageRecipe, run_stage, training_arguments
+from hskd.teachers.loading import (
+    checked_model,
+    load_tokenizer,
+    model_content,
+    model_fingerprint,
+    reason,
+    require_body,
+)
+from hskd.training import StageRecipe, clear_checkpoints, run_stage, training_arguments
 
 GENERAL_FILE = "general.json"
 _OTHER = "a general student of another teacher or text, or distilled with other settings"
@@ -86,12 +94,22 @@ def load_body(model_name: str) -> PreTrainedModel:
     """The encoder of a model without its head, in fp32, in eval mode.
 
     Raises:
-        HskdError: it cannot be loaded.
+        HskdError: it cannot be loaded, or lacks a weight.
     """
     try:
-        body = AutoModel.from_pretrained(resolve_model(model_name), dtype=torch.float32)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise HskdError(f"{model_name}: no encoder can be loaded from it: {str(error).splitlines()[0]}") from None
+        body, info = AutoModel.from_pretrained(
+            checked_model(model_name),
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # They are refused below, by name.
+            output_loading_info=True,
+            weights_only=True,
+            trust_remote_code=False,
+        )
+    except HskdError:
+        raise
+    except Exception as error:  # of a library, about files that may hold anything
+        raise HskdError(f"{model_name}: no encoder can be loaded from it: {reason(error)}") from None
+    require_body(model_name, body, info)
     return body.eval()  # type: ignore[no-any-return]
 
 
@@ -105,7 +123,8 @@ def general_distill(
     """Make a general student and save it as a checkpoint of a hub has it: a bare BERT, its tokenizer, ``fit_dense``.
 
     Its start is cut out of the teacher's body; then its hidden states learn, through ``W``, those of the body on
-    text without labels. A killed run goes on after its last checkpoint; a finished one is left as it is.
+    text without labels. A killed run goes on after its last checkpoint; a finished one is left as it is. The logs of a
+    reporter that writes files lie in ``training`` of ``folder``.
 
     Args:
         model_name: the teacher, not fine-tuned: a local folder, a hub name, or ``offline:minilm``.
@@ -120,16 +139,19 @@ def general_distill(
         MismatchError: ``folder`` holds another student, or the beginning of one.
     """
     recipe = {
-        "model": model_name,
-        "settings": settings.model_dump(mode="json"),
-        "text": None if settings.text is None or not settings.text.is_file() else content_fingerprint(settings.text),
+        "model": model_content(model_name),
+        "settings": settings.model_dump(mode="json", exclude={"text"}),
+        "text": text_content(settings.text),
         "dtype": options.dtype,
+        "schema": SCHEMAS["general"],
     }
+    progress = progress or Silent()
 
     def builder(partial: Path) -> None:
         tokenizer = load_tokenizer(model_name)
         split = chunks(documents(settings.text), tokenizer, settings.chunks, settings.chunk_tokens)
         body = load_body(model_name)
+        require_fit(model_name, body, [split])
         teacher = model_fingerprint(body)
         set_seed(settings.seed)
         begin = time.perf_counter()
@@ -144,13 +166,14 @@ def general_distill(
         record: dict[str, Any] = {"seconds_to_fit": time.perf_counter() - begin}
         record["start_loss"] = mean_hsk_loss(module, measured, source, options.dtype)
         if settings.epochs:
-            record |= _train(module, source, split, settings, partial / "training", options, progress or Silent())
+            record |= _train(module, source, split, settings, partial / "training", options, progress)
         record["end_loss"] = mean_hsk_loss(module, measured, source, options.dtype)
-        module.student.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        if module.projection is not None:
-            save_file(module.projection.state_dict(), partial / PROJECTION_FILE)
-        write_json(
+        with saving(partial):
+            module.student.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            if module.projection is not None:
+                save_file(module.projection.state_dict(), partial / PROJECTION_FILE)
+        write_record(
             partial / GENERAL_FILE,
             {
                 "kind": "general",
@@ -169,9 +192,9 @@ def general_distill(
                 "made_by": provenance(),
             },
         )
-        shutil.rmtree(partial / "training", ignore_errors=True)
+        clear_checkpoints(partial / "training")
 
-    return build_artifact(folder, recipe, builder, _OTHER, resumes=True)
+    return build_artifact(folder, recipe, builder, _OTHER, resumes=True, progress=progress)
 
 
 def general_record(folder: Path) -> dict[str, Any]:
@@ -179,8 +202,9 @@ def general_record(folder: Path) -> dict[str, Any]:
 
     Raises:
         HskdError: there is none.
+        CorruptionError: it is damaged.
     """
-    return read_json(folder / GENERAL_FILE)  # type: ignore[no-any-return]
+    return read_record(folder / GENERAL_FILE, f"Delete {folder} and make the student again (hskd general).")
 
 
 def _set_dropout(student: PreTrainedModel, p: float) -> None:
@@ -213,7 +237,7 @@ def _train(
     )
     # Checkpoints are not by epochs, since there may be but one. A multiple of logging_steps loses no part of a mean.
     arguments = training_arguments(folder, recipe, save_strategy="steps", save_steps=_SAVE_STEPS)
-    with fast_training(module.student, [split.input_ids]):
+    with fast_training(module.student, used_tokens([split])):
         trainer = HSKTrainer(module, arguments, split, source, "general distillation")
         run = run_stage(trainer, progress)
     return {

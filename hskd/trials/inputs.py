@@ -1,0 +1,112 @@
+"""What a trial's result depends on, by content: what its config names may be another thing tomorrow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hskd.artifacts import SCHEMAS
+from hskd.hashing import content_fingerprint, fingerprint, known_sha256
+from hskd.store.reader import Store
+from hskd.tasks.content import labelled, scored
+from hskd.teachers.loading import PROJECTION_FILE, model_content
+from hskd.trials.config import GivenStudent, TrialConfig
+
+if TYPE_CHECKING:
+    from hskd.trials.data import Examples
+
+SCHEMA = "code of hskd"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Fingerprints of contents, by a name for each that a message can use.
+
+    Attributes:
+        trained: what training depends on.
+        scored: by split, what its scores depend on beside the student.
+    """
+
+    trained: Mapping[str, str] = field(default_factory=dict)
+    scored: Mapping[str, str] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, dict[str, str]]:
+        """What a result keeps of it."""
+        return {"trained": dict(self.trained), "scored": dict(self.scored)}
+
+    def changes(self, recorded: Mapping[str, Any] | None) -> list[str]:
+        """What is other now than a result recorded; nothing where it is of a version that recorded nothing."""
+        return self.changes_in_training(recorded) + self.changes_in_scores(recorded)
+
+    def changes_in_training(self, recorded: Mapping[str, Any] | None) -> list[str]:
+        """What training depends on, and is other now than a result recorded."""
+        return _differing(self.trained, recorded, "trained")
+
+    def changes_in_scores(self, recorded: Mapping[str, Any] | None) -> list[str]:
+        """The splits whose examples or labels are other now than a result recorded."""
+        return _differing(self.scored, recorded, "scored")
+
+
+def _differing(now: Mapping[str, str], recorded: Mapping[str, Any] | None, part: str) -> list[str]:
+    if recorded is None:
+        return []
+    before = recorded.get(part) or {}
+    return [name for name, key in now.items() if before.get(name) != key] + [
+        name for name in before if part == "scored" and name not in now
+    ]
+
+
+def inputs_of(config: TrialConfig, examples: Examples) -> Inputs:
+    """What the result of a trial depends on; nothing is made or trained to know it.
+
+    Args:
+        config: the trial.
+        examples: its examples.
+
+    Raises:
+        HskdError: a model or a text that the config names cannot be read.
+    """
+    head = examples.task.head
+    trained = {"training examples": examples.train.fingerprint}
+    by_split = {
+        name: scored(head, split)
+        for name, split in examples.splits.items()
+        if name != "train" and split.labels is not None
+    }
+    if isinstance(config.student, GivenStudent):
+        # The weights of student and teacher are in the record of what was prepared.
+        start = Path(config.student.folder) / PROJECTION_FILE
+        if start.is_file():
+            trained["start of W"] = known_sha256(start)
+        if config.settings.arm == "gold":
+            trained["labels"] = labelled(head, examples.train)
+    else:
+        trained["labels"] = labelled(head, examples.splits["train"])
+        if config.teacher is not None:
+            trained["model"] = model_content(config.teacher.model)
+        trained |= config.student.contents()
+    if "best_epoch" in config.settings.compat and "dev" in by_split:
+        trained["dev, by which the epoch is chosen"] = by_split["dev"]
+    trained[SCHEMA] = fingerprint({kind: number for kind, number in SCHEMAS.items() if kind != "stores"})
+    return Inputs(trained, by_split)
+
+
+def with_contents(config: TrialConfig) -> TrialConfig:
+    """A config of given folders with their contents in ``files``, so that its id is of these and not of their paths.
+
+    Raises:
+        HskdError: a folder does not hold what it should.
+    """
+    if not isinstance(config.student, GivenStudent) or "student" in config.files:
+        return config
+    files = {"student": model_content(config.student.folder)}
+    if config.teacher is not None:
+        files["model"] = model_content(config.teacher.model)
+    if config.store is not None:
+        files["store"] = Store.open(config.store).manifest.fingerprint
+    for name, place in (("data", config.task.data), ("augment", config.task.augment)):
+        if place is not None and Path(place).exists():
+            files[name] = content_fingerprint(Path(place))
+    return config.model_copy(update={"files": files | config.files})
