@@ -10,7 +10,7 @@ import typer
 from hskd import processes
 from hskd.cli.commands import LazyGroup
 from hskd.cli.launch import SHARED, leave_to_main, note_missing_processes
-from hskd.cli.progress import console
+from hskd.cli.progress import console, print_notices
 from hskd.cli.quiet import quiet_libraries
 from hskd.errors import HskdError
 
@@ -51,6 +51,7 @@ def _options(
         leave_to_main()
     note_missing_processes()
     quiet_libraries()
+    print_notices()
 
 
 def main() -> None:
@@ -93,5 +94,5 @@ def _is_of_safetensors(error: Exception) -> bool:
 def _end_with(message: str) -> NoReturn:
     if processes.first_to_fail():
         console().quiet = False
-        console().print(f"error: {message}", style="bold red", markup=False)
+        console().print(f"error: {message}", style="bold red")
     sys.exit(2)

@@ -55,9 +55,7 @@ def load_custom(
     assert train is not None
     meaning = train.meaning(label_type)
     splits = {
-        name: Split.of(
-            name, texts[name], _encoded(labels[name], meaning), FileRows(str(table.file), range(table.rows))
-        )
+        name: Split.of(name, texts[name], _encoded(labels[name], meaning), FileRows(str(table.file), range(table.rows)))
         for name, table in tables.items()
     }
     if path.is_file():

@@ -25,7 +25,7 @@ _LARGEST = 3.4028234663852886e38
 """The largest number that float32 holds: a regression learns in it."""
 _DIGITS = 4000
 """Python reads whole numbers of up to 4,300 digits."""
-_CHOOSE = "--label-type (label_type) classification or regression says which is meant"
+_CHOOSE = "--label-type (label_type) decides otherwise"
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class LabelColumn:
         elif label_type is not None:
             why = "as --label-type says"
         else:
-            why = f"{self} has {'texts' if numbers is None else 'whole numbers'}; {_CHOOSE}"
+            why = f"{self} has texts" if numbers is None else f"{self} has whole numbers; {_CHOOSE}"
         return LabelMeaning(self._classes(numbers), why)
 
     def indices(self, names: Sequence[str]) -> list[int]:
@@ -169,7 +169,9 @@ class LabelColumn:
             return
         if not any(is_number):
             return
-        missing = [number or value.strip().casefold() in _MISSING for number, value in zip(is_number, self.values, strict=True)]
+        missing = [
+            number or value.strip().casefold() in _MISSING for number, value in zip(is_number, self.values, strict=True)
+        ]
         if all(missing) and not all(is_number):
             raise self.wrong(is_number.index(False), "a number, as in other rows; leave rows without a label out")
         # Where a file says itself what is text, "1" is a text.
@@ -196,7 +198,9 @@ class LabelColumn:
         if numbers is None:
             names = sorted(set(written))
         else:
-            names = sorted(set(written), key=dict(zip(written, zip(numbers, written, strict=True), strict=True)).__getitem__)
+            names = sorted(
+                set(written), key=dict(zip(written, zip(numbers, written, strict=True), strict=True)).__getitem__
+            )
         if len(names) < 2:
             raise HskdError(
                 f"{self.table.file}, column {shown(self.name)}: every label is {shown(self.values[0])}; expected at "

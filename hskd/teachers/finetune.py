@@ -18,6 +18,7 @@ from hskd.progress import Progress, Silent
 from hskd.provenance import provenance
 from hskd.runtime import RunOptions
 from hskd.tasks import Task, TokenizedSplit
+from hskd.tasks.positions import require_positions
 from hskd.teachers.loading import load_classifier, load_tokenizer
 from hskd.teachers.settings import TeacherSettings
 from hskd.training import GoldTrainer, HeadModule, StageRecipe, run_stage, score, training_arguments
@@ -65,6 +66,7 @@ def finetune(
     def builder(partial: Path) -> None:
         set_seed(settings.seed)
         model = load_classifier(model_name, task, new_head=True).to(options.device)
+        require_positions(model.config, splits, f"model {model_name}")
         stage = StageRecipe(
             epochs=settings.epochs,
             learning_rate=settings.lr,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hskd.progress import Progress
 from hskd.runtime import set_threads
+from hskd.tasks.positions import require_positions
 from hskd.trials.config import TrialConfig
 from hskd.trials.prepare import NO_SCORES, Distillation
 from hskd.trials.result import TrialResult
@@ -34,6 +35,7 @@ def execute(config: TrialConfig, workspace: Workspace, progress: Progress) -> Tr
     set_threads(config.threads)
     examples = workspace.examples
     student = workspace.load_student(config, progress)
+    require_positions(student.model.config, examples.for_student, f"student {student.folder or config.student_name}")
     with workspace.lock(folder):
         wanted = Distillation(config.settings, config.spec, student, examples.task, examples.train)
         prepared = workspace.prepare(config, wanted, progress)

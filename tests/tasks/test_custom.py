@@ -100,7 +100,9 @@ def test_json_labels_of_two_kinds(tmp_path: Path) -> None:
 def test_missing_files_and_arguments(tmp_path: Path) -> None:
     with pytest.raises(HskdError, match="no such file or folder"):
         load(tmp_path / "nowhere")
-    with pytest.raises(HskdError, match=r"no train file; expected train with .* endings \.csv, \.tsv, \.jsonl, \.json, \.parquet"):
+    with pytest.raises(
+        HskdError, match=r"no train file; expected train with .* endings \.csv, \.tsv, \.jsonl, \.json, \.parquet"
+    ):
         load(tmp_path)
     (tmp_path / "train.csv").write_text("text,label\na,0\nb,1\n")
     with pytest.raises(HskdError, match="no dev file"):

@@ -166,7 +166,9 @@ def load_glue(glue: GlueTask, data: str | None) -> TaskData:
     root = Path(data).expanduser()
     for folder in (root, root / glue.folder):
         if (folder / "train.tsv").is_file():
-            present = [(name, source) for name, source in glue.sources if source.labelled or (folder / source.tsv).exists()]
+            present = [
+                (name, source) for name, source in glue.sources if source.labelled or (folder / source.tsv).exists()
+            ]
             return TaskData(glue.task, {name: _from_tsv(glue, folder, name, source) for name, source in present})
     for folder in (root / glue.config, root):
         if any(folder.glob("train-*.parquet")):
