@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 from torch.nn import functional as F
@@ -26,6 +25,7 @@ import hskd.fast.encoder
 from hskd.benchmarks.data import draw_lengths, vocabulary_of
 from hskd.benchmarks.models import student_of
 from hskd.benchmarks.shapes import SIZES
+from hskd.cli.progress import tables
 from hskd.distill.losses import hsk_loss
 from hskd.distill.trainer import HSKModule
 from hskd.fast.dropout import cheap_dropout
@@ -162,7 +162,7 @@ def main() -> None:
         print(kind, at, dtype, columns[-1], flush=True)
     for variant, cells in zip(variants, zip(*columns, strict=True), strict=True):
         table.add_row(variant.name, *cells)
-    Console(width=180).print(table)
+    tables(width=180).print(table)
 
 
 if __name__ == "__main__":

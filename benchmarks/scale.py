@@ -21,10 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from hskd.benchmarks.commands import slug
+from hskd.cli.progress import tables
 from hskd.io import format_bytes, read_json, write_json
 from hskd.provenance import provenance
 from hskd.runtime import resolve_device
@@ -284,7 +284,7 @@ def show(figures: dict[str, Any]) -> None:
         )
     for name, text in rows.items():
         table.add_row(name, text)
-    Console(width=140).print(table)
+    tables(width=140).print(table)
 
 
 def main() -> None:

@@ -26,10 +26,11 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+from hskd.cli.progress import tables
 
 LAYERS, TOKENS, NEURONS = 1, 10, 38
 CHUNK = 5_000
@@ -144,7 +145,7 @@ def main() -> None:
     for name, (milliseconds, opening, mebibytes) in results.items():
         row = f"{milliseconds:.3f}", f"{milliseconds / best:.1f}", f"{opening:.1f}", f"{mebibytes:.1f}"
         table.add_row(name, *row)
-    Console(width=120).print(table)
+    tables(width=120).print(table)
 
 
 if __name__ == "__main__":

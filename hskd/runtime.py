@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +33,9 @@ class RunOptions:
         compile: run a student's layers through ``torch.compile``.
         accumulate: parts that a process cuts its share of a batch into, one after the other; with several parts or
             processes, losses are equal to rounding, and dropout masks differ.
+
+    Raises:
+        HskdError: the reporter is unknown, or its package is not installed.
     """
 
     dtype: str
@@ -41,16 +45,64 @@ class RunOptions:
     compile: bool = False
     accumulate: int = 1
 
+    def __post_init__(self) -> None:
+        require_reporter(self.report_to)
+
+
+def check_device(device: str) -> str:
+    """The name of a device, as far as that can be told without torch.
+
+    Raises:
+        HskdError: it is none.
+    """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,4})?", device):
+        raise HskdError(f"device {device!r}: expected auto, cpu, cuda, cuda:0 (the first GPU) or mps.")
+    return device
+
 
 def resolve_device(device: str = "auto") -> torch.device:
-    """``auto`` is CUDA where there is one, then Apple's MPS, then the CPU."""
+    """``auto`` is CUDA where there is one, then Apple's MPS, then the CPU.
+
+    Raises:
+        HskdError: there is no such device here.
+    """
     import torch
 
-    if device != "auto":
-        return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if check_device(device) == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    resolved = torch.device(device)
+    if resolved.type == "cuda":
+        if not torch.backends.cuda.is_built():
+            raise HskdError(f"device {device}: this PyTorch ({torch.__version__}) is built without CUDA; use cpu.")
+        if (resolved.index or 0) >= (count := torch.cuda.device_count()):
+            raise HskdError(f"device {device}: PyTorch sees {count} GPUs here; use cpu, or a GPU that there is.")
+    if resolved.type == "mps" and not torch.backends.mps.is_available():
+        raise HskdError(f"device {device}: PyTorch sees no Apple GPU here; use cpu.")
+    return resolved
+
+
+def require_reporter(name: str) -> None:
+    """Refuse a reporter that ``transformers.Trainer`` does not know, or whose package is not installed.
+
+    Raises:
+        HskdError: names those that can be used here.
+    """
+    if name == "none":
+        return
+    from transformers.integrations import get_available_reporting_integrations
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    usable = sorted(get_available_reporting_integrations())
+    if name not in INTEGRATION_TO_CALLBACK and name != "all":
+        raise HskdError(
+            f"--report-to {name}: unknown; expected none, all or one of {', '.join(INTEGRATION_TO_CALLBACK)}."
+        )
+    if name != "all" and name not in usable:
+        raise HskdError(
+            f"--report-to {name}: its package is not installed; install it, or use one of none, {', '.join(usable)}."
+        )
 
 
 def _cpu_has_native_bf16() -> bool:
@@ -80,16 +132,24 @@ def resolve_dtype(dtype: DType, device: torch.device) -> Literal["fp32", "bf16"]
     whose kernels neither ``ATEN_CPU_CAPABILITY`` nor ``ONEDNN_MAX_CPU_ISA`` holds to older instructions.
 
     Raises:
-        HskdError: ``dtype`` is none of auto, fp32, bf16.
+        HskdError: ``dtype`` is none of auto, fp32, bf16, or the device cannot compute in it.
     """
-    if dtype == "auto":
-        import torch
+    import torch
 
+    if dtype == "auto":
         if device.type == "cuda":
             return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
         return "bf16" if device.type == "cpu" and _cpu_has_native_bf16() else "fp32"
     if dtype not in ("fp32", "bf16"):
         raise HskdError(f"dtype {dtype!r} is unknown: use auto, fp32 or bf16.")
+    if dtype == "bf16" and device.type != "cpu":
+        try:
+            with autocast(dtype, device):
+                torch.ones(2, 2, device=device) @ torch.ones(2, 2, device=device)
+        except (RuntimeError, TypeError) as error:
+            raise HskdError(
+                f"--dtype bf16: {device} cannot compute in it ({str(error).splitlines()[0]}); use fp32."
+            ) from None
     return dtype
 
 

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from hskd.cli.plugin_option import plugin_option
+from hskd.cli.progress import tables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,10 +45,10 @@ def compare(
     with atomic_path(folder / f"{stem}.csv") as temporary:
         pairs.to_csv(temporary, index=False)
     figure = style.save(pairing_figure(pairs, first_name, second_name, above_none), folder / f"{stem}.png")
-    console = Console()
+    console = tables()
     console.print(_table(pairs, first_name, second_name, above_none))
     for text in grid_differences(first, second):
-        console.print(f"apart: {text}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"apart: {text}", soft_wrap=True)
     print(f"table:  {folder / f'{stem}.csv'}")
     print(f"figure: {figure}")
 
@@ -64,7 +63,7 @@ def _table(pairs: pd.DataFrame, first: str, second: str, above_none: bool) -> Ta
     from hskd.analysis.stats.strategies import UNDETERMINED
 
     what = "gained over none" if above_none else "score"
-    title = f"{what}, points: {escape(second)} - {escape(first)}, paired by seed"
+    title = f"{what}, points: {second} - {first}, paired by seed"
     table = Table(title=title, box=SIMPLE, caption="* shown: p (Holm) is below 0.05; n: seeds")
     table.add_column("spec or arm", no_wrap=True)
     for column in ("first", "second", "difference, 95 %", "p (Holm)", "n"):
@@ -72,7 +71,7 @@ def _table(pairs: pd.DataFrame, first: str, second: str, above_none: bool) -> Ta
     for row in pairs.to_dict("records"):
         interval = "" if pd.isna(row["low"]) else f" ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
         table.add_row(
-            escape(row["name"]),
+            str(row["name"]),
             f"{100 * row['first']:.1f}",
             f"{100 * row['second']:.1f}",
             f"{100 * row['difference']:.1f}{interval}" + ("  " if row["verdict"] == UNDETERMINED else " *"),

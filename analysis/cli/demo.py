@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
-from hskd.cli.progress import display
+from hskd.cli.progress import display, tables
 
 if TYPE_CHECKING:
     from hskd.analysis.table import Study
@@ -60,7 +59,7 @@ def demo(
     [study] = studies(folder)
     drawn = marginal_utility_figure(study, minimum=minimum_sufficient(study), title=TITLE)
     figure = style.save(drawn, folder / "marginal_utility.png")
-    console = Console()
+    console = tables()
     with console.capture() as captured:
         console.print(_table(study))
     summary = f"{captured.get()}table:  {folder / TABLE_FILE}\nfigure: {figure}"

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from hskd.cli.plugin_option import plugin_option
+from hskd.cli.progress import tables
 from hskd.errors import HskdError
 
 if TYPE_CHECKING:
@@ -55,15 +54,15 @@ def recommend(
         choices = ", ".join(sorted({f"--task {study.task} --student {study.student}" for study in all_studies}))
         raise HskdError(f"{results}: no trials of that task and student; there are: {choices}.")
     size = parse_bytes(budget, "--budget") if budget is not None else None
-    console = Console()
+    console = tables()
     for study in chosen:
         answers = Answers.read(study.folder, study) if new_examples else None
         if new_examples and answers is None:
             raise HskdError(f"{results}: the trials' answers or their labels are not kept; leave out --new-examples.")
         recommendation = recommend_spec(study, tolerance, size, examples, margin_share, confidence, answers)
-        console.print(f"[bold]{escape(study.title)}[/bold]\n")
+        console.print(f"{study.title}\n", style="bold")
         for sentence in recommendation.evidence:
-            console.print(sentence, markup=False, highlight=False)
+            console.print(sentence)
         console.print(_evidence(recommendation.table, confidence))
         print("The command; runs/student and runs/superset stand for your student and your store of these examples:\n")
         print(recommendation.command + "\n")
@@ -81,7 +80,7 @@ def _evidence(points: pd.DataFrame, confidence: float) -> Table:
     for row in percent.to_dict("records"):
         intervals = [(row[f"{column}_low"], row[f"{column}_high"]) for column in ("below_full", "above_none")]
         table.add_row(
-            escape(row["name"]),
+            str(row["name"]),
             f"{row['bytes_per_example']:,.0f}",
             f"{row['mean']:.1f}",
             *["" if pd.isna(low) else f"{low:.1f} to {high:.1f}" for low, high in intervals],

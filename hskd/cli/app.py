@@ -10,7 +10,7 @@ import typer
 from hskd import processes
 from hskd.cli.commands import LazyGroup
 from hskd.cli.launch import SHARED, leave_to_main, note_missing_processes
-from hskd.cli.progress import console
+from hskd.cli.progress import console, print_notices
 from hskd.cli.quiet import quiet_libraries
 from hskd.errors import HskdError
 from hskd.io import with_home
@@ -54,6 +54,7 @@ def _options(
         leave_to_main()
     note_missing_processes()
     quiet_libraries()
+    print_notices()
 
 
 def main() -> None:
@@ -112,5 +113,5 @@ def _end_interrupted() -> NoReturn:
 def _end_with(line: str, code: int = 2) -> NoReturn:
     if processes.first_to_fail():
         console().quiet = False
-        console().print(line, style="bold red", markup=False)
+        console().print(line, style="bold red")
     sys.exit(code)

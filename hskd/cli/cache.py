@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from hskd.artifact_gc import DAY, Artifact, artifacts, collect
 from hskd.cli.plugin_option import plugin_option
+from hskd.cli.progress import tables
 from hskd.errors import HskdError
 from hskd.hashing import canonical_json
 from hskd.io import format_bytes
@@ -55,7 +55,7 @@ def _show(listed: list[Artifact], title: str) -> None:
         table.add_row(
             artifact.kind, artifact.folder.name + note, format_bytes(artifact.bytes), f"{days:.1f}", _summary(artifact)
         )
-    Console().print(table)
+    tables().print(table)
 
 
 def _summary(artifact: Artifact) -> str:

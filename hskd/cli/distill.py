@@ -34,7 +34,9 @@ def command(
     ] = False,
     spec: Annotated[str | None, typer.Option(help=SPEC_HELP + " Default: the store's spec, or everything.")] = None,
     checkpoints: Annotated[bool, typer.Option(help="Save one after every epoch, to resume from.")] = True,
-    report_to: Annotated[str, typer.Option(help="tensorboard, wandb, mlflow, ...")] = "none",
+    report_to: Annotated[
+        str, typer.Option(help="tensorboard, wandb, mlflow, ...; its package must be installed.")
+    ] = "none",
     compile: Annotated[
         bool, typer.Option("--compile", help="Run the student's layers through torch.compile (takes a minute first).")
     ] = False,
@@ -60,7 +62,7 @@ def command(
     from hskd.trials.execute import execute
     from hskd.trials.workspace import Workspace
 
-    machine = Machine.of(run)
+    machine = Machine.of(run, report_to)
     output = Output.of(out, task.work)
     student_folder = readable("--student", student, task.work, "hskd student")
     store_folder = None if store is None else readable("--store", store, task.work)

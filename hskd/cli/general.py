@@ -21,7 +21,9 @@ def command(
     model: Annotated[
         str, typer.Option(help="The teacher before fine-tuning: local folder, hub name, or offline:minilm.")
     ] = "offline:minilm",
-    report_to: Annotated[str, typer.Option(help="tensorboard, wandb, mlflow, ...")] = "none",
+    report_to: Annotated[
+        str, typer.Option(help="tensorboard, wandb, mlflow, ...; its package must be installed.")
+    ] = "none",
     *,
     settings: GeneralSettings,
     run: MachineOptions,
@@ -34,7 +36,7 @@ def command(
     from hskd.runtime import RunOptions
     from hskd.students.general.distillation import general_distill, general_record
 
-    machine = Machine.of(run)
+    machine = Machine.of(run, report_to)
     with display() as shown:
         general_distill(model, settings, out, RunOptions(machine.dtype, machine.device, report_to=report_to), shown)
     record = general_record(out)

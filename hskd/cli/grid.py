@@ -11,7 +11,7 @@ import typer
 from hskd import processes
 from hskd.cli import grid_search
 from hskd.cli.plugin_option import plugin_option
-from hskd.cli.progress import display
+from hskd.cli.progress import display, tables
 from hskd.errors import HskdError
 
 if TYPE_CHECKING:
@@ -92,7 +92,6 @@ def plan(
     difference: Annotated[float, typer.Option(min=0.01, help="Difference to be seen, in points of score.")] = 0.5,
 ) -> None:
     """Say what a grid would do: trials, what is done, disk, time, and how many seeds a difference needs."""
-    from rich.console import Console
     from rich.table import Table
 
     grid, trials, folder = read(name, out, seeds, threads, dtype, data, teacher, checkpoint, changes)
@@ -108,7 +107,7 @@ def plan(
         table.add_column(column, justify="left" if column in ("arm", "spec") else "right")
     for row in estimated.rows:
         table.add_row(*row)
-    Console().print(table)
+    tables().print(table)
     print(f"done: {len(status.done)} of {len(trials)}; failed before: {len(status.failed)}")
     print(f"disk for stores: {format_bytes(estimated.store_bytes)}; free: {format_bytes(estimated.free_bytes)}")
     print(f"time: {estimated.time}")

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
 import typer
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from rich.markup import escape
 
 from hskd.cli.plugin_option import split_names
 from hskd.errors import HskdError
+from hskd.runtime import check_device
+from hskd.tasks.labels import LabelType
+from hskd.tasks.positions import MAX_TOKENS
 
 SPEC_HELP = (
     "What to keep: layers_tokens_width such as 1l_10t_0.1w or all_all_all, then changes such as length=left or l_top=5 "
@@ -32,23 +35,35 @@ class TaskOptions(BaseModel):
     ] = "mr"
     data: Annotated[
         str | None,
-        Field(description="Folder of official TSV files, or (custom) a folder with train/dev[/test], or one file."),
+        Field(
+            description="Folder of official TSV files, or (custom) a folder with train and dev (or validation), "
+            "perhaps test, or one file: CSV, TSV, JSON or Parquet."
+        ),
     ] = None
     text_columns: Annotated[str | None, Field(description="custom: the text column, or two, separated by a comma.")] = (
         None
     )
     label_column: Annotated[str | None, Field(description="custom: the label column.")] = None
-    max_length: Annotated[int | None, Field(ge=3, description="Tokens an example is cut to [default: the task's].")] = (
-        None
-    )
+    label_type: Annotated[
+        LabelType | None,
+        Field(description="custom: what the labels are [default: as they look; the command says which and why]."),
+    ] = None
+    max_length: Annotated[
+        int | None,
+        Field(
+            ge=3,
+            le=MAX_TOKENS,
+            description="Tokens an example is cut to, as many as the model has positions for [default: the task's].",
+        ),
+    ] = None
     train_examples: Annotated[
         int | None, Field(ge=1, description="Use a fixed random subset of the training examples [default: all].")
     ] = None
     augment: Annotated[
         str | None,
         Field(
-            description="File of further sentences (.csv, .tsv, .jsonl, .parquet, .txt) for the student to train on "
-            "beside the training examples; the teacher says what they are, labels are not looked at."
+            description="File of further sentences (.csv, .tsv, .json, .jsonl, .parquet, .txt) for the student to "
+            "train on beside the training examples; the teacher says what they are, labels are not looked at."
         ),
     ] = None
     work: Annotated[Path, Field(description="Folder for what can be made again, such as tokenised examples.")] = Path(
@@ -66,6 +81,14 @@ class MachineOptions(BaseModel):
     ] = "auto"
     device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1, mps.")] = "auto"
     threads: Annotated[int | None, Field(ge=1, description="CPU threads; their number changes the bits.")] = None
+
+    @field_validator("device")
+    @classmethod
+    def _is_a_device(cls, device: str) -> str:
+        try:
+            return check_device(device)
+        except HskdError as error:
+            raise ValueError(str(error).partition(": ")[2].removesuffix(".")) from None
 
 
 class TrainingOptions(MachineOptions):
@@ -137,4 +160,4 @@ def _validated(model: type[BaseModel], fields: dict[str, Any]) -> BaseModel:
     except ValidationError as error:
         first = error.errors()[0]
         flag = "--" + str(first["loc"][0]).replace("_", "-")
-        raise HskdError(f"{flag} {first['input']}: {first['msg']}.") from None
+        raise HskdError(f"{flag} {first['input']}: {first['msg'].removeprefix('Value error, ')}.") from None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING
+
+from typing_extensions import override
 
 from hskd import processes
 
@@ -17,10 +20,40 @@ if TYPE_CHECKING:
 
 @cache
 def console() -> Console:
-    """Where messages go: stderr. A usage error needs none, so rich is imported here."""
+    """Where messages go: stderr, as they are. A usage error needs none, so rich is imported here."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+def tables(width: int | None = None) -> Console:
+    """Where tables go: stdout. Names in them are printed as they are, whatever brackets they have."""
+    from rich.console import Console
+
+    return Console(width=width, highlight=False, markup=False, emoji=False)
+
+
+class _Notices(logging.Handler):
+    """Prints what the logger ``hskd`` is told, each line once, in the main process."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._printed: set[str] = set()
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message not in self._printed and processes.launched()[0] == 0:
+            self._printed.add(message)
+            console().print(f"warning: {message}" if record.levelno >= logging.WARNING else message)
+
+
+def print_notices() -> None:
+    """Print what the logger ``hskd`` is told: what kind of task it is, how many texts are cut."""
+    logger = logging.getLogger("hskd")
+    if not any(isinstance(handler, _Notices) for handler in logger.handlers):
+        logger.addHandler(_Notices())
+        logger.setLevel(logging.INFO)
 
 
 LINE_SECONDS = 15.0
@@ -108,7 +141,7 @@ def display() -> Iterator[Display]:
     )
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

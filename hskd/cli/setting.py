@@ -25,11 +25,16 @@ class Machine:
     threads: int
 
     @classmethod
-    def of(cls, options: MachineOptions) -> Machine:
-        """Resolve what ``options`` leave to the machine, meet the other processes, and set the threads."""
-        from hskd import processes
-        from hskd.runtime import resolve_device, resolve_dtype, set_threads
+    def of(cls, options: MachineOptions, report_to: str = "none") -> Machine:
+        """Resolve what ``options`` leave to the machine, meet the other processes, and set the threads.
 
+        Raises:
+            HskdError: device, precision or the reporter ``report_to`` cannot be used here.
+        """
+        from hskd import processes
+        from hskd.runtime import require_reporter, resolve_device, resolve_dtype, set_threads
+
+        require_reporter(report_to)
         device = processes.start(resolve_device(options.device))
         threads = set_threads(options.threads)
         return cls(device, resolve_dtype(options.dtype, device), threads)

@@ -11,7 +11,7 @@ from hskd.cli.launch import leave_to_main
 from hskd.cli.options import SPEC_HELP, MachineOptions, TaskOptions, with_settings
 from hskd.cli.places import Output, readable
 from hskd.cli.plugin_option import plugin_option
-from hskd.cli.progress import display
+from hskd.cli.progress import display, tables
 from hskd.cli.setting import Machine, load_examples, require_local, require_task
 from hskd.cli.store_size import size
 from hskd.errors import HskdError
@@ -43,7 +43,7 @@ def extract(
         str | None, typer.Option(help="Instead of --spec: teacher layers to hold, such as 0,2,4,6.")
     ] = None,
     attention_layers: Annotated[
-        str | None, typer.Option(help="Instead of --spec: attention layers (1-based) whose CLS row to hold.")
+        str | None, typer.Option(help="Instead of --spec: attention layers (1-based) whose CLS row to hold, or none.")
     ] = None,
     precision: Annotated[
         str | None, typer.Option(help="fp32 serves every spec; fp16 takes half (default: the specs', else fp16).")
@@ -137,7 +137,6 @@ def inspect(
     path: Annotated[str, typer.Argument(help="Folder of a store, or a URL; only its manifest is read.")],
 ) -> None:
     """Say what a store holds and what it was made from."""
-    from rich.console import Console
     from rich.table import Table
 
     from hskd.remote import contents_of
@@ -175,7 +174,7 @@ def inspect(
     for name, value in rows.items():
         if value is not None:
             table.add_row(name, str(value))
-    Console().print(table)
+    tables().print(table)
 
 
 @app.command()
@@ -202,6 +201,8 @@ def verify(
 def _numbers(flag: str, text: str | None, every: range) -> tuple[int, ...]:
     if text is None:
         return tuple(every)
+    if text == "none":
+        return ()
     try:
         numbers = {int(part) for part in text.split(",") if part.strip()}
     except ValueError:

@@ -7,9 +7,9 @@ from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from hskd.cli.progress import tables
 from hskd.errors import HskdError
 from hskd.io import format_bytes
 
@@ -72,7 +72,7 @@ def size(
         else "unknown: give --tokens-per-second",
     }.items():
         table.add_row(name, text)
-    Console().print(table)
+    tables().print(table)
 
 
 def _sizes(teacher: str) -> tuple[int, int, int]:

@@ -22,7 +22,9 @@ def command(
     model: Annotated[
         str, typer.Option(help="Folder or URL, hub name, or offline:minilm (all-MiniLM-L6-v2 from a package).")
     ] = "offline:minilm",
-    report_to: Annotated[str, typer.Option(help="tensorboard, wandb, mlflow, ...")] = "none",
+    report_to: Annotated[
+        str, typer.Option(help="tensorboard, wandb, mlflow, ...; its package must be installed.")
+    ] = "none",
     *,
     task: TaskOptions,
     settings: TeacherSettings,
@@ -34,7 +36,7 @@ def command(
     from hskd.runtime import RunOptions
     from hskd.teachers.finetune import finetune, teacher_metrics
 
-    machine = Machine.of(run)
+    machine = Machine.of(run, report_to)
     output = Output.of(out, task.work)
     if is_url(model):
         model = str(readable("--model", model, task.work))

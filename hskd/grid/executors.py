@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Protocol
 
@@ -197,6 +198,8 @@ def _workspace_of(trials: list[str], work: str) -> Workspace:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    # What is worth a line was said where the grid was started.
+    getLogger("hskd").setLevel(ERROR)
     return Workspace(Path(work), [TrialConfig.model_validate_json(trial) for trial in trials])
 
 

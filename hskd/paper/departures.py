@@ -32,6 +32,7 @@ from hskd.selectors.precision import FP32
 from hskd.selectors.width import Magnitude, RandomNeurons, UniformNeurons
 from hskd.spec import HSKSpec
 from hskd.tasks import Task, TokenizedSplit
+from hskd.tasks.positions import max_tokens
 from hskd.teachers.forward import ForwardOptions, TeacherOutput
 from hskd.teachers.loading import Teacher
 from hskd.training import GoldTrainer, HeadModule, StageArguments, StageRecipe, StageTrainer, training_arguments
@@ -114,8 +115,7 @@ class Departures:
         """The examples of the HSK stage: where pads count, padded to the most tokens that data and student allow."""
         if "pads_in_loss" not in self._on:
             return split
-        positions = getattr(student.config, "max_position_embeddings", split.max_length)
-        return replace(split, pad_to=min(split.max_length, positions))
+        return replace(split, pad_to=min(split.max_length, max_tokens(student.config) or split.max_length))
 
     def prediction_trainer(
         self,

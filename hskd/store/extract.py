@@ -32,6 +32,7 @@ from hskd.store_format.layout import (
 )
 from hskd.store_format.manifest import MAX_LENGTH, Manifest, Origin, TargetArray
 from hskd.tasks import Task, TokenizedSplit, sequential_batches
+from hskd.tasks.positions import require_positions
 from hskd.teachers.fitting import require_fit
 from hskd.teachers.forward import ForwardOptions, NotFiniteError, teacher_forward
 from hskd.teachers.loading import Teacher
@@ -129,6 +130,7 @@ def extract(
     options, progress = options or ExtractOptions(), progress or Silent()
     extend = options.extend
     config = teacher.model.config
+    require_positions(config, {"train": split}, f"teacher {teacher.name}")
     for what, layers, first in (("", superset.layers, 0), ("attention ", superset.attention_layers, 1)):
         if not set(layers) <= set(range(first, config.num_hidden_layers + 1)):
             raise HskdError(

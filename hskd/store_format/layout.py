@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from hskd.errors import HskdError
 from hskd.selectors import PrecisionSelector
 from hskd.spec import HSKSpec, Shape
 
@@ -55,6 +56,8 @@ def _common(target: ArraySpec, max_length: int, vocab_size: int) -> dict[str, Ar
 def _small(largest: int) -> torch.dtype:
     import torch
 
+    if largest >= 2**16:
+        raise HskdError(f"a store counts tokens in 16 bits: an example may have {2**16 - 1:,}, not {largest:,}.")
     return torch.uint8 if largest < 2**8 else torch.uint16
 
 

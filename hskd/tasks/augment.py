@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hskd.errors import HskdError
 from hskd.tasks.builtin.glue import GLUE_TASKS, read_tsv
-from hskd.tasks.custom import FORMATS, read_columns, texts_of
-from hskd.tasks.task import Split, TaskData, example_ids
+from hskd.tasks.files import FORMATS, ending, read_table, read_text, unquoted
+from hskd.tasks.task import FileRows, Split, TaskData, example_ids
 
 AUGMENTED = "augmented"
 """Name of the split of augmented sentences."""
@@ -18,7 +19,7 @@ AUGMENTED = "augmented"
 def with_augmented(data: TaskData, file: Path) -> TaskData:
     """A task with the sentences of ``file`` as a split of its own, without labels.
 
-    The file is ``.csv``, ``.jsonl``, ``.parquet`` or ``.tsv`` with the task's text columns, under the names that they
+    The file is in one of :data:`~hskd.tasks.files.FORMATS` with the task's text columns, under the names that they
     have in the task or, for GLUE, in its official files; other columns, labels too, are not looked at. A ``.tsv`` of
     CoLA may lack the header, as the official one does. Or it is ``.txt``, one sentence a line, for a task of one text.
 
@@ -54,7 +55,8 @@ def with_augmented(data: TaskData, file: Path) -> TaskData:
     train = data.splits["train"]
     # Together with train's, so that no two of the examples that a student trains on have one id.
     ids = example_ids([[*real, *extra] for real, extra in zip(train.texts, kept, strict=True)])[len(train) :]
-    return TaskData(task, data.splits | {AUGMENTED: Split(AUGMENTED, tuple(kept), None, ids)})
+    source = FileRows(str(file), rows)
+    return replace(data, splits=data.splits | {AUGMENTED: Split(AUGMENTED, tuple(kept), None, ids, source)})
 
 
 def _key(fields: Sequence[str]) -> tuple[str, ...]:
@@ -67,11 +69,12 @@ def _read(file: Path, data: TaskData) -> list[list[str]]:
     if not file.is_file():
         raise HskdError(f"{file}: no such file; expected augmented sentences of task {task.name}.")
     names = [task.text_columns, *([glue.tsv_texts] if glue and glue.tsv_texts else [])]
-    if file.suffix == ".txt":
+    kind = ending(file)
+    if kind == ".txt":
         if len(task.text_columns) > 1:
             raise HskdError(f"{file}: task {task.name} has two texts, {list(task.text_columns)}; expected columns.")
         return [_lines(file)]
-    if file.suffix == ".tsv":
+    if kind == ".tsv":
         with file.open(encoding="utf-8-sig", errors="replace") as opened:
             first = opened.readline().rstrip("\r\n").split("\t")
         named = _first_in(names, first)
@@ -83,33 +86,20 @@ def _read(file: Path, data: TaskData) -> list[list[str]]:
             for line, text in zip(numbers, columns[name], strict=True):
                 if not text:
                     raise HskdError(f"{file}, line {line}, column {name!r}: empty; expected a text.")
-        return [[_unquoted(text) for text in columns[name]] for name in named]
-    if file.suffix not in FORMATS:
-        raise HskdError(
-            f"{file}: unknown format {file.suffix!r}; expected one of {', '.join((*FORMATS, '.tsv', '.txt'))}."
-        )
-    found = read_columns(file)
-    return texts_of(file, found, _first_in(names, list(found)))
+        return [[unquoted(text) for text in columns[name]] for name in named]
+    if kind not in FORMATS:
+        raise HskdError(f"{file}: unknown format {kind!r}; expected one of {', '.join((*FORMATS, '.txt'))}.")
+    table = read_table(file)
+    return table.texts(_first_in(names, table.names))
 
 
-def _first_in(names: list[tuple[str, ...]], there: list[str]) -> tuple[str, ...]:
+def _first_in(names: list[tuple[str, ...]], there: Sequence[str]) -> tuple[str, ...]:
     """The first of ``names`` that a file has; the first of all where it has none, for the message."""
     return next((columns for columns in names if set(columns) <= set(there)), names[0])
 
 
-def _unquoted(field: str) -> str:
-    """A field as it was before Python's ``csv`` wrote it: official files quote nothing, but those made from them do."""
-    inner = field[1:-1]
-    quoted = field[:1] == field[-1:] == '"' and '""' in inner and '"' not in inner.replace('""', "")
-    return inner.replace('""', '"') if quoted else field
-
-
 def _lines(file: Path) -> list[str]:
-    try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise HskdError(f"{file}: byte {error.start} is not UTF-8.") from None
-    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    lines = [line.strip() for line in read_text(file).split("\n") if line.strip()]
     if not lines:
         raise HskdError(f"{file}: no rows.")
     return lines

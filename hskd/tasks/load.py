@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,37 +10,69 @@ from hskd.errors import HskdError
 from hskd.io import with_home
 from hskd.tasks.augment import with_augmented
 from hskd.tasks.custom import load_custom
+from hskd.tasks.labels import LabelType, describe_labels
 from hskd.tasks.registry import CUSTOM, TASKS
 from hskd.tasks.task import TaskData
+
+_log = logging.getLogger(__name__)
 
 
 def load_task(
     name: str,
     data: str | None = None,
-    text_columns: Sequence[str] | None = None,
+    text_columns: Sequence[str] | str | None = None,
     label_column: str | None = None,
     augment: str | None = None,
+    label_type: LabelType | None = None,
 ) -> TaskData:
     """Load a task's examples.
+
+    The logger ``hskd`` is told what kind of task it is and, as a warning, how many rows dev and test share with train.
 
     Args:
         name: one of :data:`TASKS`.
         data: a file or folder; None takes the task's default place (a package, the hub).
-        text_columns: one or two names, for ``custom`` only.
+        text_columns: one name or two, for ``custom`` only.
         label_column: for ``custom`` only.
         augment: a file of further sentences (see :func:`~hskd.tasks.augment.with_augmented`).
+        label_type: ``classification`` or ``regression``, for ``custom`` only [default: as the labels look].
 
     Raises:
         HskdError: an unknown task, arguments it has no use for, or data that is missing or malformed.
     """
-    loaded = _load(name, None if data is None else with_home(data), text_columns, label_column)
+    loaded = _load(name, None if data is None else with_home(data), text_columns, label_column, label_type)
+    head, train = loaded.task.head, loaded.splits.get("train")
+    _log.info("task %s: %s", name, describe_labels(head, None if train is None else train.labels, loaded.why))
+    _say_shared(loaded)
     return loaded if augment is None else with_augmented(loaded, Path(with_home(augment)))
 
 
-def _load(name: str, data: str | None, text_columns: Sequence[str] | None, label_column: str | None) -> TaskData:
+def _load(
+    name: str,
+    data: str | None,
+    text_columns: Sequence[str] | str | None,
+    label_column: str | None,
+    label_type: LabelType | None,
+) -> TaskData:
     if name == CUSTOM:
-        return load_custom(data, text_columns, label_column)
+        return load_custom(data, text_columns, label_column, label_type)
     load = TASKS[name].load
-    if text_columns or label_column:
-        raise HskdError(f"Task {name} has columns of its own; only task {CUSTOM} takes text and label columns.")
+    if text_columns or label_column or label_type:
+        raise HskdError(
+            f"Task {name} has columns of its own; only task {CUSTOM} takes text and label columns, and a label type."
+        )
     return load(data)
+
+
+def _say_shared(data: TaskData) -> None:
+    """Say how many rows of other splits have texts of ``train``: a score on them rewards memory."""
+    if "train" not in data.splits:
+        return
+    known = set(zip(*data.splits["train"].texts, strict=True))
+    shared = []
+    for name, split in data.splits.items():
+        count = 0 if name == "train" else sum(fields in known for fields in zip(*split.texts, strict=True))
+        if count:
+            shared.append(f"{count:,} of {len(split):,} rows of {name}")
+    if shared:
+        _log.warning("task %s: %s have the texts of rows of train", data.task.name, " and ".join(shared))

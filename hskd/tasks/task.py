@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hskd.heads import Head
 
@@ -37,6 +37,21 @@ class Task:
         return self.head.label_names
 
 
+@dataclass(frozen=True)
+class FileRows:
+    """Where the examples of a split lie in a file, for messages.
+
+    Attributes:
+        file: its path.
+        numbers: of the row, or line, of each example.
+        unit: what is counted: rows from 0, lines from 1.
+    """
+
+    file: str
+    numbers: Sequence[int]
+    unit: Literal["row", "line"] = "row"
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """The examples of one split, in file order.
@@ -51,15 +66,25 @@ class Split:
     """N labels as the task's head takes them, such as label indices; None where they are not known."""
     ids: NDArray[np.int64]
     """(N,) example ids, unique within the split."""
+    source: FileRows | None = None
+    """Where they lie, if in a file."""
 
     def __len__(self) -> int:
         """N."""
         return len(self.ids)
 
     @classmethod
-    def of(cls, name: str, texts: Sequence[list[str]], labels: list[Any] | None) -> Split:
+    def of(
+        cls, name: str, texts: Sequence[list[str]], labels: list[Any] | None, source: FileRows | None = None
+    ) -> Split:
         """A split whose ids come from its texts (see :func:`example_ids`)."""
-        return cls(name, tuple(texts), labels, example_ids(texts))
+        return cls(name, tuple(texts), labels, example_ids(texts), source)
+
+    def where(self, example: int) -> str:
+        """Where an example lies, for messages: file and row, or split and row."""
+        if self.source is None:
+            return f"split {self.name}, row {example}"
+        return f"{self.source.file}, {self.source.unit} {self.source.numbers[example]}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +93,8 @@ class TaskData:
 
     task: Task
     splits: dict[str, Split]
+    why: str = ""
+    """What made its labels classes or numbers, where that is not known beforehand."""
 
 
 def text_hash(fields: Iterable[str | int]) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,8 +22,12 @@ from hskd.errors import HskdError
 from hskd.hashing import fingerprint
 from hskd.heads import IGNORED
 from hskd.selectors import Tokens
+from hskd.tasks.files import fault_of, shown
+from hskd.tasks.positions import MAX_TOKENS
 from hskd.tasks.task import Split, TaskData
 from hskd.tasks.token_cache import read_arrays, write_arrays
+
+_log = logging.getLogger(__name__)
 
 DTYPES = {"input_ids": np.int32, "token_type_ids": np.uint8, "words": np.int32}
 CHUNK = 10_000
@@ -60,6 +65,8 @@ class TokenizedSplit:
     """How many of the examples, from the first, are the task's own; None for all: no augmented ones follow."""
     labels_per: Literal["example", "token"] = "example"
     """What has a label."""
+    cut: int = 0
+    """How many examples of the split had more tokens."""
 
     def __len__(self) -> int:
         """N."""
@@ -196,7 +203,7 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int, int]:
     """The ids of ``cls``, ``sep`` and ``pad``.
 
     Raises:
-        HskdError: the tokenizer lacks one of them.
+        HskdError: the tokenizer lacks one of them, or does not put the first two around a text.
     """
     ids: dict[str, Any] = {name: getattr(tokenizer, f"{name}_token_id", None) for name in ("cls", "sep", "pad")}
     missing = [name for name, value in ids.items() if value is None]
@@ -205,26 +212,97 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int, int]:
             f"{type(tokenizer).__name__} of {tokenizer.name_or_path!r} has no {' and no '.join(missing)} token. "
             "hskd needs [CLS], [SEP] and a pad: use a BERT-like encoder."
         )
+    _require_frame(tokenizer, ids["cls"], ids["sep"], ("a",))
     return ids["cls"], ids["sep"], ids["pad"]
 
 
+def _require_frame(tokenizer: PreTrainedTokenizerBase, cls_id: int, sep_id: int, texts: tuple[str, ...]) -> None:
+    """Refuse a tokenizer that does not put ``[CLS]`` first, and ``[SEP]`` behind every text.
+
+    Else what reads ``[CLS]``, and what ``[CLS]`` attends to, would be about the first word.
+    """
+    ids = list(tokenizer(*texts, verbose=False)["input_ids"])
+    if ids[:1] != [cls_id] or ids[-1] != sep_id or ids.count(sep_id) < len(texts):
+        raise HskdError(
+            f"{type(tokenizer).__name__} of {tokenizer.name_or_path!r} makes {tokenizer.convert_ids_to_tokens(ids)} of "
+            f"{' and '.join(map(repr, texts))}; expected {tokenizer.cls_token} first and {tokenizer.sep_token} behind "
+            "each text. Give its tokenizer.json the post-processor of a BERT-like encoder, or save it with one."
+        )
+
+
 def tokenize(
-    data: TaskData, tokenizer: PreTrainedTokenizerBase, cache: Path, max_length: int | None = None
+    data: TaskData,
+    tokenizer: PreTrainedTokenizerBase,
+    cache: Path,
+    max_length: int | None = None,
+    positions: int | None = None,
 ) -> dict[str, TokenizedSplit]:
-    """Every split of a task as token ids, truncated to the task's ``max_length`` or the one given, if smaller.
+    """Every split of a task as token ids, cut to ``max_length`` tokens, by default the task's.
 
     A split is tokenised once: the tokens are kept in ``cache`` under the fingerprint of the texts, the tokenizer and
-    the length, as an Arrow data set, and memory-mapped from there. Labels are not kept.
+    the length, as an Arrow data set, and memory-mapped from there. Labels are not kept. How many texts are cut goes to
+    the logger ``hskd`` as a warning.
 
     Where a task's head predicts tokens, a split's labels are a list for each example: one label for each word of its
     text, words being separated by white space. The first token of a word gets its label, every other token ``-100``.
 
+    Args:
+        data: the task with its texts.
+        tokenizer: a fast one that puts ``[CLS]`` before, and ``[SEP]`` behind each text.
+        cache: folder of what was tokenised before.
+        max_length: tokens, special ones included, that an example is cut to [default: the task's].
+        positions: tokens that the model can take: where an example is longer, they are all cut to this.
+
     Raises:
-        HskdError: the tokenizer cannot serve (see :func:`tokenizer_fingerprint`), or the cache cannot be written.
+        HskdError: the tokenizer cannot serve (see :func:`tokenizer_fingerprint`), a text has no token, a store could
+            not hold examples of this length, or the cache cannot be written.
         CorruptionError: the cache is not what was written there.
     """
+    cls_id, sep_id, _ = special_ids(tokenizer)
+    if len(data.task.text_columns) > 1:
+        _require_frame(tokenizer, cls_id, sep_id, ("a", "a"))
+    length = data.task.max_length if max_length is None else max_length
+    if not 3 <= length <= MAX_TOKENS:
+        raise HskdError(
+            f"--max-length {length}: expected 3 to {MAX_TOKENS:,} tokens, as a store counts them in 16 bits."
+        )
+    splits = _tokenized(data, tokenizer, cache, length)
+    if (
+        positions is not None
+        and positions < length
+        and any(s.lengths.max(initial=0) > positions for s in splits.values())
+    ):
+        _log.warning(
+            "task %s: the model has positions for %s tokens, not for %s",
+            data.task.name,
+            f"{positions:,}",
+            f"{length:,}",
+        )
+        splits = _tokenized(data, tokenizer, cache, positions)
+    _say_cut(data.task.name, splits)
+    return splits
+
+
+def _say_cut(task: str, splits: dict[str, TokenizedSplit]) -> None:
+    """Say how many texts were cut."""
+    cut = sum(split.cut for split in splits.values())
+    if cut:
+        parts = [f"{name} {split.cut:,} of {len(split):,}" for name, split in splits.items() if split.cut]
+        total, length = sum(map(len, splits.values())), next(iter(splits.values())).max_length
+        _log.warning(
+            "task %s: %s of %s texts are cut at %s tokens (%s); --max-length (max_length) says how many are kept",
+            task,
+            f"{cut:,}",
+            f"{total:,}",
+            f"{length:,}",
+            ", ".join(parts),
+        )
+
+
+def _tokenized(
+    data: TaskData, tokenizer: PreTrainedTokenizerBase, cache: Path, length: int
+) -> dict[str, TokenizedSplit]:
     cls_id, sep_id, pad_id = special_ids(tokenizer)
-    length = min(data.task.max_length, data.task.max_length if max_length is None else max_length)
     head = data.task.head
     per: Literal["example", "token"] = "token" if head.target().per == "token" else "example"
     recipe = {
@@ -232,15 +310,15 @@ def tokenize(
         "token_types": "token_type_ids" in tokenizer.model_input_names,
         "truncation_side": tokenizer.truncation_side,
         "max_length": length,
+        "counts_cut": True,
         **({"words": True} if per == "token" else {}),
     }
     result = {}
     for name, split in data.splits.items():
-        folder = cache / fingerprint({**recipe, "texts": _texts_sha256(split.texts)})
-        texts = split.texts
+        folder = cache / fingerprint({**recipe, "texts": _texts_sha256(split)})
 
-        def write(partial: Path, texts: Sequence[list[str]] = texts) -> None:
-            write_arrays(partial, _encode(texts, tokenizer, length, words=per == "token"))
+        def write(partial: Path, split: Split = split) -> None:
+            write_arrays(partial, _encode(split, tokenizer, length, words=per == "token"))
 
         arrays = read_arrays(build(folder, write))
         labels: Any = None
@@ -257,13 +335,27 @@ def tokenize(
             sep_id=sep_id,
             pad_id=pad_id,
             max_length=length,
+            cut=int(arrays["cut"][0]),
         )
     return result
 
 
-def _texts_sha256(texts: Sequence[list[str]]) -> str:
+def _require_texts(split: Split) -> None:
+    """Refuse what is no text, before the tokenizer does.
+
+    Raises:
+        HskdError: names file and row.
+    """
+    for texts in split.texts:
+        for example, text in enumerate(texts):
+            fault = fault_of(text) if isinstance(text, str) else f"{shown(text)}; expected a text"
+            if fault is not None:
+                raise HskdError(f"{split.where(example)}: {fault}.")
+
+
+def _texts_sha256(split: Split) -> str:
     digest = hashlib.sha256()
-    for fields in zip(*texts, strict=True):
+    for fields in zip(*split.texts, strict=True):
         digest.update(json.dumps(fields).encode("ascii"))
     return digest.hexdigest()
 
@@ -295,10 +387,18 @@ def _word_starts(text: str, spans: Sequence[tuple[int, int]], special: Sequence[
 
 
 def _encode(
-    texts: Sequence[list[str]], tokenizer: PreTrainedTokenizerBase, max_length: int, words: bool = False
+    split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, words: bool = False
 ) -> dict[str, NDArray[Any]]:
-    """Token ids end to end, token types where there are any, offsets, and the words that tokens begin if asked for."""
+    """Token ids end to end, token types where there are any, offsets, and the words that tokens begin if asked for.
+
+    Raises:
+        HskdError: an example has no token but the special ones.
+    """
+    _require_texts(split)
+    texts = split.texts
+    special = tokenizer.num_special_tokens_to_add(pair=len(texts) > 1)
     lengths: list[int] = []
+    cut = 0
     flat: dict[str, list[NDArray[Any]]] = {}
     for start in range(0, len(texts[0]), CHUNK):
         part = [column[start : start + CHUNK] for column in texts]
@@ -306,6 +406,13 @@ def _encode(
         encoded = tokenizer(
             *part, truncation=True, max_length=max_length, padding=False, return_attention_mask=False, **more
         )
+        for example, tokens in enumerate(encoded["input_ids"], start):
+            if len(tokens) <= special:
+                raise HskdError(
+                    f"{split.where(example)}: {' and '.join(shown(column[example]) for column in texts)}: no token is "
+                    "left of it; expected a text. Leave the row out."
+                )
+        cut += sum(bool(encoding.overflowing) for encoding in encoded.encodings)
         if words:
             spans = zip(part[0], encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True)
             encoded["words"] = [_word_starts(*example) for example in spans]
@@ -315,4 +422,5 @@ def _encode(
                 joined = [token for tokens in encoded[name] for token in tokens]
                 flat.setdefault(name, []).append(np.array(joined, dtype=DTYPES[name]))
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
-    return {"offsets": offsets, **{name: np.concatenate(parts) for name, parts in flat.items()}}
+    joined_arrays = {name: np.concatenate(parts) for name, parts in flat.items()}
+    return {"offsets": offsets, "cut": np.array([cut]), **joined_arrays}

@@ -18,6 +18,7 @@ from hskd.provenance import provenance
 from hskd.runtime import RunOptions
 from hskd.tasks import Task, TokenizedSplit
 from hskd.tasks.content import labelled, scored, used_tokens
+from hskd.tasks.positions import require_positions
 from hskd.teachers.fitting import require_fit
 from hskd.teachers.loading import load_classifier, load_tokenizer, model_content, save_classifier
 from hskd.teachers.settings import TeacherSettings
@@ -77,6 +78,7 @@ def finetune(
     def builder(partial: Path) -> None:
         set_seed(settings.seed)
         model = load_classifier(model_name, task, new_head=True).to(options.device)
+        require_positions(model.config, splits, f"model {model_name}")
         require_fit(model_name, model, splits.values())
         stage = StageRecipe(
             epochs=settings.epochs,

@@ -188,7 +188,8 @@ def _projections(model: PreTrainedModel) -> tuple[list[nn.Module], list[nn.Modul
     if names is None:
         raise HskdError(
             f"the attention of a {model.config.model_type} model cannot be read; use a length selector that needs none "
-            "(left, cls, random)."
+            "(left, cls, random): --spec 1l_10t_0.1w,length=left, or length: [left] in a grid; and with "
+            "`hskd store extract` without --spec, --attention-layers none."
         )
     modules = list(model.named_modules())
     query, key = ([module for path, module in modules if path.endswith(f".{name}")] for name in names)

@@ -29,6 +29,7 @@ from hskd.io import read_json, saving, with_home
 from hskd.remote import fetch, is_url
 from hskd.spec import Shape
 from hskd.tasks import Task, tokenizer_fingerprint
+from hskd.tasks.positions import max_tokens
 from hskd.teachers.offline import minilm_folder
 
 WEIGHTS = (
@@ -183,6 +184,15 @@ def load_tokenizer(name: str, config: PretrainedConfig | None = None) -> PreTrai
     if known <= set(tokenizer.all_special_tokens):
         raise HskdError(f"{name}: no tokenizer can be loaded from it: there is no vocabulary (tokenizer.json).")
     return tokenizer
+
+
+def model_positions(name: str) -> int | None:
+    """Tokens that a model has positions for (see :func:`hskd.tasks.positions.max_tokens`); None where no one knows."""
+    try:
+        config = AutoConfig.from_pretrained(resolve_model(name), trust_remote_code=False)
+    except (OSError, ValueError, KeyError):  # a tokenizer alone; whoever loads the model says what is wrong with it
+        return None
+    return max_tokens(config)
 
 
 def load_classifier(name: str, task: Task, *, new_head: bool = False) -> PreTrainedModel:

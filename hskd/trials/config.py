@@ -14,6 +14,8 @@ from hskd.io import with_home
 from hskd.runtime import DType, resolve_device, resolve_dtype
 from hskd.spec import HSKSpec
 from hskd.students.kinds import AnyStudent
+from hskd.tasks.labels import LabelType
+from hskd.tasks.positions import MAX_TOKENS
 from hskd.tasks.registry import TASKS
 from hskd.teachers.settings import OFFLINE_MINILM, TeacherSettings
 from hskd.trials.settings import DistillSettings
@@ -53,7 +55,12 @@ class TaskPlan(BaseModel):
     data: Annotated[Place | None, Field(description="Folder or file of the examples.")] = None
     text_columns: Annotated[tuple[str, ...] | None, Field(description="custom: the text columns.")] = None
     label_column: Annotated[str | None, Field(description="custom: the label column.")] = None
-    max_length: Annotated[int | None, Field(ge=3, description="Tokens an example is cut to.")] = None
+    label_type: Annotated[
+        LabelType | None,
+        # Left out where it is not given, as in the trials recorded so far.
+        Field(description="custom: what labels are [default: as they look].", exclude_if=lambda value: value is None),
+    ] = None
+    max_length: Annotated[int | None, Field(ge=3, le=MAX_TOKENS, description="Tokens an example is cut to.")] = None
     train_examples: Annotated[
         int | None, Field(ge=1, description="A fixed random subset for the students [default: all].")
     ] = None
@@ -63,6 +70,11 @@ class TaskPlan(BaseModel):
         # Left out where there is none: a trial is named by the fingerprint of all that is written here.
         Field(description="File of further sentences, without labels.", exclude_if=lambda value: value is None),
     ] = None
+
+    @field_validator("text_columns", mode="before")
+    @classmethod
+    def _may_be_one(cls, columns: Any) -> Any:
+        return (columns,) if isinstance(columns, str) else columns
 
     @field_validator("name")
     @classmethod

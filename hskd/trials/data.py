@@ -10,7 +10,7 @@ from hskd.store.examples import store_examples, store_task
 from hskd.store.reader import Store
 from hskd.tasks import Task, TaskData, TokenizedSplit, load_task, tokenize
 from hskd.tasks.augment import AUGMENTED
-from hskd.teachers.loading import load_tokenizer
+from hskd.teachers.loading import load_tokenizer, model_positions
 from hskd.trials.config import TaskPlan
 
 
@@ -43,7 +43,7 @@ def load_data(plan: TaskPlan, augmented: bool = True) -> TaskData:
         HskdError: the task or its files cannot be read.
     """
     augment = plan.augment if augmented else None
-    return load_task(plan.name, plan.data, plan.text_columns, plan.label_column, augment)
+    return load_task(plan.name, plan.data, plan.text_columns, plan.label_column, augment, plan.label_type)
 
 
 def task_examples(plan: TaskPlan, tokenizer: str, work: Path, augmented: bool = True) -> Examples:
@@ -52,10 +52,13 @@ def task_examples(plan: TaskPlan, tokenizer: str, work: Path, augmented: bool = 
     Raises:
         HskdError: the task, its files or the tokenizer cannot be read, or the plan asks for more than there is.
     """
+    positions = model_positions(tokenizer)
+    if plan.max_length is not None and positions is not None and plan.max_length > positions:
+        raise HskdError(
+            f"--max-length {plan.max_length}: {tokenizer} has positions for {positions} tokens; give at most that."
+        )
     data = load_data(plan, augmented)
-    if plan.max_length is not None and plan.max_length > data.task.max_length:
-        raise HskdError(f"--max-length {plan.max_length}: task {data.task.name} has at most {data.task.max_length}.")
-    splits = tokenize(data, load_tokenizer(tokenizer), work / "tokens", plan.max_length)
+    splits = tokenize(data, load_tokenizer(tokenizer), work / "tokens", plan.max_length, positions)
     sentences = splits.pop(AUGMENTED, None)
     real = splits["train"] if plan.train_examples is None else splits["train"].first(plan.train_examples)
     return Examples(data.task, splits, real, real if sentences is None else real.followed_by(sentences))

@@ -10,6 +10,7 @@ from hskd.artifacts import clear
 from hskd.errors import MismatchError
 from hskd.progress import Progress
 from hskd.runtime import set_threads
+from hskd.tasks.positions import require_positions
 from hskd.trials.config import TrialConfig
 from hskd.trials.inputs import with_contents
 from hskd.trials.prepare import NO_SCORES, Distillation
@@ -43,6 +44,7 @@ def execute(config: TrialConfig, workspace: Workspace, progress: Progress) -> Tr
     set_threads(config.threads)
     examples = workspace.examples
     student = workspace.load_student(config, progress)
+    require_positions(student.model.config, examples.for_student, f"student {student.folder or config.student_name}")
     with workspace.lock(folder, progress):
         wanted = Distillation(config.settings, config.spec, student, examples.task, examples.train)
         prepared = workspace.prepare(config, wanted, progress)

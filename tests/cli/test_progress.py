@@ -46,6 +46,14 @@ def test_no_progress_bar_of_a_library_leaks(teacher_folder: Path, data_folder: P
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"store: {tmp_path / 'store'}\n"
-    ours = ("extract: 64 steps", "this store needs ", f"{tmp_path / 'store'}: 64 examples")
+    said = "task custom: classification, 2 classes: negative, positive (column 'mood' of train.csv has texts)"
+    assert done.stderr.splitlines().count(said) == 1
+    ours = (
+        said,
+        "warning: task custom: ",
+        "extract: 64 steps",
+        "this store needs ",
+        f"{tmp_path / 'store'}: 64 examples",
+    )
     assert [line for line in done.stderr.splitlines() if not line.startswith(ours)] == []
     assert json.loads((tmp_path / "store" / "manifest.json").read_text())["kind"] == "superset"

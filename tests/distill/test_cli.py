@@ -201,7 +201,10 @@ ERRORS = {
     "epochs": ([*DISTILL, "--store", "STORE", "--hsk-epochs", "-1"], "--hsk-epochs -1: Input should be greater"),
     "shuffled online": ([*DISTILL, "--teacher", "TEACHER", "--arm", "shuffled"], "needs a store: give --store"),
     "too many examples": ([*DISTILL, "--store", "STORE", "--train-examples", "65"], "the split has 64"),
-    "max length": ([*DISTILL, "--store", "STORE", "--max-length", "129"], "at most 128"),
+    "max length": (
+        [*DISTILL, "--store", "STORE", "--max-length", "129"],
+        "has positions for 64 tokens; give at most that",
+    ),
     "other max length": (
         [*DISTILL, "--store", "STORE", "--max-length", "8"],
         "max_length is 128 in the store and 8 here",

@@ -56,12 +56,6 @@ def test_numbers_make_a_regression(tmp_path: Path) -> None:
     assert data.splits["train"].texts == (["x", "x"], ["y", "z"])
 
 
-def test_train_alone_says_what_a_csv_label_is(tmp_path: Path) -> None:
-    (tmp_path / "train.csv").write_text("text,label\na,1\nb,two\n")
-    (tmp_path / "dev.csv").write_text("text,label\na,1\n")
-    assert load(tmp_path).splits["dev"].labels == [0]
-
-
 def test_one_file_is_split_by_content(tmp_path: Path) -> None:
     rows = [f"text {i},{i % 2}" for i in range(400)]
     file = tmp_path / "all.csv"
@@ -83,7 +77,7 @@ def test_one_file_is_split_by_content(tmp_path: Path) -> None:
         ("text,label\na,0\nb,1\n", "text,label\na,0\nb,2\n", r"dev\.csv, row 1, column 'label': '2'; expected one of"),
         ("text,label\na,0\n,1\n", "text,label\na,0\n", r"train\.csv, row 1, column 'text': None; expected a text"),
         ("text,label\na,0\nb,\n", "text,label\na,0\n", r"train\.csv, row 1, column 'label': None"),
-        ("text,label\na,0\nb,1,c\n", "text,label\na,0\n", r"train\.csv, row 1: 3 fields; expected 2"),
+        ("text,label\na,0\nb,1,c\n", "text,label\na,0\n", r"train\.csv, row 1 \(line 3\): 3 fields; expected 2"),
         ("text,label\n", "text,label\na,0\n", r"train\.csv: no rows"),
         ("text,label\na,x\n", "text,label\na,x\n", r"every label is 'x'; expected at least two classes"),
         ("text,label\na,0.5\nb,2\n", "text,label\na,high\n", r"dev\.csv, row 0, .*'high'; expected a number"),
@@ -106,7 +100,9 @@ def test_json_labels_of_two_kinds(tmp_path: Path) -> None:
 def test_missing_files_and_arguments(tmp_path: Path) -> None:
     with pytest.raises(HskdError, match="no such file or folder"):
         load(tmp_path / "nowhere")
-    with pytest.raises(HskdError, match=r"no train file; expected train with .* endings \.csv, \.jsonl, \.parquet"):
+    with pytest.raises(
+        HskdError, match=r"no train file; expected train with .* endings \.csv, \.tsv, \.jsonl, \.json, \.parquet"
+    ):
         load(tmp_path)
     (tmp_path / "train.csv").write_text("text,label\na,0\nb,1\n")
     with pytest.raises(HskdError, match="no dev file"):

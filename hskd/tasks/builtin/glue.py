@@ -11,8 +11,10 @@ from typing import Any
 
 from hskd.errors import HskdError
 from hskd.heads import SequenceClassification, SequenceRegression
+from hskd.tasks.files import listed, read_table, read_text, shown
+from hskd.tasks.labels import number_of
 from hskd.tasks.registry import TASKS
-from hskd.tasks.task import Split, Task, TaskData
+from hskd.tasks.task import FileRows, Split, Task, TaskData
 
 HUB = "nyu-mll/glue"
 
@@ -149,6 +151,8 @@ GLUE_TASKS = {
 def load_glue(glue: GlueTask, data: str | None) -> TaskData:
     """Load a GLUE task.
 
+    Test files have no labels, and may be left out.
+
     Args:
         glue: the task.
         data: the folder of its official TSV files, or a folder that has it under its official name (``CoLA``), or
@@ -162,7 +166,10 @@ def load_glue(glue: GlueTask, data: str | None) -> TaskData:
     root = Path(data).expanduser()
     for folder in (root, root / glue.folder):
         if (folder / "train.tsv").is_file():
-            return TaskData(glue.task, {name: _from_tsv(glue, folder, name, source) for name, source in glue.sources})
+            present = [
+                (name, source) for name, source in glue.sources if source.labelled or (folder / source.tsv).exists()
+            ]
+            return TaskData(glue.task, {name: _from_tsv(glue, folder, name, source) for name, source in present})
     for folder in (root / glue.config, root):
         if any(folder.glob("train-*.parquet")):
             return TaskData(glue.task, _from_parquet(glue, folder))
@@ -188,10 +195,10 @@ def _from_tsv(glue: GlueTask, folder: Path, name: str, source: Source) -> Split:
         glue.drops_short_rows,
         f"the official {name} file of task {task.name}",
     )
-    texts = [found[column] for column in columns]
+    texts, rows = [found[column] for column in columns], FileRows(str(path), numbers, "line")
     if not source.labelled:
-        return Split.of(name, texts, None)
-    return Split.of(name, texts, _parse_labels(glue, path, label, zip(numbers, found[label], strict=True)))
+        return Split.of(name, texts, None, rows)
+    return Split.of(name, texts, _parse_labels(glue, path, label, zip(numbers, found[label], strict=True)), rows)
 
 
 def read_tsv(
@@ -212,24 +219,22 @@ def read_tsv(
     Raises:
         HskdError: a column is missing, a row has another number of fields, or the file is empty or not UTF-8.
     """
-    try:
-        # Other separators of lines occur inside the text.
-        lines = path.read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise HskdError(f"{path}: byte {error.start} is not UTF-8.") from None
+    lines = read_text(path).removesuffix("\n").split("\n")  # other separators of lines occur inside the text
     rows = [line.removesuffix("\r").split("\t") for line in lines]
     if lines == [""] or (header is None and len(rows) == 1):
         raise HskdError(f"{path}: no rows; expected {expected}.")
     names, first = (header, 1) if header else (tuple(rows.pop(0)), 2)
     for column in columns:
         if column not in names:
-            raise HskdError(f"{path}, line 1: no column {column!r}; it has {list(names)}.")
+            raise HskdError(f"{path}, line 1: no column {column!r}; it has {listed(names)}.")
+        if names.count(column) > 1:
+            raise HskdError(f"{path}, line 1: {names.count(column)} columns are called {column!r}; expected one.")
     numbered = list(enumerate(rows, first))
     if drops_short_rows:
         numbered = _without_short_rows(path, numbered, len(names))
     for line, row in numbered:
         if len(row) != len(names):
-            raise HskdError(f"{path}, line {line}: {len(row)} fields; expected {len(names)}: {list(names)}.")
+            raise HskdError(f"{path}, line {line}: {len(row)} fields; expected {len(names)}: {listed(names)}.")
     places = {column: names.index(column) for column in columns}
     found = {column: [row[place] for _, row in numbered] for column, place in places.items()}
     return [line for line, _ in numbered], found
@@ -255,11 +260,11 @@ def _parse_labels(
     meanings: dict[str, int] = {text: index for index, text in enumerate(glue.tsv_labels)}
     labels: list[Any] = []
     for line, field in fields:
-        try:
-            labels.append(float(field) if numbers else meanings[field])
-        except (KeyError, ValueError):
+        label = number_of(field) if numbers else meanings.get(field)
+        if label is None:
             expected = "a number" if numbers else f"one of {list(glue.tsv_labels)}"
-            raise HskdError(f"{path}, line {line}, column {column!r}: {field!r}; expected {expected}.") from None
+            raise HskdError(f"{path}, line {line}, column {column!r}: {shown(field)}; expected {expected}.")
+        labels.append(label)
     return labels
 
 
@@ -271,54 +276,67 @@ def _from_hub(glue: GlueTask) -> dict[str, Split]:
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise HskdError(
             f"Task {glue.task.name}: {HUB} ({glue.config}) cannot be loaded from the hub: {error}. "
-            f"Pass --data FOLDER with the official TSV files ({glue.folder}/train.tsv, dev.tsv, test.tsv)."
+            f"Pass --data FOLDER with the official TSV files ({glue.folder}/train.tsv, dev.tsv)."
         ) from error
-    return _from_dataset(glue, found, HUB)
+    splits = {}
+    for name, source in glue.sources:
+        if source.hub not in found:
+            raise HskdError(f"{HUB}: no split {source.hub!r}; it has {list(found)}.")
+        table = found[source.hub]
+        label_names = getattr(table.features.get(glue.task.label_column), "names", None)
+        columns = {column: list(table[column]) for column in table.column_names}
+        splits[name] = _split_of(glue.task, name, columns, label_names, f"{HUB}, {source.hub}")
+    return splits
 
 
 def _from_parquet(glue: GlueTask, folder: Path) -> dict[str, Split]:
-    import datasets
-
-    files = {s.hub: sorted(str(path) for path in folder.glob(f"{s.hub}-*.parquet")) for _, s in glue.sources}
-    for split, paths in files.items():
-        if not paths:
-            raise HskdError(f"{folder}: no {split}-*.parquet; task {glue.task.name} needs it.")
-    try:
-        found = datasets.load_dataset("parquet", data_files=files)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise HskdError(f"{folder}: its parquet files cannot be read: {error.__cause__ or error}.") from error
-    return _from_dataset(glue, found, str(folder))
-
-
-def _from_dataset(glue: GlueTask, found: Any, where: str) -> dict[str, Split]:
-    task, splits = glue.task, {}
+    splits = {}
     for name, source in glue.sources:
-        if source.hub not in found:
-            raise HskdError(f"{where}: no split {source.hub!r}; it has {list(found)}.")
-        table = found[source.hub]
-        for column in (*task.text_columns, task.label_column):
-            if column not in table.column_names:
-                raise HskdError(f"{where}, {source.hub}: no column {column!r}; it has {table.column_names}.")
-        names = getattr(table.features[task.label_column], "names", None)
-        if names is not None and tuple(names) != task.label_names:
-            raise HskdError(f"{where}, {source.hub}: labels are {names}; expected {list(task.label_names)}.")
-        texts = [list(table[column]) for column in task.text_columns]
-        for column, values in zip(task.text_columns, texts, strict=True):
-            if None in values:
-                raise HskdError(f"{where}, {source.hub}, row {values.index(None)}: no {column}; expected a text.")
-        labels = _check_labels(task, list(table[task.label_column]), f"{where}, {source.hub}")
-        splits[name] = Split.of(name, texts, labels)
+        files = sorted(folder.glob(f"{source.hub}-*.parquet"))
+        if not files and not source.labelled:
+            continue
+        if not files:
+            raise HskdError(f"{folder}: no {source.hub}-*.parquet; task {glue.task.name} needs it.")
+        tables = [read_table(file) for file in files]
+        wanted = (*glue.task.text_columns, glue.task.label_column)
+        columns = {column: [value for table in tables for value in table.column(column)] for column in wanted}
+        label_names = tables[0].class_names.get(glue.task.label_column)
+        splits[name] = _split_of(glue.task, name, columns, label_names, f"{folder}, {source.hub}")
     return splits
+
+
+def _split_of(
+    task: Task, name: str, columns: dict[str, list[Any]], label_names: Sequence[str] | None, where: str
+) -> Split:
+    """A split of columns as the hub has them; ``label_names`` are those of its schema, if it has any."""
+    for column in (*task.text_columns, task.label_column):
+        if column not in columns:
+            raise HskdError(f"{where}: no column {column!r}; it has {listed(columns)}.")
+    if label_names is not None and tuple(label_names) != task.label_names:
+        raise HskdError(f"{where}: labels are {list(label_names)}; expected {list(task.label_names)}.")
+    texts = [columns[column] for column in task.text_columns]
+    for column, values in zip(task.text_columns, texts, strict=True):
+        for row, text in enumerate(values):
+            if not isinstance(text, str):
+                raise HskdError(f"{where}, row {row}: no {column}, but {shown(text)}; expected a text.")
+    labels = _check_labels(task, columns[task.label_column], where)
+    return Split.of(name, texts, labels, FileRows(where, range(len(texts[0]))))
 
 
 def _check_labels(task: Task, labels: Sequence[Any], where: str) -> list[int] | list[float] | None:
     # The hub writes -1 where GLUE keeps the label to itself.
     if all(label == -1 for label in labels):
         return None
-    if task.head.fits_numbers:
-        return [float(label) for label in labels]
+    found: list[Any] = []
     largest = len(task.label_names) - 1
     for row, label in enumerate(labels):
-        if label not in range(largest + 1):
-            raise HskdError(f"{where}, row {row}, column {task.label_column!r}: {label!r}; expected 0 to {largest}.")
-    return [int(label) for label in labels]
+        fits_numbers = task.head.fits_numbers
+        if fits_numbers:
+            value = number_of(label)
+        else:
+            value = label if isinstance(label, int) and 0 <= label <= largest else None
+        if value is None:
+            expected = "a number" if fits_numbers else f"0 to {largest}"
+            raise HskdError(f"{where}, row {row}, column {task.label_column!r}: {shown(label)}; expected {expected}.")
+        found.append(value)
+    return found

@@ -1,0 +1,247 @@
+"""What a column of labels means: classes, or numbers to come close to."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Literal
+
+from hskd.errors import HskdError
+from hskd.heads import Head, SequenceClassification, SequenceRegression
+from hskd.tasks.files import Table, listed, shown
+
+LabelType = Literal["classification", "regression"]
+LABEL_TYPES: tuple[LabelType, ...] = ("classification", "regression")
+
+# ASCII alone: other digits are characters of a name.
+_INTEGER = re.compile(r"[+-]?[0-9]+")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_MISSING = frozenset(("nan", "na", "n/a", "<na>", "#n/a", "null", "none", "-", "?"))
+"""What stands in a column of numbers where one is missing."""
+_LARGEST = 3.4028234663852886e38
+"""The largest number that float32 holds: a regression learns in it."""
+_DIGITS = 4000
+"""Python reads whole numbers of up to 4,300 digits."""
+_CHOOSE = "--label-type (label_type) decides otherwise"
+
+
+@dataclass(frozen=True)
+class LabelMeaning:
+    """What the labels of a task are.
+
+    Attributes:
+        names: the classes in the order of their indices; None for a regression.
+        why: what made it so, for people.
+    """
+
+    names: tuple[str, ...] | None
+    why: str
+
+    @property
+    def head(self) -> Head:
+        """The head of a task with these labels."""
+        return SequenceRegression() if self.names is None else SequenceClassification(label_names=self.names)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelColumn:
+    """The labels of one file, as the file has them.
+
+    Attributes:
+        table: the file.
+        name: of the column.
+        values: one for each row: str, int or float, and none of them missing.
+    """
+
+    table: Table
+    name: str
+    values: list[Any]
+
+    @classmethod
+    def of(cls, table: Table, name: str, may_lack: bool) -> LabelColumn | None:
+        """Read the column; None where ``may_lack`` and it is absent, empty, or -1 throughout, as ``datasets`` writes.
+
+        Raises:
+            HskdError: there is no such column, or a row of it has no label.
+        """
+        if may_lack and name not in table.names:
+            return None
+        values = [_plain(value) for value in table.column(name)]
+        unknown = -1 if name in table.class_names else None
+        if may_lack and all(value is None or value == unknown for value in values):
+            return None
+        column = cls(table, name, values)
+        for row, value in enumerate(values):
+            if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
+                raise column.wrong(row, "a text or a number")
+        if (names := table.class_names.get(name)) is not None:
+            for row, value in enumerate(values):
+                if not isinstance(value, int) or not 0 <= value < len(names):
+                    raise column.wrong(row, f"0 to {len(names) - 1}, as its schema says")
+        return column
+
+    def wrong(self, row: int, expected: str) -> HskdError:
+        """The complaint about one row."""
+        return HskdError(
+            f"{self.table.file}, row {row}, column {shown(self.name)}: {shown(self.values[row])}; expected {expected}."
+        )
+
+    def __str__(self) -> str:
+        return f"column {shown(self.name)} of {self.table.file.name}"
+
+    def meaning(self, label_type: LabelType | None) -> LabelMeaning:
+        """What these labels, those of ``train``, say that the task is.
+
+        Raises:
+            HskdError: they are of several kinds, or all the same, or not what ``label_type`` says.
+        """
+        if label_type is not None and label_type not in LABEL_TYPES:
+            raise HskdError(f"label type {label_type!r}: expected {' or '.join(LABEL_TYPES)}.")
+        if label_type == "regression":
+            self.numbers()
+            return LabelMeaning(None, "as --label-type says")
+        if (names := self.table.class_names.get(self.name)) is not None:
+            return LabelMeaning(names, f"{self} has the type ClassLabel")
+        self._require_one_kind(chosen=label_type is not None)
+        numbers = self._as_numbers()
+        if label_type is None and numbers is not None and any(isinstance(number, float) for number in numbers):
+            # Written with a point: classes only where there are two of them, as a table with gaps writes 0 and 1.
+            different = set(numbers)
+            if len(different) > 2 or not all(float(number).is_integer() for number in different):
+                return LabelMeaning(None, f"{self} has numbers with a point; {_CHOOSE}")
+            self._require_one_spelling(numbers)
+            why = f"{self} has two whole numbers; {_CHOOSE}"
+        elif label_type is not None:
+            why = "as --label-type says"
+        else:
+            why = f"{self} has texts" if numbers is None else f"{self} has whole numbers; {_CHOOSE}"
+        return LabelMeaning(self._classes(numbers), why)
+
+    def indices(self, names: Sequence[str]) -> list[int]:
+        """The labels as indices into ``names``.
+
+        Raises:
+            HskdError: a label is not among them.
+        """
+        index = {name: i for i, name in enumerate(names)}
+        known = self.table.class_names.get(self.name)
+        found = [index.get(_written(value) if known is None else known[value]) for value in self.values]
+        if None in found:
+            raise self.wrong(found.index(None), f"one of train's labels, {listed(names)}")
+        return found  # type: ignore[return-value]
+
+    def numbers(self) -> list[float]:
+        """The labels as numbers.
+
+        Raises:
+            HskdError: a label is no number, or larger than float32 holds.
+        """
+        found = []
+        for row, value in enumerate(self.values):
+            number = number_of(value)
+            if number is None:
+                too_large = not isinstance(value, str) or _NUMBER.fullmatch(value)
+                raise self.wrong(row, "a number that float32 holds" if too_large else "a number")
+            found.append(number)
+        return found
+
+    def _as_numbers(self) -> list[int | float] | None:
+        """The labels as numbers, those without a point as int; None where they are texts."""
+        if not self.table.is_text and any(isinstance(value, str) for value in self.values):
+            return None
+        numbers: list[int | float] = []
+        for row, value in enumerate(self.values):
+            text = _written(value)
+            if not _NUMBER.fullmatch(text):
+                return None
+            if len(text) > _DIGITS:
+                raise self.wrong(row, f"a label of at most {_DIGITS} digits")
+            numbers.append(int(text) if _INTEGER.fullmatch(text) else float(text))
+        return numbers
+
+    def _require_one_kind(self, chosen: bool) -> None:
+        """Refuse numbers among texts, unless they are ``chosen`` to be names, and what stands for a missing number."""
+        is_number = [not isinstance(value, str) or bool(_NUMBER.fullmatch(value)) for value in self.values]
+        if all(is_number) and len({isinstance(value, str) for value in self.values}) == 1:
+            return
+        if not any(is_number):
+            return
+        missing = [
+            number or value.strip().casefold() in _MISSING for number, value in zip(is_number, self.values, strict=True)
+        ]
+        if all(missing) and not all(is_number):
+            raise self.wrong(is_number.index(False), "a number, as in other rows; leave rows without a label out")
+        # Where a file says itself what is text, "1" is a text.
+        kinds = is_number if self.table.is_text else [not isinstance(value, str) for value in self.values]
+        if len(set(kinds)) == 2 and not (chosen and self.table.is_text):
+            odd = kinds.index(sum(kinds) * 2 < len(kinds))
+            hint = "" if not self.table.is_text else "; or give --label-type (label_type) classification"
+            raise HskdError(
+                f"{self.table.file}, row {odd}, column {shown(self.name)}: {shown(self.values[odd])}; labels are both "
+                f"texts and numbers; expected one kind{hint}."
+            )
+
+    def _require_one_spelling(self, numbers: list[int | float]) -> None:
+        """Refuse one number that is written in two ways, such as 1 and 1.0."""
+        spelling: dict[int | float, str] = {}
+        for row, (number, value) in enumerate(zip(numbers, self.values, strict=True)):
+            first = spelling.setdefault(number, _written(value))
+            if first != _written(value):
+                raise self.wrong(row, f"{first}, as another row has the same number; {_CHOOSE}")
+
+    def _classes(self, numbers: list[int | float] | None) -> tuple[str, ...]:
+        """The different labels: numbers in ascending order, texts sorted."""
+        written = [_written(value) for value in self.values]
+        if numbers is None:
+            names = sorted(set(written))
+        else:
+            names = sorted(
+                set(written), key=dict(zip(written, zip(numbers, written, strict=True), strict=True)).__getitem__
+            )
+        if len(names) < 2:
+            raise HskdError(
+                f"{self.table.file}, column {shown(self.name)}: every label is {shown(self.values[0])}; expected at "
+                "least two classes."
+            )
+        return tuple(names)
+
+
+def number_of(value: Any) -> float | None:
+    """The number that a label is, from a number or ASCII text; None if it is none, or one that float32 cannot hold."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    if isinstance(value, str) and not _NUMBER.fullmatch(value):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if abs(number) <= _LARGEST else None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bool):
+        return str(value)
+    return float(value) if isinstance(value, Decimal) else value
+
+
+def _written(value: str | int | float) -> str:
+    """A label as its file has it."""
+    return value if isinstance(value, str) else repr(value)
+
+
+def describe_labels(head: Head, labels: Sequence[Any] | None, why: str = "") -> str:
+    """What kind of task a head is for, in a line: its classes, or the range of its numbers."""
+    because = f" ({why})" if why else ""
+    if head.fits_numbers:
+        if labels is None or not len(labels):
+            return f"{head.kind}{because}"
+        count = f"{len(labels):,} values, {len(set(labels)):,} of them different"
+        return f"{head.kind}, {min(labels)!r} to {max(labels)!r}, {count}{because}"
+    names = [name if name == name.strip() and name.isprintable() else repr(name) for name in head.label_names]
+    names = [name if len(name) <= 40 else f"{name[:40]}..." for name in names]
+    more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""
+    return f"{head.kind}, {len(names):,} classes: {', '.join(names[:10])}{more}{because}"
