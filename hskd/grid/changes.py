@@ -59,10 +59,10 @@ def changed(grid: GridSpec, changes: Mapping[str, Any]) -> GridSpec:
         return GridSpec.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
+        where = ".".join(map(str, first["loc"])) or first.get("ctx", {}).get("key", "")
         message = first["msg"].removeprefix("Value error, ").removesuffix(".")
         keys = ", ".join(f"--set {cut(key)}" for key in changes)
-        raise HskdError(f"{keys}: {where}: {message} (got {brief(first['input'])}).") from None
+        raise HskdError(f"{keys}: {cut(where)}: {message} (got {brief(first['input'])}).") from None
 
 
 def _put(node: Any, whole: Any, path: list[str], key: str, value: Any) -> None:

@@ -364,21 +364,24 @@ class GridSpec(BaseModel):
             self.model_dump(mode="python", include={"task", "teacher", "students", "training"})
         ):
             if not math.isfinite(value):
-                raise ValueError(f"{where}: expected a finite number (got {value})")
+                raise _at(where.partition(".")[0], f"{where}: expected a finite number, got {value}")
         size = sum(sweep.size for sweep in self.sweeps) + len(self.include)
         if size > MOST_SPECS:
-            raise ValueError(f"{size:,} specs in sweeps and include; a grid has at most {MOST_SPECS:,}")
+            raise _at(
+                "sweeps" if self.sweeps else "include",
+                f"{size:,} specs in sweeps and include; a grid has at most {MOST_SPECS:,}",
+            )
         specs, fulls = self.specs(), len(self.fulls())
         written = {spec.canonical for spec in specs}
         more = self.more_seeds
         for label in more.specs if more else ():
             if HSKSpec.parse(label).canonical not in written:
-                raise ValueError(f"more_seeds: {label} is not a spec of this grid; add it to sweeps or include")
+                raise _at("more_seeds", f"{label} is not a spec of this grid; add it to sweeps or include")
         points = 1 + len(self.arms) + (2 if "shuffled" in self.arms else 1) * fulls + len(specs)
         trials = len(self.seed_list) * points + (more.seeds * (1 + fulls + len(more.specs)) if more else 0)
         trials *= len(self.students)
         if trials > MOST_TRIALS:
-            raise ValueError(f"{trials:,} trials; a grid has at most {MOST_TRIALS:,}. Make several grids of it")
+            raise _at("seeds", f"{trials:,} trials; a grid has at most {MOST_TRIALS:,}, so make several of it")
         return self
 
     @property
@@ -547,7 +550,7 @@ def _located(path: Path, node: Any, problem: Any) -> str:
         message = f"unknown key; known here: {', '.join(parent.model_fields)}"
     shown = "" if problem["type"] in ("extra_forbidden", "missing", "key") else f" (got {brief(problem['input'])})"
     where = ".".join(keys) or ".".join(map(str, problem["loc"]))
-    return f"{path}, line {line}: {where}: {message}{shown}."
+    return f"{path}, line {line}: {cut(where)}: {message}{shown}."
 
 
 def _child(node: Any, part: str | int) -> tuple[Any, Any] | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hskd import plugins, registry
-from hskd.errors import HskdError, brief
+from hskd.errors import HskdError, brief, cut
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +58,7 @@ class Registry(registry.Registry[type[T]], Generic[T]):
             return fields  # type: ignore[return-value]
         if not isinstance(fields, dict) or not isinstance(fields.get("selector"), str):
             raise HskdError(
-                f'{self.dimension}: expected an object with a key "selector" ({", ".join(self)}), got {fields!r}.'
+                f'{self.dimension}: expected an object with a key "selector" ({", ".join(self)}), got {brief(fields)}.'
             )
         cls = self[fields["selector"]]
         where = f"{self.dimension}={fields['selector']}"
@@ -79,7 +79,7 @@ def describe(error: ValidationError) -> str:
     """The first complaint of a pydantic error: field, what is wrong, what was given."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
-    return f"field {field}: {first['msg']} (got {brief(first['input'])})"
+    return f"field {cut(field)}: {first['msg']} (got {brief(first['input'])})"
 
 
 @dataclass(frozen=True, eq=False)
