@@ -24,7 +24,8 @@ SECONDS, BYTES = 20, 2**30
 """What one input may take before it is called a hang, or a bomb. A busy machine is slow."""
 
 TEXTS = (
-    "", " ", "\0", "\n", "\t", "\ud800", "\udcff", "é", "\u0661", "²", "${HOME}", "$(id)", "~", "../..", "/", "/dev/null",
+    "", " ", "\0", "\n", "\t", "\ud800", "\udcff", "é", "\u0661", "²", "${HOME}", "$(id)", "~", "../..", "/",
+    "/dev/null",
     "9" * 5000, "0" * 3000, "x" * 5000, "[" * 3000, '{"a":' * 3000, "1e999", "NaN", "-1", "0", "null", "true", "all",
     "=", ",", ",,", "_", ".", "l", "t", "w", "h", "{}", "[]", "1l_1t_0.1w", "length=left", "l_top=5", ".json", "'", '"',
     "&a", "*a", "<<", "!!python/object:os.system id", "!!int", "- ", ": ", "#", "|", ">", "%", "@", "`", "---", "...",
