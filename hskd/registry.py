@@ -8,7 +8,7 @@ from pkgutil import iter_modules
 from typing import Any, Generic, TypeVar
 
 from hskd import plugins
-from hskd.errors import HskdError
+from hskd.errors import HskdError, brief
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class Registry(Generic[T]):
 
     def unknown(self, name: str) -> HskdError:
         """What to say of a name that is not known."""
-        return HskdError(f"{self._where}unknown {self._noun} {name!r}; known: {', '.join(self)}.")
+        return HskdError(f"{self._where}unknown {self._noun} {brief(name)}; known: {', '.join(self)}.")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)

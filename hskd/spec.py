@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError, field_validator
 
-from hskd.errors import HskdError
+from hskd.errors import HskdError, brief, cut
 from hskd.hashing import canonical_json, fingerprint
 from hskd.io import with_home
 from hskd.selectors import (
@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 DIMENSIONS: dict[str, Registry[Any]] = {"depth": DEPTH, "length": LENGTH, "width": WIDTH, "precision": PRECISION}
 _AMOUNT = {"depth": ("n", "l"), "length": ("k", "t"), "width": ("w", "w")}
 """The field that holds each dimension's amount, and its unit in the short form."""
-_SHORT = re.compile(r"(?:(all)l?|(\d+)l)_(?:(all)t?|(\d+)t)_(?:(all)[wh]?|(\d*\.?\d+)[wh])")
+_SHORT = re.compile(r"(?:(all)l?|(\d+)l)_(?:(all)t?|(\d+)t)_(?:(all)[wh]?|(\d*\.\d+|\d+)[wh])", re.ASCII)
+_LONGEST_SHORT, _LONGEST_JSON = 4_000, 1_000_000
+"""Characters of a spec. Python reads no integer of more than 4,300 digits."""
 
 
 @dataclass(frozen=True)
@@ -107,22 +109,23 @@ class HSKSpec(BaseModel):
             return text
         if isinstance(text, dict):
             return cls._validate(text)
+        if not isinstance(text, str):
+            raise HskdError(f"spec {brief(text)}: expected a text such as 1l_10t_0.1w, or an object of selectors.")
         if text.endswith(".json"):
-            path = Path(with_home(text))
-            if not path.is_file():
-                raise HskdError(f"spec: {text}: no such file.")
-            text = path.read_text(encoding="utf-8")
+            text = _read(text)
         if text.lstrip().startswith("{"):
+            if len(text) > _LONGEST_JSON:
+                raise HskdError(f"spec: {len(text):,} characters of JSON; expected at most {_LONGEST_JSON:,}.")
             try:
                 return cls._validate(json.loads(text))
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:  # not JSON, an integer of too many digits, or too deep
                 raise HskdError(f"spec: not valid JSON ({error}).") from None
-        short, *changes = text.strip().split(",")
+        short, *changes = text.strip().split(",") if len(text) <= _LONGEST_SHORT else ("",)
         match = _SHORT.fullmatch(short)
         if not match:
             raise HskdError(
-                f"spec {text!r}: expected layers_tokens_width such as 1l_10t_0.1w or all_all_all, then changes such as "
-                "length=left or l_top=5, separated by commas; or JSON; or the path of a .json file."
+                f"spec {brief(text)}: expected layers_tokens_width such as 1l_10t_0.1w or all_all_all, then changes "
+                "such as length=left or l_top=5, separated by commas; or JSON; or the path of a .json file."
             )
         _, n, _, k, _, w = match.groups()
         fields: dict[str, dict[str, Any]] = {
@@ -182,6 +185,23 @@ class HSKSpec(BaseModel):
         )
 
 
+def _read(path: str) -> str:
+    """The text of a spec's JSON file.
+
+    Raises:
+        HskdError: there is none, or it cannot be read.
+    """
+    try:
+        with Path(with_home(path)).open(encoding="utf-8-sig") as file:
+            return file.read(_LONGEST_JSON + 1)
+    except FileNotFoundError:
+        raise HskdError(f"spec: {path}: no such file.") from None
+    except (OSError, ValueError) as error:  # a folder, a name that no file can have, bytes that are not UTF-8
+        raise HskdError(
+            f"spec: {cut(path)}: cannot be read as a JSON file ({getattr(error, 'strerror', None) or error})."
+        ) from None
+
+
 def _amount_text(amount: int | float | str, unit: str) -> str:
     everything = amount == "all" or (unit == "w" and amount == 1)
     return "all" if everything else f"{Decimal(str(amount)):f}{unit}"
@@ -197,7 +217,7 @@ def _apply_change(fields: dict[str, dict[str, Any]], change: str, text: str) -> 
     """Apply ``dimension=selector`` or ``[dimension.]field=value`` to the fields of a spec."""
     name, equals, value = change.partition("=")
     if not equals:
-        raise HskdError(f"spec {text!r}: {change!r}: expected name=value, such as length=left or l_top=5.")
+        raise HskdError(f"spec {brief(text)}: {brief(change)}: expected name=value, such as length=left or l_top=5.")
     if name in fields:
         amount, _ = _AMOUNT.get(name, ("", ""))
         kept = {amount: fields[name][amount]} if amount in DIMENSIONS[name][value].model_fields else {}
@@ -206,11 +226,13 @@ def _apply_change(fields: dict[str, dict[str, Any]], change: str, text: str) -> 
     known = [f"{owner}.{field}" for owner in fields for field in _settings(owner, fields[owner]["selector"])]
     matches = [full for full in known if name in (full, full.partition(".")[2])]
     if len(matches) != 1:
-        raise HskdError(f"spec {text!r}: {name!r} must name one of: {', '.join(matches or [*fields, *known])}.")
+        raise HskdError(
+            f"spec {brief(text)}: {brief(name)} must name one of: {', '.join(matches or [*fields, *known])}."
+        )
     owner, _, field = matches[0].partition(".")
     try:
         fields[owner][field] = json.loads(value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         fields[owner][field] = value
 
 

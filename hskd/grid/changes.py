@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from hskd.errors import HskdError
+from hskd import safe_yaml
+from hskd.errors import HskdError, brief, cut
 from hskd.grid.spec import GridSpec
 
 
@@ -22,11 +23,13 @@ def parse_changes(written: Sequence[str]) -> dict[str, Any]:
     for text in written:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise HskdError(f"--set {text}: expected KEY=VALUE, such as task.data=FOLDER or training.hsk_epochs=3.")
+            raise HskdError(
+                f"--set {cut(text)}: expected KEY=VALUE, such as task.data=FOLDER or training.hsk_epochs=3."
+            )
         try:
-            changes[key.strip()] = yaml.safe_load(value)
+            changes[key.strip()] = safe_yaml.parse(value)[0]
         except yaml.YAMLError as error:
-            raise HskdError(f"--set {text}: the value is not valid YAML: {error}") from None
+            raise HskdError(f"--set {cut(text)}: the value is not valid YAML: {error}") from None
     return changes
 
 
@@ -48,26 +51,31 @@ def changed(grid: GridSpec, changes: Mapping[str, Any]) -> GridSpec:
     for student, settings in zip(content.get("students", ()), grid.students, strict=False):
         student["kind"] = settings.kind
     for key, value in changes.items():
-        _put(content, whole, key.split("."), key, value)
+        path = key.split(".")
+        if len(path) > safe_yaml.DEEPEST:
+            raise HskdError(f"--set {cut(key)}: {len(path):,} levels; a grid has no key of more than a few.")
+        _put(content, whole, path, key, value)
     try:
         return GridSpec.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
+        where = ".".join(map(str, first["loc"])) or first.get("ctx", {}).get("key", "")
         message = first["msg"].removeprefix("Value error, ").removesuffix(".")
-        keys = ", ".join(f"--set {key}" for key in changes)
-        raise HskdError(f"{keys}: {where}: {message} (got {first['input']!r}).") from None
+        keys = ", ".join(f"--set {cut(key)}" for key in changes)
+        raise HskdError(f"{keys}: {cut(where)}: {message} (got {brief(first['input'])}).") from None
 
 
 def _put(node: Any, whole: Any, path: list[str], key: str, value: Any) -> None:
     """Put ``value`` at ``path`` below ``node``; lists that it leaves out are those of ``whole``."""
     head: Any = path[0]
     if isinstance(node, list):
-        if not head.isdecimal() or int(head) >= len(node):
-            raise HskdError(f"--set {key}: {head} is not one of the {len(node)} entries there, counted from 0.")
+        if not (head.isdecimal() and len(head) < 10) or int(head) >= len(node):
+            raise HskdError(
+                f"--set {cut(key)}: {cut(head)} is not one of the {len(node)} entries there, counted from 0."
+            )
         head = int(head)
     elif not isinstance(node, dict):
-        raise HskdError(f"--set {key}: there is nothing below {node!r} to change.")
+        raise HskdError(f"--set {cut(key)}: there is nothing below {brief(node)} to change.")
     if len(path) == 1:
         node[head] = value
         return

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
-from zipfile import BadZipFile
 
 import numpy as np
 import yaml
 from pydantic import ValidationError
 
-from hskd.errors import CorruptionError, MismatchError
+from hskd.errors import MismatchError
 from hskd.grid.spec import GridSpec
 from hskd.io import atomic_path, write_json, write_text
 from hskd.progress import Prefixed, Progress
-from hskd.results.folder import GRID_FILE, LABELS_FILE, PLANNED_FILE, TRIALS, ResultsFolder
+from hskd.results.folder import GRID_FILE, LABELS_FILE, TRIALS, ResultsFolder, read_outputs
 from hskd.runtime import release_memory
 from hskd.trials.config import TrialConfig
 from hskd.trials.execute import execute
@@ -61,7 +59,7 @@ def write_grid(out: Path, grid: GridSpec, trials: Sequence[TrialConfig]) -> None
         write_text(out / GRID_FILE, text)
     ids = [config.id for config in trials]
     if folder.planned() != ids:
-        write_json(out / PLANNED_FILE, ids)
+        folder.write_plan(ids)
 
 
 def grid_content(grid: GridSpec) -> dict[str, Any]:
@@ -145,16 +143,12 @@ def _holds(path: Path, labels: Mapping[str, np.ndarray]) -> bool:
     Raises:
         CorruptionError: it cannot be read.
     """
-    try:
-        with np.load(path) as found:
-            return {*found} == {*labels} and all(np.array_equal(found[name], labels[name]) for name in labels)
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise CorruptionError(f"{path}: cannot be read ({error}); delete it and run the grid again.") from None
+    kept = read_outputs(path)
+    return kept.keys() == labels.keys() and all(np.array_equal(kept[name], labels[name]) for name in labels)
 
 
 def publish(workspace: Workspace, config: TrialConfig, out: Path, progress: Progress) -> TrialResult:
     """Run a trial, or find it done, and write its result into ``out``; a failure is written too, and raised again."""
-    path = result_path(out, config)
     done = ResultsFolder(out).result(config.id)
     if done is not None and not (done.inputs and workspace.inputs(config).changes(done.inputs)):
         return done
@@ -164,9 +158,7 @@ def publish(workspace: Workspace, config: TrialConfig, out: Path, progress: Prog
     except Exception as error:
         write_error(out, config, f"{type(error).__name__}: {error}", traceback.format_exc())
         raise
-    with atomic_path(path.with_suffix(".npz")) as temporary:
-        shutil.copyfile(workspace.trial_folder(config) / PREDICTIONS_FILE, temporary)
-    result.write(path)
+    ResultsFolder(out).write(config.id, result, workspace.trial_folder(config) / PREDICTIONS_FILE)
     release_memory()  # a worker runs many trials
     error_path(out, config).unlink(missing_ok=True)
     return result

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +14,7 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -21,8 +24,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from hskd import safe_yaml
 from hskd.compat import refuse_offline, require_regression
-from hskd.errors import HskdError
+from hskd.errors import HskdError, brief, cut
 from hskd.hashing import content_fingerprint
 from hskd.io import with_home
 from hskd.plugins import load_plugins
@@ -35,6 +39,14 @@ from hskd.tasks.registry import TASKS
 from hskd.trials.config import Machine, TaskPlan, TeacherPlan, TrialConfig
 from hskd.trials.settings import DistillSettings
 
+MOST_TRIALS, MOST_SPECS, MOST_VALUES = 10_000, 2_000, 500
+"""What a grid may come to: trials, specs, and values in a list of a sweep. All is counted before it is made."""
+MOST_FILES = 10_000
+"""Files that a folder of data or of a model may hold. A larger one is not what was meant, and reading it takes long."""
+MOST_PROBLEMS = 10
+"""Mistakes of a grid file that are named at once."""
+LARGEST_SEED = 2**32 - 1
+"""NumPy takes no larger one."""
 PRESETS = Path(__file__).parent / "presets"
 _ANY_TASK = "TASK"
 """In the name and the text of a preset: it is one for every task of GLUE."""
@@ -74,19 +86,35 @@ class Sweep(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    n: Annotated[tuple[int | Literal["all"], ...], Field(description="Top student layers.")] = ("all",)
-    l_top: Annotated[tuple[int | float, ...], Field(description="Teacher layer behind the top, or a share.")] = (1.0,)
-    k: Annotated[tuple[int | Literal["all"], ...], Field(description="Tokens an example.")] = ("all",)
-    length: Annotated[tuple[str, ...], Field(description="Selectors along length.")] = ("attention_no_sep",)
-    w: Annotated[tuple[float | Literal["all"], ...], Field(description="Share of the neurons.")] = ("all",)
-    width: Annotated[tuple[str, ...], Field(description="Selectors along width.")] = ("magnitude",)
-    precision: Annotated[tuple[str, ...], Field(description="Precisions.")] = ("fp16",)
+    n: Annotated[tuple[int | Literal["all"], ...], Field(max_length=MOST_VALUES, description="Top student layers.")] = (
+        "all",
+    )
+    l_top: Annotated[
+        tuple[int | float, ...], Field(max_length=MOST_VALUES, description="Teacher layer behind the top, or a share.")
+    ] = (1.0,)
+    k: Annotated[tuple[int | Literal["all"], ...], Field(max_length=MOST_VALUES, description="Tokens an example.")] = (
+        "all",
+    )
+    length: Annotated[tuple[str, ...], Field(max_length=MOST_VALUES, description="Selectors along length.")] = (
+        "attention_no_sep",
+    )
+    w: Annotated[
+        tuple[float | Literal["all"], ...], Field(max_length=MOST_VALUES, description="Share of the neurons.")
+    ] = ("all",)
+    width: Annotated[tuple[str, ...], Field(max_length=MOST_VALUES, description="Selectors along width.")] = (
+        "magnitude",
+    )
+    precision: Annotated[tuple[str, ...], Field(max_length=MOST_VALUES, description="Precisions.")] = ("fp16",)
     depth: Annotated[
         tuple[str, ...],
         # Left out where it is the only one there was when the committed grids were recorded.
-        Field(description="Selectors along depth.", exclude_if=lambda values: values == ("top_n",)),
+        Field(
+            max_length=MOST_VALUES, description="Selectors along depth.", exclude_if=lambda values: values == ("top_n",)
+        ),
     ] = ("top_n",)
-    __pydantic_extra__: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(init=False)
+    __pydantic_extra__: dict[str, Annotated[tuple[Any, ...], Field(min_length=1, max_length=MOST_VALUES)]] = Field(
+        init=False
+    )
 
     @field_validator("depth", "length", "width", "precision")
     @classmethod
@@ -94,6 +122,11 @@ class Sweep(BaseModel):
         for name in names:
             _part(str(info.field_name), {"selector": name})
         return names
+
+    @field_validator(*_SHORT, mode="before")
+    @classmethod
+    def _are_numbers(cls, values: Any) -> Any:
+        return _without_booleans(values)
 
     @field_validator(*_SHORT)
     @classmethod
@@ -110,6 +143,8 @@ class Sweep(BaseModel):
                 raise ValueError(f"{selector} chooses nothing where all is kept; say how much with {amount}")
         for key in self.settings:
             self._require_field(key)
+        if self.size > MOST_SPECS:
+            raise ValueError(f"{self.size:,} specs in one sweep; a grid has at most {MOST_SPECS:,}")
         try:
             list(self.specs())
         except HskdError as error:
@@ -146,12 +181,26 @@ class Sweep(BaseModel):
                 except ValueError as error:
                     raise _at(key, str(error)) from None
 
+    def _swept(self, dimension: str) -> dict[str, tuple[Any, ...]]:
+        """The values of each key that belongs to a dimension, but for its selectors."""
+        swept = {short: getattr(self, short) for short, (owner, _) in _SHORT.items() if owner == dimension}
+        return swept | {key: values for key, values in self.settings.items() if key.partition(".")[0] == dimension}
+
+    @property
+    def size(self) -> int:
+        """How many specs the sweep has at most: the length of the product, which is not made."""
+        lengths = [
+            len(values)
+            for dimension in DIMENSIONS
+            for values in (getattr(self, dimension), *self._swept(dimension).values())
+        ]
+        return math.prod(lengths)
+
     def _choices(self, dimension: str) -> list[dict[str, Any]]:
         """What the sweep says of one dimension, each once: fields of its selector."""
         amount = {"length": "k", "width": "w"}.get(dimension)
-        choices: list[dict[str, Any]] = []
-        swept = {short: getattr(self, short) for short, (owner, _) in _SHORT.items() if owner == dimension}
-        swept |= {key: values for key, values in self.settings.items() if key.partition(".")[0] == dimension}
+        choices: dict[str, dict[str, Any]] = {}
+        swept = self._swept(dimension)
         for values in itertools.product(*swept.values()):
             for name in getattr(self, dimension):
                 known = DIMENSIONS[dimension][name].model_fields
@@ -161,9 +210,8 @@ class Sweep(BaseModel):
                 choice = {"selector": name, **given}
                 if amount is not None and amount not in self.model_fields_set:
                     choice = {**_WHOLE[amount], amount: "all"}
-                if repr(choice) not in map(repr, choices):
-                    choices.append(choice)
-        return choices
+                choices.setdefault(repr(choice), choice)
+        return list(choices.values())
 
     def specs(self) -> Iterator[HSKSpec]:
         """The specs of the sweep."""
@@ -200,13 +248,23 @@ def _swept_fields() -> list[str]:
     )
 
 
+def _without_booleans(values: Any) -> Any:
+    """``values``, unless one is true or false: pydantic would read ``yes`` as 1."""
+    for value in values if isinstance(values, (list, tuple)) else [values]:
+        if isinstance(value, bool):
+            raise ValueError(f"expected a number, got {str(value).lower()}")
+    return values
+
+
 class MoreSeeds(BaseModel):
     """Where a difference has to be settled: *none*, every *full* and some specs on seeds beyond the grid's."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    seeds: Annotated[int, Field(ge=1, description="How many in all, from 0.")]
-    specs: Annotated[tuple[Label, ...], Field(description="Specs of the grid.")] = ()
+    seeds: Annotated[
+        int, Field(ge=1, le=MOST_TRIALS, description="How many in all, from 0."), BeforeValidator(_without_booleans)
+    ]
+    specs: Annotated[tuple[Label, ...], Field(max_length=MOST_SPECS, description="Specs of the grid.")] = ()
 
 
 class GridSpec(BaseModel):
@@ -214,17 +272,21 @@ class GridSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Annotated[str, Field(description="Name of the grid; results lie in results/NAME.", pattern=r"^\w[\w.-]*$")]
+    name: Annotated[
+        str, Field(max_length=100, description="Name of the grid; results lie in results/NAME.", pattern=r"^\w[\w.-]*$")
+    ]
     # Before all that may name something of theirs. Left out where there are none, as in the grids recorded so far.
     plugins: Annotated[
         tuple[str, ...],
         Field(
-            description="Modules that register selectors, students, heads or tasks.", exclude_if=lambda names: not names
+            max_length=MOST_VALUES,
+            description="Modules that register selectors, students, heads or tasks.",
+            exclude_if=lambda names: not names,
         ),
     ] = ()
     task: TaskPlan = TaskPlan()
     teacher: TeacherPlan = TeacherPlan()
-    students: Annotated[tuple[AnyStudent, ...], Field(min_length=1)] = (RositaSettings(),)
+    students: Annotated[tuple[AnyStudent, ...], Field(min_length=1, max_length=MOST_VALUES)] = (RositaSettings(),)
     online: Annotated[
         bool,
         Field(description="The teacher runs in the training loop of every trial, as some switches of compat ask for."),
@@ -236,18 +298,27 @@ class GridSpec(BaseModel):
         float | None, Field(gt=0, description="Learning rate of none and gold [default: training.prediction_lr].")
     ] = None
     seeds: Annotated[
-        Annotated[int, Field(ge=1)] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)],
+        Annotated[int, Field(ge=1, le=MOST_TRIALS)]
+        | Annotated[
+            tuple[Annotated[int, Field(ge=0, le=LARGEST_SEED)], ...], Field(min_length=1, max_length=MOST_TRIALS)
+        ],
         Field(description="How many, from 0; or which."),
+        BeforeValidator(_without_booleans),
     ] = 1
     more_seeds: Annotated[
         MoreSeeds | None, Field(description="Further seeds for none, full and some of the specs.")
     ] = None
     arms: Annotated[
-        tuple[Literal["paper_none", "gold", "shuffled"], ...], Field(description="Arms beside none and full.")
+        tuple[Literal["paper_none", "gold", "shuffled"], ...],
+        Field(max_length=MOST_VALUES, description="Arms beside none and full."),
     ] = ()
-    sweeps: Annotated[tuple[Sweep, ...], Field(description="Products of amounts and selectors.")] = ()
-    include: Annotated[tuple[Label, ...], Field(description="Further specs, such as 1l_3t_0.1w.")] = ()
-    exclude: Annotated[tuple[Label, ...], Field(description="Specs to leave out.")] = ()
+    sweeps: Annotated[
+        tuple[Sweep, ...], Field(max_length=MOST_VALUES, description="Products of amounts and selectors.")
+    ] = ()
+    include: Annotated[
+        tuple[Label, ...], Field(max_length=MOST_SPECS, description="Further specs, such as 1l_3t_0.1w.")
+    ] = ()
+    exclude: Annotated[tuple[Label, ...], Field(max_length=MOST_SPECS, description="Specs to leave out.")] = ()
 
     @field_validator("plugins")
     @classmethod
@@ -289,11 +360,29 @@ class GridSpec(BaseModel):
         return training
 
     @model_validator(mode="after")
-    def _has_the_specs_of_more_seeds(self) -> GridSpec:
-        written = {spec.canonical for spec in self.specs()}
-        for label in self.more_seeds.specs if self.more_seeds else ():
+    def _is_small_and_finite(self) -> GridSpec:
+        for where, value in _numbers(
+            self.model_dump(mode="python", include={"task", "teacher", "students", "training"})
+        ):
+            if not math.isfinite(value):
+                raise _at(where.partition(".")[0], f"{where}: expected a finite number, got {value}")
+        size = sum(sweep.size for sweep in self.sweeps) + len(self.include)
+        if size > MOST_SPECS:
+            raise _at(
+                "sweeps" if self.sweeps else "include",
+                f"{size:,} specs in sweeps and include; a grid has at most {MOST_SPECS:,}",
+            )
+        specs, fulls = self.specs(), len(self.fulls())
+        written = {spec.canonical for spec in specs}
+        more = self.more_seeds
+        for label in more.specs if more else ():
             if HSKSpec.parse(label).canonical not in written:
-                raise ValueError(f"more_seeds: {label} is not a spec of this grid; add it to sweeps or include")
+                raise _at("more_seeds", f"{label} is not a spec of this grid; add it to sweeps or include")
+        points = 1 + len(self.arms) + (2 if "shuffled" in self.arms else 1) * fulls + len(specs)
+        trials = len(self.seed_list) * points + (more.seeds * (1 + fulls + len(more.specs)) if more else 0)
+        trials *= len(self.students)
+        if trials > MOST_TRIALS:
+            raise _at("seeds", f"{trials:,} trials; a grid has at most {MOST_TRIALS:,}, so make several of it")
         return self
 
     @property
@@ -324,18 +413,18 @@ class GridSpec(BaseModel):
         trials = []
         files = {student: shared | _fingerprints(student.files()) for student in self.students}
         more = self.more_seeds
-        further = [seed for seed in range(more.seeds) if seed not in self.seed_list] if more else []
+        first = set(self.seed_list)
+        further = {seed: None for seed in range(more.seeds) if seed not in first} if more else {}
         settled = {HSKSpec.parse(label).canonical for label in more.specs} if more else set()
+        every: list[tuple[str, HSKSpec | None]] = [("none", None)]
+        every += [(arm, None) for arm in self.arms if arm != "shuffled"]
+        every += [("full", full) for full in self.fulls()]
+        every += [("shuffled", full) for full in self.fulls() if "shuffled" in self.arms]
+        every += [("spec", spec) for spec in self.specs()]
+        # Of further seeds, the arms that differences are taken from, and what is to be settled.
+        few = [(arm, spec) for arm, spec in every if arm in ("none", "full") or (spec and spec.canonical in settled)]
         for seed, student in itertools.product([*self.seed_list, *further], self.students):
-            arms: list[tuple[str, HSKSpec | None]] = [("none", None)]
-            arms += [(arm, None) for arm in self.arms if arm != "shuffled"]
-            arms += [("full", full) for full in self.fulls()]
-            arms += [("shuffled", full) for full in self.fulls() if "shuffled" in self.arms]
-            arms += [("spec", spec) for spec in self.specs()]
-            if seed in further:  # of these, the arms that differences are taken from, and what is to be settled
-                arms = [
-                    (arm, spec) for arm, spec in arms if arm in ("none", "full") or (spec and spec.canonical in settled)
-                ]
+            arms = few if seed in further else every
             for arm, spec in arms:
                 changes: dict[str, Any] = {"arm": arm, "seed": seed}
                 if spec is None:
@@ -355,9 +444,49 @@ class GridSpec(BaseModel):
         return list({trial.id: trial for trial in trials}.values())
 
 
+def _numbers(value: Any, where: str = "") -> Iterator[tuple[str, float]]:
+    """Every number with a decimal point in nested mappings and lists, and the keys that lead to it."""
+    if isinstance(value, float):
+        yield where, value
+    elif isinstance(value, (dict, list, tuple)):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _numbers(part, f"{where}.{key}" if where else str(key))
+
+
 def _fingerprints(paths: dict[str, Path | str | None]) -> dict[str, str]:
     """The fingerprint of each file or folder that there is; a hub name is none."""
-    return {name: content_fingerprint(Path(path)) for name, path in paths.items() if path and Path(path).exists()}
+    return {
+        name: content_fingerprint(Path(path)) for name, path in paths.items() if path and _is_readable(name, Path(path))
+    }
+
+
+def _is_readable(name: str, path: Path) -> bool:
+    """Whether there is a file or folder at ``path``, of a size that can be read.
+
+    Raises:
+        HskdError: it is a pipe or a device, not a possible name, or a folder of over ``MOST_FILES`` files.
+    """
+    try:
+        if not path.exists():
+            return False
+        if path.is_file():
+            return True
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise HskdError(f"{name}: {cut(str(path))}: cannot be read ({reason}).") from None
+    if not path.is_dir():
+        raise HskdError(f"{name}: {path}: expected a file or a folder; this is a pipe or a device.")
+    if name in ("model", "checkpoint") and not (path / "config.json").is_file():
+        raise HskdError(f"{name}: {path}: no config.json there; expected the folder of a model.")
+    count = 0
+    for _, _, files in os.walk(path):
+        count += 1 + len(files)
+        if count > MOST_FILES:
+            raise HskdError(
+                f"{name}: {path}: holds more than {MOST_FILES:,} files; give the folder that holds nothing but the "
+                f"{'data' if name == 'data' else name}."
+            )
+    return True
 
 
 def presets() -> dict[str, tuple[Path, str]]:
@@ -384,17 +513,11 @@ def load_grid(name: str) -> GridSpec:
                 f"grid {name!r}: no such preset (there are {', '.join(known)}), and not the path of a .yaml file."
             )
         path, task = known[name]
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise HskdError(f"{path}: no such file.") from None
-    except UnicodeDecodeError as error:
-        raise HskdError(f"{path}: not UTF-8 text ({error}).") from None
+    text = safe_yaml.read(path)
     if task:
         text = text.replace(_ANY_TASK, task)
     try:
-        content = yaml.safe_load(text)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        content, node = safe_yaml.parse(text)
     except yaml.YAMLError as error:
         raise HskdError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(content, dict):
@@ -402,8 +525,11 @@ def load_grid(name: str) -> GridSpec:
     try:
         return GridSpec.model_validate(content)
     except ValidationError as error:
-        problems = [_located(path, node, problem) for problem in error.errors()]
-        raise HskdError("\n".join(dict.fromkeys(problems))) from None
+        problems = error.errors(include_url=False)
+        located = dict.fromkeys(_located(path, node, problem) for problem in problems[:MOST_PROBLEMS])
+        if len(problems) > MOST_PROBLEMS:
+            located[f"{path}: and {len(problems) - MOST_PROBLEMS:,} more mistakes."] = None
+        raise HskdError("\n".join(located)) from None
 
 
 def _located(path: Path, node: Any, problem: Any) -> str:
@@ -423,9 +549,9 @@ def _located(path: Path, node: Any, problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         parent = _parent_model(problem["loc"])
         message = f"unknown key; known here: {', '.join(parent.model_fields)}"
-    shown = "" if problem["type"] in ("extra_forbidden", "missing", "key") else f" (got {problem['input']!r})"
+    shown = "" if problem["type"] in ("extra_forbidden", "missing", "key") else f" (got {brief(problem['input'])})"
     where = ".".join(keys) or ".".join(map(str, problem["loc"]))
-    return f"{path}, line {line}: {where}: {message}{shown}."
+    return f"{path}, line {line}: {cut(where)}: {message}{shown}."
 
 
 def _child(node: Any, part: str | int) -> tuple[Any, Any] | None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hskd.errors import CorruptionError, HskdError
-from hskd.results.folder import TRIALS, ResultsFolder
+from hskd.errors import CorruptionError, brief
 from hskd.trials.result import StageRecord, TrialResult
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+LARGEST = 2**63 - 1
+"""The largest number of a column."""
+_WORDS = {float: "a number", int: "a whole number of at most 64 bits", str: "text", list: "a list"}
 
 
 @dataclass(frozen=True)
@@ -25,12 +29,29 @@ class Column:
         description: what its values mean.
         get: its value for a trial's result.
         may_lack: its values are numbers that a trial may lack; the column holds floats even if no trial has one.
+        kind: what its values are: float (any number), int, str (or None) or list.
     """
 
     name: str
     description: str
     get: Callable[[TrialResult], Any]
     may_lack: bool = False
+    kind: type = float
+
+    def of(self, result: TrialResult) -> Any:
+        """The value for a trial.
+
+        Raises:
+            ValueError: the result holds something else there.
+        """
+        value = self.get(result)
+        if value is None and (self.may_lack or self.kind is str):
+            return value
+        expected = (float, int) if self.kind is float else self.kind
+        large = isinstance(value, int) and abs(value) > LARGEST
+        if not isinstance(value, expected) or isinstance(value, bool) or large:
+            raise ValueError(f"column {self.name}: expected {_WORDS[self.kind]}, got {brief(value)}")
+        return value
 
 
 def _config(result: TrialResult) -> dict[str, Any]:
@@ -67,22 +88,26 @@ def _clipped_share(result: TrialResult) -> float | None:
 
 
 _COLUMNS = (
-    Column("trial", "fingerprint of the trial's config; names its files in trials/", lambda result: result.id),
-    Column("task", "name of the task", lambda result: result.task),
-    Column("teacher", "the teacher's model", lambda result: _config(result)["teacher"]["model"]),
-    Column("student", "kind and sizes of the student", lambda result: result.student_name),
+    Column(
+        "trial", "fingerprint of the trial's config; names its files in trials/", lambda result: result.id, kind=str
+    ),
+    Column("task", "name of the task", lambda result: result.task, kind=str),
+    Column("teacher", "the teacher's model", lambda result: _config(result)["teacher"]["model"], kind=str),
+    Column("student", "kind and sizes of the student", lambda result: result.student_name, kind=str),
     Column(
         "train_examples",
         "examples that the student trained on, augmented ones included",
         lambda result: result.train_examples,
+        kind=int,
     ),
-    Column("arm", "spec, full, none, paper_none, gold or shuffled", lambda result: result.settings["arm"]),
+    Column("arm", "spec, full, none, paper_none, gold or shuffled", lambda result: result.settings["arm"], kind=str),
     Column(
         "spec",
         "label of the HSK spec; empty but for the arms spec, full and shuffled",
         lambda result: result.spec or "",
+        kind=str,
     ),
-    Column("seed", "decides batches, dropout and W", lambda result: result.settings["seed"]),
+    Column("seed", "decides batches, dropout and W", lambda result: result.settings["seed"], kind=int),
     Column(
         "fraction",
         "kept values / values of full HSK of the same mapping, on real tokens",
@@ -93,30 +118,31 @@ _COLUMNS = (
         "the same, counted on tokens padded to the maximum length, as in the paper",
         lambda result: result.fraction_padded,
     ),
-    Column("kept_values", "values kept, over all training examples", lambda result: result.kept_values),
+    Column("kept_values", "values kept, over all training examples", lambda result: result.kept_values, kind=int),
     Column("bytes_per_example", "what the spec's store takes on disk", lambda result: result.bytes_per_example),
-    Column("n", "depth: top student layers kept", lambda result: _amount(result, "depth", "n")),
+    Column("n", "depth: top student layers kept", lambda result: _amount(result, "depth", "n"), kind=str),
     Column(
         "l_top",
         "depth: teacher layer, or share of its layers, that the top student layer learns from",
         lambda result: _amount(result, "depth", "l_top"),
+        kind=str,
     ),
-    Column("length", "length: selector", lambda result: _amount(result, "length", "selector")),
-    Column("k", "length: tokens kept of an example", lambda result: _amount(result, "length", "k")),
-    Column("width", "width: selector", lambda result: _amount(result, "width", "selector")),
+    Column("length", "length: selector", lambda result: _amount(result, "length", "selector"), kind=str),
+    Column("k", "length: tokens kept of an example", lambda result: _amount(result, "length", "k"), kind=str),
+    Column("width", "width: selector", lambda result: _amount(result, "width", "selector"), kind=str),
     Column(
         "w",
         "width: share of the neurons kept",
         lambda result: (result.spec_fields or {}).get("width", {}).get("w"),
         may_lack=True,
     ),
-    Column("precision", "precision: selector", lambda result: _amount(result, "precision", "selector")),
+    Column("precision", "precision: selector", lambda result: _amount(result, "precision", "selector"), kind=str),
     Column(
         "score",
         "what is reported: the score on score_split after the last epoch, a share of 1",
         lambda result: result.metrics[result.scored_split]["score"],
     ),
-    Column("score_split", "test where it has labels, else dev", lambda result: result.scored_split),
+    Column("score_split", "test where it has labels, else dev", lambda result: result.scored_split, kind=str),
     Column(
         "mismatched_score",
         "mnli: the score on the mismatched split beside score_split",
@@ -129,7 +155,9 @@ _COLUMNS = (
         lambda result: result.best_dev_score,
         may_lack=True,
     ),
-    Column("dev_scores", "score on dev after each epoch of the last stage", lambda result: result.dev_scores),
+    Column(
+        "dev_scores", "score on dev after each epoch of the last stage", lambda result: result.dev_scores, kind=list
+    ),
     Column(
         "teacher_score",
         "the teacher's score on score_split",
@@ -141,8 +169,10 @@ _COLUMNS = (
         lambda result: _stage(result, "hsk").held_out_loss,
         may_lack=True,
     ),
-    Column("hsk_epochs", "epochs of the HSK stage", lambda result: _stage(result, "hsk").epochs),
-    Column("prediction_epochs", "epochs of the last stage", lambda result: _stage(result, "prediction").epochs),
+    Column("hsk_epochs", "epochs of the HSK stage", lambda result: _stage(result, "hsk").epochs, kind=int),
+    Column(
+        "prediction_epochs", "epochs of the last stage", lambda result: _stage(result, "prediction").epochs, kind=int
+    ),
     Column(
         "hsk_lr",
         "learning rate of the HSK stage",
@@ -168,38 +198,20 @@ _COLUMNS = (
         "peak_memory_bytes",
         "peak resident memory of the process that ran the trial, which may have run others before",
         lambda result: result.peak_memory_bytes,
+        kind=int,
     ),
-    Column("dtype", "fp32, or bf16 for autocast", lambda result: result.dtype),
-    Column("device", "where the student trained", lambda result: result.device),
-    Column("threads", "CPU threads of the trial", lambda result: result.threads),
-    Column("git_commit", "of the code", lambda result: result.made_by["git_commit"]),
+    Column("dtype", "fp32, or bf16 for autocast", lambda result: result.dtype, kind=str),
+    Column("device", "where the student trained", lambda result: result.device, kind=str),
+    Column("threads", "CPU threads of the trial", lambda result: result.threads, kind=int),
+    Column("git_commit", "of the code", lambda result: result.made_by["git_commit"], kind=str),
 )
 COLUMNS = {column.name: column.description for column in _COLUMNS}
 """Every column of the table, and what it means."""
+NUMBERS = tuple(column.name for column in _COLUMNS if column.kind in (int, float))
+"""The columns that hold numbers."""
 _FIELDS = {"depth": {"n", "l_top", "selector"}, "length": {"selector", "k"}, "width": {"selector", "w"}}
 """The fields of selectors that have a column of their own in :data:`COLUMNS`."""
 _ORDER = ["student", "seed", "fraction", "arm", "spec", "trial"]
-
-
-def load(path: str | Path) -> pd.DataFrame:
-    """The table of a results folder: one row for each trial of the grid that is done, packed or not.
-
-    A result from before the grid was changed is left out.
-
-    Raises:
-        HskdError: there is no results folder, or no trial is done.
-        CorruptionError: a result cannot be read.
-    """
-    folder = ResultsFolder(path)
-    if not folder.exists:
-        raise HskdError(
-            f"{folder.path}: no results there (neither {folder.table_file.name} nor a folder {TRIALS}); "
-            "run the grid first (hskd grid run)."
-        )
-    results = folder.results()
-    if not results:
-        raise HskdError(f"{folder.path}: no trial is done yet; run the grid first (hskd grid run).")
-    return table_of(results)
 
 
 def table_of(results: Mapping[str, TrialResult]) -> pd.DataFrame:
@@ -215,10 +227,11 @@ def table_of(results: Mapping[str, TrialResult]) -> pd.DataFrame:
     rows = []
     for trial, result in results.items():
         try:
-            rows.append(row(result) | _further(result))
-        except (KeyError, TypeError, AttributeError) as error:
+            rows.append(row(result))
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+            reason = error if isinstance(error, ValueError) else brief(error)
             raise CorruptionError(
-                f"{trial}.json: not a trial's result ({error!r}); delete it and run the grid."
+                f"{trial}.json: not a trial's result ({reason}); delete it and run the grid."
             ) from None
     further = sorted({name for values in rows for name in values} - set(COLUMNS))
     table = pd.DataFrame(rows, columns=[*COLUMNS, *further])
@@ -238,8 +251,38 @@ def write_csv(table: pd.DataFrame, path: Path) -> Path:
 
 
 def row(result: TrialResult) -> dict[str, Any]:
-    """A trial's result as a row of the table."""
-    return {column.name: column.get(result) for column in _COLUMNS}
+    """A trial's result as a row of the table, with the further fields of its selectors.
+
+    Raises:
+        ValueError: it holds something else than a column does.
+        KeyError, TypeError, AttributeError: it lacks what a column needs.
+    """
+    return {column.name: column.of(result) for column in _COLUMNS} | _further(result)
+
+
+def contradiction(stored: Mapping[str, Sequence[Any]], results: Sequence[TrialResult]) -> str | None:
+    """Where the columns of a table say something else than the results of its rows; None if nowhere.
+
+    Columns that this version does not know are not compared, and those of earlier versions may lack some.
+    """
+    rows = [row(result) for result in results]
+    further = {name for values in rows for name in values} - set(COLUMNS)
+    for name in (*COLUMNS, *sorted(further)):
+        for place, (found, values) in enumerate(zip(stored.get(name, ()), rows, strict=False)):
+            expected = values.get(name, "")
+            if not _same(found, expected):
+                row_said = f"column {name} says {brief(found)} in data row {place + 1}"
+                return f"{row_said}, and the trial's result {brief(expected)}"
+    return None
+
+
+def _same(found: Any, expected: Any) -> bool:
+    if isinstance(expected, list):
+        return isinstance(found, list) and found == expected
+    nothing = [value is None or value != value for value in (found, expected)]
+    if any(nothing):
+        return all(nothing)
+    return isinstance(found, str) == isinstance(expected, str) and bool(found == expected)
 
 
 def _further(result: TrialResult) -> dict[str, str]:

@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any
 from zipfile import ZIP_LZMA, ZipFile, ZipInfo
 
 import numpy as np
-from filelock import FileLock
 
-from hskd.artifacts import lock_path
 from hskd.errors import CorruptionError, HskdError
-from hskd.io import atomic_path, read_json, write_json
+from hskd.io import atomic_path, write_json
 from hskd.results.columns import table_of
 from hskd.results.folder import (
     PLANNED_FILE,
@@ -23,9 +21,12 @@ from hskd.results.folder import (
     Outputs,
     ResultsFolder,
     parts,
+    plan_content,
     read_columns,
+    read_json,
     read_outputs,
     read_predictions,
+    require_outputs,
     validated,
 )
 
@@ -64,7 +65,7 @@ def pack(path: str | Path) -> Packed:
     folder = ResultsFolder(path)
     if not folder.exists:
         raise HskdError(f"{folder.path}: no results there; run the grid first (hskd grid run).")
-    with FileLock(lock_path(folder.path / "pack")):
+    with folder.lock():
         before = _bytes(folder)
         files = folder.result_files()
         outputs_files = {trial: folder.outputs_file(trial) for trial in (file.stem for file in files)}
@@ -81,10 +82,10 @@ def unpack(path: str | Path) -> int:
     The packed files are deleted.
     """
     folder = ResultsFolder(path)
-    with FileLock(lock_path(folder.path / "pack")):
+    with folder.lock():
         results, outputs, planned = folder.packed(), folder.packed_outputs(), folder.planned()
         if planned is not None:
-            write_json(folder.path / PLANNED_FILE, planned)
+            folder.write_plan(planned)
         for trial, arrays in outputs.items():
             if not folder.outputs_file(trial).is_file():
                 with atomic_path(folder.outputs_file(trial)) as temporary, temporary.open("wb") as file:
@@ -108,17 +109,19 @@ def _fold(folder: ResultsFolder, files: Sequence[Path], outputs_files: Sequence[
     planned_file = folder.path / PLANNED_FILE
     if not files and not planned_file.is_file():
         return
-    contents = folder.packed()
-    results = {trial: validated(content, folder.table_file) for trial, content in contents.items()}
+    contents, results = folder.packed(), folder.packed_results()
     for file in files:
         contents[file.stem] = read_json(file)
-        results[file.stem] = validated(contents[file.stem], file)
+        results[file.stem] = validated(contents[file.stem], file, file.stem)
     if not results:
         return
     frame = table_of(results)
     # The outputs first: a row of the table says that a trial is done.
     if outputs_files:
-        outputs = folder.packed_outputs() | {file.stem: read_outputs(file) for file in outputs_files}
+        new = {file.stem: read_outputs(file) for file in outputs_files}
+        for trial, arrays in new.items():
+            require_outputs(results[trial], arrays, folder.outputs_file(trial))
+        outputs = folder.packed_outputs() | new
         _write_outputs(folder, {trial: outputs[trial] for trial in frame["trial"] if trial in outputs})
     _write_table(folder, frame, contents, folder.planned())
     for file in (planned_file, *outputs_files, *files):
@@ -133,7 +136,7 @@ def _write_table(
 
     texts = [json.dumps(contents[trial], ensure_ascii=False) for trial in frame["trial"]]
     table = pa.Table.from_pandas(frame.assign(result=texts), preserve_index=False)
-    metadata = {} if planned is None else {PLANNED_KEY: json.dumps(list(planned))}
+    metadata = {} if planned is None else {PLANNED_KEY: json.dumps(plan_content(planned))}
     with atomic_path(folder.table_file) as temporary:
         # One page for the column of results: they differ in little, and compress well together.
         pq.write_table(
@@ -142,6 +145,7 @@ def _write_table(
             compression="zstd",
             compression_level=19,
             data_page_size=2**26,
+            write_page_checksum=True,
         )
         _require(read_columns(temporary, "trial", "result") == [list(frame["trial"]), texts], folder.table_file)
 

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hskd import plugins, registry
-from hskd.errors import HskdError
+from hskd.errors import HskdError, brief, cut
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
 All = Literal["all"]
+LARGEST = 2**63 - 1
+"""The largest number that a field of a selector may have."""
 
 
 class Selector(BaseModel):
@@ -56,22 +58,28 @@ class Registry(registry.Registry[type[T]], Generic[T]):
             return fields  # type: ignore[return-value]
         if not isinstance(fields, dict) or not isinstance(fields.get("selector"), str):
             raise HskdError(
-                f'{self.dimension}: expected an object with a key "selector" ({", ".join(self)}), got {fields!r}.'
+                f'{self.dimension}: expected an object with a key "selector" ({", ".join(self)}), got {brief(fields)}.'
             )
         cls = self[fields["selector"]]
+        where = f"{self.dimension}={fields['selector']}"
         try:
-            return cls.model_validate(fields)
+            selector = cls.model_validate(fields)
         except ValidationError as error:
-            raise HskdError(
-                f"{self.dimension}={fields['selector']}: {describe(error)}; fields: {', '.join(cls.model_fields)}."
-            ) from None
+            raise HskdError(f"{where}: {describe(error)}; fields: {', '.join(cls.model_fields)}.") from None
+        for field, value in selector:
+            given = fields.get(field)
+            if isinstance(given, bool) and not isinstance(value, bool):  # pydantic reads true as 1
+                raise HskdError(f"{where}: field {field}: expected a number, got {str(given).lower()}.")
+            if isinstance(value, int) and value > LARGEST:  # arrays hold no larger one
+                raise HskdError(f"{where}: field {field}: expected at most {LARGEST}, got {brief(value)}.")
+        return selector
 
 
 def describe(error: ValidationError) -> str:
     """The first complaint of a pydantic error: field, what is wrong, what was given."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
-    return f"field {field}: {first['msg']} (got {first['input']!r})"
+    return f"field {cut(field)}: {first['msg']} (got {brief(first['input'])})"
 
 
 @dataclass(frozen=True, eq=False)

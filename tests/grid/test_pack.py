@@ -20,6 +20,7 @@ from hskd.grid.record import grid_content
 from hskd.grid.run import GridStatus
 from hskd.grid.spec import load_grid
 from hskd.results import ResultsFolder, load, pack, unpack
+from hskd.results.folder import summed
 
 PACKED = {"grid.yaml", "trials.parquet", "predictions.npz", "labels.npz"}
 
@@ -87,7 +88,7 @@ def test_some_may_be_packed_and_some_not_and_a_file_wins(undisturbed: Ran, out: 
     assert len(GridStatus.of(trials_of(grid_file)[1], out).done) == TRIALS
     victim = ResultsFolder(out).result_files()[0]
     changed = json.loads(victim.read_text()) | {"peak_memory_bytes": 7}
-    victim.write_text(json.dumps(changed))
+    victim.write_text(json.dumps(summed(changed)))
     for _ in range(2):
         assert load(out).set_index("trial").loc[victim.stem, "peak_memory_bytes"] == 7
         pack(out)
@@ -96,10 +97,11 @@ def test_some_may_be_packed_and_some_not_and_a_file_wins(undisturbed: Ran, out: 
 def test_outputs_of_another_shape_are_kept_apart(out: Path) -> None:
     unpack(out)
     first, second = sorted((out / "trials").glob("*.npz"))[:2]
-    np.savez(first, test=np.arange(6, dtype=np.float16).reshape(3, 2), other=np.zeros(4))
+    np.savez(out / "new.npz", test=np.arange(6, dtype=np.float16).reshape(3, 2), other=np.zeros(4))
+    kept = ResultsFolder(out)
+    kept.write(first.stem, kept.results()[first.stem], out / "new.npz")
     second.unlink()
     pack(out)
-    kept = ResultsFolder(out)
     assert kept.outputs([first.stem], "test")[first.stem].tolist() == [[0, 1], [2, 3], [4, 5]]
     assert kept.outputs([first.stem], "other")[first.stem].shape == (4,)
     assert len(outputs(out, "test")) == TRIALS - 1 and second.stem not in outputs(out, "test")
