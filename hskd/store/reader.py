@@ -6,7 +6,6 @@ once, in order, so that what is gathered from it afterwards is in memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -295,7 +294,7 @@ class Store:
         return out.view(dtype)
 
 
-def _opened_again(folder: Path, fingerprint: str, known: Sequence[tuple[Stamp, str]]) -> Store:
+def _opened_again(folder: Path, fingerprint: str, known: list[tuple[Stamp, str]]) -> Store:
     """A store that was pickled, in another process or later.
 
     Raises:
