@@ -85,7 +85,9 @@ class _Quantiser(PrecisionSelector):
     """Whole numbers from ``-largest`` to ``largest``, times one scale for each kept token and layer.
 
     The scale depends on which neurons are kept, so neurons are ranked before any rounding, and a superset cannot
-    be stored like this.
+    be stored like this. A value is wrong by half a scale at most, and by what fp16 rounds off the scale: a share of
+    2^-11, or 2^-25 for a scale below 2^-14. Where the largest value takes a scale beyond fp16 (65,504), the scale is
+    infinite and the values read back are not finite; no store is written of them.
     """
 
     largest: ClassVar[int]

@@ -6,7 +6,6 @@ once, in order, so that what is gathered from it afterwards is in memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ from hskd.store_format.manifest import Manifest, ShardEntry
 _ADVICE = "copy the store again, or delete it and make it again"
 _CHECKED_ROWS = 2**16
 """Rows of a shard whose positions and neurons are looked at at once."""
-_BITS = np.array([i.bit_count() for i in range(256)], np.uint8)
 
 
 class Store:
@@ -296,7 +294,7 @@ class Store:
         return out.view(dtype)
 
 
-def _opened_again(folder: Path, fingerprint: str, digests: Sequence[tuple[Stamp, str]]) -> Store:
+def _opened_again(folder: Path, fingerprint: str, digests: list[tuple[Stamp, str]]) -> Store:
     """A store that was pickled, in another process or later.
 
     Raises:
@@ -390,7 +388,7 @@ def _neurons_fit(packed: np.ndarray, manifest: Manifest) -> bool:
         return bool((packed < width).all())
     masks = packed.reshape(len(packed), len(manifest.layers), -1)
     beyond = 8 * masks.shape[2] - width
-    return bool((_BITS[masks].sum(2, dtype=np.int64) == count).all()) and not bool(
+    return bool((np.bitwise_count(masks).sum(2, dtype=np.int64) == count).all()) and not bool(
         (masks[..., -1] & (2**beyond - 1)).any()
     )
 

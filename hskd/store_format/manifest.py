@@ -29,6 +29,7 @@ MANIFEST_BYTES = 64 * 2**20
 # Bounds of what a manifest may say. Nothing real comes near; what is beyond them would be believed at the cost of all
 # memory before anything is found to be wrong.
 Layer = Annotated[int, Field(ge=0, le=10_000)]
+Layers = Annotated[int, Field(ge=1, le=10_000)]
 Width = Annotated[int, Field(ge=1, le=2**16)]
 MAX_LENGTH = 2**16 - 1
 Length = Annotated[int, Field(ge=1, le=MAX_LENGTH)]
@@ -100,7 +101,7 @@ class Manifest(BaseModel):
     format: Literal[2] = 2
     kind: Literal["superset", "derived"]
     origin: Origin
-    teacher_layers: Layer
+    teacher_layers: Layers
     """``L_T``, without the embedding output."""
     teacher_width: Width
     """``d_T``."""
@@ -113,7 +114,7 @@ class Manifest(BaseModel):
     """The teacher layer behind each of ``layers``."""
     attention_layers: tuple[Layer, ...] = ()
     """Superset: the attention layers (1-based) whose ``[CLS]`` row is held."""
-    student_layers: Layer | None = None
+    student_layers: Layers | None = None
     """Derived: ``L_S``, which the layer mapping depends on."""
     target: TargetArray
     """What the store holds of the teacher's outputs."""

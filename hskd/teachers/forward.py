@@ -118,14 +118,18 @@ def teacher_forward(
     real = (batch["attention_mask"].bool() | options.pads).flatten().nonzero()[:, 0].to(device, non_blocking=True)
     hidden = {layer: output.hidden_states[layer].flatten(0, 1).index_select(0, real).float() for layer in layers}
     tokens = tokens_of(batch, sep_id, options.pads)
-    _require_finite(hidden, tokens)
+    require_finite(hidden, tokens)
     attention = {layer: row.flatten().index_select(0, real).float().cpu().numpy() for layer, row in rows.items()}
     target = None if head is None else head.rows(output, inputs).float()
     return TeacherOutput(TeacherStates(tokens, hidden, attention), target)
 
 
-def _require_finite(hidden: Mapping[int, torch.Tensor], tokens: Tokens) -> None:
-    """Refuse hidden states that are not finite; a GPU is waited for once."""
+def require_finite(hidden: Mapping[int, torch.Tensor], tokens: Tokens) -> None:
+    """Refuse hidden states ``(M, d_T)`` of ``tokens`` that are not finite; a GPU is waited for once.
+
+    Raises:
+        NotFiniteError: names the first layer, and knows the first example, in which one is not.
+    """
     if hidden:
         # One number that is not finite makes the sum so, and a sum is quick.
         sums = torch.stack([values.sum() for values in hidden.values()]).tolist()

@@ -7,9 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hskd.selectors import PRECISION, LayerView, Tokens
 from hskd.selectors.width import Magnitude
+from hskd.store.writer import misfit
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ROUNDOFF = {"fp32": 0.0, "fp16": 2.0**-11, "bf16": 2.0**-8}
@@ -77,6 +80,45 @@ def test_a_quantiser_is_wrong_by_half_a_step_at_most(name: str, count: int) -> N
     error = ((decoded - original).abs() / step).max().item()
     assert error <= 0.5 + STEPS[name] * 2.0**-11  # and what fp16 rounds off the scale
     assert error > 0.25 or count == 1
+
+
+@settings(max_examples=200)
+@given(
+    name=st.sampled_from(sorted(PRECISION)),
+    values=st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=9),
+    exponent=st.integers(-140, 120),
+)
+def test_what_is_read_back_is_as_precise_as_said_or_is_no_number(name: str, values: list[float], exponent: int) -> None:
+    """Over the range of fp32: never a finite number that is wrong; one that is not finite shows in an array."""
+    precision = PRECISION.parse({"selector": name})
+    original = (torch.tensor([values], dtype=torch.float64) * 2.0**exponent).float()
+    arrays = precision.encode(original)
+    decoded = precision.decode(arrays)
+    fits = misfit(arrays) is None
+    assert fits == bool(decoded.isfinite().all())
+    if not fits:
+        assert name != "fp32" or not original.isfinite().all()
+        return
+    largest = original.abs().max().double().item()
+    if name in STEPS:
+        scale = largest / STEPS[name]
+        rounding = max(scale * 2.0**-11, 2.0**-25)  # of the scale, to fp16
+        allowed = 0.5 * (scale + rounding) + STEPS[name] * rounding
+    else:
+        smallest = {"fp32": 0.0, "fp16": 2.0**-25, "bf16": 2.0**-134}[name]
+        allowed = max(largest * ROUNDOFF[name], smallest)
+    assert (decoded.double() - original.double()).abs().max().item() <= allowed * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(("name", "largest"), [("int4", 7 * 65_504.0), ("int8", 127 * 65_504.0), ("fp16", 65_504.0)])
+def test_the_largest_value_that_fits(name: str, largest: float) -> None:
+    precision = PRECISION.parse({"selector": name})
+    fitting = precision.encode(torch.tensor([[largest, 1.0]]))
+    assert misfit(fitting) is None and precision.decode(fitting)[0, 0] == largest
+    assert misfit(precision.encode(torch.tensor([[1.0, 1.0], [1.0, -1.01 * largest]]))) == (
+        "scale" if name in STEPS else "values",
+        1,
+    )
 
 
 def test_four_bits_take_half_a_byte() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,48 @@ def test_a_killed_extension_goes_on(
     store = run(setting, grown, tmp_path / "store", extend=superset)
     assert len(store) == 80 and not partial.exists()
     store.verify()
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_shard_damaged_before_an_extension_goes_on(
+    setting: Setting,
+    superset: Store,
+    grown: TokenizedSplit,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    linked: bool,
+) -> None:
+    """A copy is made again; a link is the old store's own shard, which is refused."""
+    old = Store.open(shutil.copytree(superset.folder, tmp_path / "old"))
+    if not linked:
+
+        def link(*_: object) -> None:
+            raise OSError
+
+        monkeypatch.setattr(os, "link", link)
+
+    class Stop(Exception):
+        pass
+
+    def stop(_: int) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        run(setting, grown, tmp_path / "store", extend=old, advance=stop)
+    shard = tmp_path / "store.partial" / shard_name(1)
+    with shard.open("r+b") as file:
+        file.seek(-9, os.SEEK_END)
+        byte = file.read(1)[0]
+        file.seek(-9, os.SEEK_END)
+        file.write(bytes([byte ^ 1]))
+    if linked:
+        with pytest.raises(CorruptionError, match=f"old/{shard_name(1)}: its SHA-256 is not"):
+            run(setting, grown, tmp_path / "store", extend=old)
+        assert not (tmp_path / "store").exists()
+    else:
+        store = run(setting, grown, tmp_path / "store", extend=old)
+        store.verify()
+        assert store.manifest.shards[: len(old.manifest.shards)] == superset.manifest.shards
 
 
 # ---- refusals

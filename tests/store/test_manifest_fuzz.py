@@ -111,7 +111,7 @@ def test_fuzzed_manifests(stores: list[Store], tmp_path: Path) -> None:
     assert outcome["refused"] > 10 * outcome["read"] > 0, outcome
 
 
-HUGE = (10**12, 2**63, 10**300, -1, -(10**12))
+HUGE = (10**12, 2**63, 10**300, -1, -(10**12), float("nan"))
 
 
 @pytest.mark.parametrize(

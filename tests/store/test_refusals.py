@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -24,15 +26,17 @@ from transformers import BertTokenizerFast
 
 from hskd.errors import CorruptionError, HskdError, MismatchError
 from hskd.hashing import fingerprint
+from hskd.selectors import Tokens
 from hskd.spec import HSKSpec
 from hskd.store.derive import derive
-from hskd.store.extract import Superset, extract
+from hskd.store.extract import ExtractOptions, Superset, extract
 from hskd.store.reader import Store
-from hskd.store.writer import PLAN, shard_note
+from hskd.store.writer import PLAN, misfit, shard_note
 from hskd.store_format.layout import MANIFEST
 from hskd.students.rosita.create import create_rosita
 from hskd.students.rosita.settings import RositaSettings
 from hskd.tasks import TokenizedSplit, load_task, tokenize
+from hskd.teachers.forward import NotFiniteError, require_finite
 from hskd.teachers.loading import Teacher
 from hskd.trials.prepare import Distillation, Student, from_store
 from hskd.trials.settings import DistillSettings
@@ -503,6 +507,87 @@ def test_overflow_is_refused(
         *command[:4], "all_2t_0.1w,l_top=1,precision=bf16", *command[5:], "--out", tmp_path / "bf16-derived"
     )
     assert code == 0
+
+
+@pytest.mark.parametrize("precision", ["int4", "int8"])
+def test_a_scale_beyond_fp16_is_refused(
+    setting: Setting, superset: Store, tmp_path: Path, hskd: Hskd, precision: str
+) -> None:
+    """Every value of such a token was read back as not a number."""
+    teacher = huge_for(setting, "minute")
+    held = extract(teacher, setting.task, setting.train, Superset((0, 1), (1,)), tmp_path / "store")
+    assert held.states(np.arange(len(held))).hidden[0].abs().max() > 127 * 65_504
+    command = ("store", "derive", held.folder, "--student-layers", 1, "--out", tmp_path / "out")
+    message = refused(hskd(*command, "--spec", f"all_all_0.1w,l_top=1,precision={precision}"))
+    first = next(i for i, text in enumerate(decoded(setting)) if "minute" in text.split())
+    assert f"a hidden state of example {first} (id {setting.train.ids[first]}) does not fit into {precision}" in message
+    assert not (tmp_path / "out").exists() and not left_behind(tmp_path / "out.partial")
+    spec = HSKSpec.parse(f"1l_2t_0.1w,precision={precision}")
+    fitting = derive(superset, spec, 2, tmp_path / "fitting")
+    assert fitting.kept(np.arange(len(fitting))).values.isfinite().all()
+
+
+def decoded(setting: Setting) -> list[str]:
+    split = setting.train
+    return [
+        setting.teacher.tokenizer.decode(split.input_ids[a:b], skip_special_tokens=True)
+        for a, b in itertools.pairwise(split.offsets.tolist())
+    ]
+
+
+def huge_for(setting: Setting, word: str, number: float = 1e8) -> Teacher:
+    """A teacher that says numbers beyond all bounds of one word, and means no harm otherwise."""
+    model = make_bert()
+    with torch.no_grad():
+        norm = model.bert.embeddings.LayerNorm
+        id_ = setting.teacher.tokenizer.convert_tokens_to_ids(word)
+        assert id_ != setting.teacher.tokenizer.unk_token_id
+
+    def blow_up(module: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        return torch.where(seen["ids"][..., None] == id_, number, output)
+
+    seen: dict[str, torch.Tensor] = {}
+    model.register_forward_pre_hook(lambda module, args, kwargs: seen.update(ids=kwargs["input_ids"]), with_kwargs=True)
+    norm.register_forward_hook(blow_up)
+    return replace(setting.teacher, model=model, fingerprint="huge")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 1e5])
+def test_the_example_of_a_number_that_is_none_is_named(setting: Setting, tmp_path: Path, number: float) -> None:
+    teacher = huge_for(setting, "minute", number)
+    texts = decoded(setting)
+    held = Superset((0, 1), (1,), "fp16")
+    with pytest.raises(HskdError) as error:
+        extract(teacher, setting.task, setting.train, held, tmp_path / "store", ExtractOptions(batch_size=5))
+    named = re.search(r"example (\d+) of 64 \(id (-?\d+): '([^']+)'\)", str(error.value))
+    assert named is not None, error.value
+    row = int(named[1])
+    assert "minute" in texts[row] and int(named[2]) == setting.train.ids[row] and texts[row].startswith(named[3])
+    assert ("does not fit into fp16" if number == 1e5 else "hidden state 0 is not finite") in str(error.value)
+    assert not (tmp_path / "store").exists() and not left_behind(tmp_path / "store.partial")
+
+
+def test_large_numbers_whose_sum_is_not_finite() -> None:
+    """Each of them is, so a store in fp32 or bf16 holds them."""
+    tokens = Tokens(np.array([5, 6]), np.array([0, 1, 3]), np.zeros(3, int), 0)
+    states = torch.full((3, 4), 3e38)
+    require_finite({1: states}, tokens)
+    assert misfit({"values": states}) is None and misfit({"values": states.bfloat16()}) is None
+    states[2, 3] = -torch.inf
+    with pytest.raises(NotFiniteError, match="hidden state 1 is not finite") as error:
+        require_finite({1: states}, tokens)
+    assert error.value.example == 1
+    assert misfit({"values": states}) == ("values", 2)
+
+
+def test_outputs_that_are_not_finite(setting: Setting, tmp_path: Path) -> None:
+    model = make_bert()
+    with torch.no_grad():
+        model.classifier.bias[1] = float("nan")
+    broken = replace(setting.teacher, model=model, fingerprint="broken")
+    with pytest.raises(HskdError, match=r"the teacher's output for example 0 of 64 \(id .*\) is not finite"):
+        extract(broken, setting.task, setting.train, Superset((0, 1), (1,)), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_teacher_that_is_not_finite(setting: Setting, tmp_path: Path) -> None:
