@@ -64,11 +64,13 @@ def main() -> None:
         code = app([_with_home(word) for word in sys.argv[1:]], standalone_mode=False) or 0
         if code == 0:
             processes.stop()
+        if code == _INTERRUPTED:  # typer answers a KeyboardInterrupt with it
+            _end_interrupted()
         sys.exit(code)
     except (KeyboardInterrupt, typer.Abort) as error:
         if isinstance(error.__cause__, EOFError):  # click takes it for the end of a terminal's input
             _end_with("a file ends before its time: it is damaged. hskd --debug says which.")
-        _end_with("interrupted. Nothing is lost: run the same command again to go on.", _INTERRUPTED)
+        _end_interrupted()
     except Exception as error:
         if isinstance(error, _UsageError):
             error.show()
@@ -99,6 +101,10 @@ def _with_home(word: str) -> str:
     """A word of the command line, in which ``~`` means home at the beginning of a path, and after ``=`` too."""
     name, equals, value = word.rpartition("=")
     return f"{name}{equals}{with_home(value)}" if value.startswith("~") else with_home(word)
+
+
+def _end_interrupted() -> NoReturn:
+    _end_with("interrupted. Nothing is lost: run the same command again to go on.", _INTERRUPTED)
 
 
 def _end_with(message: str, code: int = 2) -> NoReturn:

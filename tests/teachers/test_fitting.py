@@ -159,7 +159,7 @@ def test_labels_of_configuration_and_weights_differ(tmp_path: Path, tokenizer: B
     three = {"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
     folder = saved(tmp_path / "teacher", tokenizer, three)
     for load in (lambda: Teacher.load(str(folder), toy().task), lambda: load_student(folder)):
-        with pytest.raises(HskdError, match="the weights have 2 outputs there, and config.json says 3 labels"):
+        with pytest.raises(HskdError, match=r"the weights have 2 outputs there, and config.json says 3 labels"):
             load()
     assert load_classifier(str(folder), toy().task, new_head=True).config.num_labels == 2, "the head is a new one"
 
