@@ -77,7 +77,7 @@ def finetune(
     def builder(partial: Path) -> None:
         set_seed(settings.seed)
         model = load_classifier(model_name, task, new_head=True).to(options.device)
-        require_fit(model_name, model, splits.values())
+        require_fit(model_name, model, splits.values(), options.dtype)
         stage = StageRecipe(
             epochs=settings.epochs,
             learning_rate=settings.lr,

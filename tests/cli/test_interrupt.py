@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
 
 import pytest
-import torch
 from conftest import make_bert
 from transformers import BertTokenizerFast
 
 from hskd.cli import app
 from hskd.errors import HskdError
 from hskd.io import with_home
-from hskd.training import StageTrainer
 
 
 def words(body: Path, data: Path, work: Path, out: Path) -> list[str]:
@@ -26,26 +23,19 @@ def words(body: Path, data: Path, work: Path, out: Path) -> list[str]:
     return [*map(str, ["teacher", "--model", body, "--epochs", 4, "--lr", 1e-3, *task, *machine, "--out", out])]
 
 
-def _main_slowly(command: list[str], said: Path) -> NoReturn:
-    """The command line in a process of its own, with time to interrupt it between two epochs."""
-    loss = StageTrainer.compute_loss
-
-    def slow(self: StageTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
-        time.sleep(0.1)
-        return loss(self, *args, **kwargs)
-
-    StageTrainer.compute_loss = slow  # type: ignore[method-assign]
-    code: Any = 1
-    with said.open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        sys.stdout = sys.stderr = file
-        sys.argv = ["hskd", *command]
-        try:
-            app.main()
-        except SystemExit as stop:
-            code = stop.code
-    os._exit(code or 0)
+SLOW = """
+import gc, time
+from hskd.cli.app import main
+from hskd.training import StageTrainer
+gc.freeze()
+loss = StageTrainer.compute_loss
+def slow(self, *args, **kwargs):
+    time.sleep(0.1)
+    return loss(self, *args, **kwargs)
+StageTrainer.compute_loss = slow
+main()
+"""
+"""The command line, with time to interrupt it between two epochs."""
 
 
 @pytest.mark.timeout(300)
@@ -56,16 +46,15 @@ def test_a_teacher_that_is_interrupted_goes_on(
     tokenizer.save_pretrained(tmp_path / "body")
     out = tmp_path / "out"
     command = words(tmp_path / "body", data_folder, tmp_path / "work", out)
-    child = os.fork()
-    if child == 0:
-        _main_slowly(command, tmp_path / "said")
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen([sys.executable, "-c", SLOW, *command], stdout=said, stderr=said)
     give_up = time.monotonic() + 200
     while not list(tmp_path.glob("out.partial/training/checkpoint-*/trainer_state.json")):
-        assert os.waitpid(child, os.WNOHANG) == (0, 0), (tmp_path / "said").read_text()
+        assert process.poll() is None, (tmp_path / "said").read_text()
         assert time.monotonic() < give_up
         time.sleep(0.01)
-    os.kill(child, signal.SIGINT)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
     text = (tmp_path / "said").read_text()
     assert " ".join(text.split()).endswith("error: interrupted. Nothing is lost: run the same command again to go on.")
     assert "Traceback" not in text and text.count("error: ") == 1
