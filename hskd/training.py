@@ -6,6 +6,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from hskd.artifacts import CHECKSUMS, require_whole, seal
 from hskd.errors import CorruptionError, HskdError
 from hskd.fast.encoder import LeanEncoder
 from hskd.heads import Head
-from hskd.io import saving
+from hskd.io import read_json, saving
 from hskd.progress import Progress
 from hskd.runtime import autocast
 from hskd.store_format.layout import ragged_rows
@@ -128,19 +129,16 @@ class StageTrainer(Trainer):
         checkpoint = last_checkpoint(Path(self.args.output_dir))
         if checkpoint is not None:
             processes.by_main(lambda: _require_checkpoint(checkpoint))
-        self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-
-    @override
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         try:
-            with saving(folder):
-                super()._save_checkpoint(model, trial)
-        except HskdError:
-            # What is there is of no use, and the room that it takes may be missing when the run is started again.
-            if self.args.should_save:
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except Exception:
+            if not self.args.should_save:
+                raise
+            torn = [path for path in Path(self.args.output_dir).glob("checkpoint-*") if not _is_whole(path)]
+            for path in torn:  # Of no use, and the room that it takes may be missing when the run is started again.
+                shutil.rmtree(path, ignore_errors=True)
+            with saving(torn[0]) if torn else nullcontext():
+                raise
 
 
 class GoldTrainer(StageTrainer):
@@ -436,16 +434,27 @@ def training_arguments(folder: Path, recipe: StageRecipe | None = None, **change
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint in ``folder``, as the main process sees it; all processes ask together.
 
-    A checkpoint of one process is whole once it has ``trainer_state.json``, which is written last; one of several once
-    it has its checksums.
+    One is whole once it has its checksums. Those of one process are also if they have ``trainer_state.json``, which
+    is written last: the process may have been killed between the two.
     """
-    mark = "trainer_state.json" if processes.count() == 1 else CHECKSUMS
+    alone = processes.count() == 1
 
     def newest() -> Path | None:
-        whole = [path.parent for path in folder.glob(f"checkpoint-*/{mark}")]
+        found = folder.glob("checkpoint-*")
+        whole = [path for path in found if (path / CHECKSUMS).is_file() or (alone and _is_whole(path))]
         return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
     return processes.by_main(newest)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a process came to the end of writing a checkpoint."""
+    if (checkpoint / CHECKSUMS).is_file():
+        return True
+    try:
+        return isinstance(read_json(checkpoint / "trainer_state.json"), dict)
+    except HskdError:
+        return False
 
 
 @dataclass(frozen=True)

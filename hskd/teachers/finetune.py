@@ -79,7 +79,7 @@ def finetune(
         set_seed(settings.seed)
         model = load_classifier(model_name, task, new_head=True).to(options.device)
         require_positions(model.config, splits, f"model {model_name}")
-        require_fit(model_name, model, splits.values())
+        require_fit(model_name, model, splits.values(), options.dtype)
         stage = StageRecipe(
             epochs=settings.epochs,
             learning_rate=settings.lr,

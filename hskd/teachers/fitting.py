@@ -9,10 +9,11 @@ import torch
 from transformers import PreTrainedModel
 
 from hskd.errors import HskdError
+from hskd.runtime import autocast
 from hskd.tasks import TokenizedSplit, model_inputs
 
 
-def require_fit(name: str, model: PreTrainedModel, splits: Iterable[TokenizedSplit]) -> None:
+def require_fit(name: str, model: PreTrainedModel, splits: Iterable[TokenizedSplit], dtype: str = "fp32") -> None:
     """Refuse a model that cannot run on the examples of ``splits``, or whose hidden states are not one a token.
 
     The longest and the shortest example of each split are run as one batch.
@@ -21,6 +22,7 @@ def require_fit(name: str, model: PreTrainedModel, splits: Iterable[TokenizedSpl
         name: the model, for messages.
         model: the model, with a head or without one; it is put into eval mode.
         splits: tokenised by the tokenizer that it is used with.
+        dtype: fp32, or bf16 for autocast.
 
     Raises:
         HskdError: says what does not fit.
@@ -31,9 +33,10 @@ def require_fit(name: str, model: PreTrainedModel, splits: Iterable[TokenizedSpl
             continue
         _require_embeddings(name, model, split)
         batch = split.collate([int(split.lengths.argmax()), int(split.lengths.argmin())])
+        device = next(model.parameters()).device
         try:
-            with torch.no_grad():
-                output = model(**model_inputs(batch, next(model.parameters()).device), output_hidden_states=True)
+            with torch.no_grad(), autocast(dtype, device):
+                output = model(**model_inputs(batch, device), output_hidden_states=True)
         except Exception as error:  # of any model
             said = " ".join(str(error).split()) or type(error).__name__
             raise HskdError(

@@ -108,7 +108,8 @@ def run_prepared(
         )
     if inputs.source is None and settings.arm != "gold":
         raise HskdError(f"the arm {settings.arm} needs the teacher's knowledge: a store, or the teacher itself.")
-    require_fit(str(inputs.student_folder or "the student"), inputs.student, inputs.splits.values())
+    name = str(inputs.student_folder or "the student")
+    require_fit(name, inputs.student, inputs.splits.values(), options.dtype)
     trained = train_stages(inputs, folder, options, progress)
     result = TrialResult(
         version=VERSION,

@@ -208,7 +208,7 @@ def test_a_pickled_store_knows_what_was_read(
     store = Store.open(folder)
     store.require_whole()
     content = pickle.dumps(store)
-    monkeypatch.setattr(hashing, "_verified", {})  # a process that has read nothing
+    monkeypatch.setattr(hashing, "_known", {})  # a process that has read nothing
 
     def refused(path: Path) -> str:
         raise AssertionError(path)

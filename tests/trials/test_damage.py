@@ -16,7 +16,7 @@ import torch
 from conftest import make_bert
 from support.calls import CPU_RUN
 from support.checkpoints import save_old_checkpoint
-from support.distill_lab import Lab, weights
+from support.distill_lab import Lab
 from support.mutations import attack, same, times
 from transformers import BertTokenizerFast
 
@@ -75,7 +75,8 @@ def read_trial(lab: Lab) -> Callable[[Path], Any]:
     def read(folder: Path) -> Any:
         result = lab.trial(folder, kind="narrow", hsk_epochs=1)
         varying = ("stages", "peak_memory_bytes", "made_by")
-        return {name: value for name, value in result.items() if name not in varying}, weights(folder)
+        kept = [(folder / "student" / name).read_bytes() for name in ("model.safetensors", "fit_dense.safetensors")]
+        return {name: value for name, value in result.items() if name not in varying}, kept
 
     return read
 
