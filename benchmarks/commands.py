@@ -38,7 +38,7 @@ def bench(
         ),
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Examples in a batch [default: 32, the paper's; 8 with --quick].")
+        int | None, typer.Option(min=1, help="Examples in a batch (default: 32, the paper's; 8 with --quick).")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the results; each device has one in it.")] = Path(
         "results/bench"

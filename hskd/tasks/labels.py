@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from hskd.errors import HskdError
 from hskd.heads import Head, SequenceClassification, SequenceRegression
-from hskd.tasks.files import Table, listed, shown
+from hskd.tasks.files import Table, fault_of, listed, shown
 
 LabelType = Literal["classification", "regression"]
 LABEL_TYPES: tuple[LabelType, ...] = ("classification", "regression")
@@ -77,6 +77,8 @@ class LabelColumn:
         for row, value in enumerate(values):
             if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
                 raise column.wrong(row, "a text or a number")
+            if isinstance(value, str) and fault_of(value) is not None:
+                raise column.wrong(row, "Unicode text, without half of a surrogate pair")
         if (names := table.class_names.get(name)) is not None:
             for row, value in enumerate(values):
                 if not isinstance(value, int) or not 0 <= value < len(names):
@@ -236,9 +238,10 @@ def _written(value: str | int | float) -> str:
 def describe_labels(head: Head, labels: Sequence[Any] | None, why: str = "") -> str:
     """What kind of task a head is for, in a line: its classes, or the range of its numbers."""
     because = f" ({why})" if why else ""
-    if head.fits_numbers:
-        if labels is None or not len(labels):
-            return f"{head.kind}{because}"
+    if not head.label_names and not (labels and isinstance(labels[0], int | float)):
+        return f"{head.kind}{because}"
+    if not head.label_names:
+        assert labels is not None
         count = f"{len(labels):,} values, {len(set(labels)):,} of them different"
         return f"{head.kind}, {min(labels)!r} to {max(labels)!r}, {count}{because}"
     names = [name if name == name.strip() and name.isprintable() else repr(name) for name in head.label_names]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import make_bert
+from rich.markup import escape
 from transformers import BertTokenizerFast
 
 from hskd.cli import progress
@@ -33,6 +34,9 @@ def test_only_one_module_makes_consoles_and_none_reads_markup() -> None:
             ):
                 switches = {word.arg: getattr(word.value, "value", None) for word in node.keywords}
                 assert switches.get("markup") is False, (file, node.lineno)
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("typer.Option", "typer.Argument"):
+                helps = [word.value.value for word in node.keywords if isinstance(word.value, ast.Constant)]
+                assert all(escape(text) == text for text in helps if isinstance(text, str)), (file, node.lineno)
     assert {file.relative_to(ROOT).as_posix() for file, _ in found} == {"hskd/cli/progress.py"}
     assert {name for _, name in found} == {"Console", "TextColumn"}
 
@@ -106,6 +110,9 @@ def test_commands_in_folders_with_such_names(
     code, out, err = hskd("cache", "ls", "--work", "w[o]rk")
     assert code == 0 and "w[o]rk: 0 artifacts" in out, err
     assert hskd("store", "inspect", "[/no]")[2] == "error: [/no]: no store (there is no manifest.json).\n"
+    for wrong in (["[/red]"], ["store", "[/red]"], ["teacher", "--out", "t", "--[/red]"], ["report", "[/red]"]):
+        code, _, err = hskd(*wrong)
+        assert code == 2 and "[/red]" in err, err
     code, _, err = hskd("teacher", *task, "--data", "[/no]:smile:", "--out", "t")
     assert (code, err) == (2, "error: [/no]:smile:: no such file or folder.\n")
     progress.console.cache_clear()

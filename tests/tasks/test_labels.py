@@ -116,6 +116,7 @@ def test_json_refusals_name_the_row(tmp_path: Path) -> None:
     for labels, said in (
         ([0, "1"], r"train\.jsonl, row 1, .*labels are both texts and numbers"),
         ([0, None], r"train\.jsonl, row 1, column 'label': None"),
+        (["a", "b\ud800"], r"train\.jsonl, row 1, column 'label': 'b\\ud800'; expected Unicode text"),
         ([0.5, float("nan")], r"train\.jsonl, row 1, column 'label': nan"),
         (["0", "nan"], r"train\.jsonl, row 1, .*'nan'; expected a number"),
         ([1, 10**400], r"train\.jsonl, row 1"),
