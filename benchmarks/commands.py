@@ -34,7 +34,7 @@ def bench(
         list[str] | None,
         typer.Option(
             help=f"Length setting of the training suite; may be given again. One of {', '.join(SIZES['full'].lengths)} "
-            "[default: all]."
+            "(default: all)."
         ),
     ] = None,
     batch: Annotated[

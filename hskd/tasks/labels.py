@@ -16,9 +16,9 @@ from hskd.tasks.files import Table, fault_of, listed, shown
 LabelType = Literal["classification", "regression"]
 LABEL_TYPES: tuple[LabelType, ...] = ("classification", "regression")
 
-# ASCII alone: other digits are characters of a name.
+# ASCII alone: other digits are characters of a name. No two parts match the same digits, so that no text takes long.
 _INTEGER = re.compile(r"[+-]?[0-9]+")
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _MISSING = frozenset(("nan", "na", "n/a", "<na>", "#n/a", "null", "none", "-", "?"))
 """What stands in a column of numbers where one is missing."""
 _LARGEST = 3.4028234663852886e38
