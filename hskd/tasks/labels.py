@@ -7,14 +7,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any
 
 from hskd.errors import HskdError
 from hskd.heads import Head, SequenceClassification, SequenceRegression
+from hskd.tasks.choices import LABEL_TYPES, LabelType
 from hskd.tasks.files import Table, fault_of, listed, shown
-
-LabelType = Literal["classification", "regression"]
-LABEL_TYPES: tuple[LabelType, ...] = ("classification", "regression")
 
 # ASCII alone: other digits are characters of a name. No two parts match the same digits, so that no text takes long.
 _INTEGER = re.compile(r"[+-]?[0-9]+")

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from hskd.errors import HskdError
 from hskd.tasks.augment import with_augmented
+from hskd.tasks.choices import LabelType
 from hskd.tasks.custom import load_custom
-from hskd.tasks.labels import LabelType, describe_labels
+from hskd.tasks.labels import describe_labels
 from hskd.tasks.registry import CUSTOM, TASKS
 from hskd.tasks.task import TaskData
 

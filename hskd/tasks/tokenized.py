@@ -22,8 +22,8 @@ from hskd.errors import HskdError
 from hskd.hashing import fingerprint
 from hskd.heads import IGNORED
 from hskd.selectors import Tokens
+from hskd.tasks.choices import MAX_TOKENS
 from hskd.tasks.files import fault_of, shown
-from hskd.tasks.positions import MAX_TOKENS
 from hskd.tasks.task import Split, TaskData
 from hskd.tasks.token_cache import read_arrays, write_arrays
 
