@@ -212,9 +212,19 @@ def test_texts_are_cut_to_the_positions_of_the_model(
     assert caplog.messages[0] == "task t: the model has positions for 10 tokens, not for 100"
     wanted = sum(len(ids) > 10 for ids in tokenizer(TEXTS)["input_ids"])
     assert caplog.messages[1].startswith(f"task t: {wanted} of 40 texts are cut at 10 tokens")
-    for length in (2, 65_536, 10**12):
-        with pytest.raises(HskdError, match=rf"--max-length {length}: expected 3 to 65,535 tokens"):
-            tokenize(data, tokenizer, tmp_path, max_length=length)
+
+
+def test_lengths_that_cannot_be(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+    for length in (65_536, 10**12):
+        with pytest.raises(HskdError, match=rf"--max-length {length}: a store counts .*; expected at most 65,535"):
+            tokenize(make_data([TEXTS]), tokenizer, tmp_path, max_length=length)
+    with pytest.raises(HskdError, match=r"--max-length 2: an example of task t takes at least 3 tokens"):
+        tokenize(make_data([TEXTS]), tokenizer, tmp_path, max_length=2)
+    assert tokenize(make_data([TEXTS, TEXTS]), tokenizer, tmp_path, max_length=5)["train"].lengths.max() == 5
+    with pytest.raises(HskdError, match=r"--max-length 4: an example of task t takes at least 5 tokens"):
+        tokenize(make_data([TEXTS, TEXTS]), tokenizer, tmp_path, max_length=4)
+    with pytest.raises(HskdError, match=r"positions of the model: 2: an example of task t takes at least 3"):
+        tokenize(make_data([TEXTS]), tokenizer, tmp_path, positions=2)
 
 
 @pytest.mark.parametrize(
