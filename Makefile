@@ -31,7 +31,7 @@ types: .venv/installed         ## mypy
 	MYPYPATH=build/types $(BIN)/mypy -p hskd
 
 notebook: .venv/installed      ## Jupyter, in the folder of notebooks
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab notebooks --ServerApp.ip=127.0.0.1
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

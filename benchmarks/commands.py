@@ -34,11 +34,11 @@ def bench(
         list[str] | None,
         typer.Option(
             help=f"Length setting of the training suite; may be given again. One of {', '.join(SIZES['full'].lengths)} "
-            "[default: all]."
+            "(default: all)."
         ),
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Examples in a batch [default: 32, the paper's; 8 with --quick].")
+        int | None, typer.Option(min=1, help="Examples in a batch (default: 32, the paper's; 8 with --quick).")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the results; each device has one in it.")] = Path(
         "results/bench"

@@ -17,6 +17,13 @@ LINES = 14
 OF_A_MACHINE = re.compile(r"/(home|root|tmp|work|Users|private|var|opt)/|site-packages|\x1b\[")
 
 
+def test_the_server_listens_on_the_loopback_address_alone() -> None:
+    """Whoever can reach a notebook server runs code on the machine."""
+    makefile = (FOLDER.parent / "Makefile").read_text(encoding="utf-8")
+    started = [line for line in makefile.splitlines() if "/jupyter lab" in line]
+    assert started and all("--ServerApp.ip=127.0.0.1" in line for line in started)
+
+
 def test_there_are_four() -> None:
     assert [path.stem[:3] for path in NOTEBOOKS] == ["01_", "02_", "03_", "04_"]
 

@@ -15,8 +15,7 @@ from rich.markup import escape
 from hskd.cli.plugin_option import split_names
 from hskd.errors import HskdError
 from hskd.runtime import check_device
-from hskd.tasks.labels import LabelType
-from hskd.tasks.positions import MAX_TOKENS
+from hskd.tasks.choices import MAX_TOKENS, LabelType
 
 SPEC_HELP = (
     "What to keep: layers_tokens_width such as 1l_10t_0.1w or all_all_all, then changes such as length=left or l_top=5 "

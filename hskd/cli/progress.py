@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
@@ -49,12 +51,24 @@ class _Notices(logging.Handler):
 
 
 def print_notices() -> None:
-    """Print what the logger ``hskd`` is told: what kind of task it is, how many texts are cut."""
+    """Print what the logger ``hskd`` is told, such as what kind of task it is, and hskd's own warnings, as lines."""
     logger = logging.getLogger("hskd")
-    if not any(isinstance(handler, _Notices) for handler in logger.handlers):
-        logger.addHandler(_Notices())
-        logger.setLevel(logging.INFO)
+    if any(isinstance(handler, _Notices) for handler in logger.handlers):
+        return
+    logger.addHandler(_Notices())
+    logger.setLevel(logging.INFO)
+    others = warnings.showwarning
 
+    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *place: Any) -> None:
+        if Path(filename).is_relative_to(_PACKAGE):
+            logger.warning("%s", message)
+        else:
+            others(message, category, filename, lineno, *place)
+
+    warnings.showwarning = show  # type: ignore[assignment]
+
+
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 LINE_SECONDS = 15.0
 """Time between two lines about the same work, where there is no terminal to draw a bar on."""

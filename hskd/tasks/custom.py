@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from hskd.errors import HskdError
+from hskd.tasks.choices import LabelType
 from hskd.tasks.files import FORMATS, Table, listed, read_table
-from hskd.tasks.labels import LabelColumn, LabelMeaning, LabelType
+from hskd.tasks.labels import LabelColumn, LabelMeaning
 from hskd.tasks.task import SPLITS, FileRows, Split, Task, TaskData, text_hash
 
 STEMS = {"train": ("train",), "dev": ("dev", "validation"), "test": ("test",)}

@@ -216,7 +216,7 @@ def _read_tsv(path: Path, text: str) -> Table:
     # Other separators of lines occur inside texts.
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     header = tuple(lines[0].split("\t"))
-    rows = []
+    rows: list[list[str]] = []
     for number, line in enumerate(lines[1:], 2):
         if line:
             fields = line.split("\t")
@@ -334,7 +334,8 @@ def _class_names(metadata: dict[bytes, bytes]) -> Iterator[tuple[str, tuple[str,
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
         for name, feature in features.items():
             names = feature["names"] if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else ()
-            if names and all(isinstance(text, str) for text in names) and len(set(names)) == len(names):
+            whole = all(isinstance(text, str) and fault_of(text) is None for text in names)
+            if names and whole and len(set(names)) == len(names):
                 yield name, tuple(names)
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
         return  # not written by datasets: the column holds whole numbers

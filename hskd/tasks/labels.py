@@ -7,18 +7,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any
 
 from hskd.errors import HskdError
 from hskd.heads import Head, SequenceClassification, SequenceRegression
-from hskd.tasks.files import Table, listed, shown
+from hskd.tasks.choices import LABEL_TYPES, LabelType
+from hskd.tasks.files import Table, fault_of, listed, shown
 
-LabelType = Literal["classification", "regression"]
-LABEL_TYPES: tuple[LabelType, ...] = ("classification", "regression")
-
-# ASCII alone: other digits are characters of a name.
+# ASCII alone: other digits are characters of a name. No two parts match the same digits, so that no text takes long.
 _INTEGER = re.compile(r"[+-]?[0-9]+")
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _MISSING = frozenset(("nan", "na", "n/a", "<na>", "#n/a", "null", "none", "-", "?"))
 """What stands in a column of numbers where one is missing."""
 _LARGEST = 3.4028234663852886e38
@@ -77,6 +75,8 @@ class LabelColumn:
         for row, value in enumerate(values):
             if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
                 raise column.wrong(row, "a text or a number")
+            if isinstance(value, str) and fault_of(value) is not None:
+                raise column.wrong(row, "Unicode text, without half of a surrogate pair")
         if (names := table.class_names.get(name)) is not None:
             for row, value in enumerate(values):
                 if not isinstance(value, int) or not 0 <= value < len(names):
@@ -236,9 +236,10 @@ def _written(value: str | int | float) -> str:
 def describe_labels(head: Head, labels: Sequence[Any] | None, why: str = "") -> str:
     """What kind of task a head is for, in a line: its classes, or the range of its numbers."""
     because = f" ({why})" if why else ""
-    if head.fits_numbers:
-        if labels is None or not len(labels):
-            return f"{head.kind}{because}"
+    if not head.label_names and not (labels and isinstance(labels[0], int | float)):
+        return f"{head.kind}{because}"
+    if not head.label_names:
+        assert labels is not None
         count = f"{len(labels):,} values, {len(set(labels)):,} of them different"
         return f"{head.kind}, {min(labels)!r} to {max(labels)!r}, {count}{because}"
     names = [name if name == name.strip() and name.isprintable() else repr(name) for name in head.label_names]

@@ -9,8 +9,9 @@ from pathlib import Path
 from hskd.errors import HskdError
 from hskd.io import with_home
 from hskd.tasks.augment import with_augmented
+from hskd.tasks.choices import LabelType
 from hskd.tasks.custom import load_custom
-from hskd.tasks.labels import LabelType, describe_labels
+from hskd.tasks.labels import describe_labels
 from hskd.tasks.registry import CUSTOM, TASKS
 from hskd.tasks.task import TaskData
 

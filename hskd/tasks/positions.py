@@ -1,4 +1,4 @@
-"""How many tokens a model has positions for, and a store room for."""
+"""How many tokens a model has positions for."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from hskd.tasks.tokenized import TokenizedSplit
-
-MAX_TOKENS = 2**16 - 1
-"""Tokens of one example that a store can count: lengths and positions take 16 bits."""
 
 _AFTER_PAD = (
     "camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "longformer", "luke", "markuplm", "mpnet", "roberta",

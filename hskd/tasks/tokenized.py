@@ -22,8 +22,8 @@ from hskd.errors import HskdError
 from hskd.hashing import fingerprint
 from hskd.heads import IGNORED
 from hskd.selectors import Tokens
+from hskd.tasks.choices import MAX_TOKENS
 from hskd.tasks.files import fault_of, shown
-from hskd.tasks.positions import MAX_TOKENS
 from hskd.tasks.task import Split, TaskData
 from hskd.tasks.token_cache import read_arrays, write_arrays
 
@@ -262,10 +262,13 @@ def tokenize(
     if len(data.task.text_columns) > 1:
         _require_frame(tokenizer, cls_id, sep_id, ("a", "a"))
     length = data.task.max_length if max_length is None else max_length
-    if not 3 <= length <= MAX_TOKENS:
-        raise HskdError(
-            f"--max-length {length}: expected 3 to {MAX_TOKENS:,} tokens, as a store counts them in 16 bits."
-        )
+    # [CLS], the separators, and a token of each text
+    least = tokenizer.num_special_tokens_to_add(pair=len(data.task.text_columns) > 1) + len(data.task.text_columns)
+    for name, tokens in (("--max-length", length), ("positions of the model:", positions or length)):
+        if tokens < least:
+            raise HskdError(f"{name} {tokens}: an example of task {data.task.name} takes at least {least} tokens.")
+    if length > MAX_TOKENS:
+        raise HskdError(f"--max-length {length}: a store counts tokens in 16 bits; expected at most {MAX_TOKENS:,}.")
     splits = _tokenized(data, tokenizer, cache, length)
     if (
         positions is not None

@@ -14,8 +14,7 @@ from hskd.io import with_home
 from hskd.runtime import DType, resolve_device, resolve_dtype
 from hskd.spec import HSKSpec
 from hskd.students.kinds import AnyStudent
-from hskd.tasks.labels import LabelType
-from hskd.tasks.positions import MAX_TOKENS
+from hskd.tasks.choices import MAX_TOKENS, LabelType
 from hskd.tasks.registry import TASKS
 from hskd.teachers.settings import OFFLINE_MINILM, TeacherSettings
 from hskd.trials.settings import DistillSettings

@@ -24,6 +24,7 @@ from hskd.store.reader import Store
 from hskd.students import load_student
 from hskd.students.base import STUDENT_FILE
 from hskd.tasks import Task, TokenizedSplit, tokenizer_fingerprint
+from hskd.tasks.positions import require_positions
 from hskd.teachers.fitting import require_fit
 from hskd.teachers.loading import Teacher, load_tokenizer, model_fingerprint
 from hskd.trials.settings import DistillSettings
@@ -188,12 +189,13 @@ def from_teacher(teacher: Teacher, wanted: Distillation, dtype: str) -> Prepared
 
     Raises:
         MismatchError: teacher and student do not belong together, or the examples lack the teacher's token types.
-        HskdError: the arm cannot be served online.
+        HskdError: the arm cannot be served online, or an example is longer than the teacher can take.
     """
     settings, student, train = wanted.settings, wanted.student, wanted.train
     if settings.arm == "shuffled":
         raise HskdError("the arm shuffled reads the HSK of other examples, so it needs a store: give --store.")
     student.require_teacher(teacher.fingerprint, teacher.tokenizer_fingerprint, teacher.name)
+    require_positions(teacher.model.config, {"train": train}, f"teacher {teacher.name}")
     if train.token_type_ids is None and "token_type_ids" in teacher.tokenizer.model_input_names:
         raise MismatchError(
             f"{student.folder}: its tokenizer gives no token types, and that of {teacher.name} does, so that the "

@@ -23,8 +23,8 @@ import pytest
 from hskd.errors import HskdError
 from hskd.tasks import TaskData, load_task
 from hskd.tasks.builtin.glue import GLUE_TASKS
+from hskd.tasks.choices import LABEL_TYPES
 from hskd.tasks.files import fault_of
-from hskd.tasks.labels import LABEL_TYPES
 
 COUNT = 200 * int(os.environ.get("HSKD_TORTURE", "1"))
 SECONDS = 1.0
@@ -61,6 +61,7 @@ LABELS = [
     "1e999",
     "-1",
     "9" * 5000,
+    "9" * 100_000 + "x",
     "1_0",
     "inf",
     "true",

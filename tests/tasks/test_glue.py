@@ -77,6 +77,23 @@ def test_missing_things_are_named(tmp_path: Path) -> None:
         load_task("rte", str(tmp_path))
 
 
+def test_test_files_may_be_left_out(tmp_path: Path) -> None:
+    folder = write_sst2(tmp_path / "tsv", "fine\t1\n")
+    (folder / "test.tsv").unlink()
+    assert list(load_task("sst2", str(folder)).splits) == ["train", "dev"]
+    copy = write_hub_copy(tmp_path / "a[b]c", ["unacceptable", "acceptable"], [0, 1])
+    next(copy.glob("cola/test-*")).unlink()
+    assert list(load_task("cola", str(copy)).splits) == ["train", "dev"]
+
+
+def test_numbers_of_stsb_are_ascii_and_finite(tmp_path: Path) -> None:
+    for label in ("nan", "inf", "٣", "1_0", "1e39"):
+        for split in ("train", "dev"):
+            (tmp_path / f"{split}.tsv").write_text(f"sentence1\tsentence2\tscore\na\tb\t{label}\n")
+        with pytest.raises(HskdError, match=r"train\.tsv, line 2, column 'score': .*; expected a number"):
+            load_task("stsb", str(tmp_path))
+
+
 def write_hub_copy(folder: Path, names: list[str], train_labels: list[int]) -> Path:
     features = datasets.Features(
         {
