@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from hskd.analysis.stats.points import Parts, taken_apart_by_name, with_names
-from hskd.errors import HskdError, cut
+from hskd.errors import HskdError, brief, cut
 from hskd.hashing import fingerprint
 from hskd.results import NUMBERS, ResultsFolder, load, spreadsheet
 
@@ -115,24 +115,19 @@ def check(trials: pd.DataFrame, source: Path | str = "the table") -> pd.DataFram
         raise HskdError(f"{source}: no trials, only a header row. Run the grid until one trial is done.")
     trials = trials.copy()
     for column in _TEXT:
-        cells = [str(cell) for cell in trials[column].array]
-        _refuse(source, trials, column, [len(cell) > LONGEST_TEXT for cell in cells], "is too long for a name")
-        _refuse(source, trials, column, [not _is_text(cell) for cell in cells], "is not text")
-    for column in _MAY_BE_EMPTY:
-        trials[column] = trials[column].astype(object).fillna("").astype("str")
+        cells = [_text(cell) for cell in trials[column].array]
+        _refuse(source, trials, column, [cell is None for cell in cells if column not in _MAY_BE_EMPTY], "is missing")
+        _refuse(source, trials, column, [len(cell or "") > LONGEST_TEXT for cell in cells], "is too long for a name")
+        _refuse(source, trials, column, [not _is_text(cell or "") for cell in cells], "is not text")
+        trials[column] = pd.Series([cell or "" for cell in cells], index=trials.index, dtype="str")
     for column in NUMBERS:
         if column in trials:
             numbers = _as_numbers(trials[column])
-            if column not in _NUMBERS:
-                wrong = numbers.isna() & trials[column].notna() | np.isinf(numbers)
-                _refuse(source, trials, column, wrong, "is not a number")
+            wrong, what = numbers.isna() & trials[column].notna() | np.isinf(numbers), "is not a number"
+            if column in _NUMBERS:
+                wrong, what = ~np.isfinite(numbers), "is missing or not a number"
+            _refuse(source, trials, column, wrong, what)
             trials[column] = numbers
-    for column in _TEXT:
-        _refuse(source, trials, column, trials[column].isna(), "is missing")
-        trials[column] = trials[column].astype("str")
-    for column in _NUMBERS:
-        bad = ~np.isfinite(trials[column].to_numpy(dtype=np.float64))
-        _refuse(source, trials, column, pd.Series(bad), "is missing or not a number")
     for column in _WHOLE:
         values = trials[column]
         _refuse(source, trials, column, (values % 1 != 0) | (values.abs() >= 2**53), "is not a whole number")
@@ -146,6 +141,16 @@ def check(trials: pd.DataFrame, source: Path | str = "the table") -> pd.DataFram
     _refuse(source, trials, "bytes_per_example", no_bytes, "is not above 0")
     _refuse(source, trials, "spec", (trials["arm"] == "spec") & (trials["spec"] == ""), "has no label")
     return trials
+
+
+def _text(cell: Any) -> str | None:
+    """A cell as text; None for an empty one."""
+    if cell is None or cell is pd.NA or cell is pd.NaT or (isinstance(cell, float) and math.isnan(cell)):
+        return None
+    try:
+        return str(cell)
+    except ValueError:  # an integer of thousands of digits
+        return brief(cell)
 
 
 def _is_text(cell: str) -> bool:
@@ -174,12 +179,8 @@ def _refuse(source: Path | str, trials: pd.DataFrame, column: str, bad: Any, wha
     wrong = np.asarray(bad, dtype=bool)
     if wrong.any():
         index = int(np.flatnonzero(wrong)[0])
-        value = trials[column].iloc[index]
-        example = (
-            ""
-            if pd.isna(value) or value == ""
-            else f" ({cut(str(value).encode('utf-8', 'backslashreplace').decode())})"
-        )
+        value = _text(trials[column].iloc[index])
+        example = f" ({cut(value.encode('utf-8', 'backslashreplace').decode())})" if value else ""
         raise HskdError(
             f"{source}: column {column}{example} {what} in {int(wrong.sum())} of {len(trials)} trials, first in data "
             f"row {index + 1}. Run those trials again, or take their rows out."
