@@ -29,6 +29,8 @@ KEYS = ("task", "teacher", "student", "train_examples", "score_split")
 """The columns that set studies apart."""
 _FIELDS = ("n", "l_top", "length", "k", "width", "precision")
 _TEXT = ("task", "teacher", "student", "arm", "spec", *_FIELDS, "score_split")
+_AMOUNTS = ("n", "k")
+_AMOUNT = re.compile(r"(all|[0-9]{1,18}(\.0)?)?")
 _MAY_BE_EMPTY = ("spec", *_FIELDS)
 _NUMBERS = ("train_examples", "seed", "fraction", "bytes_per_example", "score", "teacher_score")
 """Columns that every trial has a number in; the other columns of numbers may be empty, or not be there."""
@@ -134,6 +136,9 @@ def check(trials: pd.DataFrame, source: Path | str = "the table") -> pd.DataFram
         trials[column] = values.astype(np.int64)
     for column in _SCORES:
         _refuse(source, trials, column, trials[column].abs() > 1, "is not a share (a score of 79 % is written 0.79)")
+    for column in _AMOUNTS:
+        wrong = [not _AMOUNT.fullmatch(cell) for cell in trials[column]]
+        _refuse(source, trials, column, wrong, "is not an amount (a whole number or all)")
     on_curve = trials["arm"].isin(("spec", "full"))
     bad_fraction = on_curve & ~trials["fraction"].between(0, 1, inclusive="right")
     _refuse(source, trials, "fraction", bad_fraction, "is not above 0 and at most 1")

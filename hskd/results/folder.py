@@ -58,7 +58,7 @@ PLANNED_KEY = b"hskd.planned"
 ROWS = ".trials"
 """End of the name of an array in ``predictions.npz`` that says whose rows another one holds."""
 
-SUM = "sha256"
+SUM = "checksum"
 """Key of a JSON object that holds the fingerprint of its other keys."""
 SUMS = "outputs"
 """Key of a trial's result that holds the fingerprint of its outputs on each split."""
@@ -596,10 +596,10 @@ def validated(content: Any, file: Path, trial: str) -> TrialResult:
         CorruptionError: it is none, not as it was written, or that of another trial.
     """
     with reading(file):
-        result = TrialResult.of(content, file, "run the grid")
-        whole = _is_whole(content)
-    if not whole or result.id != trial:
-        reason = f"is that of {result.id}" if whole else "is not as it was written"
+        whole = not isinstance(content, dict) or _is_whole(content)
+        result = TrialResult.of(content, file, "run the grid") if whole else None
+    if result is None or result.id != trial:
+        reason = "is not as it was written" if result is None else f"is that of {result.id}"
         raise CorruptionError(
             f"{file}: the result of trial {trial} {reason}; restore the file, or delete it and run the grid."
         )
