@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from hskd.analysis.stats.sufficiency import MARGIN
 from hskd.analysis.table import Study
+from hskd.errors import brief
 from hskd.grid.changes import differences
 from hskd.grid.spec import GridSpec, load_grid, presets
 from hskd.results import GRID_FILE, ResultsFolder
@@ -166,8 +167,7 @@ def _values(trials: pd.DataFrame, column: str, prefix: str = "") -> str:
     """The values of a column, each once; empty where it is missing or empty."""
     if column not in trials:
         return ""
-    values = trials[column].dropna().unique()
-    text = ", ".join(_number(value) for value in values)
+    text = ", ".join(dict.fromkeys(_number(value) for value in trials[column].dropna()))
     return f"{prefix} {text}".strip() if text else ""
 
 
@@ -188,7 +188,12 @@ def _time(trials: pd.DataFrame) -> str:
 def _number(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    try:
+        return str(value)
+    except ValueError:  # an integer of thousands of digits
+        return brief(value)
 
 
 def _join(*parts: str) -> str:

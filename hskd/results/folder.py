@@ -176,17 +176,23 @@ class ResultsFolder:
                 temporary.write_bytes(outputs.read_bytes())
             write_json(self.result_file(trial), summed(content))
 
-    def lock(self) -> FileLock:
-        """A lock that is held while files of trials are written, folded or unfolded.
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold a lock while files of trials are written, folded or unfolded.
 
         Raises:
             HskdError: the folder cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            return FileLock(lock_path(self.path / "pack"))
+            lock = FileLock(lock_path(self.path / "pack"))
+            lock.acquire()
         except OSError as error:
             raise HskdError(f"{self.path}: cannot be written ({error.strerror or error}).") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def result(self, trial: str) -> TrialResult | None:
         """A trial's result; None where it is not done.
