@@ -423,10 +423,12 @@ def require_outputs(result: TrialResult | None, outputs: Outputs, file: Path) ->
         CorruptionError: they are others.
     """
     sums = (result.model_extra or {}).get(SUMS) if result is not None else None
-    for split, array in outputs.items() if isinstance(sums, dict) else ():
+    if result is None or not isinstance(sums, dict):
+        return
+    for split, array in outputs.items():
         if array_sum(array) != sums.get(split):
             raise CorruptionError(
-                f"{file}: what it holds of trial {result.id if result else ''} on {split} is not what the trial gave; "
+                f"{file}: what it holds of trial {result.id} on {split} is not what the trial gave; "
                 "restore it, or delete it and the trial's result, and run the grid again."
             )
 
