@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from hskd.analysis.stats.points import Parts, taken_apart_by_name, with_names
-from hskd.errors import HskdError
-from hskd.results import ResultsFolder, load
+from hskd.errors import HskdError, brief, cut
+from hskd.hashing import fingerprint
+from hskd.results import NUMBERS, ResultsFolder, load, spreadsheet
 
 CSV_FILE = "trials.csv"
 DIMENSION_COLUMNS = {"depth": "n", "length": "k", "width": "w", "precision": "precision"}
@@ -26,8 +29,14 @@ KEYS = ("task", "teacher", "student", "train_examples", "score_split")
 """The columns that set studies apart."""
 _FIELDS = ("n", "l_top", "length", "k", "width", "precision")
 _TEXT = ("task", "teacher", "student", "arm", "spec", *_FIELDS, "score_split")
+_AMOUNTS = ("n", "k")
+_AMOUNT = re.compile(r"(all|[0-9]{1,18}(\.0)?)?")
 _MAY_BE_EMPTY = ("spec", *_FIELDS)
 _NUMBERS = ("train_examples", "seed", "fraction", "bytes_per_example", "score", "teacher_score")
+"""Columns that every trial has a number in; the other columns of numbers may be empty, or not be there."""
+_WHOLE = ("train_examples", "seed")
+LONGEST_TEXT, LONGEST_SLUG = 500, 150
+"""Characters of a name, and of a file name that is made of several."""
 _SCORES = ("score", "teacher_score")
 
 
@@ -46,16 +55,53 @@ def read_trials(path: Path) -> pd.DataFrame:
     if path.is_dir() and (ResultsFolder(path).exists or not file.is_file()):
         return check(load(path), path)
     try:
-        trials = pd.read_csv(file, dtype=dict.fromkeys(_TEXT, "str"))
+        trials = pd.read_csv(file, dtype=dict.fromkeys((*_TEXT, "trial"), "str"))
     except FileNotFoundError:
         raise HskdError(
             f"{file}: no such file or folder. Run the grid first (hskd grid run), or give the path of its results."
         ) from None
     except pd.errors.EmptyDataError:
         raise HskdError(f"{file}: the file is empty. Run the grid again to write its table.") from None
-    except (pd.errors.ParserError, UnicodeDecodeError, OSError) as error:
-        raise HskdError(f"{file}: cannot be read as a CSV table ({error}). Give the table of a grid.") from None
-    return check(trials, file)
+    except (ValueError, OSError, csv.Error, OverflowError, MemoryError) as error:  # ParserError and UnicodeDecodeError
+        reason = cut(str(error))
+        raise HskdError(f"{file}: cannot be read as a CSV table ({reason}). Give the table of a grid.") from None
+    for column in (*_TEXT, "trial"):
+        if column in trials:
+            trials[column] = trials[column].map(spreadsheet.original)
+    trials = check(trials, file)
+    folder = ResultsFolder(file.parent)
+    if folder.exists and "trial" in trials:
+        _compare(trials, load(folder.path), file)
+    return trials
+
+
+def _compare(trials: pd.DataFrame, results: pd.DataFrame, file: Path) -> None:
+    """Refuse a table that says something else than the results that lie beside it.
+
+    Raises:
+        HskdError: it has other trials, or another value.
+    """
+    rows = trials.set_index("trial")
+    expected = check(results).set_index("trial")
+    remedy = f"Give the folder {file.parent}, or move the table elsewhere to have it read by itself."
+    gone, new = [*rows.index.difference(expected.index)], [*expected.index.difference(rows.index)]
+    if gone or new or rows.index.has_duplicates:
+        raise HskdError(
+            f"{file}: lacks {len(new)} trials of the results beside it, and has {len(gone)} that are not there. "
+            f"{remedy}"
+        )
+    for column in (*_TEXT, *NUMBERS):
+        if column in rows and column in expected:
+            first, second = rows[column], expected[column].loc[rows.index]
+            same = (first == second) | (first.isna() & second.isna())
+            if column in NUMBERS:
+                same |= np.isclose(first, second, rtol=1e-12, atol=0)
+            if not same.all():
+                trial = rows.index[int(np.flatnonzero(~same.to_numpy())[0])]
+                raise HskdError(
+                    f"{file}: column {column} of trial {trial} says {cut(str(first[trial]))}, and its result "
+                    f"{cut(str(second[trial]))}. {remedy}"
+                )
 
 
 def check(trials: pd.DataFrame, source: Path | str = "the table") -> pd.DataFrame:
@@ -70,17 +116,29 @@ def check(trials: pd.DataFrame, source: Path | str = "the table") -> pd.DataFram
     if trials.empty:
         raise HskdError(f"{source}: no trials, only a header row. Run the grid until one trial is done.")
     trials = trials.copy()
-    for column in _MAY_BE_EMPTY:
-        trials[column] = trials[column].fillna("").astype("str")
-    for column in (*_NUMBERS, "w"):
-        trials[column] = pd.to_numeric(trials[column], errors="coerce")
     for column in _TEXT:
-        _refuse(source, trials, column, trials[column].isna(), "is missing")
-    for column in _NUMBERS:
-        bad = ~np.isfinite(trials[column].to_numpy(dtype=np.float64))
-        _refuse(source, trials, column, pd.Series(bad), "is missing or not a number")
+        cells = [_text(cell) for cell in trials[column].array]
+        _refuse(source, trials, column, [cell is None for cell in cells if column not in _MAY_BE_EMPTY], "is missing")
+        _refuse(source, trials, column, [len(cell or "") > LONGEST_TEXT for cell in cells], "is too long for a name")
+        _refuse(source, trials, column, [not _is_text(cell or "") for cell in cells], "is not text")
+        trials[column] = pd.Series([cell or "" for cell in cells], index=trials.index, dtype="str")
+    for column in NUMBERS:
+        if column in trials:
+            numbers = _as_numbers(trials[column])
+            wrong, what = numbers.isna() & trials[column].notna() | np.isinf(numbers), "is not a number"
+            if column in _NUMBERS:
+                wrong, what = ~np.isfinite(numbers), "is missing or not a number"
+            _refuse(source, trials, column, wrong, what)
+            trials[column] = numbers
+    for column in _WHOLE:
+        values = trials[column]
+        _refuse(source, trials, column, (values % 1 != 0) | (values.abs() >= 2**53), "is not a whole number")
+        trials[column] = values.astype(np.int64)
     for column in _SCORES:
         _refuse(source, trials, column, trials[column].abs() > 1, "is not a share (a score of 79 % is written 0.79)")
+    for column in _AMOUNTS:
+        wrong = [not _AMOUNT.fullmatch(cell) for cell in trials[column]]
+        _refuse(source, trials, column, wrong, "is not an amount (a whole number or all)")
     on_curve = trials["arm"].isin(("spec", "full"))
     bad_fraction = on_curve & ~trials["fraction"].between(0, 1, inclusive="right")
     _refuse(source, trials, "fraction", bad_fraction, "is not above 0 and at most 1")
@@ -90,14 +148,47 @@ def check(trials: pd.DataFrame, source: Path | str = "the table") -> pd.DataFram
     return trials
 
 
-def _refuse(source: Path | str, trials: pd.DataFrame, column: str, bad: pd.Series[bool], what: str) -> None:
-    if bad.any():
-        index = int(np.flatnonzero(bad.to_numpy())[0])
-        value = trials[column].iloc[index]
-        example = "" if pd.isna(value) or value == "" else f" ({value})"
+def _text(cell: Any) -> str | None:
+    """A cell as text; None for an empty one."""
+    if cell is None or cell is pd.NA or cell is pd.NaT or (isinstance(cell, float) and math.isnan(cell)):
+        return None
+    try:
+        return str(cell)
+    except ValueError:  # an integer of thousands of digits
+        return brief(cell)
+
+
+def _is_text(cell: str) -> bool:
+    """Whether a cell can be written to a file and shown."""
+    try:
+        return "\0" not in cell.encode().decode()
+    except UnicodeEncodeError:
+        return False
+
+
+def _as_numbers(cells: pd.Series[Any]) -> pd.Series[Any]:
+    """Cells as numbers; NaN for whatever is none, such as true, a word or a number that no float holds."""
+    if isinstance(cells.dtype, np.dtype) and cells.dtype.kind in "iuf":
+        return cells
+
+    def number(cell: Any) -> float:
+        try:
+            return math.nan if isinstance(cell, (bool, np.bool_)) else float(cell)
+        except (TypeError, ValueError, OverflowError):
+            return math.nan
+
+    return cells.map(number).astype(np.float64)
+
+
+def _refuse(source: Path | str, trials: pd.DataFrame, column: str, bad: Any, what: str) -> None:
+    wrong = np.asarray(bad, dtype=bool)
+    if wrong.any():
+        index = int(np.flatnonzero(wrong)[0])
+        value = _text(trials[column].iloc[index])
+        example = f" ({cut(value.encode('utf-8', 'backslashreplace').decode())})" if value else ""
         raise HskdError(
-            f"{source}: column {column}{example} {what} in {int(bad.sum())} of {len(trials)} trials, first in data row "
-            f"{index + 1}. Run those trials again, or take their rows out."
+            f"{source}: column {column}{example} {what} in {int(wrong.sum())} of {len(trials)} trials, first in data "
+            f"row {index + 1}. Run those trials again, or take their rows out."
         )
 
 
@@ -173,7 +264,8 @@ class Study:
     def slug(self) -> str:
         """For file names: all that sets the study apart, in letters, digits, dots and hyphens."""
         parts = (self.task, self.teacher, self.student, self.train_examples, self.score_split)
-        return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(map(str, parts))).strip("-.")
+        text = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(map(str, parts))).strip("-.")
+        return text if len(text) <= LONGEST_SLUG else f"{text[:LONGEST_SLUG]}-{fingerprint(parts)}"
 
     @property
     def teacher_score(self) -> float:

@@ -70,9 +70,9 @@ class _Loader(yaml.SafeLoader):
         self._depth += 1
         self._nodes += 1
         if self._nodes > MOST:
-            raise _error(f"more than {MOST:,} values", self.peek_event().start_mark)
+            raise _error(f"more than {MOST:,} values", self.get_mark())
         if self._depth > DEEPEST:
-            raise _error(f"more than {DEEPEST} levels within each other", self.peek_event().start_mark)
+            raise _error(f"more than {DEEPEST} levels within each other", self.get_mark())
         node = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
         self._depth -= 1
         if node is not None and node.tag not in _TAGS:

@@ -35,15 +35,14 @@ def compare(
     from hskd.analysis.figures.pairing import pairing_figure
     from hskd.analysis.stats.pairing import grid_differences, pair
     from hskd.analysis.table import only_study
-    from hskd.io import atomic_path
+    from hskd.results import spreadsheet
 
     pairs = pair(only_study(first), only_study(second), above_none)
     first_name, second_name = _name(first), _name(second)
     folder = out or (second if second.is_dir() else second.parent) / "comparisons"
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"{first_name}-{second_name}" + ("-above-none" if above_none else "")
-    with atomic_path(folder / f"{stem}.csv") as temporary:
-        pairs.to_csv(temporary, index=False)
+    spreadsheet.write(pairs, folder / f"{stem}.csv")
     figure = style.save(pairing_figure(pairs, first_name, second_name, above_none), folder / f"{stem}.png")
     console = tables()
     console.print(_table(pairs, first_name, second_name, above_none))

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from hskd.cli.plugin_option import plugin_option
 from hskd.errors import HskdError
-from hskd.io import atomic_path
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @plugin_option
@@ -31,6 +27,7 @@ def knowledge(
     from hskd.analysis.figures import style
     from hskd.analysis.figures.knowledge import energy_figure, magnitude_figure, token_figure
     from hskd.analysis.stats import knowledge as views
+    from hskd.results import spreadsheet
     from hskd.spec import HSKSpec
     from hskd.store.reader import Store
     from hskd.teachers.loading import load_tokenizer
@@ -55,13 +52,8 @@ def knowledge(
         tables["tokens"] = importance
         figures["tokens"] = token_figure(importance, kept)
     for name, table in tables.items():
-        _write(table, out / f"{name}.csv")
+        spreadsheet.write(table, out / f"{name}.csv", "%.6g")
     for name, figure in figures.items():
         for kind in ("svg", "png"):
             path = style.save(figure, out / f"{name}.{kind}")
         print(f"figure: {path}")
-
-
-def _write(table: pd.DataFrame, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")

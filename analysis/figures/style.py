@@ -61,6 +61,7 @@ _RC = {
     "lines.linewidth": 1.2,
     "lines.markersize": 4,
     "savefig.dpi": DPI,
+    "text.parse_math": False,  # names are the user's: a pair of dollar signs in one is no formula
     "text.color": INK,
     "xtick.color": INK,
     "xtick.labelsize": SMALL,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -65,7 +65,7 @@ class Section:
     """What the page says of one study."""
 
     study: Study
-    folder: str
+    slug: str
     answers: list[tuple[str, list[str]]]
     parts: list[PagePart]
     facts: provenance.Facts
@@ -94,8 +94,10 @@ def write_report(path: Path, out: Path | None = None, margin: float = MARGIN, co
     path = Path(path)
     out = out or (path if path.is_dir() else path.parent) / "report"
     all_studies = studies(path)
+    slugs = _slugs(all_studies)
     sections = [
-        _section(study, out, study.slug if len(all_studies) > 1 else "", margin, confidence) for study in all_studies
+        _section(study, out / slug if len(slugs) > 1 else out, slug, margin, confidence)
+        for study, slug in zip(all_studies, slugs, strict=True)
     ]
     environment = Environment(
         loader=PackageLoader("hskd.analysis.report"),
@@ -115,10 +117,22 @@ def write_report(path: Path, out: Path | None = None, margin: float = MARGIN, co
     return out / INDEX
 
 
-def _section(study: Study, out: Path, folder: str, margin: float, confidence: float) -> Section:
-    maker = _Maker(study, out / folder, margin, confidence)
+def _slugs(all_studies: Sequence[Study]) -> list[str]:
+    """A file name for each study; names that differ only in signs get a number."""
+    slugs: list[str] = []
+    for study in all_studies:
+        slug, number = study.slug, 1
+        while slug in slugs:
+            number += 1
+            slug = f"{study.slug}-{number}"
+        slugs.append(slug)
+    return slugs
+
+
+def _section(study: Study, out: Path, slug: str, margin: float, confidence: float) -> Section:
+    maker = _Maker(study, out, margin, confidence)
     parts = [maker.curve_part(), maker.minimum_part(), maker.strategies_part(), maker.joint_part()]
-    return Section(study, folder, maker.answers, parts, provenance.facts(study, study.folder))
+    return Section(study, slug, maker.answers, parts, provenance.facts(study, study.folder))
 
 
 class _Maker:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from hskd.analysis.stats.sufficiency import MARGIN
 from hskd.analysis.table import Study
+from hskd.errors import brief
 from hskd.grid.changes import differences
 from hskd.grid.spec import GridSpec, load_grid, presets
 from hskd.results import GRID_FILE, ResultsFolder
@@ -44,7 +45,7 @@ def facts(study: Study, folder: Path | None) -> Facts:
     counts = ", ".join(f"{arm} {row['size']}" for arm, row in arms.iterrows())
     results = _results(trials, folder)
     first = results[0].as_json() if results else {}
-    made_by = first.get("made_by", {})
+    made_by = _keys(first.get("made_by"))
     parameters = first.get("student_parameters")
     found: Facts = [
         ("task", f"{study.task}, {study.train_examples:,} training examples; scored on {study.score_split}"),
@@ -52,11 +53,12 @@ def facts(study: Study, folder: Path | None) -> Facts:
         ("student", study.student + (f", {parameters:,} parameters" if parameters else "")),
         ("trials", f"{len(trials)}: {counts}"),
         ("trials not done", _not_done(folder)),
+        ("read from", "" if folder else "the table alone, whose trials are not here to compare it with"),
         ("seeds", ", ".join(map(str, sorted(trials["seed"].unique())))),
         ("specs", f"{(study.points['arm'] == 'spec').sum()}"),
         *_settings(trials, first),
-        ("switches of compat", ", ".join(first.get("settings", {}).get("compat", ()))),
-        ("knowledge", "from the teacher, in the training loop" if first.get("config", {}).get("online") else ""),
+        ("switches of compat", ", ".join(map(str, _keys(first.get("settings")).get("compat") or ()))),
+        ("knowledge", "from the teacher, in the training loop" if _keys(first.get("config")).get("online") else ""),
         (
             "machine",
             _join(_all(results, "machine"), _values(trials, "device"), _values(trials, "dtype", "arithmetic in")),
@@ -136,11 +138,16 @@ def _not_done(folder: Path | None) -> str:
 
 
 def _teacher(result: dict[str, Any]) -> str:
-    plan = result.get("config", {}).get("teacher", {})
-    settings = plan.get("settings") or {}
+    plan = _keys(_keys(result.get("config")).get("teacher"))
+    settings = _keys(plan.get("settings"))
     if plan.get("fine_tuned") or not settings:
         return ""
-    return f", fine-tuned for {settings.get('epochs')} epochs at {settings.get('lr'):g}"
+    return f", fine-tuned for {settings.get('epochs')} epochs at {_number(settings.get('lr'))}"
+
+
+def _keys(value: Any) -> dict[str, Any]:
+    """A part of an earlier version's config, which may be something else than keys."""
+    return value if isinstance(value, dict) else {}
 
 
 def _settings(trials: pd.DataFrame, result: dict[str, Any]) -> Facts:
@@ -148,7 +155,7 @@ def _settings(trials: pd.DataFrame, result: dict[str, Any]) -> Facts:
     staged = trials[trials["arm"] == "spec"]
     found = []
     for name, said in _SETTINGS.items():
-        text = _values(staged, name) or _number(result.get("settings", {}).get(name))
+        text = _values(staged, name) or _number(_keys(result.get("settings")).get(name))
         found.append((said, text))
     rates = [_values(trials[trials["arm"] == "none"], column) for column in ("prediction_epochs", "prediction_lr")]
     if all(rates):
@@ -160,8 +167,7 @@ def _values(trials: pd.DataFrame, column: str, prefix: str = "") -> str:
     """The values of a column, each once; empty where it is missing or empty."""
     if column not in trials:
         return ""
-    values = trials[column].dropna().unique()
-    text = ", ".join(_number(value) for value in values)
+    text = ", ".join(dict.fromkeys(_number(value) for value in trials[column].dropna()))
     return f"{prefix} {text}".strip() if text else ""
 
 
@@ -182,7 +188,12 @@ def _time(trials: pd.DataFrame) -> str:
 def _number(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    try:
+        return str(value)
+    except ValueError:  # an integer of thousands of digits
+        return brief(value)
 
 
 def _join(*parts: str) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from hskd.analysis.stats.sufficiency import Sufficiency, percent
-from hskd.io import atomic_path, write_text
+from hskd.io import write_text
+from hskd.results import spreadsheet
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,14 +41,14 @@ class Sheet:
             HskdError: the folder cannot be written.
         """
         table, source = folder / f"{self.name}.csv", folder / f"{self.name}.tex"
-        with atomic_path(table) as temporary:
-            self.data.to_csv(temporary, index=False, float_format="%.10g")
+        spreadsheet.write(self.data, table, "%.10g")
         write_text(source, self.latex())
         return [table, source]
 
     def latex(self) -> str:
         """The table as a LaTeX ``tabular`` with booktabs rules, to be put into a document by ``\\input``."""
-        styler = self.shown.style.hide(axis="index").format(escape="latex").format_index(axis="columns", escape="latex")
+        shown = self.shown.map(lambda cell: " ".join(cell.split()))  # an empty line would end the table
+        styler = shown.style.hide(axis="index").format(escape="latex").format_index(axis="columns", escape="latex")
         sides = "".join("r" if column in self.numeric else "l" for column in self.shown)
         return f"% {self.title}. Needs \\usepackage{{booktabs}}.\n{styler.to_latex(hrules=True, column_format=sides)}"
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
 import socket
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from logging import ERROR, getLogger
+from contextlib import suppress
+from functools import partial
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +29,10 @@ from hskd.trials.workspace import Workspace
 
 Outcome = tuple[TrialConfig, TrialResult | None, str | None]
 """A trial, its result, or what went wrong."""
+ATTEMPTS = 2
+"""How often a trial is run whose worker process dies."""
+WAIT = 10.0
+"""Seconds for a process to end whose connection has."""
 
 
 class Executor(Protocol):
@@ -57,6 +63,8 @@ class InProcess(Executor):
 class Workers(Executor):
     """Several processes on this machine, each running one trial at a time.
 
+    A process that dies takes nothing with it but its own trial, which another one runs again.
+
     Args:
         count: processes.
     """
@@ -70,22 +78,96 @@ class Workers(Executor):
     ) -> Iterator[Outcome]:
         """Run ``trials`` in worker processes.
 
+        A trial whose process dies ``ATTEMPTS`` times is one that failed.
+
         Raises:
-            HskdError: a worker process died.
+            HskdError: processes die as soon as they start.
         """
+        queue = deque(trials)
+        deaths: Counter[str] = Counter()
+        in_a_row = 0
+        start = partial(_Worker, [config.model_dump_json() for config in workspace.trials], workspace.work, out)
+        workers: list[_Worker] = []
+        try:
+            while True:
+                workers += [start() for _ in range(min(self.slots - len(workers), len(queue)))]
+                for worker in workers:
+                    if worker.trial is None and queue:
+                        worker.begin(queue.popleft())
+                busy = {worker.connection: worker for worker in workers if worker.trial is not None}
+                if not busy:
+                    return
+                for connection in wait([*busy]):
+                    worker = busy[connection]  # type: ignore[index]
+                    config, answer = worker.end()
+                    if answer is not None:
+                        in_a_row = 0
+                        yield config, *answer
+                        continue
+                    workers.remove(worker)
+                    in_a_row += 1
+                    deaths[config.id] += 1
+                    if in_a_row > ATTEMPTS * self.slots:
+                        raise HskdError(
+                            f"{in_a_row} worker processes died one after the other, the last by {worker.cause}. "
+                            "Nothing is lost: run the same command again, perhaps with fewer --workers."
+                        )
+                    if deaths[config.id] < ATTEMPTS:
+                        progress.say(f"{config.title}: its process died by {worker.cause}; it is run again")
+                        queue.append(config)
+                    else:
+                        died = f"its process died {ATTEMPTS} times, the last by {worker.cause}"
+                        yield config, None, f"{died}; perhaps it needs more memory, or fewer --workers"
+        finally:
+            for worker in workers:
+                worker.stop()
+
+
+class _Worker:
+    """A process that runs one trial after the other.
+
+    Attributes:
+        connection: through which its answers come.
+        trial: what it runs; None while it waits.
+        cause: what ended it, once it is dead.
+    """
+
+    def __init__(self, trials: list[str], work: Path, out: Path) -> None:
         context = multiprocessing.get_context("spawn")
-        configs = [config.model_dump_json() for config in workspace.trials]
-        arguments = (os.getpid(), configs, str(workspace.work), Plugins.here())
-        with ProcessPoolExecutor(self.slots, context, _start_worker, arguments) as pool:
-            futures = {pool.submit(_publish_in_worker, config.model_dump_json(), str(out)): config for config in trials}
-            try:
-                for future in as_completed(futures):
-                    yield _outcome(futures[future], future.result)
-            except BrokenProcessPool:
-                raise HskdError(
-                    "a worker process died (killed, or out of memory). Nothing is lost: run the same command again, "
-                    "perhaps with fewer --workers."
-                ) from None
+        self.connection, theirs = context.Pipe()
+        arguments = (theirs, os.getpid(), trials, str(work), str(out), Plugins.here())
+        self._process = context.Process(target=_work, args=arguments)
+        self._process.start()
+        theirs.close()  # what the process holds alone ends with it
+        self.trial: TrialConfig | None = None
+        self.cause = ""
+
+    def begin(self, trial: TrialConfig) -> None:
+        """Have it run a trial."""
+        self.trial = trial
+        with suppress(OSError):  # dead already, as end() will say
+            self.connection.send(trial.model_dump_json())
+
+    def end(self) -> tuple[TrialConfig, tuple[TrialResult | None, str | None] | None]:
+        """The trial that it ran, and its answer; None where it died instead."""
+        assert self.trial is not None
+        trial, self.trial = self.trial, None
+        try:
+            return trial, self.connection.recv()
+        except (EOFError, OSError):
+            self._process.join(WAIT)
+            code = self._process.exitcode
+            self.cause = (
+                "a broken connection" if code is None else f"signal {-code}" if code < 0 else f"exit code {code}"
+            )
+            self.stop()
+            return trial, None
+
+    def stop(self) -> None:
+        """End the process at once: whatever it does may be killed at any moment."""
+        self._process.kill()
+        self._process.join()
+        self.connection.close()
 
 
 class RayCluster(Executor):
@@ -167,22 +249,22 @@ def _require_reachable(address: str) -> None:
 def _outcome(config: TrialConfig, get: Callable[[], TrialResult]) -> Outcome:
     try:
         return config, get(), None
-    except BrokenProcessPool:
-        raise
     except Exception as raised:
         error = getattr(raised, "cause", None) or raised  # Ray wraps what a task raised
         return config, None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
-_workspace: Workspace | None = None
-
-
-def _start_worker(parent: int, trials: list[str], work: str, plugins: Plugins) -> None:
-    """Prepare a worker process: its plug-ins, its workspace, and an end when its parent is gone."""
-    global _workspace
+def _work(answers: Connection, parent: int, trials: list[str], work: str, out: str, plugins: Plugins) -> None:
+    """Run the trials that come through ``answers``, and send back what became of each, until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told too, and ends this process
     plugins.load()
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    _workspace = _workspace_of(trials, work)
+    workspace = _workspace_of(trials, work)
+    with suppress(EOFError):
+        while True:
+            config = TrialConfig.model_validate_json(answers.recv())
+            _, *answer = _outcome(config, lambda config=config: publish(workspace, config, Path(out), Silent()))  # type: ignore[misc]
+            answers.send(tuple(answer))
 
 
 def _end_with(parent: int) -> None:
@@ -197,13 +279,8 @@ def _workspace_of(trials: list[str], work: str) -> Workspace:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     # What is worth a line was said where the grid was started.
-    getLogger("hskd").setLevel(ERROR)
+    logging.getLogger("hskd").setLevel(logging.ERROR)
     return Workspace(Path(work), [TrialConfig.model_validate_json(trial) for trial in trials])
-
-
-def _publish_in_worker(config: str, out: str) -> TrialResult:
-    assert _workspace is not None
-    return publish(_workspace, TrialConfig.model_validate_json(config), Path(out), Silent())
 
 
 def _publish_on_node(config: str, trials: list[str], work: str, out: str, plugins: Plugins) -> TrialResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,9 +12,9 @@ import numpy as np
 import yaml
 from pydantic import ValidationError
 
-from hskd.errors import MismatchError
+from hskd.errors import HskdError, MismatchError
 from hskd.grid.spec import GridSpec
-from hskd.io import atomic_path, write_json, write_text
+from hskd.io import atomic_path, read_json, write_json, write_text
 from hskd.progress import Prefixed, Progress
 from hskd.results.folder import GRID_FILE, LABELS_FILE, TRIALS, ResultsFolder, read_outputs
 from hskd.runtime import release_memory
@@ -44,7 +45,8 @@ def error_path(out: Path, config: TrialConfig) -> Path:
 def write_grid(out: Path, grid: GridSpec, trials: Sequence[TrialConfig]) -> None:
     """Record a grid as it is run: ``grid.yaml``, which ``hskd grid run`` reads again, and the ids of its trials.
 
-    A ``grid.yaml`` that says the same is left as it is, with its comments.
+    A ``grid.yaml`` that says the same is left as it is, with its comments. One that somebody wrote and that says
+    something else is kept as ``grid-1.yaml`` (or the next free number) before it is replaced.
 
     Raises:
         MismatchError: ``out`` holds the results of another grid.
@@ -55,11 +57,42 @@ def write_grid(out: Path, grid: GridSpec, trials: Sequence[TrialConfig]) -> None
     if recorded is not None and recorded.get("name") != grid.name:
         raise MismatchError(f"{out}: holds the results of another grid ({recorded.get('name')}); choose another --out.")
     if recorded is None or not _says(recorded, grid):
-        text = yaml.safe_dump(grid_content(grid), sort_keys=False, default_flow_style=None, allow_unicode=True)
-        write_text(out / GRID_FILE, text)
+        _keep_text(out / GRID_FILE, recorded)
+        write_text(out / GRID_FILE, _text(grid_content(grid)))
     ids = [config.id for config in trials]
     if folder.planned() != ids:
         folder.write_plan(ids)
+
+
+def _text(content: dict[str, Any]) -> str:
+    return str(yaml.safe_dump(content, sort_keys=False, default_flow_style=None, allow_unicode=True))
+
+
+def _keep_text(file: Path, content: dict[str, Any] | None) -> None:
+    """Copy a grid file that is to be replaced, unless it is as we write it ourselves, and so holds no comments."""
+    if content is None:
+        return
+    text = file.read_text(encoding="utf-8")
+    if text == _text(content):
+        return
+    for number in itertools.count(1):
+        copy = file.with_stem(f"{file.stem}-{number}")
+        if not copy.exists():
+            write_text(copy, text)
+            return
+        if copy.read_text(encoding="utf-8", errors="replace") == text:
+            return
+
+
+def read_error(out: Path, config: TrialConfig) -> str | None:
+    """What went wrong with a trial when it was run last; None where nothing did."""
+    path = error_path(out, config)
+    if not path.is_file():
+        return None
+    try:
+        return str(read_json(path)["error"])
+    except (HskdError, LookupError, TypeError, ValueError, RecursionError):
+        return f"{path.name} cannot be read"
 
 
 def grid_content(grid: GridSpec) -> dict[str, Any]:

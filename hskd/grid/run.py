@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -11,13 +11,15 @@ import pandas as pd
 
 from hskd.errors import HskdError
 from hskd.grid.executors import Executor
-from hskd.grid.record import error_path, replace_labels, write_error, write_grid
+from hskd.grid.record import error_path, read_error, replace_labels, write_error, write_grid
 from hskd.grid.spec import GridSpec
-from hskd.io import read_json
 from hskd.progress import Progress
 from hskd.results import LABELS_FILE, ResultsFolder, load, pack
 from hskd.trials.config import TrialConfig
 from hskd.trials.workspace import Workspace
+
+NAMED = 8
+"""Arms and specs that a line names."""
 
 
 @dataclass
@@ -35,12 +37,31 @@ class GridStatus:
         done = ResultsFolder(out).done()
         for config in trials:
             (status.done if config.id in done else status.pending).append(config)
-        status.failed = {
-            config.id: read_json(error_path(out, config))["error"]
-            for config in status.pending
-            if error_path(out, config).is_file()
-        }
+        errors = {config.id: read_error(out, config) for config in status.pending}
+        status.failed = {trial: error for trial, error in errors.items() if error is not None}
         return status
+
+    def summary(self) -> str:
+        """How many trials are done, and which: each arm or spec with its seeds, the first ``NAMED`` of them."""
+        seeds: dict[str, set[int]] = {}
+        for config in self.done:
+            seeds.setdefault(config.point, set()).add(config.settings.seed)
+        named = [f"{point} (seed{'s' * (len(of) > 1)} {_ranges(of)})" for point, of in seeds.items()]
+        more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+        which = f": {'; '.join(named[:NAMED])}{more}" if named and self.pending else ""
+        return f"{len(self.done)} of {len(self.done) + len(self.pending)} trials are done already{which}"
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """Numbers in ascending order, runs of three and more as ``0 to 4``."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    texts = [[f"{run[0]} to {run[-1]}"] if len(run) > 2 else [str(number) for number in run] for run in runs]
+    return ", ".join(text for parts in texts for text in parts)
 
 
 class GridProgress(Progress, Protocol):
@@ -81,7 +102,7 @@ def run_grid(
     status = GridStatus.of(trials, out)
     workspace = Workspace(work, trials)
     stale = _stale(status, workspace, out, progress)
-    progress.trials(len(status.done), 0, len(trials), f"{len(status.done)} of {len(trials)} trials are done already")
+    progress.trials(len(status.done), 0, len(trials), status.summary())
     status.failed = {}
     waiting = [config for config in status.pending if only is None or config.id in only]
     if waiting:

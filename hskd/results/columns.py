@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hskd.errors import CorruptionError, brief
+from hskd.results import spreadsheet
 from hskd.trials.result import StageRecord, TrialResult
 
 if TYPE_CHECKING:
@@ -241,13 +242,12 @@ def table_of(results: Mapping[str, TrialResult]) -> pd.DataFrame:
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> Path:
-    """Write a table as CSV, with lists as numbers separated by spaces; returns ``path``."""
-    from hskd.io import atomic_path
+    """Write a table as CSV, with lists as numbers separated by spaces; returns ``path``.
 
+    A text that a spreadsheet would take for a formula gets an apostrophe before it.
+    """
     flat = table.assign(dev_scores=[" ".join(map(str, scores)) for scores in table["dev_scores"]])
-    with atomic_path(path) as temporary:
-        flat.to_csv(temporary, index=False)
-    return path
+    return spreadsheet.write(flat, path)
 
 
 def row(result: TrialResult) -> dict[str, Any]:

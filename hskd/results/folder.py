@@ -58,7 +58,7 @@ PLANNED_KEY = b"hskd.planned"
 ROWS = ".trials"
 """End of the name of an array in ``predictions.npz`` that says whose rows another one holds."""
 
-SUM = "sha256"
+SUM = "checksum"
 """Key of a JSON object that holds the fingerprint of its other keys."""
 SUMS = "outputs"
 """Key of a trial's result that holds the fingerprint of its outputs on each split."""
@@ -176,17 +176,23 @@ class ResultsFolder:
                 temporary.write_bytes(outputs.read_bytes())
             write_json(self.result_file(trial), summed(content))
 
-    def lock(self) -> FileLock:
-        """A lock that is held while files of trials are written, folded or unfolded.
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold a lock while files of trials are written, folded or unfolded.
 
         Raises:
             HskdError: the folder cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            return FileLock(lock_path(self.path / "pack"))
+            lock = FileLock(lock_path(self.path / "pack"))
+            lock.acquire()
         except OSError as error:
             raise HskdError(f"{self.path}: cannot be written ({error.strerror or error}).") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def result(self, trial: str) -> TrialResult | None:
         """A trial's result; None where it is not done.
@@ -417,10 +423,12 @@ def require_outputs(result: TrialResult | None, outputs: Outputs, file: Path) ->
         CorruptionError: they are others.
     """
     sums = (result.model_extra or {}).get(SUMS) if result is not None else None
-    for split, array in outputs.items() if isinstance(sums, dict) else ():
+    if result is None or not isinstance(sums, dict):
+        return
+    for split, array in outputs.items():
         if array_sum(array) != sums.get(split):
             raise CorruptionError(
-                f"{file}: what it holds of trial {result.id if result else ''} on {split} is not what the trial gave; "
+                f"{file}: what it holds of trial {result.id} on {split} is not what the trial gave; "
                 "restore it, or delete it and the trial's result, and run the grid again."
             )
 
@@ -596,10 +604,10 @@ def validated(content: Any, file: Path, trial: str) -> TrialResult:
         CorruptionError: it is none, not as it was written, or that of another trial.
     """
     with reading(file):
-        result = TrialResult.of(content, file, "run the grid")
-        whole = _is_whole(content)
-    if not whole or result.id != trial:
-        reason = f"is that of {result.id}" if whole else "is not as it was written"
+        whole = not isinstance(content, dict) or _is_whole(content)
+        result = TrialResult.of(content, file, "run the grid") if whole else None
+    if result is None or result.id != trial:
+        reason = "is not as it was written" if result is None else f"is that of {result.id}"
         raise CorruptionError(
             f"{file}: the result of trial {trial} {reason}; restore the file, or delete it and run the grid."
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,11 +65,15 @@ def pack(path: str | Path) -> Packed:
     folder = ResultsFolder(path)
     if not folder.exists:
         raise HskdError(f"{folder.path}: no results there; run the grid first (hskd grid run).")
+    if not folder.trials.is_dir() and not (folder.path / PLANNED_FILE).exists() and not [*_left(folder)]:
+        size = _bytes(folder)  # nothing to do: it may lie where nothing can be written
+        return Packed(len(folder.packed_results()), 0, size, size)
     with folder.lock():
         before = _bytes(folder)
         files = folder.result_files()
         outputs_files = {trial: folder.outputs_file(trial) for trial in (file.stem for file in files)}
-        _clear(folder)
+        for left in _left(folder):
+            left.unlink()
         _fold(folder, files, [file for file in outputs_files.values() if file.is_file()])
         with suppress(OSError):  # what is left there are trials that failed, or that end now
             folder.trials.rmdir()
@@ -98,11 +102,10 @@ def unpack(path: str | Path) -> int:
         return len(results)
 
 
-def _clear(folder: ResultsFolder) -> None:
-    """Delete what a process left that was killed while it packed."""
+def _left(folder: ResultsFolder) -> Iterator[Path]:
+    """What a process left that was killed while it packed."""
     for file in (folder.table_file, folder.predictions_file):
-        for left in folder.path.glob(f".{file.name}.*"):
-            left.unlink()
+        yield from folder.path.glob(f".{file.name}.*")
 
 
 def _fold(folder: ResultsFolder, files: Sequence[Path], outputs_files: Sequence[Path]) -> None:

@@ -46,7 +46,7 @@ def test_a_table_of_none_alone_still_has_text_labels(tmp_path: Path) -> None:
     ("column", "value", "says"),
     [
         ("score", math.nan, "column score is missing"),
-        ("score", "failed", "column score is missing or not a number"),
+        ("score", "failed", "column score .failed. is missing or not a number"),
         ("score", 79.0, "column score .79.0. is not a share"),
         ("teacher_score", math.inf, "column teacher_score"),
         ("task", None, "column task is missing"),

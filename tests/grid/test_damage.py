@@ -114,7 +114,7 @@ def test_an_edited_file_of_a_trial_is_refused(out: Path) -> None:
     file.write_text(json.dumps(content))
     with pytest.raises(CorruptionError, match=rf"{file.name}: the result of .* is not as it was written"):
         load(out)
-    del content["sha256"]  # as versions up to 0.1 wrote it
+    del content["checksum"]  # as versions up to 0.1 wrote it
     file.write_text(json.dumps(content))
     assert load(out).set_index("trial").loc[file.stem, "score"] == 0.99
     for wrong in ({"settings": {}}, {"settings": content["settings"] | {"seed": "one"}}, {"kept_values": 2**70}):

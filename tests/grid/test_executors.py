@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -10,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from grid.conftest import Cli
-from support.grid_lab import TRIALS, Ran, Recorder, run, same_predictions, same_scores, stamps
+from support.grid_lab import TRIALS, Ran, Recorder, run, same_predictions, same_scores
 
 from hskd.errors import HskdError
 from hskd.grid.executors import RayCluster, Workers
@@ -24,6 +25,10 @@ class Once(Recorder):
     def __init__(self, act: Callable[[], None]) -> None:
         super().__init__()
         self._act = act
+        self.said: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
 
     def trials(self, done: int, failed: int, total: int, news: str, running: int = 0) -> None:
         super().trials(done, failed, total, news)
@@ -50,16 +55,14 @@ def test_workers_give_the_same_bits_and_one_may_die(undisturbed: Ran, grid_file:
         assert len(workers) == 2
         workers[0].kill()
 
-    with pytest.raises(HskdError, match=r"a worker process died.*run the same command again.*fewer --workers"):
-        run(grid_file, tmp_path, Workers(2), Once(kill_a_worker))
+    told = Once(kill_a_worker)
+    ran = run(grid_file, tmp_path, Workers(2), told)
     assert not named("spawn_main")
-    before = stamps(tmp_path)
-    assert 0 < len(before) < TRIALS
-
-    ran = run(grid_file, tmp_path, Workers(2))
-    assert not ran.progress.failed
-    after = stamps(tmp_path)
-    assert {path: after[path] for path in before} == before
+    assert not ran.progress.failed and not ran.progress.pending
+    assert [news[0] for news in told.news] == list(range(TRIALS + 1)), "each is counted once"
+    [said] = [message for message in told.said if "died" in message]
+    assert re.fullmatch(r".*, seed [01]: its process died by signal 9; it is run again", said)
+    assert not list((tmp_path / "out").glob("trials/*"))
     same_scores(ran.table, undisturbed.table)
     same_predictions(ran.out, undisturbed.out)
 

@@ -105,7 +105,7 @@ def test_odd_names_and_layer_pairs_are_quoted(tmp_path: Path) -> None:
     task = {"name": "custom", "data": "my data/$HOME's", "text_columns": ["a", "b"], "label_column": "label"}
     settings = {"tau": 2.0, "compat": ["best_epoch", "zero_dropped"]}
     made = next(iter(ResultsFolder(DEMO).results().values())).as_json()
-    changes = {"config": {"task": task, "settings": settings}, "spec_fields": spec.model_dump(mode="json")}
+    changes = {"id": "a", "config": {"task": task, "settings": settings}, "spec_fields": spec.model_dump(mode="json")}
     (tmp_path / "trials").mkdir()
     (tmp_path / "trials" / "a.json").write_text(json.dumps(made | changes))
     options = parsed(distil_command(Study.of(trials, tmp_path), "full"))
