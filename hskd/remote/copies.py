@@ -9,12 +9,12 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from hskd.artifacts import ArtifactFolders, build, claim, lock_path
+from hskd.artifacts import CHECKSUMS, ArtifactFolders, build, claim, lock_path
 from hskd.errors import CorruptionError, HskdError, MismatchError
 from hskd.hashing import file_sha256
 from hskd.io import atomic_path, require_space, with_home
 from hskd.progress import Progress, Silent
-from hskd.remote.contents import CHECKSUMS, UPLOAD, Contents, File, finished_contents, local_contents, remote_contents
+from hskd.remote.contents import UPLOAD, Contents, File, finished_contents, local_contents, remote_contents
 from hskd.remote.place import Place, is_url
 
 CACHE = "remote"
