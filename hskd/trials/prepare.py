@@ -181,7 +181,7 @@ def _knowledge(store: Store, train: TokenizedSplit, kept: HSKSpec | None) -> str
     if kept is not None:
         return store.manifest.fingerprint
     targets = store.targets(store.rows(train.ids)).contiguous()
-    return hashlib.sha256(targets.flatten().view(torch.uint8).numpy()).hexdigest()[:16]
+    return hashlib.sha256(targets.flatten().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
 
 
 def from_teacher(teacher: Teacher, wanted: Distillation, dtype: str) -> Prepared:

@@ -177,7 +177,7 @@ def _scored_anew(
     """
     student = load_student(folder / "student", inputs.task.head)
     outputs = predict_outputs(replace(inputs, student=student), options)
-    per_epoch = {"dev_scores": [], "best_dev_score": None} if "dev" in changed else {}
+    per_epoch: dict[str, Any] = {"dev_scores": [], "best_dev_score": None} if "dev" in changed else {}
     content = {
         **found.as_json(),
         **about.notes,
