@@ -15,6 +15,7 @@ from typing import Any
 
 from hskd.errors import CorruptionError, HskdError
 
+_AGAIN = "the file is damaged: copy it again, or delete what it belongs to and make that again"
 _GIT_LFS = b"version https://git-lfs"
 POINTER = "is a pointer of git-lfs and not the file itself; run git lfs pull there, or copy the file again"
 """What to say of a file for which :func:`is_lfs_pointer` holds."""
@@ -117,9 +118,9 @@ def parse_json(content: bytes, where: str) -> Any:
     try:
         return json.loads(content.decode())
     except RecursionError:
-        raise CorruptionError(f"{where}: not valid JSON (nested too deep).") from None
+        raise CorruptionError(f"{where}: not valid JSON (nested too deep); {_AGAIN}.") from None
     except ValueError as error:  # the errors of json and of UTF-8, and that of a number of thousands of digits
-        raise CorruptionError(f"{where}: not valid JSON ({error}).") from None
+        raise CorruptionError(f"{where}: not valid JSON ({error}); {_AGAIN}.") from None
 
 
 def is_lfs_pointer(path: Path) -> bool:

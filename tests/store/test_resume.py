@@ -15,7 +15,7 @@ import pytest
 from store.conftest import SMALL_SHARD, Setting
 from support.calls import Calls
 from support.kills import killed_everywhere
-from support.mutations import times
+from support.mutations import attack, times
 
 from hskd.errors import HskdError, MismatchError
 from hskd.spec import HSKSpec
@@ -210,6 +210,38 @@ def test_a_shard_that_is_damaged_before_the_run_goes_on_is_made_again(
     }
     done: list[int] = []
     assert_resumed(run(done.append), undisturbed_derived, kept, sum(done))
+
+
+def test_an_unfinished_store_under_damage(undisturbed: Store, undisturbed_derived: Store, tmp_path: Path) -> None:
+    """Whatever happens to any of its files: the same bytes in the end, or an error of ours."""
+
+    class Stop(Exception):
+        pass
+
+    def stop(done: int) -> None:
+        seen.append(done)
+        if sum(seen) > sum(entry.examples for entry in undisturbed_derived.manifest.shards[:2]):
+            raise Stop
+
+    def run(folder: Path, advance: Callable[[int], Any] = lambda done: None) -> Store:
+        return derive(undisturbed, SPEC, 2, folder, shard_bytes=DERIVED_SHARD, progress=Calls(advance=advance))
+
+    seen: list[int] = []
+    with pytest.raises(Stop):
+        run(tmp_path / "store", stop)
+    right = {path.name: path.read_bytes() for path in undisturbed_derived.folder.glob("shard-*")}
+
+    def read(partial: Path) -> dict[str, bytes]:
+        shutil.rmtree(tmp_path / "again", ignore_errors=True)
+        shutil.copytree(partial, tmp_path / "again" / "store.partial")
+        store = run(tmp_path / "again" / "store")
+        store.verify()
+        return {entry.file: (store.folder / entry.file).read_bytes() for entry in store.manifest.shards}
+
+    assert read(tmp_path / "store.partial") == right
+    outcome = attack(tmp_path / "store.partial", tmp_path / "scratch", read, times(20))
+    assert not outcome.wrong, "\n".join(outcome.wrong)
+    assert outcome.harmless.total() > outcome.count / 2, outcome
 
 
 def test_derive_killed_at_any_operation(undisturbed: Store, undisturbed_derived: Store, tmp_path: Path) -> None:
