@@ -21,7 +21,9 @@ def command(
     model: Annotated[
         str, typer.Option(help="The teacher before fine-tuning: local folder, hub name, or offline:minilm.")
     ] = "offline:minilm",
-    report_to: Annotated[str, typer.Option(help="tensorboard, wandb, mlflow, ...")] = "none",
+    report_to: Annotated[
+        str, typer.Option(help="tensorboard, wandb, mlflow, ... Log files lie in OUT/training.")
+    ] = "none",
     *,
     settings: GeneralSettings,
     run: MachineOptions,

@@ -22,7 +22,9 @@ def command(
     model: Annotated[
         str, typer.Option(help="Folder or URL, hub name, or offline:minilm (all-MiniLM-L6-v2 from a package).")
     ] = "offline:minilm",
-    report_to: Annotated[str, typer.Option(help="tensorboard, wandb, mlflow, ...")] = "none",
+    report_to: Annotated[
+        str, typer.Option(help="tensorboard, wandb, mlflow, ... Log files lie in OUT/training.")
+    ] = "none",
     *,
     task: TaskOptions,
     settings: TeacherSettings,
