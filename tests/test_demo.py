@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from hskd.analysis import finished
 from hskd.analysis.finished import FILE, FinishedDemo
+from hskd.artifacts import SCHEMAS
 from hskd.results import load
 
 
@@ -64,7 +66,10 @@ finally:
     assert done.stdout == first.stdout + "[]\n"
 
 
-@pytest.mark.parametrize("change", ["another seed", "a result is newer", "the figure is gone", "other instructions"])
+@pytest.mark.parametrize(
+    "change",
+    ["another seed", "a result is newer", "the figure is gone", "other instructions", "other code", "another model"],
+)
 def test_a_demo_that_differs_is_not_taken_for_the_finished_one(
     quick, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,6 +82,11 @@ def test_a_demo_that_differs_is_not_taken_for_the_finished_one(
         (folder / "marginal_utility.png").unlink()
     elif change == "other instructions":
         monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2" if "ATEN_CPU_CAPABILITY" not in os.environ else "default")
+    elif change == "other code":
+        monkeypatch.setitem(SCHEMAS, "students", SCHEMAS["students"] + 1)
+    elif change == "another model":
+        (tmp_path / "model.safetensors").write_bytes(b"other weights")
+        monkeypatch.setattr(finished, "minilm_folder", lambda: tmp_path)
     assert FinishedDemo.of(folder, "demo-quick", 2 if change == "another seed" else 1).summary() is None
 
 
