@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from hskd.analysis import finished
 from hskd.analysis.finished import FILE, FinishedDemo
+from hskd.artifacts import SCHEMAS
 from hskd.results import load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,22 +180,30 @@ finally:
     assert again.stdout == demo.first.stdout + "[]\n"
 
 
-@pytest.mark.parametrize("change", ["another seed", "a result is newer", "the figure is gone", "other instructions"])
+@pytest.mark.parametrize(
+    "change",
+    ["another seed", "a result is newer", "the figure is gone", "other instructions", "other code", "another model"],
+)
 def test_a_demo_that_differs_is_not_taken_for_the_finished_one(
     demo: Demo, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "results" / "demo-quick"
     shutil.copytree(demo.out, folder)
     monkeypatch.chdir(tmp_path)
-    finished = Path("results", "demo-quick")
-    assert FinishedDemo.of(finished, "demo-quick", 1).summary() in demo.first.stdout
+    out = Path("results", "demo-quick")
+    assert FinishedDemo.of(out, "demo-quick", 1).summary() in demo.first.stdout
     if change == "a result is newer":
         os.utime(folder / "trials.parquet")
     elif change == "the figure is gone":
         (folder / "marginal_utility.png").unlink()
     elif change == "other instructions":
         monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2" if "ATEN_CPU_CAPABILITY" not in os.environ else "default")
-    assert FinishedDemo.of(finished, "demo-quick", 2 if change == "another seed" else 1).summary() is None
+    elif change == "other code":
+        monkeypatch.setitem(SCHEMAS, "students", SCHEMAS["students"] + 1)
+    elif change == "another model":
+        (tmp_path / "model.safetensors").write_bytes(b"other weights")
+        monkeypatch.setattr(finished, "minilm_folder", lambda: tmp_path)
+    assert FinishedDemo.of(out, "demo-quick", 2 if change == "another seed" else 1).summary() is None
 
 
 def test_without_its_summary_a_second_run_makes_nothing_anew(demo: Demo) -> None:

@@ -35,7 +35,7 @@ def command(
     spec: Annotated[str | None, typer.Option(help=SPEC_HELP + " Default: the store's spec, or everything.")] = None,
     checkpoints: Annotated[bool, typer.Option(help="Save one after every epoch, to resume from.")] = True,
     report_to: Annotated[
-        str, typer.Option(help="tensorboard, wandb, mlflow, ...; its package must be installed.")
+        str, typer.Option(help="tensorboard, wandb, mlflow, ..., if installed. Log files: OUT/hsk, OUT/prediction.")
     ] = "none",
     compile: Annotated[
         bool, typer.Option("--compile", help="Run the student's layers through torch.compile (takes a minute first).")

@@ -22,7 +22,7 @@ def command(
         str, typer.Option(help="The teacher before fine-tuning: local folder, hub name, or offline:minilm.")
     ] = "offline:minilm",
     report_to: Annotated[
-        str, typer.Option(help="tensorboard, wandb, mlflow, ...; its package must be installed.")
+        str, typer.Option(help="tensorboard, wandb, mlflow, ..., if installed. Log files: OUT/training.")
     ] = "none",
     *,
     settings: GeneralSettings,

@@ -23,7 +23,7 @@ def command(
         str, typer.Option(help="Folder or URL, hub name, or offline:minilm (all-MiniLM-L6-v2 from a package).")
     ] = "offline:minilm",
     report_to: Annotated[
-        str, typer.Option(help="tensorboard, wandb, mlflow, ...; its package must be installed.")
+        str, typer.Option(help="tensorboard, wandb, mlflow, ..., if installed. Log files: OUT/training.")
     ] = "none",
     *,
     task: TaskOptions,
