@@ -280,6 +280,8 @@ def _end_with(parent: int) -> None:
 def _workspace_of(trials: list[str], work: str) -> Workspace:
     from transformers.utils import logging
 
+    import hskd  # noqa: F401  registers the students
+
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     return Workspace(Path(work), [TrialConfig.model_validate_json(trial) for trial in trials])
