@@ -11,12 +11,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
+from hskd import safe_yaml
 from hskd.cli.options import MachineOptions, TaskOptions, with_settings
 from hskd.cli.places import Output, readable
 from hskd.cli.plugin_option import plugin_option
 from hskd.cli.progress import display
 from hskd.cli.setting import Machine, load_examples, require_local, require_task, task_plan
-from hskd.errors import HskdError
+from hskd.errors import HskdError, cut
 from hskd.io import read_json
 from hskd.students.base import STUDENT_FILE, StudentContext, StudentKind
 from hskd.students.kinds import STUDENTS
@@ -146,7 +147,10 @@ def _student(kind: str, options: BaseModel, settings: list[str], work: Path) -> 
                 f"--set {text}: expected KEY=VALUE with a setting of kind {kind}: "
                 f"{', '.join(field for field in cls.model_fields if field != 'kind')}."
             )
-        fields[name] = yaml.safe_load(written)
+        try:
+            fields[name] = safe_yaml.parse(written)[0]
+        except yaml.YAMLError as error:
+            raise HskdError(f"--set {cut(text)}: the value is not valid YAML: {error}") from None
     try:
         return cls.model_validate(fields)
     except ValidationError as error:

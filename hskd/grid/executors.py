@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import multiprocessing
 import os
@@ -139,6 +140,8 @@ class _Worker:
         self._process = context.Process(target=_work, args=arguments)
         self._process.start()
         theirs.close()  # what the process holds alone ends with it
+        # Whoever takes our outcomes may be interrupted, and Python would wait for the processes at its end.
+        atexit.register(self.stop)
         self.trial: TrialConfig | None = None
         self.cause = ""
 
@@ -165,6 +168,7 @@ class _Worker:
 
     def stop(self) -> None:
         """End the process at once: whatever it does may be killed at any moment."""
+        atexit.unregister(self.stop)
         self._process.kill()
         self._process.join()
         self.connection.close()
@@ -275,6 +279,8 @@ def _end_with(parent: int) -> None:
 
 def _workspace_of(trials: list[str], work: str) -> Workspace:
     from transformers.utils import logging
+
+    import hskd  # noqa: F401  registers the students
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -70,7 +70,7 @@ class TaskRegistry(registry.Registry[TaskEntry]):
 
 def _import_built_in() -> None:
     # When a task is asked for, not before: the modules of the tasks import this one.
-    pass
+    import hskd.tasks.builtin  # noqa: F401
 
 
 TASKS = TaskRegistry("task", plugins.TASKS)

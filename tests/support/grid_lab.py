@@ -205,6 +205,8 @@ def kill_and_resume(file: Path, root: Path, kills: int, seed: int, total: int) -
 
 
 if __name__ == "__main__":
+    import hskd.cli.app  # noqa: F401  before the forks
+
     gc.collect()
     gc.freeze()  # as in the tests: Trainer collects garbage at every end
     _, file, root, kills, seed, total = sys.argv
