@@ -49,7 +49,7 @@ def build(folder: Path, builder: Callable[[Path], None], together: bool = False)
     """
     if processes.by_main(folder.exists):
         return folder
-    partial = folder.with_name(folder.name + ".partial")
+    partial = partial_of(folder)
     try:
         with ExitStack() as held:
 
@@ -109,6 +109,11 @@ def build_artifact(
         raise HskdError(f"{folder}: exists, and was not made by this command; choose another folder.")
     claim(folder / RECIPE_FILE, recipe, holds)
     return folder
+
+
+def partial_of(folder: Path) -> Path:
+    """Where ``folder`` grows until it is finished."""
+    return folder.with_name(folder.name + ".partial")
 
 
 def lock_path(folder: Path) -> Path:

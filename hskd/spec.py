@@ -10,7 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from hskd.errors import HskdError
 from hskd.hashing import canonical_json, fingerprint
@@ -90,6 +90,11 @@ class HSKSpec(BaseModel):
     @classmethod
     def _from_registry(cls, value: Any, info: Any) -> Selector:
         return DIMENSIONS[info.field_name].parse(value)  # type: ignore[no-any-return]
+
+    @model_validator(mode="after")
+    def _go_together(self) -> HSKSpec:
+        self.width.check(self.precision)
+        return self
 
     @classmethod
     def parse(cls, text: str | dict[str, Any] | HSKSpec) -> HSKSpec:
@@ -223,4 +228,4 @@ def _changes(base: HSKSpec, spec: HSKSpec) -> Iterator[str]:
         for field in _settings(dimension, mine.selector):
             value = getattr(mine, field)
             if repr(value) != repr(type(mine).model_fields[field].default):  # 1 == 1.0, but l_top=1 is a layer
-                yield f"{dimension}.{field}={value}"
+                yield f"{dimension}.{field}={str(value).lower() if isinstance(value, bool) else value}"

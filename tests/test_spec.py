@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from hskd.errors import HskdError
 from hskd.selectors import DEPTH, LENGTH, PRECISION, WIDTH
+from hskd.selectors.basis import PCA, Projection
 from hskd.selectors.depth import TopN
 from hskd.selectors.length import Attention, AttentionNoSep, Cls, Left, Random
-from hskd.selectors.precision import BF16, FP16, FP32, Int4, Int8
+from hskd.selectors.precision import BF16, FP16, FP32, Int2, Int4, Int8
 from hskd.selectors.width import Magnitude, RandomNeurons, UniformNeurons
 from hskd.spec import DIMENSIONS, HSKSpec, Layer, Shape
 from hskd.store_format.layout import kept_arrays
@@ -41,6 +42,8 @@ BY_NAME: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "magnitude": st.builds(Magnitude, w=WS),
         "random": st.builds(RandomNeurons, w=WS, seed=SEEDS),
         "uniform": st.builds(UniformNeurons, w=WS),
+        "projection": st.builds(Projection, w=WS, seed=SEEDS),
+        "pca": st.builds(PCA, w=WS, rotate=st.booleans()),
     },
     "precision": {
         "fp32": st.builds(FP32),
@@ -48,6 +51,7 @@ BY_NAME: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "bf16": st.builds(BF16),
         "int8": st.builds(Int8),
         "int4": st.builds(Int4),
+        "int2": st.builds(Int2),
     },
 }
 SPECS = st.builds(HSKSpec, **{name: st.one_of(*by_name.values()) for name, by_name in BY_NAME.items()})
@@ -279,6 +283,9 @@ U8, U16, F16 = torch.uint8, torch.uint16, torch.float16
         ("2l_9t_all", 257, {"values": (F16, 1536), "positions": (U16, 2)}),
         ("2l_9t_all,length=left", 64, {"values": (F16, 1536), "positions": (U8, 2)}),
         ("all_all_all,length=attention_no_sep", 64, {"values": (F16, 3 * 768), "positions": (U8, 3)}),
+        ("2l_all_0.01w,width=projection", 64, {"values": (F16, 14)}),
+        ("2l_all_0.01w,width=pca", 64, {"values": (F16, 14)}),
+        ("2l_all_0.01w,width=pca,precision=int2", 64, {"values": (U8, 4), "scale": (F16, 2)}),
         ("1l_9t_0.01w", 512, {"values": (F16, 7), "positions": (U16, 1), "neurons": (U16, 7)}),
     ],
 )

@@ -164,6 +164,7 @@ def inspect(
         "real tokens": f"{tokens:,}",
         "kept tokens a layer": f"{kept:,}",
         "on disk": f"{format_bytes(manifest.bytes)} in {len(manifest.shards)} shards",
+        "held once for all": manifest.codec and f"{format_bytes(manifest.codec.bytes)} in {manifest.codec.file}",
         "bytes an example": f"{manifest.bytes / manifest.examples:,.0f}",
         "maximum length": manifest.origin.max_length,
         "teacher computed in": manifest.origin.dtype,
@@ -183,7 +184,7 @@ def inspect(
 def verify(
     path: Annotated[str, typer.Argument(help="Folder of a store; or a URL of anything published, which is read back.")],
 ) -> None:
-    """Compare every shard with its checksum."""
+    """Compare every file with its checksum."""
     from hskd.remote import verify as verify_url
     from hskd.store.reader import Store
 

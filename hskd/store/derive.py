@@ -6,16 +6,29 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
 from hskd import processes
+from hskd.artifacts import partial_of
 from hskd.errors import HskdError, MismatchError
-from hskd.knowledge import KeptHSK, select_hsk
+from hskd.io import atomic_path
+from hskd.knowledge import SelectedHSK, fit_codec, select
 from hskd.progress import Progress, Silent
 from hskd.provenance import provenance
 from hskd.spec import HSKSpec, Shape
 from hskd.store.reader import Store, pack_neurons
 from hskd.store.writer import Shard, fits, write_store
-from hskd.store_format.layout import MANIFEST, SHARD_BYTES, TARGET, ArraySpec, derived_arrays, plan_shards, total_bytes
+from hskd.store_format.layout import (
+    CODEC,
+    MANIFEST,
+    SHARD_BYTES,
+    TARGET,
+    ArraySpec,
+    codec_bytes,
+    derived_arrays,
+    plan_shards,
+    total_bytes,
+)
 from hskd.store_format.manifest import Manifest
 
 _CHUNK_TOKENS = 2**15
@@ -31,6 +44,9 @@ def derive(
     progress: Progress | None = None,
 ) -> Store:
     """Write what ``spec`` keeps of ``superset`` into ``folder``; resumable and reused as an extraction is.
+
+    A width selector that learns (``pca``, ``pq``, ...) learns from all examples of the superset first, in one more pass
+    over it. So derive from a superset of the training examples alone.
 
     Args:
         superset: an open superset store.
@@ -70,12 +86,26 @@ def derive(
         made_by=provenance() | {"superset": held.fingerprint},
     )
 
+    learns = bool(spec.width.codec_layout(spec.precision, held.teacher_width))
+    codec: dict[str, torch.Tensor] = {}
+
+    def place_codec(partial: Path) -> None:
+        if not learns or (partial / CODEC).is_file():
+            return
+        progress.say(f"width={spec.width.selector} learns from {len(superset)} examples")
+        chunks = _chunks(np.arange(len(superset)), superset.lengths)
+        fitted = fit_codec(spec, layers, held.teacher_width, map(superset.states, chunks))
+        assert fitted is not None
+        with atomic_path(partial / CODEC) as temporary:
+            save_file(fitted, temporary)
+
     def make_shard(span: range) -> Shard:
+        if learns and not codec:
+            codec.update(load_file(partial_of(folder) / CODEC))
         parts = []
         for rows in _chunks(np.arange(span.start, span.stop), superset.lengths):
-            states = superset.states(rows)
-            kept = select_hsk(spec, layers, states)
-            parts.append(_arrays_of(kept, spec, arrays, held.teacher_width) | _addresses(superset, rows, arrays))
+            selected = select(spec, layers, superset.states(rows), codec)
+            parts.append(_arrays_of(selected, arrays, held.teacher_width) | _addresses(superset, rows, arrays))
         shard = {name: torch.cat([part[name] for part in parts]) for name in arrays}
         if not fits(shard):
             raise HskdError(
@@ -87,10 +117,11 @@ def derive(
 
     counts = spec.length.counts(superset.tokens(np.arange(len(superset))))
     needed = total_bytes(arrays, len(superset), int(superset.lengths.sum()), int(counts.sum()))
+    needed += codec_bytes(spec, shape)
     ranges = plan_shards(arrays, superset.lengths, counts, shard_bytes)
     if not processes.by_main((folder / MANIFEST).is_file):
         progress.begin("derive", len(superset))
-    processes.by_main(lambda: write_store(folder, plan, ranges, needed, make_shard, progress.say))
+    processes.by_main(lambda: write_store(folder, plan, ranges, needed, make_shard, progress.say, place_codec))
     return Store.open(folder)
 
 
@@ -150,14 +181,13 @@ def _addresses(superset: Store, rows: np.ndarray, arrays: dict[str, ArraySpec]) 
     }
 
 
-def _arrays_of(kept: KeptHSK, spec: HSKSpec, arrays: dict[str, ArraySpec], width: int) -> Shard:
-    # select_hsk has rounded the values already; encoding them again changes nothing.
-    shard = {name: tensor.flatten(1) for name, tensor in spec.precision.encode(kept.values).items()}
+def _arrays_of(selected: SelectedHSK, arrays: dict[str, ArraySpec], width: int) -> Shard:
+    shard = {name: array.flatten(1) for name, array in selected.arrays.items()}
     if "counts" in arrays:
-        shard["counts"] = kept.counts.to(arrays["counts"].dtype)
+        shard["counts"] = selected.counts.to(arrays["counts"].dtype)
     if "positions" in arrays:
-        shard["positions"] = kept.positions.to(arrays["positions"].dtype)
+        shard["positions"] = selected.positions.to(arrays["positions"].dtype)
     if "neurons" in arrays:
-        assert kept.neurons is not None
-        shard["neurons"] = pack_neurons(kept.neurons, width, arrays["neurons"].dtype == torch.uint8)
+        assert selected.neurons is not None
+        shard["neurons"] = pack_neurons(selected.neurons, width, arrays["neurons"].dtype == torch.uint8)
     return shard

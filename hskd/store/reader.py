@@ -9,23 +9,33 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 from hskd.errors import CorruptionError, HskdError, MismatchError
 from hskd.hashing import file_sha256
 from hskd.knowledge import KeptHSK, TeacherStates
 from hskd.remote.copies import WORK, local_copy
 from hskd.selectors import PRECISION, PrecisionSelector, Tokens
+from hskd.selectors.width import Basis
 from hskd.spec import HSKSpec
-from hskd.store_format.layout import TARGET, ArraySpec, ragged_rows
+from hskd.store_format.layout import CODEC, TARGET, ArraySpec, ragged_rows
 from hskd.store_format.manifest import Manifest, ShardEntry
 
 
 class Store:
     """A store on disk. Nothing is loaded but addresses; values are read through memory maps when asked for."""
 
-    def __init__(self, folder: Path, manifest: Manifest, shards: list[dict[str, torch.Tensor]]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        shards: list[dict[str, torch.Tensor]],
+        codec: dict[str, torch.Tensor] | None = None,
+    ) -> None:
         self.folder = folder
         self.manifest = manifest
+        self.codec = codec or {}
+        """What the width selector has learnt, ``(n, ...)`` for each array; empty for most."""
         self._shards = shards
         self.example_ids = _joined(shards, "example_ids").astype(np.int64)
         """``(N,)``, in the order of the data set."""
@@ -70,7 +80,7 @@ class Store:
             except SafetensorError as error:
                 raise CorruptionError(f"{path}: cannot be read ({error}); extract it again.") from None
             _require_arrays(path, shards[-1], manifest.arrays, entry)
-        return cls(folder, manifest, shards)
+        return cls(folder, manifest, shards, None if manifest.codec is None else read_codec(folder, manifest))
 
     def __len__(self) -> int:
         return len(self.example_ids)
@@ -80,12 +90,12 @@ class Store:
         return Store.open, (self.folder,)
 
     def verify(self) -> None:
-        """Compare every shard with its checksum.
+        """Compare every file with its checksum.
 
         Raises:
-            CorruptionError: names the first shard whose bytes are not those written.
+            CorruptionError: names the first file whose bytes are not those written.
         """
-        for entry in self.manifest.shards:
+        for entry in self.manifest.files:
             path = self.folder / entry.file
             found = file_sha256(path)
             if found != entry.sha256:
@@ -94,7 +104,7 @@ class Store:
                     "damaged; copy the store again, or extract it again."
                 )
 
-    @property
+    @cached_property
     def spec(self) -> HSKSpec | None:
         """What a derived store keeps; None for a superset."""
         return None if self.manifest.spec is None else HSKSpec.parse(self.manifest.spec)
@@ -174,13 +184,26 @@ class Store:
         else:
             place = torch.arange(len(values)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
             positions = place[:, None].expand(-1, layers)
-        return KeptHSK(self.manifest.layers, counts, positions, values, self._neurons(rows, values.shape[2]))
+        neurons = self._neurons(rows, values.shape[2])
+        return KeptHSK(self.manifest.layers, counts, positions, values, neurons, basis=self._basis)
 
     def _values(self, rows: np.ndarray) -> torch.Tensor:
-        layers = len(self.manifest.layers)
-        return self.precision.decode(
-            {name: self._gather(name, rows).unflatten(1, (layers, -1)) for name in self.precision.layout(1)}
-        )
+        layers, width, spec = len(self.manifest.layers), self.manifest.teacher_width, self.spec
+        names = self.precision.layout(1) if spec is None else spec.width.layout(self.precision, width)
+        arrays = {name: self._gather(name, rows).unflatten(1, (layers, -1)) for name in names}
+        if spec is None:
+            return self.precision.decode(arrays, width)
+        return spec.width.decode(arrays, self.precision, self.codec, width)
+
+    @cached_property
+    def _basis(self) -> Basis | None:
+        if self.spec is None:
+            return None
+        basis = self.spec.width.basis(self.codec, len(self.manifest.layers), self.manifest.teacher_width)
+        if basis is None:
+            return None
+        # Worker processes send it with every batch: in shared memory, that copies nothing.
+        return Basis(basis.directions.contiguous().share_memory_(), basis.origin.share_memory_())
 
     def _neurons(self, rows: np.ndarray, count: int) -> torch.Tensor | None:
         if self.manifest.fixed_neurons is not None:
@@ -255,6 +278,27 @@ def _require_arrays(
             f"{path}: array {wrong} is {found.get(wrong, 'missing')} where the manifest says "
             f"{expected.get(wrong, 'none')} (type, rows, elements of a row); copy the store again, or extract it again."
         )
+
+
+def read_codec(folder: Path, manifest: Manifest) -> dict[str, torch.Tensor]:
+    """The arrays of a derived store that are there once, compared with their checksum.
+
+    Raises:
+        CorruptionError: the file is missing, damaged, or holds other arrays than the spec needs.
+    """
+    path, spec = folder / CODEC, HSKSpec.parse(manifest.spec or {})
+    if not path.is_file() or manifest.codec is None or file_sha256(path) != manifest.codec.sha256:
+        raise CorruptionError(
+            f"{path}: is missing, or not as it was written; copy the store again, or derive it again."
+        )
+    codec = load_file(path)
+    expected = {
+        name: (dtype, (len(manifest.layers), *sizes))
+        for name, (dtype, sizes) in spec.width.codec_layout(spec.precision, manifest.teacher_width).items()
+    }
+    if {name: (array.dtype, tuple(array.shape)) for name, array in codec.items()} != expected:
+        raise CorruptionError(f"{path}: holds other arrays than the spec {spec.label} needs; derive the store again.")
+    return codec
 
 
 def pack_neurons(neurons: torch.Tensor, width: int, as_mask: bool) -> torch.Tensor:

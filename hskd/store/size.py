@@ -12,7 +12,7 @@ from hskd.selectors import Tokens
 from hskd.spec import HSKSpec, Shape
 from hskd.store.amount import Counts, amount_of
 from hskd.store.extract import Superset
-from hskd.store_format.layout import SHARD_BYTES, ArraySpec, derived_arrays, total_bytes
+from hskd.store_format.layout import SHARD_BYTES, ArraySpec, codec_bytes, derived_arrays, total_bytes
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _kept(spec: HSKSpec, lengths: np.ndarray) -> np.ndarray:
 def _size(spec: HSKSpec, shape: Shape, max_length: int, target: ArraySpec, counts: Counts) -> StoreSize:
     superset = Superset.of([spec], shape)
     wide = superset.arrays(shape, target, max_length)
-    derived = total_bytes(derived_arrays(spec, shape, max_length, target), *counts)
+    derived = total_bytes(derived_arrays(spec, shape, max_length, target), *counts) + codec_bytes(spec, shape)
     return StoreSize(
         examples=counts.examples,
         tokens=counts.tokens,

@@ -14,8 +14,8 @@ from hskd.artifacts import build, claim
 from hskd.errors import CorruptionError, HskdError, MismatchError
 from hskd.hashing import file_sha256
 from hskd.io import atomic_path, format_bytes, require_space
-from hskd.store_format.layout import MANIFEST, shard_name
-from hskd.store_format.manifest import Manifest, ShardEntry
+from hskd.store_format.layout import CODEC, MANIFEST, shard_name
+from hskd.store_format.manifest import FileEntry, Manifest, ShardEntry
 
 PLAN = "plan.json"
 
@@ -42,7 +42,8 @@ def write_store(
         needed_bytes: size of the finished store, checked against the free space before anything is written.
         make_shard: computes the arrays of a range of examples; not called for shards that are there already.
         report: receives one line saying what is needed and what is free.
-        place: puts shards that another store has into the unfinished folder, so that they are not computed.
+        place: puts into the unfinished folder what need not or must not be computed by shards: shards that another
+            store has, or the file that holds what there is once.
 
     Returns:
         The manifest of the finished store.
@@ -73,7 +74,11 @@ def write_store(
 
     def end(partial: Path, shards: dict[int, ShardEntry]) -> None:
         entries = tuple(shards[i] for i in range(len(ranges)))
-        plan.model_copy(update={"shards": entries}).write(partial)
+        once = partial / CODEC
+        codec = None
+        if once.is_file():
+            codec = FileEntry(file=CODEC, bytes=once.stat().st_size, sha256=file_sha256(once))
+        plan.model_copy(update={"shards": entries, "codec": codec}).write(partial)
         (partial / PLAN).unlink()
 
     def builder(partial: Path) -> None:

@@ -7,6 +7,7 @@ consecutive examples. Arrays are flat: one row per example, per real token, or p
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from hskd.selectors import PrecisionSelector
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import torch
 
 MANIFEST = "manifest.json"
+CODEC = "codec.safetensors"
+"""What a derived store holds once, for all its examples (see :func:`codec_bytes`)."""
 SHARD_BYTES = 128 * 2**20
 
 
@@ -94,7 +97,8 @@ def kept_arrays(spec: HSKSpec, shape: Shape, max_length: int) -> dict[str, tuple
 
     layers = len(spec.layers(shape))
     count = spec.width.count(shape.teacher_width)
-    arrays = {name: (dtype, layers * elements) for name, (dtype, elements) in spec.precision.layout(count).items()}
+    kept = spec.width.layout(spec.precision, shape.teacher_width)
+    arrays = {name: (dtype, layers * elements) for name, (dtype, elements) in kept.items()}
     if not spec.length.keeps_all:
         arrays["positions"] = (torch.uint8 if max_length <= 256 else torch.uint16, layers)
     if spec.width.fixed(shape.teacher_width) is None:
@@ -102,6 +106,12 @@ def kept_arrays(spec: HSKSpec, shape: Shape, max_length: int) -> dict[str, tuple
         as_mask = mask_bytes <= 2 * count
         arrays["neurons"] = (torch.uint8, layers * mask_bytes) if as_mask else (torch.uint16, layers * count)
     return arrays
+
+
+def codec_bytes(spec: HSKSpec, shape: Shape) -> int:
+    """Bytes of what a store of ``spec`` holds once: the directions or codebooks of its width selector."""
+    layout = spec.width.codec_layout(spec.precision, shape.teacher_width)
+    return len(spec.layers(shape)) * sum(dtype.itemsize * prod(sizes) for dtype, sizes in layout.values())
 
 
 def total_bytes(arrays: Mapping[str, ArraySpec], examples: int, tokens: int, kept: int) -> int:

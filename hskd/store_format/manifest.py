@@ -73,6 +73,16 @@ class ShardEntry(BaseModel):
     sha256: str
 
 
+class FileEntry(BaseModel):
+    """A file beside the shards: its size and checksum."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str
+    bytes: int
+    sha256: str
+
+
 class Manifest(BaseModel):
     """The contents of ``manifest.json``."""
 
@@ -105,22 +115,29 @@ class Manifest(BaseModel):
     """Derived: the neurons kept in every token, where they are the same in all and not all are kept."""
     examples: int
     shards: tuple[ShardEntry, ...] = ()
+    codec: Annotated[FileEntry | None, Field(exclude_if=lambda entry: entry is None)] = None
+    """Derived: what is held once for all examples, where the width selector has learnt something."""
     made_by: dict[str, Any] = {}
 
     @property
     def plan(self) -> str:
         """Fingerprint of all that was decided before the first shard was written."""
-        return fingerprint(self.model_dump(mode="json", exclude={"shards", "made_by"}))
+        return fingerprint(self.model_dump(mode="json", exclude={"shards", "codec", "made_by"}))
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the plan and of every shard's bytes: equal stores have equal fingerprints."""
-        return fingerprint([self.plan, [shard.sha256 for shard in self.shards]])
+        """Fingerprint of the plan and of every file's bytes: equal stores have equal fingerprints."""
+        return fingerprint([self.plan, [entry.sha256 for entry in self.files]])
+
+    @property
+    def files(self) -> tuple[ShardEntry | FileEntry, ...]:
+        """Every file but the manifest."""
+        return self.shards if self.codec is None else (*self.shards, self.codec)
 
     @property
     def bytes(self) -> int:
-        """Size of the shards on disk."""
-        return sum(shard.bytes for shard in self.shards)
+        """Size of the store on disk, the manifest apart."""
+        return sum(entry.bytes for entry in self.files)
 
     @property
     def arrays(self) -> dict[str, ArraySpec]:

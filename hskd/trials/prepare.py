@@ -141,6 +141,7 @@ def from_store(store: Store, wanted: Distillation, derived: Path, progress: Prog
     shape = held.shape(student.layers)
     store.require_tokens(train.tokens)
     kept = settings.arm_spec(wanted.spec or store.spec or HSKSpec())
+    Departures(settings.compat).require_spec(kept)
     if kept is not None and held.kind == "superset":
         store = derive(store, kept, student.layers, derived, progress=progress)
     elif kept is not None and kept != store.spec:
@@ -180,7 +181,10 @@ def from_teacher(teacher: Teacher, wanted: Distillation, dtype: str) -> Prepared
         )
     kept = settings.arm_spec(wanted.spec or HSKSpec())
     shape = teacher.shape(student.layers)
-    source = Departures(settings.compat).online_source(teacher, train.sep_id, kept, student.layers, dtype)
+    departures = Departures(settings.compat)
+    departures.require_spec(kept)
+    source = departures.online_source(teacher, train.sep_id, kept, student.layers, dtype)
+    source.fit(train)
     return Prepared(
         source=None if settings.arm == "gold" else source,
         teacher_width=shape.teacher_width,

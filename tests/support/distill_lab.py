@@ -86,7 +86,9 @@ class Lab:
         return HeadModule(self.student(kind, dropout), self.task.head)
 
     def online(self, spec: HSKSpec | None, layers: int = 2) -> OnlineSource:
-        return OnlineSource(self.teacher, self.train.sep_id, spec, layers)
+        source = OnlineSource(self.teacher, self.train.sep_id, spec, layers)
+        source.fit(self.train)
+        return source
 
     def offline(self, spec: HSKSpec, layers: int = 2) -> StoreSource:
         store = derive(self.superset, spec, layers, self.root / "derived" / spec.fingerprint)
