@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hskd.errors import HskdError
 from hskd.selectors import DEPTH, LENGTH, PRECISION, WIDTH
 from hskd.selectors.basis import PCA, Projection
-from hskd.selectors.depth import TopN
+from hskd.selectors.depth import Reverse, Same, TopN
 from hskd.selectors.length import Attention, AttentionNoSep, Cls, Left, Random
 from hskd.selectors.precision import BF16, FP16, FP32, Int2, Int4, Int8
 from hskd.selectors.width import Magnitude, RandomNeurons, UniformNeurons
@@ -30,7 +30,11 @@ L_TOPS = st.one_of(st.integers(1, 24), WS)
 PAIRS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 12)), min_size=1, max_size=4).map(tuple)
 
 BY_NAME: dict[str, dict[str, st.SearchStrategy[Any]]] = {
-    "depth": {"top_n": st.builds(TopN, n=st.one_of(st.integers(1, 25), ALL), l_top=L_TOPS)},
+    "depth": {
+        "top_n": st.builds(TopN, n=st.one_of(st.integers(1, 25), ALL), l_top=L_TOPS),
+        "reverse": st.builds(Reverse, n=st.one_of(st.integers(1, 25), ALL), l_top=L_TOPS),
+        "same": st.builds(Same, n=st.one_of(st.integers(1, 25), ALL), l_top=L_TOPS),
+    },
     "length": {
         "attention": st.builds(Attention, k=KS, att_map=ATT_MAPS),
         "attention_no_sep": st.builds(AttentionNoSep, k=KS, att_map=ATT_MAPS),

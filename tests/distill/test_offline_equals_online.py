@@ -12,6 +12,8 @@ from hskd.distill.trainer import HSKModule, HSKTrainer, PredictionTrainer
 from hskd.spec import HSKSpec
 
 SPECS = (
+    "2l_3t_0.2w,depth=reverse",
+    "2l_3t_0.2w,depth=same,l_top=3",
     "all_all_all",
     "1l_3t_0.1w",
     "2l_2t_0.5w,length=random",

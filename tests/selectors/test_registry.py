@@ -105,7 +105,7 @@ def test_a_users_quantiser() -> None:
 @pytest.mark.parametrize(
     ("registry", "known"),
     [
-        (DEPTH, "top_n"),
+        (DEPTH, "top_n, reverse, same"),
         (LENGTH, "attention, attention_no_sep, left, cls, random, right"),
         (WIDTH, "magnitude, random, uniform, projection, pca"),
         (PRECISION, "fp32, fp16, bf16, int8, int4, int2, mine"),
