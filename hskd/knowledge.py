@@ -198,6 +198,40 @@ def fit_codec(
     return {name: torch.stack([codec[name] for codec in codecs]) for name in codecs[0]}
 
 
+class Spread:
+    """Standard deviations of numbers, from exact sums in float64 over one pass."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sums: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def add(self, values: torch.Tensor) -> None:
+        """Take ``(K, ...)`` values into account, one of each number in a row."""
+        exact = values.detach().cpu().double()
+        new = exact.sum(0), exact.square().sum(0)
+        self._count += len(exact)
+        self._sums = new if self._sums is None else (self._sums[0] + new[0], self._sums[1] + new[1])
+
+    def deviations(self) -> torch.Tensor:
+        """The standard deviation of each number, ``(...)`` fp32; 1 for a number that never changes.
+
+        Raises:
+            HskdError: there are no values.
+        """
+        if self._sums is None or not self._count:
+            raise HskdError("standard deviations: there are no values to take them of.")
+        mean, square = (total / self._count for total in self._sums)
+        variance = (square - mean.square()).clamp(min=0)
+        # What rounding leaves of no variance would be divided by.
+        constant = variance <= 1e-12 * square
+        return torch.where(constant, 1.0, variance.sqrt()).float()
+
+
+def kept_neurons(spec: HSKSpec, layers: Sequence[Layer], states: TeacherStates) -> torch.Tensor:
+    """All neurons of the kept tokens, ``(K, n, d_T)`` fp32."""
+    return torch.stack([_kept_view(spec, layer, states).hidden for layer in layers], dim=1)
+
+
 def _kept_view(spec: HSKSpec, layer: Layer, states: TeacherStates) -> LayerView:
     """The tokens that ``spec`` keeps in a layer."""
     attention = None if layer.attention is None else states.attention[layer.attention]

@@ -11,7 +11,7 @@ import torch
 from typing_extensions import override
 
 from hskd.errors import HskdError, MismatchError
-from hskd.knowledge import KeptHSK, TeacherStates, fit_codec, select_hsk
+from hskd.knowledge import KeptHSK, Spread, TeacherStates, fit_codec, kept_neurons, select_hsk
 from hskd.spec import HSKSpec
 from hskd.store.reader import Store
 from hskd.tasks import TokenizedSplit, sequential_batches
@@ -70,6 +70,21 @@ class OnlineSource(KnowledgeSource):
         batches = (split.collate(order) for order in sequential_batches(split.lengths, batch_size))
         states = (self._forward(batch, layers, attention).states for batch in batches)
         self._codec = fit_codec(spec, self._layers, self._width, states)
+
+    def spread(self, split: TokenizedSplit, batch_size: int = 32) -> torch.Tensor:
+        """The teacher's standard deviations (see :func:`hskd.store.spread.spread_of`), in one pass of the teacher.
+
+        Raises:
+            HskdError: the source was made without a spec.
+        """
+        found = Spread()
+        for order in sequential_batches(split.lengths, batch_size):
+            batch = split.collate(order)
+            if self._spec is not None and self._spec.width.fixed(self._width) is None:
+                found.add(kept_neurons(self._spec, self._layers, self._forward(batch, *self._asked).states))
+            else:
+                found.add(self.kept(batch).values)
+        return found.deviations()
 
     @property
     def _asked(self) -> tuple[list[int], list[int]]:

@@ -205,7 +205,8 @@ def load(path: str | Path) -> pd.DataFrame:
 def table_of(results: Mapping[str, TrialResult]) -> pd.DataFrame:
     """The table of some results, by id: the columns of :data:`COLUMNS`, then the further fields of selectors, sorted.
 
-    Such a column is named ``DIMENSION.FIELD``, holds text, and is empty where a selector has no such field.
+    Such a column is named ``DIMENSION.FIELD``, holds text, and is empty where a selector has no such field. There is a
+    column ``hsk_loss``, too, where a trial has another loss of the HSK stage than the squared error.
 
     Raises:
         CorruptionError: a result lacks what a column needs; the message names the trial.
@@ -243,7 +244,8 @@ def row(result: TrialResult) -> dict[str, Any]:
 
 
 def _further(result: TrialResult) -> dict[str, str]:
-    return {
+    loss = result.settings.get("hsk_loss")
+    return ({} if loss is None else {"hsk_loss": loss}) | {
         f"{dimension}.{field}": str(value)
         for dimension, fields in (result.spec_fields or {}).items()
         for field, value in fields.items()

@@ -93,8 +93,8 @@ def derive(
         if not learns or (partial / CODEC).is_file():
             return
         progress.say(f"width={spec.width.selector} learns from {len(superset)} examples")
-        chunks = _chunks(np.arange(len(superset)), superset.lengths)
-        fitted = fit_codec(spec, layers, held.teacher_width, map(superset.states, chunks))
+        parts = chunks(np.arange(len(superset)), superset.lengths)
+        fitted = fit_codec(spec, layers, held.teacher_width, map(superset.states, parts))
         assert fitted is not None
         with atomic_path(partial / CODEC) as temporary:
             save_file(fitted, temporary)
@@ -103,7 +103,7 @@ def derive(
         if learns and not codec:
             codec.update(load_file(partial_of(folder) / CODEC))
         parts = []
-        for rows in _chunks(np.arange(span.start, span.stop), superset.lengths):
+        for rows in chunks(np.arange(span.start, span.stop), superset.lengths):
             selected = select(spec, layers, superset.states(rows), codec)
             parts.append(_arrays_of(selected, arrays, held.teacher_width) | _addresses(superset, rows, arrays))
         shard = {name: torch.cat([part[name] for part in parts]) for name in arrays}
@@ -163,7 +163,7 @@ def _listed(layers: set[int]) -> str:
     return ",".join(map(str, sorted(layers)))
 
 
-def _chunks(rows: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+def chunks(rows: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
     """Cut ``rows`` so that the tokens of a chunk fit in memory at full width."""
     running = np.cumsum(lengths[rows])
     cuts = np.flatnonzero(np.diff((running - lengths[rows]) // _CHUNK_TOKENS)) + 1

@@ -46,6 +46,7 @@ def execute(config: TrialConfig, workspace: Workspace, progress: Progress) -> Tr
             prepared.source,
             student.folder,
             workspace.held_out_source(config, student.layers, progress),
+            prepared.spread,
         )
         about = About(
             identity=prepared.record | ({"scores": NO_SCORES} if config.store_alone else {}),

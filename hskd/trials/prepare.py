@@ -6,9 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from hskd.compat import refuse_offline
+from hskd.distill.losses import require_comparable
 from hskd.distill.source import KnowledgeSource, ShuffledSource, StoreSource
 from hskd.errors import HskdError, MismatchError
 from hskd.heads import output_names
@@ -19,6 +21,7 @@ from hskd.spec import HSKSpec, Shape
 from hskd.store.amount import HSKAmount, measure
 from hskd.store.derive import derive
 from hskd.store.reader import Store
+from hskd.store.spread import spread_of
 from hskd.students import load_student
 from hskd.students.base import STUDENT_FILE
 from hskd.tasks import Task, TokenizedSplit, tokenizer_fingerprint
@@ -88,11 +91,13 @@ class Prepared:
         source: the knowledge source; None for the arm *gold*.
         teacher_width: ``d_T``.
         record: what identifies the trial beside its settings, and how much HSK it keeps.
+        spread: the teacher's standard deviations, where the loss of the HSK stage needs them.
     """
 
     source: KnowledgeSource | None
     teacher_width: int
     record: dict[str, Any]
+    spread: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +147,8 @@ def from_store(store: Store, wanted: Distillation, derived: Path, progress: Prog
     store.require_tokens(train.tokens)
     kept = settings.arm_spec(wanted.spec or store.spec or HSKSpec())
     Departures(settings.compat).require_spec(kept)
+    require_comparable(settings.hsk_loss, kept, held.teacher_width)
+    given = store
     if kept is not None and held.kind == "superset":
         store = derive(store, kept, student.layers, derived, progress=progress)
     elif kept is not None and kept != store.spec:
@@ -159,6 +166,9 @@ def from_store(store: Store, wanted: Distillation, derived: Path, progress: Prog
         teacher_width=held.teacher_width,
         record=_record(wanted, held.origin.teacher, kept, shape)
         | {"source": "offline", "teacher_dtype": held.origin.dtype},
+        spread=spread_of(store, None if given is store else given)
+        if kept is not None and settings.hsk_loss == "standardised"
+        else None,
     )
 
 
@@ -183,12 +193,14 @@ def from_teacher(teacher: Teacher, wanted: Distillation, dtype: str) -> Prepared
     shape = teacher.shape(student.layers)
     departures = Departures(settings.compat)
     departures.require_spec(kept)
+    require_comparable(settings.hsk_loss, kept, shape.teacher_width)
     source = departures.online_source(teacher, train.sep_id, kept, student.layers, dtype)
     source.fit(train)
     return Prepared(
         source=None if settings.arm == "gold" else source,
         teacher_width=shape.teacher_width,
         record=_record(wanted, teacher.fingerprint, kept, shape) | {"source": "online", "teacher_dtype": dtype},
+        spread=source.spread(train) if kept is not None and settings.hsk_loss == "standardised" else None,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from hskd.compat import COMPAT_HELP, Compat
 
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from hskd.spec import HSKSpec
 
 Arm = Literal["spec", "full", "none", "paper_none", "gold", "shuffled"]
+HSKLossName = Literal["mse", "standardised", "cosine", "gram"]
+"""The losses of the HSK stage. Their code is in :mod:`hskd.distill.losses`, which needs torch: settings do without."""
+_POINTWISE: tuple[Compat, ...] = ("batch_threshold", "loose_masks", "zero_dropped")
+"""Switches that change which numbers the squared error compares."""
 ARMS: tuple[Arm, ...] = ("spec", "full", "none", "paper_none", "gold", "shuffled")
 
 
@@ -40,6 +44,16 @@ class DistillSettings(BaseModel):
     weight_decay: Annotated[float, Field(ge=0, description="AdamW's, but on biases and LayerNorms.")] = 0.01
     max_grad_norm: Annotated[float, Field(gt=0, description="Gradients are clipped to this norm.")] = 1.0
     tau: Annotated[float, Field(gt=0, description="Temperature of the prediction stage.")] = 1.0
+    hsk_loss: Annotated[
+        HSKLossName,
+        Field(
+            description="What the HSK stage compares. mse: squared error. standardised: each number over the teacher's "
+            "standard deviation. cosine: of a token's numbers. gram: cosines between an example's kept tokens, "
+            "without W.",
+            # Absent by default: it takes no part in the identity of trials from before there was a choice.
+            exclude_if=lambda name: name == "mse",
+        ),
+    ] = "mse"
     compat: Annotated[
         tuple[Compat, ...],
         Field(
@@ -53,6 +67,13 @@ class DistillSettings(BaseModel):
     @classmethod
     def _in_one_order(cls, switches: tuple[Compat, ...]) -> tuple[Compat, ...]:
         return tuple(sorted(set(switches)))
+
+    @model_validator(mode="after")
+    def _goes_with_compat(self) -> DistillSettings:
+        wrong = [name for name in self.compat if name in _POINTWISE] if self.hsk_loss != "mse" else []
+        if wrong:
+            raise ValueError(f"hsk_loss {self.hsk_loss}: compat {wrong[0]} is about the squared error; leave one out")
+        return self
 
     def arm_spec(self, spec: HSKSpec) -> HSKSpec | None:
         """What this arm distils in the HSK stage, where the arm *spec* distils ``spec``; None if nothing."""
