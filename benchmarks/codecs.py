@@ -33,8 +33,8 @@ from hskd.tasks import TokenizedSplit, model_inputs
 
 SHAPE = Shape(student_layers=3, teacher_layers=6, teacher_width=384, vocab_size=30_522)
 SPEC = "2l_all_0.1w,width="
-WIDTHS = ("magnitude", "uniform", "projection", "pca", "pca,rotate=true")
-BATCH, READS, STEPS = 32, 40, 10
+WIDTHS = ("magnitude", "uniform", "projection", "pca", "pq")
+BATCH, READS, STEPS = 32, 40, 4
 STUDENTS = {
     "pruned": {"hidden_size": 384, "num_attention_heads": 2, "intermediate_size": 96},
     "narrower": {"hidden_size": 312, "num_attention_heads": 12, "intermediate_size": 1200},

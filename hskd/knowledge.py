@@ -133,7 +133,7 @@ def select_hsk(spec: HSKSpec, layers: Sequence[Layer], states: TeacherStates, co
         layers=tuple(layer.student for layer in layers),
         counts=selected.counts,
         positions=selected.positions,
-        values=spec.width.decode(selected.arrays, spec.precision, codec or {}, width),
+        values=spec.width.decode(selected.arrays, spec.precision, spec.width.prepared(codec or {}, width), width),
         neurons=selected.neurons,
         basis=spec.width.basis(codec or {}, len(layers), width),
     )

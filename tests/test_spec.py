@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hskd.errors import HskdError
 from hskd.selectors import DEPTH, LENGTH, PRECISION, WIDTH
 from hskd.selectors.basis import PCA, Projection
+from hskd.selectors.codebook import CodebookWidth, ProductCodes, ResidualCodes
 from hskd.selectors.depth import Reverse, Same, TopN
 from hskd.selectors.length import Attention, AttentionNoSep, Cls, Left, Random
 from hskd.selectors.precision import BF16, FP16, FP32, Int2, Int4, Int8
@@ -29,6 +30,7 @@ ATT_MAPS = st.sampled_from(["same", "top"])
 L_TOPS = st.one_of(st.integers(1, 24), WS)
 PAIRS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 12)), min_size=1, max_size=4).map(tuple)
 
+QUANTISERS = (Int8, Int4, Int2)
 BY_NAME: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "depth": {
         "top_n": st.builds(TopN, n=st.one_of(st.integers(1, 25), ALL), l_top=L_TOPS),
@@ -48,6 +50,8 @@ BY_NAME: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "uniform": st.builds(UniformNeurons, w=WS),
         "projection": st.builds(Projection, w=WS, seed=SEEDS),
         "pca": st.builds(PCA, w=WS, rotate=st.booleans()),
+        "pq": st.builds(ProductCodes, w=WS, entries=st.integers(2, 256), seed=SEEDS),
+        "rvq": st.builds(ResidualCodes, w=WS, entries=st.integers(2, 256), seed=SEEDS),
     },
     "precision": {
         "fp32": st.builds(FP32),
@@ -58,7 +62,13 @@ BY_NAME: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "int2": st.builds(Int2),
     },
 }
-SPECS = st.builds(HSKSpec, **{name: st.one_of(*by_name.values()) for name, by_name in BY_NAME.items()})
+SPECS = st.tuples(*(st.one_of(*by_name.values()) for by_name in BY_NAME.values())).map(
+    lambda parts: HSKSpec(
+        **dict(zip(BY_NAME, parts[:3], strict=False)),
+        # Codes are bytes: the precision is that of the codebooks.
+        precision=FP16() if isinstance(parts[2], CodebookWidth) and isinstance(parts[3], QUANTISERS) else parts[3],
+    )
+)
 
 GOLDEN = (
     '{"depth":{"l_top":1.0,"n":1,"selector":"top_n"},'
@@ -290,6 +300,8 @@ U8, U16, F16 = torch.uint8, torch.uint16, torch.float16
         ("2l_all_0.01w,width=projection", 64, {"values": (F16, 14)}),
         ("2l_all_0.01w,width=pca", 64, {"values": (F16, 14)}),
         ("2l_all_0.01w,width=pca,precision=int2", 64, {"values": (U8, 4), "scale": (F16, 2)}),
+        ("2l_all_0.01w,width=pq", 64, {"values": (U8, 14)}),
+        ("2l_all_0.01w,width=rvq,precision=fp32", 64, {"values": (U8, 14)}),
         ("1l_9t_0.01w", 512, {"values": (F16, 7), "positions": (U16, 1), "neurons": (U16, 7)}),
     ],
 )

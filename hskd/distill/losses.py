@@ -100,13 +100,14 @@ def _pointwise(
 
 def _gram(student: torch.Tensor, kept: KeptHSK, i: int) -> torch.Tensor:
     """The loss of a layer that compares the tokens of an example with each other, mean over examples."""
-    assert kept.most is not None
-    place = kept.example * kept.most + kept.rank
+    examples, most = len(kept.counts), kept.most
+    assert most is not None
+    place = kept.example * most + kept.rank
 
     def cosines(rows: torch.Tensor) -> torch.Tensor:
         unit = nn.functional.normalize(rows.float(), dim=1)
-        padded = unit.new_zeros((len(kept.counts) * kept.most, rows.shape[1])).index_copy(0, place, unit)
-        padded = padded.unflatten(0, (len(kept.counts), kept.most))
+        padded = unit.new_zeros((examples * most, rows.shape[1])).index_copy(0, place, unit)
+        padded = padded.unflatten(0, (examples, most))
         return padded @ padded.transpose(1, 2)
 
     with torch.autocast(student.device.type, enabled=False):

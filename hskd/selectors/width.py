@@ -106,10 +106,14 @@ class WidthSelector(Selector):
         Args:
             arrays: those of :meth:`encode`, ``(K, n, elements)`` each.
             precision: how numbers are stored.
-            codec: those of all layers, ``(n, ...)`` for each array.
+            codec: those of all layers, :meth:`prepared`.
             width: ``d_T``.
         """
         return precision.decode(arrays, self.count(width))
+
+    def prepared(self, codec: Codec, width: int) -> Codec:
+        """The codecs of all layers, ``(n, ...)`` for each array, as :meth:`decode` wants them batch after batch."""
+        return codec
 
     def codec_layout(self, precision: PrecisionSelector, width: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """What is stored once for each layer: name -> (dtype, shape). Empty where nothing has to be learnt."""

@@ -86,6 +86,10 @@ def derive(
         made_by=provenance() | {"superset": held.fingerprint},
     )
 
+    overflow = HskdError(
+        f"spec {spec.label}: a hidden state does not fit into {spec.precision.selector}; "
+        "ask for precision=bf16 or precision=fp32."
+    )
     learns = bool(spec.width.codec_layout(spec.precision, held.teacher_width))
     codec: dict[str, torch.Tensor] = {}
 
@@ -96,6 +100,8 @@ def derive(
         parts = chunks(np.arange(len(superset)), superset.lengths)
         fitted = fit_codec(spec, layers, held.teacher_width, map(superset.states, parts))
         assert fitted is not None
+        if not all(bool(array.isfinite().all()) for array in fitted.values()):
+            raise overflow
         with atomic_path(partial / CODEC) as temporary:
             save_file(fitted, temporary)
 
@@ -108,10 +114,7 @@ def derive(
             parts.append(_arrays_of(selected, arrays, held.teacher_width) | _addresses(superset, rows, arrays))
         shard = {name: torch.cat([part[name] for part in parts]) for name in arrays}
         if not fits(shard):
-            raise HskdError(
-                f"spec {spec.label}: a hidden state does not fit into {spec.precision.selector}; "
-                "ask for precision=bf16 or precision=fp32."
-            )
+            raise overflow
         progress.advance(len(span))
         return shard
 

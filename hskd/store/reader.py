@@ -16,7 +16,7 @@ from hskd.hashing import file_sha256
 from hskd.knowledge import KeptHSK, TeacherStates
 from hskd.remote.copies import WORK, local_copy
 from hskd.selectors import PRECISION, PrecisionSelector, Tokens
-from hskd.selectors.width import Basis
+from hskd.selectors.width import Basis, Codec
 from hskd.spec import HSKSpec
 from hskd.store_format.layout import CODEC, TARGET, ArraySpec, ragged_rows
 from hskd.store_format.manifest import Manifest, ShardEntry
@@ -193,7 +193,12 @@ class Store:
         arrays = {name: self._gather(name, rows).unflatten(1, (layers, -1)) for name in names}
         if spec is None:
             return self.precision.decode(arrays, width)
-        return spec.width.decode(arrays, self.precision, self.codec, width)
+        return spec.width.decode(arrays, self.precision, self._prepared, width)
+
+    @cached_property
+    def _prepared(self) -> Codec:
+        assert self.spec is not None
+        return self.spec.width.prepared(self.codec, self.manifest.teacher_width)
 
     @cached_property
     def _basis(self) -> Basis | None:

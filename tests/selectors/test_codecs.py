@@ -181,3 +181,94 @@ def test_what_has_to_learn_is_refused_before_it_has() -> None:
     spec = HSKSpec.parse("1l_all_0.5w,width=pca")
     with pytest.raises(HskdError, match="width=pca: has to learn from the training examples"):
         select_hsk(spec, spec.layers(shape(12)), make_states([3], 12))
+
+
+@given(
+    width=st.integers(1, 10),
+    lengths=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    codec=st.sampled_from(["pq", "rvq"]),
+    w=st.sampled_from([0.01, 0.3, 0.5, 0.7, 1.0]),
+)
+@settings(max_examples=30)
+def test_a_codebook_of_as_many_entries_as_vectors_is_exact(
+    width: int, lengths: list[int], codec: str, w: float
+) -> None:
+    states = make_states(lengths, width)
+    kept = kept_of(f"2l_all_{w}w,width={codec},width.entries=12,precision=fp32", states)
+    full = kept_of("2l_all_all,precision=fp32", states)
+    assert kept.neurons is None and kept.basis is None
+    torch.testing.assert_close(kept.values, full.values, rtol=0, atol=1e-6)
+    hidden = student_states(states, width)
+    assert hsk_loss(hidden, kept).item() == pytest.approx(hsk_loss(hidden, full).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("w", [0.125, 0.3, 1.0])  # 2 runs of 8; 5 runs of 4 and 3; each neuron alone
+def test_product_codes_equal_a_plain_loop(w: float) -> None:
+    width, states = 16, make_states([30, 40, 20], 16)
+    spec = HSKSpec.parse(f"2l_all_{w}w,width=pq,width.entries=8,precision=fp32")
+    layers = spec.layers(shape(width))
+    codec = fit_codec(spec, layers, width, [states])
+    assert codec is not None
+    kept = select_hsk(spec, layers, states, codec)
+    runs = np.array_split(np.arange(width), spec.width.count(width))  # the longer ones first
+    for i, layer in enumerate((1, 2)):
+        for row in (0, 17, 89):
+            vector = states.hidden[layer][row].double().numpy()
+            expected = []
+            for run in runs:
+                entries = codec["codebook"][i][:, run].double().numpy()
+                expected += entries[((entries - vector[run]) ** 2).sum(1).argmin()].tolist()
+            assert kept.values[row, i].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_residual_codes_equal_a_plain_loop() -> None:
+    width, states = 16, make_states([30, 40, 20], 16)
+    spec = HSKSpec.parse("2l_all_0.2w,width=rvq,width.entries=8,precision=fp16")
+    layers = spec.layers(shape(width))
+    codec = fit_codec(spec, layers, width, [states])
+    assert codec is not None and codec["codebook"].shape == (2, 3, 8, 16)
+    kept = select_hsk(spec, layers, states, codec)
+    for row in (0, 17, 89):
+        left = states.hidden[2][row].half().double().numpy()
+        decoded = np.zeros(width)
+        for entries in codec["codebook"][1].double().numpy():
+            chosen = entries[((entries - left) ** 2).sum(1).argmin()]
+            left, decoded = left - chosen, decoded + chosen
+        assert kept.values[row, 1].tolist() == pytest.approx(decoded.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("codec", ["pq", "rvq"])
+def test_more_codes_and_more_entries_are_nearer(codec: str) -> None:
+    states = make_states([40] * 20, 16)
+    full = kept_of("1l_all_all", states).values
+
+    def error(w: float, entries: int) -> float:
+        kept = kept_of(f"1l_all_{w}w,width={codec},width.entries={entries}", states)
+        return float((kept.values - full).square().mean())
+
+    assert error(0.0625, 16) > error(0.25, 16) > error(0.5, 16)
+    assert error(0.125, 4) > error(0.125, 16) > error(0.125, 64)
+    # One code is an ordinary k-means: better than the mean, by a lot.
+    assert error(0.0625, 16) < 0.8 * float((full - full.mean(0)).square().mean())
+
+
+def test_codebooks_learn_from_a_sample_that_does_not_depend_on_the_order() -> None:
+    spec, width = HSKSpec.parse("1l_all_0.25w,width=pq,width.entries=2"), 8  # a sample of 128 of 400 tokens
+    states = make_states([4] * 100, width)
+    layers = spec.layers(shape(width))
+
+    def example(i: int) -> TeacherStates:
+        rows = slice(4 * i, 4 * i + 4)
+        tokens = Tokens(np.array([i]), np.array([0, 4]), states.tokens.input_ids[rows], SEP)
+        return TeacherStates(tokens, {layer: hidden[rows] for layer, hidden in states.hidden.items()}, {})
+
+    whole = fit_codec(spec, layers, width, [states])
+    backwards = fit_codec(spec, layers, width, (example(i) for i in reversed(range(100))))
+    assert whole is not None and backwards is not None
+    assert torch.equal(whole["codebook"], backwards["codebook"])
+
+
+def test_codes_have_no_precision_of_their_own() -> None:
+    for precision in ("int8", "int4", "int2"):
+        with pytest.raises(HskdError, match=rf"width=pq keeps codes of one byte, .*\(got {precision}\)"):
+            HSKSpec.parse(f"1l_all_0.1w,width=pq,precision={precision}")

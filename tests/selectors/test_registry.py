@@ -107,7 +107,7 @@ def test_a_users_quantiser() -> None:
     [
         (DEPTH, "top_n, reverse, same"),
         (LENGTH, "attention, attention_no_sep, left, cls, random, right"),
-        (WIDTH, "magnitude, random, uniform, projection, pca"),
+        (WIDTH, "magnitude, random, uniform, projection, pca, pq, rvq"),
         (PRECISION, "fp32, fp16, bf16, int8, int4, int2, mine"),
     ],
     ids=lambda value: value.dimension if isinstance(value, Registry) else "",

@@ -20,10 +20,11 @@ from hskd.store.size import size_of
 from hskd.store_format.layout import CODEC
 from hskd.tasks import sequential_batches
 
-LEARNT = ("pca", "pca,rotate=true")
+BASES = ("pca", "pca,rotate=true")
+LEARNT = (*BASES, "pq,width.entries=16", "rvq,width.entries=16")
 
 
-@pytest.mark.parametrize("width", ["projection", *LEARNT])
+@pytest.mark.parametrize("width", ["projection", *BASES])
 def test_online_equals_offline(setting: Setting, superset: Store, tmp_path: Path, width: str) -> None:
     spec = HSKSpec.parse(f"2l_3t_0.25w,length=left,width={width},precision=fp16")
     offline = StoreSource(derive(superset, spec, 2, tmp_path / "derived"), setting.train, 2)
@@ -37,6 +38,20 @@ def test_online_equals_offline(setting: Setting, superset: Store, tmp_path: Path
         torch.testing.assert_close(one.basis.directions, other.basis.directions, rtol=0, atol=2e-3)
         torch.testing.assert_close(one.basis.origin, other.basis.origin, rtol=0, atol=4e-3)
         torch.testing.assert_close(one.values, other.values, rtol=0, atol=2.0**-8 * float(one.values.abs().max()))
+
+
+@pytest.mark.parametrize("width", ["pq,width.entries=16", "rvq,width.entries=16"])
+def test_codes_online_are_nearly_those_offline(setting: Setting, superset: Store, tmp_path: Path, width: str) -> None:
+    """A token that lies between two entries may go to the other one, as the teacher saw it in another batch."""
+    spec = HSKSpec.parse(f"2l_all_0.25w,width={width},precision=fp32")
+    offline = StoreSource(derive(superset, spec, 2, tmp_path / "derived"), setting.train, 2)
+    online = OnlineSource(setting.teacher, setting.train.sep_id, spec, 2)
+    online.fit(setting.train, batch_size=7)
+    batch = setting.train.collate(np.arange(64))
+    one, other = online.kept(batch), offline.kept(batch)
+    assert torch.equal(one.positions, other.positions)
+    error = (one.values - other.values).square().mean()
+    assert error < 0.02 * (other.values - other.values.mean(0)).square().mean()
 
 
 @pytest.mark.parametrize("width", LEARNT)

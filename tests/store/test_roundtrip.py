@@ -76,6 +76,10 @@ def specs(draw: st.DrawFn, student_layers: int, widths: tuple[str, ...]) -> HSKS
     )
     l_top: Any = draw(st.one_of(st.integers(1, LAYERS), st.sampled_from([0.5, 1.0]), pairs))
     mapped = len(l_top) if isinstance(l_top, tuple) else student_layers + 1
+    width = draw(st.sampled_from(widths))
+    precisions = (
+        ["fp32", "fp16", "bf16"] if width in ("pq", "rvq") else ["fp32", "fp16", "bf16", "int8", "int4", "int2"]
+    )
     length = {"selector": draw(st.sampled_from(["attention", "attention_no_sep", "left", "cls", "random"]))}
     if length["selector"] != "cls":
         length["k"] = draw(st.one_of(st.just("all"), st.integers(1, 9)))
@@ -92,10 +96,10 @@ def specs(draw: st.DrawFn, student_layers: int, widths: tuple[str, ...]) -> HSKS
             },
             "length": length,
             "width": {
-                "selector": draw(st.sampled_from(widths)),
+                "selector": width,
                 "w": draw(st.sampled_from([0.01, 0.05, 0.1, 0.3, 0.5, 0.99, 1.0])),
             },
-            "precision": {"selector": draw(st.sampled_from(["fp32", "fp16", "bf16", "int8", "int4", "int2"]))},
+            "precision": {"selector": draw(st.sampled_from(precisions))},
         }
     )
 
