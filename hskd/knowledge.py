@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +31,33 @@ class TeacherStates:
     attention: Mapping[int, np.ndarray]
 
 
+class Members(NamedTuple):
+    """The tokens that kept ones are the means of: ``P`` in all, in every layer the same.
+
+    Attributes:
+        kept: which of the ``K`` kept tokens each belongs to, ``(P,)`` int64.
+        position: its place in the example, ``(P,)`` int64.
+    """
+
+    kept: torch.Tensor
+    position: torch.Tensor
+
+    @classmethod
+    def of(cls, spec: HSKSpec, tokens: Tokens) -> Members | None:
+        """Those of the examples in ``tokens``."""
+        members = spec.length.members(tokens)
+        return None if members is None else cls(*map(torch.from_numpy, members))
+
+    def mean(self, states: torch.Tensor, count: int) -> torch.Tensor:
+        """``states`` ``(P, d)`` of the members, averaged for each of the ``count`` kept tokens: ``(count, d)``."""
+        states = states.float()  # bf16 would add up badly
+        sums = states.new_zeros((count, states.shape[1])).index_add(0, self.kept, states)
+        sizes = torch.zeros(count, device=states.device).index_add(
+            0, self.kept, self.kept.new_ones(()).expand_as(self.kept).float()
+        )
+        return sums / sizes[:, None]
+
+
 @dataclass(frozen=True, eq=False)
 class KeptHSK:
     """The kept hidden-state knowledge of ``B`` examples: ``K`` kept tokens in all, ``n`` layers, ``k`` neurons.
@@ -45,6 +73,7 @@ class KeptHSK:
         most: kept tokens of the example that has the most. It is known on the CPU, so that no step has to wait for a
             GPU to count; None to count it now.
         basis: the directions that the values are coordinates along; None where they are neurons.
+        members: the tokens that each kept one is the mean of; None where each is one token.
     """
 
     layers: tuple[int, ...]
@@ -55,6 +84,7 @@ class KeptHSK:
     weights: torch.Tensor | None = None
     most: int | None = None
     basis: Basis | None = None
+    members: Members | None = None
 
     def __post_init__(self) -> None:
         """Count what is not given."""
@@ -91,6 +121,7 @@ class KeptHSK:
             neurons=None if self.neurons is None else change(self.neurons),
             weights=None if self.weights is None else change(self.weights),
             basis=None if self.basis is None else Basis(change(self.basis.directions), change(self.basis.origin)),
+            members=None if self.members is None else Members(*map(change, self.members)),
         )
 
 
@@ -136,6 +167,7 @@ def select_hsk(spec: HSKSpec, layers: Sequence[Layer], states: TeacherStates, co
         values=spec.width.decode(selected.arrays, spec.precision, spec.width.prepared(codec or {}, width), width),
         neurons=selected.neurons,
         basis=spec.width.basis(codec or {}, len(layers), width),
+        members=Members.of(spec, states.tokens),
     )
 
 
@@ -236,4 +268,4 @@ def _kept_view(spec: HSKSpec, layer: Layer, states: TeacherStates) -> LayerView:
     """The tokens that ``spec`` keeps in a layer."""
     attention = None if layer.attention is None else states.attention[layer.attention]
     view = LayerView(states.tokens, layer.student, states.hidden[layer.teacher], attention, spec.precision.ranked)
-    return view.take(spec.length.select(view))
+    return spec.length.kept(view)

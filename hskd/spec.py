@@ -101,8 +101,8 @@ class HSKSpec(BaseModel):
         """A spec from its short form, from JSON, or from the path of a JSON file.
 
         The short form is ``1l_10t_0.1w`` (``h`` for ``w`` as in the paper, ``all`` for everything), then
-        comma-separated changes: a selector (``length=left``) or one of a selector's fields (``l_top=5``,
-        ``length.seed=3``). An amount given as a number means ``top_n``, ``attention_no_sep``, ``magnitude``.
+        comma-separated changes: a selector (``length=left``, ``width=pca``) or one of a selector's fields (``l_top=5``,
+        ``length.seed=3``, ``rotate=true``). docs/selectors.md lists them. An amount given as a number means ``top_n``, ``attention_no_sep``, ``magnitude``.
 
         Raises:
             HskdError: the text is none of these, a selector is unknown, or an amount is out of range.

@@ -17,6 +17,8 @@ SHAPE = Shape(student_layers=3, teacher_layers=5, teacher_width=16, vocab_size=1
 CLS_ID, SEP_ID = 2, 3
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 STEPS = {"int8": 127, "int4": 7}
+TOKENS = tuple(name for name in LENGTH if name != "pool")
+"""The selectors that keep tokens as they are; tests/selectors/test_pool.py is about means."""
 NEURONS = ("magnitude", "random", "uniform")
 """The selectors that keep neurons; tests/selectors/test_codecs.py is about those that keep other numbers."""
 EXAMPLES = ((40, 6), (7, 2), (1_000_003, 11), (8, 3))
@@ -55,6 +57,10 @@ def plain_positions(spec: HSKSpec, states: TeacherStates, b: int, layer: int, te
         places = [place for place in places if tokens.input_ids[start + place] != SEP_ID]
     if name == "cls":
         return [0]
+    if name == "norm":
+        places = [place for place in places if tokens.input_ids[start + place] != SEP_ID]
+        rounded = spec.precision.ranked(states.hidden[teacher][start:stop]).double().norm(dim=1).tolist()
+        places.sort(key=lambda place: (-rounded[place], place))
     if spec.length.k == "all":
         return places
     if name == "random":  # tests/selectors/test_length.py holds the draw to plain integers
@@ -119,7 +125,7 @@ def check(spec: HSKSpec) -> None:
     assert len(kept.values) == len(kept.positions) == row
 
 
-@pytest.mark.parametrize(("length", "width", "precision"), list(itertools.product(LENGTH, NEURONS, PRECISION)))
+@pytest.mark.parametrize(("length", "width", "precision"), list(itertools.product(TOKENS, NEURONS, PRECISION)))
 def test_every_selector_equals_a_plain_loop(length: str, width: str, precision: str) -> None:
     k = 1 if length == "cls" else 4
     check(HSKSpec.parse(f"2l_{k}t_0.3w,length={length},width={width},precision={precision}"))

@@ -16,7 +16,7 @@ from hskd.selectors import DEPTH, LENGTH, PRECISION, WIDTH
 from hskd.selectors.basis import PCA, Projection
 from hskd.selectors.codebook import CodebookWidth, ProductCodes, ResidualCodes
 from hskd.selectors.depth import Reverse, Same, TopN
-from hskd.selectors.length import Attention, AttentionNoSep, Cls, Left, Random
+from hskd.selectors.length import Attention, AttentionNoSep, Cls, Left, Norm, Pool, Random
 from hskd.selectors.precision import BF16, FP16, FP32, Int2, Int4, Int8
 from hskd.selectors.width import Magnitude, RandomNeurons, UniformNeurons
 from hskd.spec import DIMENSIONS, HSKSpec, Layer, Shape
@@ -41,6 +41,8 @@ BY_NAME: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "attention": st.builds(Attention, k=KS, att_map=ATT_MAPS),
         "attention_no_sep": st.builds(AttentionNoSep, k=KS, att_map=ATT_MAPS),
         "left": st.builds(Left, k=KS),
+        "norm": st.builds(Norm, k=KS),
+        "pool": st.builds(Pool, k=KS),
         "cls": st.builds(Cls),
         "random": st.builds(Random, k=KS, seed=SEEDS),
     },
@@ -302,6 +304,7 @@ U8, U16, F16 = torch.uint8, torch.uint16, torch.float16
         ("2l_all_0.01w,width=pca,precision=int2", 64, {"values": (U8, 4), "scale": (F16, 2)}),
         ("2l_all_0.01w,width=pq", 64, {"values": (U8, 14)}),
         ("2l_all_0.01w,width=rvq,precision=fp32", 64, {"values": (U8, 14)}),
+        ("2l_3t_all,length=pool", 64, {"values": (F16, 1536)}),
         ("1l_9t_0.01w", 512, {"values": (F16, 7), "positions": (U16, 1), "neurons": (U16, 7)}),
     ],
 )

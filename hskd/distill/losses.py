@@ -32,9 +32,24 @@ def hsk_loss(hidden_states: Sequence[torch.Tensor], kept: KeptHSK, projection: n
     Returns:
         The loss, a scalar in fp32.
     """
-    example = kept.example
-    states = [states_at(hidden_states[layer], example, kept.positions[:, i]) for i, layer in enumerate(kept.layers)]
-    return kept_loss(states, kept, projection)
+    return kept_loss(
+        [kept_states(hidden_states[layer], kept, i) for i, layer in enumerate(kept.layers)], kept, projection
+    )
+
+
+def kept_states(states: torch.Tensor, kept: KeptHSK, i: int) -> torch.Tensor:
+    """The student's counterparts of the kept tokens in the ``i``-th kept layer, ``(K, d)``, of all its states there.
+
+    Args:
+        states: hidden states of the layer, ``(B, T, d)``.
+        kept: the targets.
+        i: which of the kept layers.
+    """
+    if kept.members is None:
+        return states_at(states, kept.example, kept.positions[:, i])
+    return kept.members.mean(
+        states_at(states, kept.example[kept.members.kept], kept.members.position), len(kept.positions)
+    )
 
 
 def states_at(states: torch.Tensor, example: torch.Tensor, position: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from hskd.distill.dataset import DistillationDataset
-from hskd.distill.losses import HSKLoss, kept_loss, states_at
+from hskd.distill.losses import HSKLoss, kept_loss, kept_states, states_at
 from hskd.distill.projection import make_projection
 from hskd.distill.source import KnowledgeSource
 from hskd.fast.encoder import LeanEncoder
@@ -87,12 +87,14 @@ class HSKModule(nn.Module):
         top, example, rank = max(kept.layers), kept.example, kept.rank
         rows = None
         assert kept.most is not None
-        if 0 < kept.most < inputs["input_ids"].shape[1]:
+        if kept.members is None and 0 < kept.most < inputs["input_ids"].shape[1]:
             rows = torch.zeros((len(kept.counts), kept.most), dtype=torch.long, device=example.device)
             rows[example, rank] = kept.positions[:, kept.layers.index(top)]
         states = self.encoder.hidden_states(inputs, top, rows, padded)
         at = [
-            states_at(states[layer], example, rank if rows is not None and layer == top else kept.positions[:, i])
+            states_at(states[layer], example, rank)
+            if rows is not None and layer == top
+            else kept_states(states[layer], kept, i)
             for i, layer in enumerate(kept.layers)
         ]
         return self.criterion(at, kept, self.projection)

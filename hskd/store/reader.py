@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from hskd.errors import CorruptionError, HskdError, MismatchError
 from hskd.hashing import file_sha256
-from hskd.knowledge import KeptHSK, TeacherStates
+from hskd.knowledge import KeptHSK, Members, TeacherStates
 from hskd.remote.copies import WORK, local_copy
-from hskd.selectors import PRECISION, PrecisionSelector, Tokens
+from hskd.selectors import PRECISION, LengthSelector, PrecisionSelector, Tokens
 from hskd.selectors.width import Basis, Codec
 from hskd.spec import HSKSpec
 from hskd.store_format.layout import CODEC, TARGET, ArraySpec, ragged_rows
@@ -185,7 +185,11 @@ class Store:
             place = torch.arange(len(values)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
             positions = place[:, None].expand(-1, layers)
         neurons = self._neurons(rows, values.shape[2])
-        return KeptHSK(self.manifest.layers, counts, positions, values, neurons, basis=self._basis)
+        members = None
+        if self.spec is not None and type(self.spec.length).members is not LengthSelector.members:
+            members = Members.of(self.spec, self.tokens(rows))
+        layers_kept = self.manifest.layers
+        return KeptHSK(layers_kept, counts, positions, values, neurons, basis=self._basis, members=members)
 
     def _values(self, rows: np.ndarray) -> torch.Tensor:
         layers, width, spec = len(self.manifest.layers), self.manifest.teacher_width, self.spec

@@ -99,7 +99,7 @@ def kept_arrays(spec: HSKSpec, shape: Shape, max_length: int) -> dict[str, tuple
     count = spec.width.count(shape.teacher_width)
     kept = spec.width.layout(spec.precision, shape.teacher_width)
     arrays = {name: (dtype, layers * elements) for name, (dtype, elements) in kept.items()}
-    if not spec.length.keeps_all:
+    if spec.length.stores_positions:
         arrays["positions"] = (torch.uint8 if max_length <= 256 else torch.uint16, layers)
     if spec.width.fixed(shape.teacher_width) is None:
         mask_bytes = -(-shape.teacher_width // 8)

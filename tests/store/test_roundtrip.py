@@ -80,7 +80,9 @@ def specs(draw: st.DrawFn, student_layers: int, widths: tuple[str, ...]) -> HSKS
     precisions = (
         ["fp32", "fp16", "bf16"] if width in ("pq", "rvq") else ["fp32", "fp16", "bf16", "int8", "int4", "int2"]
     )
-    length = {"selector": draw(st.sampled_from(["attention", "attention_no_sep", "left", "cls", "random"]))}
+    length = {
+        "selector": draw(st.sampled_from(["attention", "attention_no_sep", "left", "cls", "random", "norm", "pool"]))
+    }
     if length["selector"] != "cls":
         length["k"] = draw(st.one_of(st.just("all"), st.integers(1, 9)))
     if length["selector"] == "random":
@@ -163,12 +165,16 @@ def stores(case: Case) -> Iterator[tuple[Store, Store, Shape]]:
 
 def assert_same(found: KeptHSK, expected: KeptHSK) -> None:
     assert found.layers == expected.layers
-    for name in ("counts", "positions", "values"):
+    for name in ("counts", "values") if found.members else ("counts", "positions", "values"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
     if found.neurons is None or expected.neurons is None:
         assert found.neurons is expected.neurons
     else:
         assert torch.equal(found.neurons, expected.neurons)
+    if found.members is None or expected.members is None:
+        assert found.members is expected.members
+    else:
+        assert all(map(torch.equal, found.members, expected.members))
 
 
 @settings(max_examples=60)
