@@ -102,7 +102,8 @@ class HSKSpec(BaseModel):
 
         The short form is ``1l_10t_0.1w`` (``h`` for ``w`` as in the paper, ``all`` for everything), then
         comma-separated changes: a selector (``length=left``, ``width=pca``) or one of a selector's fields (``l_top=5``,
-        ``length.seed=3``, ``rotate=true``). docs/selectors.md lists them. An amount given as a number means ``top_n``, ``attention_no_sep``, ``magnitude``.
+        ``length.seed=3``, ``rotate=true``); docs/selectors.md lists them. An amount given as a number means ``top_n``,
+        ``attention_no_sep``, ``magnitude``.
 
         Raises:
             HskdError: the text is none of these, a selector is unknown, or an amount is out of range.
