@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -24,11 +24,13 @@ class TeacherStates:
         tokens: the tokens, end to end.
         hidden: teacher layer -> ``(M, d_T)`` fp32; layer 0 is the embedding output.
         attention: attention layer (1-based) -> share of attention that ``[CLS]`` pays each token, ``(M,)`` fp32.
+        gradient: teacher layer -> ``|h . dL/dh|`` of each token (see ``length=gradient``), ``(M,)`` fp32.
     """
 
     tokens: Tokens
     hidden: Mapping[int, torch.Tensor]
     attention: Mapping[int, np.ndarray]
+    gradient: Mapping[int, np.ndarray] = field(default_factory=dict)
 
 
 class Members(NamedTuple):
@@ -267,5 +269,7 @@ def kept_neurons(spec: HSKSpec, layers: Sequence[Layer], states: TeacherStates) 
 def _kept_view(spec: HSKSpec, layer: Layer, states: TeacherStates) -> LayerView:
     """The tokens that ``spec`` keeps in a layer."""
     attention = None if layer.attention is None else states.attention[layer.attention]
-    view = LayerView(states.tokens, layer.student, states.hidden[layer.teacher], attention, spec.precision.ranked)
+    gradient = None if layer.gradient is None else states.gradient[layer.gradient]
+    hidden = states.hidden[layer.teacher]
+    view = LayerView(states.tokens, layer.student, hidden, attention, spec.precision.ranked, gradient)
     return spec.length.kept(view)

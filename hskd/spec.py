@@ -69,11 +69,12 @@ class Shape:
 
 
 class Layer(NamedTuple):
-    """One kept layer: the student's, the teacher's that it learns from, the attention that ranks its tokens."""
+    """One kept layer: the student's, the teacher's that it learns from, the attention or gradient that ranks tokens."""
 
     student: int
     teacher: int
     attention: int | None
+    gradient: int | None = None
 
 
 class HSKSpec(BaseModel):
@@ -182,7 +183,12 @@ class HSKSpec(BaseModel):
         """
         top = dict(uniform_mapping(shape.student_layers, shape.teacher_layers))
         return tuple(
-            Layer(student, teacher, self.length.attention_layer(teacher, top[student]))
+            Layer(
+                student,
+                teacher,
+                self.length.attention_layer(teacher, top[student]),
+                self.length.gradient_layer(teacher),
+            )
             for student, teacher in self.depth.kept(shape.student_layers, shape.teacher_layers)
         )
 

@@ -45,6 +45,7 @@ def make_states() -> TeacherStates:
         tokens=Tokens(np.array(ids), offsets, input_ids, SEP_ID),
         hidden={layer: hidden() for layer in range(6)},
         attention={layer: (torch.randint(0, 5, (count,), generator=generator) / 8).numpy() for layer in range(1, 6)},
+        gradient={layer: (torch.randint(0, 5, (count,), generator=generator) / 8).numpy() for layer in range(6)},
     )
 
 
@@ -57,10 +58,11 @@ def plain_positions(spec: HSKSpec, states: TeacherStates, b: int, layer: int, te
         places = [place for place in places if tokens.input_ids[start + place] != SEP_ID]
     if name == "cls":
         return [0]
-    if name == "norm":
+    if name in ("norm", "gradient"):
         places = [place for place in places if tokens.input_ids[start + place] != SEP_ID]
         rounded = spec.precision.ranked(states.hidden[teacher][start:stop]).double().norm(dim=1).tolist()
-        places.sort(key=lambda place: (-rounded[place], place))
+        score = states.gradient[teacher][start:stop].tolist() if name == "gradient" else rounded
+        places.sort(key=lambda place: (-score[place], place))
     if spec.length.k == "all":
         return places
     if name == "random":  # tests/selectors/test_length.py holds the draw to plain integers

@@ -16,7 +16,7 @@ from hskd.selectors import DEPTH, LENGTH, PRECISION, WIDTH
 from hskd.selectors.basis import PCA, Projection
 from hskd.selectors.codebook import CodebookWidth, ProductCodes, ResidualCodes
 from hskd.selectors.depth import Reverse, Same, TopN
-from hskd.selectors.length import Attention, AttentionNoSep, Cls, Left, Norm, Pool, Random
+from hskd.selectors.length import Attention, AttentionNoSep, Cls, Gradient, Left, Norm, Pool, Random
 from hskd.selectors.precision import BF16, FP16, FP32, Int2, Int4, Int8
 from hskd.selectors.width import Magnitude, RandomNeurons, UniformNeurons
 from hskd.spec import DIMENSIONS, HSKSpec, Layer, Shape
@@ -42,6 +42,7 @@ BY_NAME: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "attention_no_sep": st.builds(AttentionNoSep, k=KS, att_map=ATT_MAPS),
         "left": st.builds(Left, k=KS),
         "norm": st.builds(Norm, k=KS),
+        "gradient": st.builds(Gradient, k=KS),
         "pool": st.builds(Pool, k=KS),
         "cls": st.builds(Cls),
         "random": st.builds(Random, k=KS, seed=SEEDS),

@@ -56,6 +56,8 @@ class OnlineSource(KnowledgeSource):
         self._width = teacher.model.config.hidden_size
         self._codec: dict[str, torch.Tensor] | None = None
         self._options = ForwardOptions(dtype)
+        gradients = {layer.gradient for layer in self._layers if layer.gradient is not None}
+        self._gradients = tuple(sorted(gradients))
 
     def fit(self, split: TokenizedSplit, batch_size: int = 32) -> None:
         """Let the width selector learn from the training examples, in one pass of the teacher over them.
@@ -110,9 +112,8 @@ class OnlineSource(KnowledgeSource):
         return target
 
     def _forward(self, batch: Batch, layers: Sequence[int], attention: Sequence[int]) -> TeacherOutput:
-        return teacher_forward(
-            self._model, batch, self._sep_id, layers, attention, head=self._head, options=self._options
-        )
+        options = replace(self._options, gradients=self._gradients if layers else ())
+        return teacher_forward(self._model, batch, self._sep_id, layers, attention, head=self._head, options=options)
 
     def _select(self, spec: HSKSpec, states: TeacherStates) -> KeptHSK:
         return select_hsk(spec, self._layers, states, self._codec)

@@ -159,9 +159,12 @@ def nearest(values: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     """The entry of ``codebook`` ``(E, d)`` that is nearest to each of ``values`` ``(M, d)``: ``(M,)`` uint8."""
     import torch
 
-    exact = codebook.double()  # In fp32, an entry that is the value itself may lose to one beside it.
-    distances = exact.square().sum(1) - 2 * (values.double() @ exact.T)
-    return distances.argmin(1).to(torch.uint8)
+    centre = codebook.float().mean(0)  # distances are differences of squares: the smaller, the more exact
+    entries = codebook.float() - centre
+    distances = torch.addmm(entries.square().sum(1), values - centre, entries.T, alpha=-2)
+    # numpy's argmin is three times as fast as torch's.
+    codes = torch.from_numpy(distances.numpy().argmin(1)) if distances.device.type == "cpu" else distances.argmin(1)
+    return codes.to(torch.uint8)
 
 
 def _runs(width: int, count: int) -> list[slice]:

@@ -25,6 +25,8 @@ class LengthSelector(Selector):
 
     needs_attention: ClassVar[bool] = False
     """Whether :meth:`scores` reads the attention that ``[CLS]`` pays."""
+    needs_gradient: ClassVar[bool] = False
+    """Whether :meth:`scores` reads how much the teacher's prediction depends on each token."""
 
     def eligible(self, tokens: Tokens) -> np.ndarray:
         """Which tokens may be kept, ``(M,)`` bool."""
@@ -65,6 +67,10 @@ class LengthSelector(Selector):
         """
         return None
 
+    def gradient_layer(self, teacher_layer: int) -> int | None:
+        """The teacher layer whose gradient ranks the tokens of ``teacher_layer``; None where none does."""
+        return teacher_layer if self.needs_gradient and self.k != "all" else None
+
     def counts(self, tokens: Tokens) -> np.ndarray:
         """How many tokens of each example are kept, ``(B,)`` int64: the same in every layer."""
         import numpy as np
@@ -77,7 +83,7 @@ class LengthSelector(Selector):
         """Indices into the ``M`` tokens of those kept, in text order, ``(counts.sum(),)``.
 
         Raises:
-            HskdError: the selector ranks by attention and got none.
+            HskdError: the selector ranks by attention, or by the gradient, and got none.
         """
         import numpy as np
 
@@ -87,6 +93,8 @@ class LengthSelector(Selector):
             return np.flatnonzero(eligible)
         if self.needs_attention and view.attention is None:
             raise HskdError(f"length={self.selector} ranks tokens by attention, and there is none here.")
+        if self.needs_gradient and view.gradient is None:
+            raise HskdError(f"length={self.selector} ranks tokens by the teacher's gradient, and there is none here.")
         scores = self.scores(view)
         # Best first within each example; lexsort is stable, so equal scores stay in text order.
         best_first = np.lexsort((-scores.astype(np.float64), ~eligible, tokens.example))
@@ -160,6 +168,25 @@ class Norm(_WithoutSep):
     def scores(self, view: LayerView) -> np.ndarray:
         norms: np.ndarray = view.hidden.double().norm(dim=1).cpu().numpy()
         return norms
+
+
+@LENGTH.register
+class Gradient(_WithoutSep):
+    """The ``k`` tokens on whose hidden states the teacher's prediction depends most; never ``[SEP]``.
+
+    The score is ``|h . dL/dh|`` for the state ``h`` of the layer learnt from, where ``L`` is the loss of the teacher's
+    own prediction: minus the log-probability of the class that it predicts, or the number itself in a regression. With
+    two classes, the entropy of the prediction ranks tokens alike, but vanishes where both are as likely.
+    """
+
+    selector: Literal["gradient"] = "gradient"
+
+    needs_gradient: ClassVar[bool] = True
+
+    @override
+    def scores(self, view: LayerView) -> np.ndarray:
+        assert view.gradient is not None
+        return view.gradient
 
 
 @LENGTH.register

@@ -155,6 +155,13 @@ def require_served(superset: Store, spec: HSKSpec, shape: Shape) -> None:
             f"{list(held.attention_layers)}; extract a superset with --attention-layers "
             f"{_listed({*held.attention_layers, *attention})}."
         )
+    gradients = {layer.gradient for layer in layers if layer.gradient is not None}
+    if not gradients <= set(held.gradient_layers):
+        raise HskdError(
+            f"spec {spec.label}: ranks tokens by the gradient in teacher layers {_listed(gradients)}, and "
+            f"{superset.folder} holds that of {list(held.gradient_layers)}; extract a superset with --gradient-layers "
+            f"{_listed({*held.gradient_layers, *gradients})}."
+        )
     if held.precision not in ("fp32", spec.precision.selector):
         raise HskdError(
             f"spec {spec.label}: keeps values in {spec.precision.selector}, and {superset.folder} holds "

@@ -233,10 +233,13 @@ class Store:
         values = self._values(rows)
         attention = self.manifest.attention_layers
         shares = self._gather("attention", rows).numpy() if attention else np.empty((0, 0))
+        gradients = self.manifest.gradient_layers
+        scores = self._gather("gradient", rows).numpy() if gradients else np.empty((0, 0))
         return TeacherStates(
             tokens=self.tokens(rows),
             hidden={layer: values[:, i] for i, layer in enumerate(self.manifest.layers)},
             attention={layer: shares[:, i] for i, layer in enumerate(attention)},
+            gradient={layer: scores[:, i] for i, layer in enumerate(gradients)},
         )
 
     @cached_property

@@ -77,6 +77,13 @@ def superset_arrays(
     return arrays
 
 
+def with_gradients(arrays: dict[str, ArraySpec], layers: int) -> dict[str, ArraySpec]:
+    """The arrays of a superset that holds the gradient of so many layers, too: one number a token, in fp32."""
+    import torch
+
+    return arrays | ({"gradient": ArraySpec("token", torch.float32, layers)} if layers else {})
+
+
 def derived_arrays(spec: HSKSpec, shape: Shape, max_length: int, target: ArraySpec) -> dict[str, ArraySpec]:
     """The arrays of one spec's store."""
     arrays = _common(target, max_length, shape.vocab_size)

@@ -13,7 +13,7 @@ from hskd.io import read_json, write_json
 from hskd.selectors import PRECISION
 from hskd.selectors.base import describe
 from hskd.spec import HSKSpec, Shape
-from hskd.store_format.layout import MANIFEST, ArraySpec, derived_arrays, shard_name, superset_arrays
+from hskd.store_format.layout import MANIFEST, ArraySpec, derived_arrays, shard_name, superset_arrays, with_gradients
 
 FORMAT = 2
 
@@ -104,6 +104,8 @@ class Manifest(BaseModel):
     """The teacher layer behind each of ``layers``."""
     attention_layers: tuple[int, ...] = ()
     """Superset: the attention layers (1-based) whose ``[CLS]`` row is held."""
+    gradient_layers: Annotated[tuple[int, ...], Field(exclude_if=lambda layers: not layers)] = ()
+    """Superset: the teacher layers for which it is held how much the prediction depends on each token."""
     student_layers: int | None = None
     """Derived: ``L_S``, which the layer mapping depends on."""
     target: TargetArray
@@ -145,7 +147,7 @@ class Manifest(BaseModel):
         target, length = self.target.array, self.origin.max_length
         if self.spec is not None and self.student_layers is not None:
             return derived_arrays(HSKSpec.parse(self.spec), self.shape(self.student_layers), length, target)
-        return superset_arrays(
+        arrays = superset_arrays(
             len(self.layers),
             len(self.attention_layers),
             self.teacher_width,
@@ -154,6 +156,7 @@ class Manifest(BaseModel):
             length,
             self.vocab_size,
         )
+        return with_gradients(arrays, len(self.gradient_layers))
 
     def shape(self, student_layers: int) -> Shape:
         """The sizes that a spec needs, for a student of ``student_layers`` layers."""

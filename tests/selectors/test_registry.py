@@ -106,7 +106,7 @@ def test_a_users_quantiser() -> None:
     ("registry", "known"),
     [
         (DEPTH, "top_n, reverse, same"),
-        (LENGTH, "attention, attention_no_sep, left, norm, pool, cls, random, right"),
+        (LENGTH, "attention, attention_no_sep, left, norm, gradient, pool, cls, random, right"),
         (WIDTH, "magnitude, random, uniform, projection, pca, pq, rvq"),
         (PRECISION, "fp32, fp16, bf16, int8, int4, int2, mine"),
     ],

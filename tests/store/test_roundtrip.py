@@ -80,9 +80,7 @@ def specs(draw: st.DrawFn, student_layers: int, widths: tuple[str, ...]) -> HSKS
     precisions = (
         ["fp32", "fp16", "bf16"] if width in ("pq", "rvq") else ["fp32", "fp16", "bf16", "int8", "int4", "int2"]
     )
-    length = {
-        "selector": draw(st.sampled_from(["attention", "attention_no_sep", "left", "cls", "random", "norm", "pool"]))
-    }
+    length = {"selector": draw(st.sampled_from(LENGTHS))}
     if length["selector"] != "cls":
         length["k"] = draw(st.one_of(st.just("all"), st.integers(1, 9)))
     if length["selector"] == "random":
@@ -119,6 +117,7 @@ class Case:
     derived_shard_bytes: int
 
 
+LENGTHS = ("attention", "attention_no_sep", "left", "cls", "random", "norm", "gradient", "pool")
 NEURONS = ("magnitude", "random", "uniform")
 
 
@@ -145,6 +144,7 @@ def stores(case: Case) -> Iterator[tuple[Store, Store, Shape]]:
         tuple(range(LAYERS + 1)),
         tuple(range(1, LAYERS + 1)),
         case.spec.precision.superset if case.own_precision else "fp32",
+        tuple(range(LAYERS + 1)) if case.spec.length.needs_gradient else (),
     )
     split = make_split(case.lengths, case.max_length, case.seed)
     with TemporaryDirectory() as name:
