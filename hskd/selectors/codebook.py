@@ -96,19 +96,20 @@ class ProductCodes(CodebookWidth):
     def decode(
         self, arrays: Mapping[str, torch.Tensor], precision: PrecisionSelector, codec: Codec, width: int
     ) -> torch.Tensor:
+        import numpy as np
         import torch
 
-        codes = arrays["values"].long()
-        layers, count = codes.shape[1:]
-        parts = codes.split([width % count, count - width % count], dim=2)
-        decoded = []
-        for name, part in zip(("longer", "shorter"), parts, strict=True):
+        codes = arrays["values"].cpu().numpy()
+        tokens, layers, count = codes.shape
+        decoded, start, column = np.empty((tokens, layers, width), np.float32), 0, 0
+        for name, runs in (("longer", width % count), ("shorter", count - width % count)):
             if name in codec:
-                runs = part.shape[2]
-                first = torch.arange(layers * runs, device=codes.device).view(layers, runs) * self.entries
-                rows = torch.nn.functional.embedding(part + first, codec[name].to(codes.device))
-                decoded.append(rows.flatten(2))
-        return decoded[0] if len(decoded) == 1 else torch.cat(decoded, dim=2)
+                table = codec[name].numpy()
+                rows = table.take(_places(codes[..., start : start + runs], self.entries), axis=0)
+                stop = column + runs * table.shape[1]
+                decoded[..., column:stop] = rows.reshape(tokens, layers, -1)
+                start, column = start + runs, stop
+        return torch.from_numpy(decoded).to(arrays["values"].device)
 
 
 @WIDTH.register
@@ -147,12 +148,24 @@ class ResidualCodes(CodebookWidth):
     ) -> torch.Tensor:
         import torch
 
-        codes = arrays["values"].long()
-        layers, count = codes.shape[1:]
-        first = torch.arange(layers * count, device=codes.device).view(layers, count) * self.entries
-        rows = (codes + first).flatten(0, 1)
-        table = codec["table"].to(codes.device)
-        return torch.nn.functional.embedding_bag(rows, table, mode="sum").unflatten(0, (-1, layers))
+        places = _places(arrays["values"].cpu().numpy(), self.entries)
+        table = codec["table"].numpy()
+        decoded = table.take(places[..., 0], axis=0)
+        for i in range(1, places.shape[2]):
+            decoded += table.take(places[..., i], axis=0)
+        return torch.from_numpy(decoded).to(arrays["values"].device)
+
+
+def _places(codes: np.ndarray, entries: int) -> np.ndarray:
+    """Rows of a table that holds the entries of all codebooks ``(n, m)`` end to end, for codes ``(K, n, m)``.
+
+    Codes are decoded by numpy: torch shares such short rows out among threads, which takes far longer than a copy.
+    """
+    import numpy as np
+
+    layers, count = codes.shape[1:]
+    places: np.ndarray = codes.astype(np.intp) + np.arange(layers * count).reshape(layers, count) * entries
+    return places
 
 
 def nearest(values: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
