@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from hskd.compat import COMPAT_HELP, Compat
+from hskd.compat import COMPAT_HELP, SQUARED_ERROR_ONLY, Compat
 
 if TYPE_CHECKING:
     from hskd.spec import HSKSpec
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 Arm = Literal["spec", "full", "none", "paper_none", "gold", "shuffled"]
 HSKLossName = Literal["mse", "standardised", "cosine", "gram"]
 """The losses of the HSK stage. Their code is in :mod:`hskd.distill.losses`, which needs torch: settings do without."""
-_POINTWISE: tuple[Compat, ...] = ("batch_threshold", "loose_masks", "zero_dropped")
-"""Switches that change which numbers the squared error compares."""
 ARMS: tuple[Arm, ...] = ("spec", "full", "none", "paper_none", "gold", "shuffled")
 
 
@@ -70,9 +68,12 @@ class DistillSettings(BaseModel):
 
     @model_validator(mode="after")
     def _goes_with_compat(self) -> DistillSettings:
-        wrong = [name for name in self.compat if name in _POINTWISE] if self.hsk_loss != "mse" else []
-        if wrong:
-            raise ValueError(f"hsk_loss {self.hsk_loss}: compat {wrong[0]} is about the squared error; leave one out")
+        if self.hsk_loss != "mse":
+            for name in self.compat:
+                if name in SQUARED_ERROR_ONLY:
+                    raise ValueError(
+                        f"hsk_loss {self.hsk_loss}: compat {name} is about the squared error; leave one out"
+                    )
         return self
 
     def arm_spec(self, spec: HSKSpec) -> HSKSpec | None:
