@@ -195,7 +195,7 @@ def build(
     """
     if processes.by_main(folder.exists):
         return folder
-    partial = folder.with_name(folder.name + ".partial")
+    partial = partial_of(folder)
     try:
         with ExitStack() as held:
 
@@ -270,6 +270,11 @@ def clear(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def partial_of(folder: Path) -> Path:
+    """Where ``folder`` grows until it is finished."""
+    return folder.with_name(folder.name + ".partial")
 
 
 def lock_path(folder: Path) -> Path:

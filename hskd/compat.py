@@ -44,6 +44,9 @@ ONLINE_ONLY: dict[Compat, str] = {
 }
 """Switches that need the teacher, and why."""
 
+SQUARED_ERROR_ONLY: tuple[Compat, ...] = ("batch_threshold", "loose_masks", "zero_dropped")
+"""Switches that change which numbers the squared error compares: they go with no other loss of the HSK stage."""
+
 COMPAT_HELP = (
     "Departures of the paper's released code to switch on: "
     + ", ".join(name for name in COMPAT if name not in ONLINE_ONLY)

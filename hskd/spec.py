@@ -10,7 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from hskd.errors import HskdError, brief, cut
 from hskd.hashing import canonical_json, fingerprint
@@ -72,11 +72,12 @@ class Shape:
 
 
 class Layer(NamedTuple):
-    """One kept layer: the student's, the teacher's that it learns from, the attention that ranks its tokens."""
+    """One kept layer: the student's, the teacher's that it learns from, the attention or gradient that ranks tokens."""
 
     student: int
     teacher: int
     attention: int | None
+    gradient: int | None = None
 
 
 class HSKSpec(BaseModel):
@@ -94,13 +95,19 @@ class HSKSpec(BaseModel):
     def _from_registry(cls, value: Any, info: Any) -> Selector:
         return DIMENSIONS[info.field_name].parse(value)  # type: ignore[no-any-return]
 
+    @model_validator(mode="after")
+    def _go_together(self) -> HSKSpec:
+        self.width.check(self.precision)
+        return self
+
     @classmethod
     def parse(cls, text: str | dict[str, Any] | HSKSpec) -> HSKSpec:
         """A spec from its short form, from JSON, or from the path of a JSON file.
 
         The short form is ``1l_10t_0.1w`` (``h`` for ``w`` as in the paper, ``all`` for everything), then
-        comma-separated changes: a selector (``length=left``) or one of a selector's fields (``l_top=5``,
-        ``length.seed=3``). An amount given as a number means ``top_n``, ``attention_no_sep``, ``magnitude``.
+        comma-separated changes: a selector (``length=left``, ``width=pca``) or one of a selector's fields (``l_top=5``,
+        ``length.seed=3``, ``rotate=true``); docs/selectors.md lists them. An amount given as a number means ``top_n``,
+        ``attention_no_sep``, ``magnitude``.
 
         Raises:
             HskdError: the text is none of these, a selector is unknown, or an amount is out of range.
@@ -180,7 +187,12 @@ class HSKSpec(BaseModel):
         """
         top = dict(uniform_mapping(shape.student_layers, shape.teacher_layers))
         return tuple(
-            Layer(student, teacher, self.length.attention_layer(teacher, top[student]))
+            Layer(
+                student,
+                teacher,
+                self.length.attention_layer(teacher, top[student]),
+                self.length.gradient_layer(teacher),
+            )
             for student, teacher in self.depth.kept(shape.student_layers, shape.teacher_layers)
         )
 
@@ -246,4 +258,4 @@ def _changes(base: HSKSpec, spec: HSKSpec) -> Iterator[str]:
         for field in _settings(dimension, mine.selector):
             value = getattr(mine, field)
             if repr(value) != repr(type(mine).model_fields[field].default):  # 1 == 1.0, but l_top=1 is a layer
-                yield f"{dimension}.{field}={value}"
+                yield f"{dimension}.{field}={str(value).lower() if isinstance(value, bool) else value}"

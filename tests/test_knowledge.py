@@ -10,13 +10,17 @@ import torch
 
 from hskd.errors import HskdError
 from hskd.knowledge import TeacherStates, select_hsk
-from hskd.selectors import LENGTH, PRECISION, WIDTH, LayerView, Tokens
+from hskd.selectors import LENGTH, PRECISION, LayerView, Tokens
 from hskd.spec import HSKSpec, Shape
 
 SHAPE = Shape(student_layers=3, teacher_layers=5, teacher_width=16, vocab_size=10)
 CLS_ID, SEP_ID = 2, 3
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 STEPS = {"int8": 127, "int4": 7}
+TOKENS = tuple(name for name in LENGTH if name != "pool")
+"""The selectors that keep tokens as they are; tests/selectors/test_pool.py is about means."""
+NEURONS = ("magnitude", "random", "uniform")
+"""The selectors that keep neurons; tests/selectors/test_codecs.py is about those that keep other numbers."""
 EXAMPLES = ((40, 6), (7, 2), (1_000_003, 11), (8, 3))
 """Id and length of each example."""
 
@@ -41,6 +45,7 @@ def make_states() -> TeacherStates:
         tokens=Tokens(np.array(ids), offsets, input_ids, SEP_ID),
         hidden={layer: hidden() for layer in range(6)},
         attention={layer: (torch.randint(0, 5, (count,), generator=generator) / 8).numpy() for layer in range(1, 6)},
+        gradient={layer: (torch.randint(0, 5, (count,), generator=generator) / 8).numpy() for layer in range(6)},
     )
 
 
@@ -53,6 +58,11 @@ def plain_positions(spec: HSKSpec, states: TeacherStates, b: int, layer: int, te
         places = [place for place in places if tokens.input_ids[start + place] != SEP_ID]
     if name == "cls":
         return [0]
+    if name in ("norm", "gradient"):
+        places = [place for place in places if tokens.input_ids[start + place] != SEP_ID]
+        rounded = spec.precision.ranked(states.hidden[teacher][start:stop]).double().norm(dim=1).tolist()
+        score = states.gradient[teacher][start:stop].tolist() if name == "gradient" else rounded
+        places.sort(key=lambda place: (-score[place], place))
     if spec.length.k == "all":
         return places
     if name == "random":  # tests/selectors/test_length.py holds the draw to plain integers
@@ -72,6 +82,14 @@ def plain_neurons(spec: HSKSpec, values: list[float]) -> list[int]:
     if spec.width.selector == "uniform":
         return [i * len(values) // count for i in range(count)]
     return sorted(np.random.default_rng(spec.width.seed).choice(16, count, replace=False).tolist())  # type: ignore[attr-defined]
+
+
+def plain_two_bits(values: torch.Tensor) -> torch.Tensor:
+    """Two bits: levels of even distance by the root mean square, then the scale of least squared error."""
+    step = 0.9957 * values.square().mean().sqrt()
+    sizes = torch.where(values.abs() < step, 0.5, 1.5)
+    levels = torch.where(values < 0, -sizes, sizes)
+    return levels * ((values * levels).sum() / levels.square().sum()).half().float()
 
 
 def check(spec: HSKSpec) -> None:
@@ -98,6 +116,8 @@ def check(spec: HSKSpec) -> None:
                 if spec.precision.selector in STEPS:
                     scale = (values.abs().max() / STEPS[spec.precision.selector]).half().float()
                     values = (values / scale).round() * scale
+                if spec.precision.selector == "int2":
+                    values = plain_two_bits(values)
                 assert kept.values[row, i].tolist() == values.tolist()
                 if kept.neurons is None:
                     assert neurons == list(range(16))
@@ -107,7 +127,7 @@ def check(spec: HSKSpec) -> None:
     assert len(kept.values) == len(kept.positions) == row
 
 
-@pytest.mark.parametrize(("length", "width", "precision"), list(itertools.product(LENGTH, WIDTH, PRECISION)))
+@pytest.mark.parametrize(("length", "width", "precision"), list(itertools.product(TOKENS, NEURONS, PRECISION)))
 def test_every_selector_equals_a_plain_loop(length: str, width: str, precision: str) -> None:
     k = 1 if length == "cls" else 4
     check(HSKSpec.parse(f"2l_{k}t_0.3w,length={length},width={width},precision={precision}"))
@@ -154,7 +174,7 @@ def test_what_the_states_lack() -> None:
 
 
 def test_to_moves_every_tensor() -> None:
-    for text in ("2l_2t_0.3w", "2l_2t_all"):
+    for text in ("2l_2t_0.3w", "2l_2t_all", "2l_2t_0.3w,width=projection"):
         spec = HSKSpec.parse(text)
         kept = select_hsk(spec, spec.layers(SHAPE), make_states())
         moved = kept.to(torch.device("meta"))
@@ -162,5 +182,8 @@ def test_to_moves_every_tensor() -> None:
         if kept.neurons is not None:
             assert moved.neurons is not None
             tensors.append(moved.neurons)
+        if kept.basis is not None:
+            assert moved.basis is not None
+            tensors += [moved.basis.directions, moved.basis.origin]
         assert {tensor.device.type for tensor in tensors} == {"meta"}
         assert (moved.layers, moved.values.shape) == (kept.layers, kept.values.shape)

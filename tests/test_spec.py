@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from hskd.errors import HskdError
 from hskd.selectors import DEPTH, LENGTH, PRECISION, WIDTH
-from hskd.selectors.depth import TopN
-from hskd.selectors.length import Attention, AttentionNoSep, Cls, Left, Random
-from hskd.selectors.precision import BF16, FP16, FP32, Int4, Int8
+from hskd.selectors.basis import PCA, Projection
+from hskd.selectors.codebook import CodebookWidth, ProductCodes, ResidualCodes
+from hskd.selectors.depth import Reverse, Same, TopN
+from hskd.selectors.length import Attention, AttentionNoSep, Cls, Gradient, Left, Norm, Pool, Random
+from hskd.selectors.precision import BF16, FP16, FP32, Int2, Int4, Int8
 from hskd.selectors.width import Magnitude, RandomNeurons, UniformNeurons
 from hskd.spec import DIMENSIONS, HSKSpec, Layer, Shape
 from hskd.store_format.layout import kept_arrays
@@ -28,12 +30,20 @@ ATT_MAPS = st.sampled_from(["same", "top"])
 L_TOPS = st.one_of(st.integers(1, 24), WS)
 PAIRS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 12)), min_size=1, max_size=4).map(tuple)
 
+QUANTISERS = (Int8, Int4, Int2)
 BY_NAME: dict[str, dict[str, st.SearchStrategy[Any]]] = {
-    "depth": {"top_n": st.builds(TopN, n=st.one_of(st.integers(1, 25), ALL), l_top=L_TOPS)},
+    "depth": {
+        "top_n": st.builds(TopN, n=st.one_of(st.integers(1, 25), ALL), l_top=L_TOPS),
+        "reverse": st.builds(Reverse, n=st.one_of(st.integers(1, 25), ALL), l_top=L_TOPS),
+        "same": st.builds(Same, n=st.one_of(st.integers(1, 25), ALL), l_top=L_TOPS),
+    },
     "length": {
         "attention": st.builds(Attention, k=KS, att_map=ATT_MAPS),
         "attention_no_sep": st.builds(AttentionNoSep, k=KS, att_map=ATT_MAPS),
         "left": st.builds(Left, k=KS),
+        "norm": st.builds(Norm, k=KS),
+        "gradient": st.builds(Gradient, k=KS),
+        "pool": st.builds(Pool, k=KS),
         "cls": st.builds(Cls),
         "random": st.builds(Random, k=KS, seed=SEEDS),
     },
@@ -41,6 +51,10 @@ BY_NAME: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "magnitude": st.builds(Magnitude, w=WS),
         "random": st.builds(RandomNeurons, w=WS, seed=SEEDS),
         "uniform": st.builds(UniformNeurons, w=WS),
+        "projection": st.builds(Projection, w=WS, seed=SEEDS),
+        "pca": st.builds(PCA, w=WS, rotate=st.booleans()),
+        "pq": st.builds(ProductCodes, w=WS, entries=st.integers(2, 256), seed=SEEDS),
+        "rvq": st.builds(ResidualCodes, w=WS, entries=st.integers(2, 256), seed=SEEDS),
     },
     "precision": {
         "fp32": st.builds(FP32),
@@ -48,9 +62,16 @@ BY_NAME: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "bf16": st.builds(BF16),
         "int8": st.builds(Int8),
         "int4": st.builds(Int4),
+        "int2": st.builds(Int2),
     },
 }
-SPECS = st.builds(HSKSpec, **{name: st.one_of(*by_name.values()) for name, by_name in BY_NAME.items()})
+SPECS = st.tuples(*(st.one_of(*by_name.values()) for by_name in BY_NAME.values())).map(
+    lambda parts: HSKSpec(
+        **dict(zip(BY_NAME, parts[:3], strict=False)),
+        # Codes are bytes: the precision is that of the codebooks.
+        precision=FP16() if isinstance(parts[2], CodebookWidth) and isinstance(parts[3], QUANTISERS) else parts[3],
+    )
+)
 
 GOLDEN = (
     '{"depth":{"l_top":1.0,"n":1,"selector":"top_n"},'
@@ -279,6 +300,12 @@ U8, U16, F16 = torch.uint8, torch.uint16, torch.float16
         ("2l_9t_all", 257, {"values": (F16, 1536), "positions": (U16, 2)}),
         ("2l_9t_all,length=left", 64, {"values": (F16, 1536), "positions": (U8, 2)}),
         ("all_all_all,length=attention_no_sep", 64, {"values": (F16, 3 * 768), "positions": (U8, 3)}),
+        ("2l_all_0.01w,width=projection", 64, {"values": (F16, 14)}),
+        ("2l_all_0.01w,width=pca", 64, {"values": (F16, 14)}),
+        ("2l_all_0.01w,width=pca,precision=int2", 64, {"values": (U8, 4), "scale": (F16, 2)}),
+        ("2l_all_0.01w,width=pq", 64, {"values": (U8, 14)}),
+        ("2l_all_0.01w,width=rvq,precision=fp32", 64, {"values": (U8, 14)}),
+        ("2l_3t_all,length=pool", 64, {"values": (F16, 1536)}),
         ("1l_9t_0.01w", 512, {"values": (F16, 7), "positions": (U16, 1), "neurons": (U16, 7)}),
     ],
 )

@@ -101,7 +101,7 @@ def _further_settings(label: str) -> list[str]:
 def _part(dimension: str, selector: Selector) -> Part:
     field = AMOUNT_FIELDS.get(dimension, "")
     words = [selector.selector, *_settings(dimension, selector)]
-    if isinstance(selector, TopN):  # what tells these apart is the mapping alone
+    if type(selector) is TopN:  # what tells these apart is the mapping alone
         words = [f"l_top={selector.l_top}"]
     if isinstance(selector, PrecisionSelector):
         layout = selector.layout(1024).values()

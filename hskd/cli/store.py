@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -45,6 +46,13 @@ def extract(
     attention_layers: Annotated[
         str | None, typer.Option(help="Instead of --spec: attention layers (1-based) whose CLS row to hold, or none.")
     ] = None,
+    gradient_layers: Annotated[
+        str | None,
+        typer.Option(
+            help="Teacher layers for which to hold how much the prediction depends on each token, for length=gradient "
+            "(default: none; it takes a backward pass)."
+        ),
+    ] = None,
     precision: Annotated[
         str | None, typer.Option(help="fp32 serves every spec; fp16 takes half (default: the specs', else fp16).")
     ] = None,
@@ -71,8 +79,10 @@ def extract(
     require_local("--teacher", teacher, "hskd teacher")
     if precision is not None:
         PRECISION[precision]
-    if spec and (student_layers is None or layers or attention_layers):
-        raise HskdError("--spec goes with --student-layers, and without --layers and --attention-layers.")
+    if spec and (student_layers is None or layers or attention_layers or gradient_layers):
+        raise HskdError(
+            "--spec goes with --student-layers, and without --layers, --attention-layers and --gradient-layers."
+        )
     specs = [HSKSpec.parse(text) for text in spec or ()]
     from hskd import processes
     from hskd.store.extract import ExtractOptions, Superset
@@ -90,14 +100,16 @@ def extract(
     depth = loaded.model.config.num_hidden_layers
     if student_layers is not None and specs:
         superset = Superset.of(specs, loaded.shape(student_layers))
-        superset = Superset(superset.layers, superset.attention_layers, precision or superset.precision)
-    elif old and not (layers or attention_layers or precision):
-        superset = Superset(old.manifest.layers, old.manifest.attention_layers, old.manifest.precision)
+        superset = replace(superset, precision=precision or superset.precision)
+    elif old and not (layers or attention_layers or gradient_layers or precision):
+        held = old.manifest
+        superset = Superset(held.layers, held.attention_layers, held.precision, held.gradient_layers)
     else:
         superset = Superset(
             _numbers("--layers", layers, range(depth + 1)),
             _numbers("--attention-layers", attention_layers, range(1, depth + 1)),
             precision or "fp16",
+            _numbers("--gradient-layers", gradient_layers or "", range(depth + 1)),
         )
     options = ExtractOptions(machine.dtype, batch_size, extend=old)
     with display() as shown:
@@ -157,12 +169,14 @@ def inspect(
         "teacher layers": ", ".join(map(str, manifest.mapped)),
         "student layers": ", ".join(map(str, manifest.layers)) if manifest.kind == "derived" else None,
         "attention layers": ", ".join(map(str, manifest.attention_layers)) or None,
+        "gradient layers": ", ".join(map(str, manifest.gradient_layers)) or None,
         "width": manifest.teacher_width,
         "precision": manifest.precision,
         "examples": f"{manifest.examples:,}",
         "real tokens": f"{tokens:,}",
         "kept tokens a layer": f"{kept:,}",
         "on disk": f"{format_bytes(manifest.bytes)} in {len(manifest.shards)} shards",
+        "held once for all": manifest.codec and f"{format_bytes(manifest.codec.bytes)} in {manifest.codec.file}",
         "bytes an example": f"{manifest.bytes / manifest.examples:,.0f}",
         "maximum length": manifest.origin.max_length,
         "teacher computed in": manifest.origin.dtype,
@@ -182,7 +196,7 @@ def inspect(
 def verify(
     path: Annotated[str, typer.Argument(help="Folder of a store; or a URL of anything published, which is read back.")],
 ) -> None:
-    """Compare every shard with its checksum."""
+    """Compare every file with its checksum."""
     from hskd.remote import verify as verify_url
     from hskd.store.reader import Store
 

@@ -62,7 +62,8 @@ def size(
         "examples": f"{found.examples:,}",
         "real tokens": f"{found.tokens:,}",
         "kept tokens a layer": f"{found.kept_tokens:,}",
-        "share of full HSK": f"{100 * found.fraction:.3g} %",
+        "share of full HSK": f"{100 * found.fraction:.3g} % of its values, "
+        f"{100 * found.derived_bytes / found.full_bytes:.3g} % of its bytes in fp16",
         "store": f"{format_bytes(found.derived_bytes)} in {found.shards:,} shards, "
         f"{found.derived_bytes / found.examples:,.0f} bytes an example",
         "superset, until derived": format_bytes(found.superset_bytes),

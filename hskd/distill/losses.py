@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import nn
 
+from hskd.errors import HskdError
 from hskd.heads import head_of_rows
 from hskd.knowledge import KeptHSK
+from hskd.spec import HSKSpec
+
+HSKLoss = Literal["mse", "standardised", "cosine", "gram"]
+"""Losses of the HSK stage, described at :func:`kept_loss`."""
 
 
 def hsk_loss(hidden_states: Sequence[torch.Tensor], kept: KeptHSK, projection: nn.Module | None = None) -> torch.Tensor:
     """Loss of the HSK stage: squared error on what is kept, and on nothing else (arXiv 2106.05691).
 
     The sum over kept layers of the mean over examples of the mean over that example's kept tokens and neurons
-    of ``(W h^S - h^T)^2``. Pads, dropped tokens and dropped neurons take no part.
+    of ``(W h^S - h^T)^2``. Pads, dropped tokens and dropped neurons take no part. Where coordinates along a basis ``B``
+    are kept in place of neurons, ``B^T (W h^S - m)`` is compared with them.
 
     Args:
         hidden_states: the student's, ``(B, T, d_S)`` each; index 0 is the embedding output.
@@ -25,9 +32,24 @@ def hsk_loss(hidden_states: Sequence[torch.Tensor], kept: KeptHSK, projection: n
     Returns:
         The loss, a scalar in fp32.
     """
-    example = kept.example
-    states = [states_at(hidden_states[layer], example, kept.positions[:, i]) for i, layer in enumerate(kept.layers)]
-    return kept_loss(states, kept, projection)
+    return kept_loss(
+        [kept_states(hidden_states[layer], kept, i) for i, layer in enumerate(kept.layers)], kept, projection
+    )
+
+
+def kept_states(states: torch.Tensor, kept: KeptHSK, i: int) -> torch.Tensor:
+    """The student's counterparts of the kept tokens in the ``i``-th kept layer, ``(K, d)``, of all its states there.
+
+    Args:
+        states: hidden states of the layer, ``(B, T, d)``.
+        kept: the targets.
+        i: which of the kept layers.
+    """
+    if kept.members is None:
+        return states_at(states, kept.example, kept.positions[:, i])
+    return kept.members.mean(
+        states_at(states, kept.example[kept.members.kept], kept.members.position), len(kept.positions)
+    )
 
 
 def states_at(states: torch.Tensor, example: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
@@ -35,27 +57,132 @@ def states_at(states: torch.Tensor, example: torch.Tensor, position: torch.Tenso
     return states.flatten(0, 1).index_select(0, example * states.shape[1] + position)
 
 
-def kept_loss(states: Sequence[torch.Tensor], kept: KeptHSK, projection: nn.Module | None = None) -> torch.Tensor:
-    """:func:`hsk_loss` of hidden states that are given at the kept tokens alone.
+def kept_loss(
+    states: Sequence[torch.Tensor],
+    kept: KeptHSK,
+    projection: nn.Module | None = None,
+    loss: HSKLoss = "mse",
+    spread: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Loss of the HSK stage, of hidden states that are given at the kept tokens alone.
+
+    * ``mse``: the squared error of :func:`hsk_loss`.
+    * ``standardised``: the same, each number divided by the teacher's standard deviation of that number.
+    * ``cosine``: 1 - cosine between the student's and the teacher's numbers of a token, mean over an example's tokens.
+    * ``gram``: squared difference between the student's and the teacher's cosine of two tokens, mean over all pairs of
+      an example's kept tokens. The student's states are compared among themselves, in their own width, without ``W``.
+      Cosines, as inner products would compare the scales of two widths.
+
+    Each is the mean over examples, summed over kept layers.
 
     Args:
         states: the student's, ``(K, d_S)`` for each kept layer.
         kept: the targets.
+        projection: ``W``, needed where ``d_S != d_T``, but for ``gram``.
+        loss: which.
+        spread: ``standardised``: the teacher's standard deviations, ``(n, k)``; ``(n, d_T)`` where neurons differ from
+            token to token.
+    """
+    total = torch.zeros((), device=kept.values.device)
+    for i, student in enumerate(states):
+        if loss == "gram":
+            total = total + _gram(student, kept, i)
+        else:
+            numbers = compared(student, kept, i, projection).float()
+            total = total + _pointwise(numbers, kept, i, loss, None if spread is None else spread[i])
+    return total
+
+
+def _pointwise(
+    numbers: torch.Tensor, kept: KeptHSK, i: int, loss: HSKLoss, spread: torch.Tensor | None
+) -> torch.Tensor:
+    """The loss of a layer that compares a token with itself, mean over examples."""
+    weight = 1.0 / (len(kept.counts) * kept.counts[kept.example])
+    values = kept.values[:, i]
+    if loss == "cosine":
+        return (weight * (1 - nn.functional.cosine_similarity(numbers, values, dim=1))).sum()
+    difference = numbers - values
+    if loss == "standardised":
+        assert spread is not None
+        if kept.neurons is not None and kept.neurons.dim() == 3:
+            spread = spread[kept.neurons[:, i]]
+        difference = difference / spread
+    error = difference.square()
+    if kept.weights is None:
+        return (weight * error.mean(dim=1)).sum()
+    return (kept.weights[:, i] * error).sum() / len(kept.counts)
+
+
+def _gram(student: torch.Tensor, kept: KeptHSK, i: int) -> torch.Tensor:
+    """The loss of a layer that compares the tokens of an example with each other, mean over examples."""
+    examples, most = len(kept.counts), kept.most
+    assert most is not None
+    place = kept.example * most + kept.rank
+
+    def cosines(rows: torch.Tensor) -> torch.Tensor:
+        unit = nn.functional.normalize(rows.float(), dim=1)
+        padded = unit.new_zeros((examples * most, rows.shape[1])).index_copy(0, place, unit)
+        padded = padded.unflatten(0, (examples, most))
+        return padded @ padded.transpose(1, 2)
+
+    with torch.autocast(student.device.type, enabled=False):
+        error = (cosines(student) - cosines(kept.values[:, i])).square().sum((1, 2))
+    return (error / kept.counts.clamp(min=1).square()).mean()
+
+
+def require_comparable(loss: HSKLoss, spec: HSKSpec | None, width: int) -> None:
+    """Refuse a loss of the HSK stage that says nothing about what is kept.
+
+    Args:
+        loss: which.
+        spec: what the HSK stage distils; None for nothing.
+        width: ``d_T``.
+
+    Raises:
+        HskdError: says why, and what to do.
+    """
+    if spec is None:
+        return
+    if loss == "cosine" and spec.width.count(width) == 1:
+        raise HskdError(
+            f"--hsk-loss cosine: {spec.label} keeps one number of a token, whose cosine is its sign; keep more "
+            "(--spec), or use mse."
+        )
+    if loss == "gram" and spec.width.fixed(width) is None:
+        raise HskdError(
+            f"--hsk-loss gram: width={spec.width.selector} keeps other neurons of every token, so that products of two "
+            "tokens compare nothing; use width=random, uniform, projection, pca or all neurons."
+        )
+    if loss == "gram" and spec.length.k == 1:
+        raise HskdError(
+            f"--hsk-loss gram: compares the tokens of an example, and {spec.label} keeps one; keep more, or use mse."
+        )
+
+
+def compared(student: torch.Tensor, kept: KeptHSK, i: int, projection: nn.Module | None) -> torch.Tensor:
+    """What is compared with the values of the ``i``-th kept layer: the student's neurons, or coordinates, ``(K, k)``.
+
+    Args:
+        student: its hidden states at the kept tokens, ``(K, d_S)``.
+        kept: the targets.
+        i: which of the kept layers.
         projection: ``W``, needed where ``d_S != d_T``.
     """
-    weight = 1.0 / (len(kept.counts) * kept.counts[kept.example])
-    loss = torch.zeros((), device=kept.values.device)
-    for i, student in enumerate(states):
-        if projection is not None:
-            student = projection(student)
-        if kept.neurons is not None:
-            student = student[:, kept.neurons] if kept.neurons.dim() == 1 else student.gather(1, kept.neurons[:, i])
-        error = (student.float() - kept.values[:, i]).square()
-        if kept.weights is None:
-            loss = loss + (weight * error.mean(dim=1)).sum()
-        else:
-            loss = loss + (kept.weights[:, i] * error).sum() / len(kept.counts)
-    return loss
+    if kept.basis is not None:
+        directions, origin = kept.basis.directions[i], kept.basis.origin[i]
+        if not isinstance(projection, nn.Linear):
+            student = student if projection is None else projection(student)
+            return student @ directions - origin
+        # B^T W is small: no token passes through the teacher's width. In bf16, its rounding would add to that of W.
+        with torch.autocast(student.device.type, enabled=False):
+            weight = directions.T @ projection.weight
+            bias = -origin if projection.bias is None else projection.bias @ directions - origin
+        return nn.functional.linear(student, weight).float() + bias
+    if projection is not None:
+        student = projection(student)
+    if kept.neurons is None:
+        return student
+    return student[:, kept.neurons] if kept.neurons.dim() == 1 else student.gather(1, kept.neurons[:, i])
 
 
 def prediction_loss(student_rows: torch.Tensor, teacher_rows: torch.Tensor, tau: float = 1.0) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -10,10 +11,10 @@ import torch
 from typing_extensions import override
 
 from hskd.errors import HskdError, MismatchError
-from hskd.knowledge import KeptHSK, TeacherStates, select_hsk
+from hskd.knowledge import KeptHSK, Spread, TeacherStates, fit_codec, kept_neurons, select_hsk
 from hskd.spec import HSKSpec
 from hskd.store.reader import Store
-from hskd.tasks import TokenizedSplit
+from hskd.tasks import TokenizedSplit, sequential_batches
 from hskd.teachers.forward import ForwardOptions, TeacherOutput, teacher_forward
 from hskd.teachers.loading import Teacher
 
@@ -52,20 +53,57 @@ class OnlineSource(KnowledgeSource):
         self._sep_id = sep_id
         self._spec = spec
         self._layers = spec.layers(teacher.shape(student_layers)) if spec else ()
+        self._width = teacher.model.config.hidden_size
+        self._codec: dict[str, torch.Tensor] | None = None
         self._options = ForwardOptions(dtype)
+        gradients = {layer.gradient for layer in self._layers if layer.gradient is not None}
+        self._gradients = tuple(sorted(gradients))
+
+    def fit(self, split: TokenizedSplit, batch_size: int = 32) -> None:
+        """Let the width selector learn from the training examples, in one pass of the teacher over them.
+
+        It learns from the same numbers as from a superset that was extracted in batches of this size, to rounding.
+        Where it has nothing to learn, nothing is run.
+        """
+        spec = self._spec
+        if spec is None or not spec.width.codec_layout(spec.precision, self._width):
+            return
+        layers, attention = self._asked
+        batches = (split.collate(order) for order in sequential_batches(split.lengths, batch_size))
+        states = (self._forward(batch, layers, attention).states for batch in batches)
+        self._codec = fit_codec(spec, self._layers, self._width, states)
+
+    def spread(self, split: TokenizedSplit, batch_size: int = 32) -> torch.Tensor:
+        """The teacher's standard deviations (see :func:`hskd.store.spread.spread_of`), in one pass of the teacher.
+
+        Raises:
+            HskdError: the source was made without a spec.
+        """
+        found = Spread()
+        for order in sequential_batches(split.lengths, batch_size):
+            batch = split.collate(order)
+            if self._spec is not None and self._spec.width.fixed(self._width) is None:
+                found.add(kept_neurons(self._spec, self._layers, self._forward(batch, *self._asked).states))
+            else:
+                found.add(self.kept(batch).values)
+        return found.deviations()
+
+    @property
+    def _asked(self) -> tuple[list[int], list[int]]:
+        """The layers and the attention layers of the teacher that the spec needs."""
+        attention = {layer.attention for layer in self._layers if layer.attention is not None}
+        return sorted({layer.teacher for layer in self._layers}), sorted(attention)
 
     @override
     def kept(self, batch: Batch) -> KeptHSK:
         """What the spec keeps of the teacher's hidden states.
 
         Raises:
-            HskdError: the source was made without a spec.
+            HskdError: the source was made without a spec, or its width selector has to :meth:`fit` first.
         """
         if self._spec is None:
             raise HskdError("the HSK stage needs a spec: give one with --spec.")
-        layers = sorted({layer.teacher for layer in self._layers})
-        attention = sorted({layer.attention for layer in self._layers if layer.attention is not None})
-        return self._select(self._spec, self._forward(batch, layers, attention).states)
+        return self._select(self._spec, self._forward(batch, *self._asked).states)
 
     @override
     def targets(self, batch: Batch) -> torch.Tensor:
@@ -74,12 +112,11 @@ class OnlineSource(KnowledgeSource):
         return target
 
     def _forward(self, batch: Batch, layers: Sequence[int], attention: Sequence[int]) -> TeacherOutput:
-        return teacher_forward(
-            self._model, batch, self._sep_id, layers, attention, head=self._head, options=self._options
-        )
+        options = replace(self._options, gradients=self._gradients if layers else ())
+        return teacher_forward(self._model, batch, self._sep_id, layers, attention, head=self._head, options=options)
 
     def _select(self, spec: HSKSpec, states: TeacherStates) -> KeptHSK:
-        return select_hsk(spec, self._layers, states)
+        return select_hsk(spec, self._layers, states, self._codec)
 
 
 class StoreSource(KnowledgeSource):
@@ -167,10 +204,11 @@ def drop_beyond(kept: KeptHSK, lengths: torch.Tensor) -> KeptHSK:
     example = torch.repeat_interleave(torch.arange(len(lengths)), kept.counts)
     inside = (kept.positions < lengths[example, None]).all(dim=1)
     per_token = kept.neurons is not None and kept.neurons.dim() == 3
-    return KeptHSK(
-        kept.layers,
-        torch.bincount(example[inside], minlength=len(lengths)),
-        kept.positions[inside],
-        kept.values[inside],
-        kept.neurons[inside] if per_token and kept.neurons is not None else kept.neurons,
+    return replace(
+        kept,
+        counts=torch.bincount(example[inside], minlength=len(lengths)),
+        positions=kept.positions[inside],
+        values=kept.values[inside],
+        neurons=kept.neurons[inside] if per_token and kept.neurons is not None else kept.neurons,
+        most=None,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from hskd.distill.dataset import DistillationDataset
-from hskd.distill.losses import kept_loss, states_at
+from hskd.distill.losses import HSKLoss, kept_loss, kept_states, states_at
 from hskd.distill.projection import make_projection
 from hskd.distill.source import KnowledgeSource
 from hskd.fast.encoder import LeanEncoder
@@ -19,6 +20,26 @@ from hskd.knowledge import KeptHSK
 from hskd.runtime import autocast
 from hskd.tasks import TokenizedSplit, is_padded, model_inputs, sequential_batches
 from hskd.training import HeadModule, StageArguments, StageTrainer
+
+
+class Criterion(nn.Module):
+    """What the HSK stage compares (see :func:`hskd.distill.losses.kept_loss`). It has no weights.
+
+    Args:
+        loss: the name.
+        spread: the teacher's standard deviations, for ``standardised``.
+    """
+
+    spread: torch.Tensor | None
+
+    def __init__(self, loss: HSKLoss = "mse", spread: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.loss = loss
+        self.register_buffer("spread", spread, persistent=False)
+
+    def forward(self, states: Sequence[torch.Tensor], kept: KeptHSK, projection: nn.Module | None) -> torch.Tensor:
+        """The loss of hidden states at the kept tokens."""
+        return kept_loss(states, kept, projection, self.loss, self.spread)
 
 
 class HSKModule(nn.Module):
@@ -30,6 +51,7 @@ class HSKModule(nn.Module):
         seed: ``W`` is drawn from it, unless ``checkpoint`` has one.
         checkpoint: the student's folder, which may hold a ``fit_dense`` to start from.
         encoder: how the student runs; by default as :class:`~hskd.fast.LeanEncoder` runs it.
+        criterion: what is compared [default: squared error]. ``gram`` needs no ``W``, so there is none.
 
     Raises:
         MismatchError: that ``fit_dense`` leads to another width than the teacher's.
@@ -44,11 +66,15 @@ class HSKModule(nn.Module):
         seed: int = 0,
         checkpoint: Path | None = None,
         encoder: LeanEncoder | None = None,
+        criterion: Criterion | None = None,
     ) -> None:
         super().__init__()
         self.student = student
         self.encoder = encoder or LeanEncoder(student)
-        self.projection = make_projection(student.config.hidden_size, teacher_width, seed, checkpoint)
+        self.criterion = criterion or Criterion()
+        width = student.config.hidden_size
+        needs_projection = self.criterion.loss != "gram"
+        self.projection = make_projection(width, teacher_width, seed, checkpoint) if needs_projection else None
 
     def forward(self, kept: KeptHSK, padded: bool | None = None, **inputs: torch.Tensor) -> torch.Tensor:
         """The HSK loss of a batch (see :func:`hskd.distill.losses.hsk_loss`); what it does not read is not computed.
@@ -61,15 +87,17 @@ class HSKModule(nn.Module):
         top, example, rank = max(kept.layers), kept.example, kept.rank
         rows = None
         assert kept.most is not None
-        if 0 < kept.most < inputs["input_ids"].shape[1]:
+        if kept.members is None and 0 < kept.most < inputs["input_ids"].shape[1]:
             rows = torch.zeros((len(kept.counts), kept.most), dtype=torch.long, device=example.device)
             rows[example, rank] = kept.positions[:, kept.layers.index(top)]
         states = self.encoder.hidden_states(inputs, top, rows, padded)
         at = [
-            states_at(states[layer], example, rank if rows is not None and layer == top else kept.positions[:, i])
+            states_at(states[layer], example, rank)
+            if rows is not None and layer == top
+            else kept_states(states[layer], kept, i)
             for i, layer in enumerate(kept.layers)
         ]
-        return kept_loss(at, kept, self.projection)
+        return self.criterion(at, kept, self.projection)
 
 
 class HSKTrainer(StageTrainer):
@@ -137,9 +165,10 @@ class PredictionTrainer(StageTrainer):
 def mean_hsk_loss(
     module: HSKModule, split: TokenizedSplit, source: KnowledgeSource, dtype: str, batch_size: int = 128
 ) -> float:
-    """The HSK loss of a student in eval mode, mean over the examples of ``split``."""
-    was_training = module.training
+    """The HSK loss of a student in eval mode, mean over the examples of ``split``: the squared error, in any case."""
+    was_training, criterion = module.training, module.criterion
     module.eval()
+    module.criterion = Criterion()
     device = next(module.parameters()).device
     total = 0.0
     for order in sequential_batches(split.lengths, batch_size):
@@ -148,5 +177,6 @@ def mean_hsk_loss(
             kept = source.kept(batch).to(device)
             loss = module(kept, padded=is_padded(batch), **model_inputs(batch, device))
         total += len(order) * float(loss)
+    module.criterion = criterion
     module.train(was_training)
     return total / len(split)

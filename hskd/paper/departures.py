@@ -27,6 +27,7 @@ from hskd.errors import HskdError
 from hskd.knowledge import KeptHSK, TeacherStates, select_hsk
 from hskd.paper.bert_adam import BertAdam
 from hskd.selectors import Tokens
+from hskd.selectors.basis import BasisWidth
 from hskd.selectors.length import AttentionNoSep
 from hskd.selectors.precision import FP32
 from hskd.selectors.width import Magnitude, RandomNeurons, UniformNeurons
@@ -71,6 +72,18 @@ class Departures:
             raise HskdError("compat best_epoch: chooses by the score on dev, and there is none; give the data.")
         if "gold_regression" in self._on and train.labels is None:
             raise HskdError("compat gold_regression: fits gold labels, and there are none; give the data.")
+
+    def require_spec(self, spec: HSKSpec | None) -> None:
+        """Refuse switches that concern neurons where a spec keeps other numbers.
+
+        Raises:
+            HskdError: ``zero_dropped``, and the spec keeps coordinates along a basis.
+        """
+        if "zero_dropped" in self._on and isinstance(spec and spec.width, BasisWidth):
+            raise HskdError(
+                "compat zero_dropped: dropped neurons are compared with 0, and width="
+                f"{spec.width.selector if spec else ''} drops none: it keeps coordinates; leave it out."
+            )
 
     def require_whole_batches(self, accumulate: int, processes: int) -> None:
         """Refuse switches for which a batch has to be in one piece, where it is not.
@@ -202,7 +215,7 @@ class CompatSource(OnlineSource):
         if varying and "batch_threshold" in self._on:
             whole = spec.model_copy(update={"width": UniformNeurons(), "precision": FP32()})
             return above_threshold(spec, select_hsk(whole, self._layers, states))
-        return select_hsk(spec, self._layers, states)
+        return select_hsk(spec, self._layers, states, self._codec)
 
 
 def above_threshold(spec: HSKSpec, whole: KeptHSK) -> KeptHSK:
@@ -224,7 +237,7 @@ def above_threshold(spec: HSKSpec, whole: KeptHSK) -> KeptHSK:
     counts.index_add_(0, whole.example, above.sum(2).to(counts.dtype))
     return replace(
         whole,
-        values=spec.precision.decode(spec.precision.encode(whole.values * above)),
+        values=spec.precision.decode(spec.precision.encode(whole.values * above), whole.values.shape[2]),
         weights=above / counts[whole.example][:, :, None].clamp(min=1),
     )
 

@@ -177,7 +177,7 @@ def finished_contents(place: Place) -> Contents | None:
 
 
 def _of_store(manifest: Manifest, content: bytes) -> Contents:
-    files = tuple(File(shard.file, shard.bytes, shard.sha256) for shard in manifest.shards)
+    files = tuple(File(entry.file, entry.bytes, entry.sha256) for entry in manifest.files)
     return Contents(files, manifest.fingerprint, (MANIFEST, content), manifest)
 
 

@@ -218,7 +218,8 @@ _ORDER = ["student", "seed", "fraction", "arm", "spec", "trial"]
 def table_of(results: Mapping[str, TrialResult]) -> pd.DataFrame:
     """The table of some results, by id: the columns of :data:`COLUMNS`, then the further fields of selectors, sorted.
 
-    Such a column is named ``DIMENSION.FIELD``, holds text, and is empty where a selector has no such field.
+    Such a column is named ``DIMENSION.FIELD``, holds text, and is empty where a selector has no such field. There is a
+    column ``hsk_loss``, too, where a trial has another loss of the HSK stage than the squared error.
 
     Raises:
         CorruptionError: a result lacks what a column needs; the message names the trial.
@@ -286,7 +287,8 @@ def _same(found: Any, expected: Any) -> bool:
 
 
 def _further(result: TrialResult) -> dict[str, str]:
-    return {
+    loss = result.settings.get("hsk_loss")
+    return ({} if loss is None else {"hsk_loss": loss}) | {
         f"{dimension}.{field}": str(value)
         for dimension, fields in (result.spec_fields or {}).items()
         for field, value in fields.items()

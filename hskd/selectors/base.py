@@ -151,6 +151,8 @@ class LayerView:
         attention: the share of attention that ``[CLS]`` pays each token, ``(M,)`` fp32; None where the length selector
             names no attention layer.
         rounding: rounds hidden states to the precision in which the spec stores them.
+        gradient: how much the teacher's prediction depends on each token's hidden state, ``|h . dL/dh|``, ``(M,)``
+            fp32; None where the length selector asks for none.
     """
 
     tokens: Tokens
@@ -158,6 +160,7 @@ class LayerView:
     states: torch.Tensor
     attention: np.ndarray | None = None
     rounding: Callable[[torch.Tensor], torch.Tensor] = _as_they_are
+    gradient: np.ndarray | None = None
 
     @cached_property
     def hidden(self) -> torch.Tensor:
@@ -170,7 +173,8 @@ class LayerView:
 
         rows = torch.from_numpy(chosen).to(self.states.device)
         attention = None if self.attention is None else self.attention[chosen]
-        return LayerView(self.tokens.take(chosen), self.layer, self.states[rows], attention, self.rounding)
+        gradient = None if self.gradient is None else self.gradient[chosen]
+        return LayerView(self.tokens.take(chosen), self.layer, self.states[rows], attention, self.rounding, gradient)
 
 
 def mix(*keys: np.ndarray | int) -> np.ndarray:

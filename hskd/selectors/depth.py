@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from typing_extensions import override
 
 from hskd.errors import HskdError
@@ -90,3 +90,57 @@ class TopN(DepthSelector):
                 f"depth: n = {n} is out of range: {len(pairs)} student layers are mapped (embedding included)."
             )
         return pairs[-n:]
+
+
+@DEPTH.register
+class Reverse(TopN):
+    """The layers of ``top_n``, in reverse: the top student layer learns from the lowest of the kept teacher layers.
+
+    A control: what is kept is what ``top_n`` keeps, so a difference is one of order (arXiv 2502.04499).
+    """
+
+    selector: Literal["reverse"] = "reverse"  # type: ignore[assignment]
+
+    @override
+    def all_layers(self) -> Reverse:
+        return Reverse(l_top=self.l_top)
+
+    @override
+    def mapping(self, student_layers: int, teacher_layers: int) -> Pairs:
+        return _reversed(super().mapping(student_layers, teacher_layers))
+
+    @override
+    def kept(self, student_layers: int, teacher_layers: int) -> Pairs:
+        return _reversed(TopN(n=self.n, l_top=self.l_top).kept(student_layers, teacher_layers))
+
+
+@DEPTH.register
+class Same(TopN):
+    """The top ``n`` student layers, which all learn from the teacher layer that ``l_top`` says.
+
+    A control: whether layers need different teachers (arXiv 2502.04499). A store holds that layer once for each of
+    the ``n``, because tokens are chosen for each student layer.
+    """
+
+    selector: Literal["same"] = "same"  # type: ignore[assignment]
+
+    @field_validator("l_top")
+    @classmethod
+    def _is_one_layer(cls, value: object) -> object:
+        if isinstance(value, tuple):
+            raise ValueError("expected one teacher layer: its number, or a share of the teacher's layers")
+        return value
+
+    @override
+    def all_layers(self) -> Same:
+        return Same(l_top=self.l_top)
+
+    @override
+    def mapping(self, student_layers: int, teacher_layers: int) -> Pairs:
+        pairs = super().mapping(student_layers, teacher_layers)
+        return tuple((student, pairs[-1][1]) for student, _ in pairs)
+
+
+def _reversed(pairs: Pairs) -> Pairs:
+    students, teachers = zip(*pairs, strict=True)
+    return tuple(zip(students, reversed(teachers), strict=True))

@@ -25,6 +25,8 @@ class LengthSelector(Selector):
 
     needs_attention: ClassVar[bool] = False
     """Whether :meth:`scores` reads the attention that ``[CLS]`` pays."""
+    needs_gradient: ClassVar[bool] = False
+    """Whether :meth:`scores` reads how much the teacher's prediction depends on each token."""
 
     def eligible(self, tokens: Tokens) -> np.ndarray:
         """Which tokens may be kept, ``(M,)`` bool."""
@@ -35,6 +37,23 @@ class LengthSelector(Selector):
     def scores(self, view: LayerView) -> np.ndarray:
         """Importance of each token of ``view``, ``(M,)``; the highest are kept."""
         raise NotImplementedError
+
+    def kept(self, view: LayerView) -> LayerView:
+        """The view of the kept tokens. A selector that averages tokens returns averages."""
+        return view.take(self.select(view))
+
+    def members(self, tokens: Tokens) -> tuple[np.ndarray, np.ndarray] | None:
+        """Which tokens each kept one is the mean of; None where each is one token.
+
+        Returns:
+            Indices into the kept tokens, ascending, ``(P,)``, and positions in the example, ``(P,)``.
+        """
+        return None
+
+    @property
+    def stores_positions(self) -> bool:
+        """Whether a store must say which tokens are kept, as nothing else tells."""
+        return not self.keeps_all
 
     @property
     def keeps_all(self) -> bool:
@@ -48,6 +67,10 @@ class LengthSelector(Selector):
         """
         return None
 
+    def gradient_layer(self, teacher_layer: int) -> int | None:
+        """The teacher layer whose gradient ranks the tokens of ``teacher_layer``; None where none does."""
+        return teacher_layer if self.needs_gradient and self.k != "all" else None
+
     def counts(self, tokens: Tokens) -> np.ndarray:
         """How many tokens of each example are kept, ``(B,)`` int64: the same in every layer."""
         import numpy as np
@@ -60,7 +83,7 @@ class LengthSelector(Selector):
         """Indices into the ``M`` tokens of those kept, in text order, ``(counts.sum(),)``.
 
         Raises:
-            HskdError: the selector ranks by attention and got none.
+            HskdError: the selector ranks by attention, or by the gradient, and got none.
         """
         import numpy as np
 
@@ -70,6 +93,8 @@ class LengthSelector(Selector):
             return np.flatnonzero(eligible)
         if self.needs_attention and view.attention is None:
             raise HskdError(f"length={self.selector} ranks tokens by attention, and there is none here.")
+        if self.needs_gradient and view.gradient is None:
+            raise HskdError(f"length={self.selector} ranks tokens by the teacher's gradient, and there is none here.")
         scores = self.scores(view)
         # Best first within each example; lexsort is stable, so equal scores stay in text order.
         best_first = np.lexsort((-scores.astype(np.float64), ~eligible, tokens.example))
@@ -123,6 +148,100 @@ class Left(LengthSelector):
     @override
     def scores(self, view: LayerView) -> np.ndarray:
         return -view.tokens.position
+
+
+class _WithoutSep(LengthSelector):
+    """Base of selectors that never keep ``[SEP]``."""
+
+    @override
+    def eligible(self, tokens: Tokens) -> np.ndarray:
+        return tokens.input_ids != tokens.sep_id
+
+
+@LENGTH.register
+class Norm(_WithoutSep):
+    """The ``k`` tokens whose hidden states are longest, by the Euclidean norm; never ``[SEP]``."""
+
+    selector: Literal["norm"] = "norm"
+
+    @override
+    def scores(self, view: LayerView) -> np.ndarray:
+        norms: np.ndarray = view.hidden.double().norm(dim=1).cpu().numpy()
+        return norms
+
+
+@LENGTH.register
+class Gradient(_WithoutSep):
+    """The ``k`` tokens on whose hidden states the teacher's prediction depends most; never ``[SEP]``.
+
+    The score is ``|h . dL/dh|`` for the state ``h`` of the layer learnt from, where ``L`` is the loss of the teacher's
+    own prediction: minus the log-probability of the class that it predicts, or the number itself in a regression. With
+    two classes, the entropy of the prediction ranks tokens alike, but vanishes where both are as likely.
+    """
+
+    selector: Literal["gradient"] = "gradient"
+
+    needs_gradient: ClassVar[bool] = True
+
+    @override
+    def scores(self, view: LayerView) -> np.ndarray:
+        assert view.gradient is not None
+        return view.gradient
+
+
+@LENGTH.register
+class Pool(_WithoutSep):
+    """The means of ``k`` runs of about the same length that an example's tokens are cut into; ``[SEP]`` is in none.
+
+    One run is the mean of the example. The student's states are averaged over the same tokens, which follow from the
+    token ids, so that no position is stored.
+    """
+
+    selector: Literal["pool"] = "pool"
+
+    @property
+    def stores_positions(self) -> bool:
+        """The runs follow from the token ids."""
+        return False
+
+    @override
+    def select(self, view: LayerView) -> np.ndarray:
+        """The first token of each run, where its mean stands."""
+        import numpy as np
+
+        run, _ = self.members(view.tokens)
+        first: np.ndarray = np.flatnonzero(self.eligible(view.tokens))[np.unique(run, return_index=True)[1]]
+        return first
+
+    @override
+    def members(self, tokens: Tokens) -> tuple[np.ndarray, np.ndarray]:
+        import numpy as np
+
+        chosen = np.flatnonzero(self.eligible(tokens))
+        example = tokens.example[chosen]
+        counts = self.counts(tokens)
+        sizes = np.bincount(example, minlength=len(counts))
+        rank = np.arange(len(chosen)) - (np.cumsum(sizes) - sizes)[example]
+        # Of 7 tokens and 3 runs: 0 0 0 1 1 2 2.
+        run = rank * counts[example] // sizes[example]
+        return (np.cumsum(counts) - counts)[example] + run, tokens.position[chosen]
+
+    @override
+    def kept(self, view: LayerView) -> LayerView:
+        """The mean of each run, of states as they are stored; it stands where its first token does."""
+        import numpy as np
+        import torch
+
+        tokens = view.tokens
+        run, _ = self.members(tokens)
+        chosen = np.flatnonzero(self.eligible(tokens))
+        sizes = np.bincount(run)
+        device = view.states.device
+        sums = torch.zeros((len(sizes), view.states.shape[1]), dtype=torch.float64, device=device)
+        members = view.hidden[torch.from_numpy(chosen).to(device)].double()
+        sums.index_add_(0, torch.from_numpy(run).to(device), members)
+        means = sums / torch.from_numpy(sizes).to(device)[:, None]
+        return LayerView(tokens.take(self.select(view)), view.layer, means.float(), None, view.rounding)
 
 
 @LENGTH.register

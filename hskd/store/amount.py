@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from hskd.selectors import Tokens
 from hskd.spec import HSKSpec, Shape
-from hskd.store_format.layout import ArraySpec, derived_arrays, total_bytes
+from hskd.store_format.layout import ArraySpec, codec_bytes, derived_arrays, total_bytes
 
 
 class Counts(NamedTuple):
@@ -27,7 +27,7 @@ class HSKAmount:
         full_values: numbers in full HSK of the same mapping: every mapped layer, real token and neuron.
         fraction: ``kept_values / full_values``.
         fraction_padded: the paper's way of counting: the same, over tokens padded to the maximum length.
-        bytes_per_example: what the spec's store takes on disk, targets and addresses included.
+        bytes_per_example: what the spec's store takes on disk: targets, addresses, and what is held once for all.
     """
 
     kept_values: int
@@ -58,10 +58,11 @@ def amount_of(spec: HSKSpec, shape: Shape, max_length: int, target: ArraySpec, c
     """
     kept = counts.kept * len(spec.layers(shape)) * spec.width.count(shape.teacher_width)
     per_token = len(spec.depth.mapping(shape.student_layers, shape.teacher_layers)) * shape.teacher_width
+    stored = total_bytes(derived_arrays(spec, shape, max_length, target), *counts) + codec_bytes(spec, shape)
     return HSKAmount(
         kept_values=kept,
         full_values=counts.tokens * per_token,
         fraction=kept / (counts.tokens * per_token),
         fraction_padded=kept / (counts.examples * max_length * per_token),
-        bytes_per_example=total_bytes(derived_arrays(spec, shape, max_length, target), *counts) / counts.examples,
+        bytes_per_example=stored / counts.examples,
     )

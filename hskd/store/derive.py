@@ -6,19 +6,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
 from hskd import processes
+from hskd.artifacts import partial_of
 from hskd.errors import HskdError, MismatchError
-from hskd.knowledge import KeptHSK, select_hsk
+from hskd.knowledge import SelectedHSK, fit_codec, select
 from hskd.progress import Progress, Silent
 from hskd.provenance import provenance
 from hskd.spec import HSKSpec, Shape
 from hskd.store.reader import Store, pack_neurons
-from hskd.store.writer import Shard, finished_store, misfit, write_store
+from hskd.store.writer import Shard, finished_store, misfit, place_once, write_store
 from hskd.store_format.layout import (
+    CODEC,
     SHARD_BYTES,
     TARGET,
     ArraySpec,
+    codec_bytes,
     derived_arrays,
     example_of_row,
     plan_shards,
@@ -39,6 +43,9 @@ def derive(
     progress: Progress | None = None,
 ) -> Store:
     """Write what ``spec`` keeps of ``superset`` into ``folder``; resumable and reused as an extraction is.
+
+    A width selector that learns (``pca``, ``pq``, ...) learns from all examples of the superset first, in one more pass
+    over it. So derive from a superset of the training examples alone.
 
     Args:
         superset: an open superset store.
@@ -78,12 +85,32 @@ def derive(
         made_by=provenance() | {"superset": held.fingerprint},
     )
 
+    learns = bool(spec.width.codec_layout(spec.precision, held.teacher_width))
+    codec: dict[str, torch.Tensor] = {}
+
+    def place_codec(partial: Path) -> None:
+        if learns:
+            place_once(partial, fit)
+
+    def fit(path: Path) -> None:
+        progress.say(f"width={spec.width.selector} learns from {len(superset)} examples")
+        parts = chunks(np.arange(len(superset)), superset.lengths)
+        fitted = fit_codec(spec, layers, held.teacher_width, map(superset.states, parts))
+        assert fitted is not None
+        if not all(bool(array.isfinite().all()) for array in fitted.values()):
+            raise HskdError(
+                f"spec {spec.label}: what width={spec.width.selector} learns does not fit into "
+                f"{spec.precision.selector}; ask for precision=bf16 or precision=fp32."
+            )
+        save_file(fitted, path)
+
     def make_shard(span: range) -> Shard:
+        if learns and not codec:
+            codec.update(load_file(partial_of(folder) / CODEC))
         parts = []
-        for rows in _chunks(np.arange(span.start, span.stop), superset.lengths):
-            states = superset.states(rows)
-            kept = select_hsk(spec, layers, states)
-            parts.append(_arrays_of(kept, spec, arrays, held.teacher_width) | _addresses(superset, rows, arrays))
+        for rows in chunks(np.arange(span.start, span.stop), superset.lengths):
+            selected = select(spec, layers, superset.states(rows), codec)
+            parts.append(_arrays_of(selected, arrays, held.teacher_width) | _addresses(superset, rows, arrays))
         shard = {name: torch.cat([part[name] for part in parts]) for name in arrays}
         found = misfit(shard)
         if found is not None:
@@ -96,9 +123,10 @@ def derive(
     # Every shard is held against its checksum when it is read to be cut, not twice.
     counts = spec.length.counts(superset.tokens(np.arange(len(superset)), whole=False))
     needed = total_bytes(arrays, len(superset), int(superset.lengths.sum()), int(counts.sum()))
+    needed += codec_bytes(spec, shape)
     ranges = plan_shards(arrays, superset.lengths, counts, shard_bytes)
     progress.begin("derive", len(superset))
-    processes.by_main(lambda: write_store(folder, plan, ranges, needed, make_shard, progress.say))
+    processes.by_main(lambda: write_store(folder, plan, ranges, needed, make_shard, progress.say, place_codec))
     return Store.open(folder)
 
 
@@ -149,6 +177,13 @@ def require_served(superset: Store, spec: HSKSpec, shape: Shape) -> None:
             f"{list(held.attention_layers)}; extract a superset with --attention-layers "
             f"{_listed({*held.attention_layers, *attention})}."
         )
+    gradients = {layer.gradient for layer in layers if layer.gradient is not None}
+    if not gradients <= set(held.gradient_layers):
+        raise HskdError(
+            f"spec {spec.label}: ranks tokens by the gradient in teacher layers {_listed(gradients)}, and "
+            f"{superset.folder} holds that of {list(held.gradient_layers)}; extract a superset with --gradient-layers "
+            f"{_listed({*held.gradient_layers, *gradients})}."
+        )
     if held.precision not in ("fp32", spec.precision.selector):
         raise HskdError(
             f"spec {spec.label}: keeps values in {spec.precision.selector}, and {superset.folder} holds "
@@ -160,7 +195,7 @@ def _listed(layers: set[int]) -> str:
     return ",".join(map(str, sorted(layers)))
 
 
-def _chunks(rows: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+def chunks(rows: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
     """Cut ``rows`` so that the tokens of a chunk fit in memory at full width."""
     running = np.cumsum(lengths[rows])
     cuts = np.flatnonzero(np.diff((running - lengths[rows]) // _CHUNK_TOKENS)) + 1
@@ -178,14 +213,13 @@ def _addresses(superset: Store, rows: np.ndarray, arrays: dict[str, ArraySpec]) 
     }
 
 
-def _arrays_of(kept: KeptHSK, spec: HSKSpec, arrays: dict[str, ArraySpec], width: int) -> Shard:
-    # select_hsk has rounded the values already; encoding them again changes nothing.
-    shard = {name: tensor.flatten(1) for name, tensor in spec.precision.encode(kept.values).items()}
+def _arrays_of(selected: SelectedHSK, arrays: dict[str, ArraySpec], width: int) -> Shard:
+    shard = {name: array.flatten(1) for name, array in selected.arrays.items()}
     if "counts" in arrays:
-        shard["counts"] = kept.counts.to(arrays["counts"].dtype)
+        shard["counts"] = selected.counts.to(arrays["counts"].dtype)
     if "positions" in arrays:
-        shard["positions"] = kept.positions.to(arrays["positions"].dtype)
+        shard["positions"] = selected.positions.to(arrays["positions"].dtype)
     if "neurons" in arrays:
-        assert kept.neurons is not None
-        shard["neurons"] = pack_neurons(kept.neurons, width, arrays["neurons"].dtype == torch.uint8)
+        assert selected.neurons is not None
+        shard["neurons"] = pack_neurons(selected.neurons, width, arrays["neurons"].dtype == torch.uint8)
     return shard

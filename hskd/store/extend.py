@@ -69,6 +69,7 @@ def require_extends(old: Store, plan: Manifest, split: TokenizedSplit) -> None:
         ("teacher was run in", held.origin.dtype, wanted.dtype),
         ("layers are", list(held.layers), list(plan.layers)),
         ("attention layers are", list(held.attention_layers), list(plan.attention_layers)),
+        ("gradient layers are", list(held.gradient_layers), list(plan.gradient_layers)),
         ("precision is", held.precision, plan.precision),
     ):
         if has != asked:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from hskd.store_format.layout import (
     ragged_rows,
     superset_arrays,
     total_bytes,
+    with_gradients,
 )
 from hskd.store_format.manifest import MAX_LENGTH, Manifest, Origin, TargetArray
 from hskd.tasks import Task, TokenizedSplit, sequential_batches
@@ -46,11 +48,14 @@ class Superset:
         layers: teacher layers, ascending.
         attention_layers: attention layers (1-based) whose ``[CLS]`` row is needed.
         precision: name of the precision; fp32 serves every spec, fp16 and bf16 those of the same precision.
+        gradient_layers: teacher layers for which it is held how much the prediction depends on each token; that takes a
+            backward pass.
     """
 
     layers: tuple[int, ...]
     attention_layers: tuple[int, ...]
     precision: str = "fp32"
+    gradient_layers: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, specs: Iterable[HSKSpec], shape: Shape) -> Superset:
@@ -66,11 +71,17 @@ class Superset:
             layers=tuple(sorted({layer.teacher for layer in kept})),
             attention_layers=tuple(sorted({layer.attention for layer in kept if layer.attention is not None})),
             precision=precisions.pop() if len(precisions) == 1 else "fp32",
+            gradient_layers=tuple(sorted({layer.gradient for layer in kept if layer.gradient is not None})),
         )
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What is held, as JSON. Gradients are left out where there are none, as in the recipes of earlier versions."""
+        return {name: value for name, value in asdict(self).items() if name != "gradient_layers" or value}
 
     def arrays(self, shape: Shape, target: ArraySpec, max_length: int) -> dict[str, ArraySpec]:
         """The arrays of this superset, for a teacher and a target of these sizes (see ``superset_arrays``)."""
-        return superset_arrays(
+        arrays = superset_arrays(
             len(self.layers),
             len(self.attention_layers),
             shape.teacher_width,
@@ -79,6 +90,7 @@ class Superset:
             max_length,
             shape.vocab_size,
         )
+        return with_gradients(arrays, len(self.gradient_layers))
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +143,11 @@ def extract(
     extend = options.extend
     config = teacher.model.config
     require_positions(config, {"train": split}, f"teacher {teacher.name}")
-    for what, layers, first in (("", superset.layers, 0), ("attention ", superset.attention_layers, 1)):
+    for what, layers, first in (
+        ("", superset.layers, 0),
+        ("attention ", superset.attention_layers, 1),
+        ("gradient ", superset.gradient_layers, 0),
+    ):
         if not set(layers) <= set(range(first, config.num_hidden_layers + 1)):
             raise HskdError(
                 f"{what}layers {list(layers)}: out of range: the teacher has {what}layers "
@@ -168,6 +184,7 @@ def extract(
         layers=superset.layers,
         mapped=superset.layers,
         attention_layers=superset.attention_layers,
+        gradient_layers=superset.gradient_layers,
         target=TargetArray.of(target),
         precision=superset.precision,
         examples=len(split),
@@ -176,7 +193,7 @@ def extract(
     if extend is not None:
         require_extends(extend, plan, split)
 
-    forward = ForwardOptions(options.dtype)
+    forward = ForwardOptions(options.dtype, gradients=superset.gradient_layers)
 
     def make_shard(span: range) -> Shard:
         shard = empty_shard(arrays, split, span)
@@ -199,9 +216,13 @@ def extract(
             for i, layer in enumerate(superset.layers):
                 for name, tensor in precision.encode(output.states.hidden[layer].cpu()).items():
                     shard[name].unflatten(1, (len(superset.layers), -1))[:, i].index_copy_(0, rows, tensor)
-            if superset.attention_layers:
-                shares = np.stack([output.states.attention[layer] for layer in superset.attention_layers], axis=1)
-                shard["attention"][rows] = torch.from_numpy(shares)
+            states = output.states
+            for name, columns, held_layers in (
+                ("attention", states.attention, superset.attention_layers),
+                ("gradient", states.gradient, superset.gradient_layers),
+            ):
+                if held_layers:
+                    shard[name][rows] = torch.from_numpy(np.stack([columns[layer] for layer in held_layers], axis=1))
             assert output.target is not None
             place = rows if target.per == "token" else torch.from_numpy(order)
             shard[TARGET][place] = output.target.cpu().to(target.dtype)

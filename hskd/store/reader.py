@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 from hskd.errors import CorruptionError, HskdError, MismatchError
 from hskd.hashing import Stamp, file_sha256, known_sha256, remembered, take_over
 from hskd.io import POINTER, is_lfs_pointer, require_inside
-from hskd.knowledge import KeptHSK, TeacherStates
+from hskd.knowledge import KeptHSK, Members, TeacherStates
 from hskd.remote.copies import WORK, local_copy
-from hskd.selectors import PRECISION, PrecisionSelector, Tokens
+from hskd.selectors import PRECISION, LengthSelector, PrecisionSelector, Tokens
+from hskd.selectors.width import Basis, Codec
 from hskd.spec import HSKSpec
-from hskd.store_format.layout import ADDRESSES, TARGET, ArraySpec, ragged_rows
+from hskd.store_format.layout import ADDRESSES, CODEC, TARGET, ArraySpec, ragged_rows
 from hskd.store_format.manifest import Manifest, ShardEntry
 
 _ADVICE = "copy the store again, or delete it and make it again"
@@ -37,9 +39,17 @@ class Store:
     compared with the manifest alone: a shard in which they are wrong is refused when its values are read.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, shards: list[dict[str, torch.Tensor]]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        shards: list[dict[str, torch.Tensor]],
+        codec: dict[str, torch.Tensor] | None = None,
+    ) -> None:
         self.folder = folder
         self.manifest = manifest
+        self.codec = codec or {}
+        """What the width selector has learnt, ``(n, ...)`` for each array; empty for most."""
         self._shards = shards
         # A relative path may mean something else by the time a shard is read.
         self._paths = [folder.absolute() / entry.file for entry in manifest.shards]
@@ -73,7 +83,7 @@ class Store:
         manifest = Manifest.read(folder)
         arrays = manifest.arrays
         shards = [_opened(folder, entry, arrays, manifest.origin.max_length) for entry in manifest.shards]
-        return cls(folder, manifest, shards)
+        return cls(folder, manifest, shards, None if manifest.codec is None else read_codec(folder, manifest))
 
     def __len__(self) -> int:
         return len(self.example_ids)
@@ -84,10 +94,10 @@ class Store:
         return _opened_again, (self._paths[0].parent, self.manifest.fingerprint, digests)
 
     def verify(self) -> None:
-        """Compare every shard with its checksum, whether that was done before or not.
+        """Compare every file with its checksum, whether that was done before or not.
 
         Raises:
-            CorruptionError: names the first shard whose bytes are not those written, or say what cannot be.
+            CorruptionError: names the first file whose bytes are not those written, or say what cannot be.
         """
         for shard, (path, entry) in enumerate(zip(self._paths, self.manifest.shards, strict=True)):
             try:
@@ -95,6 +105,8 @@ class Store:
             except OSError as error:
                 raise _unreadable(path, error) from error
             self._require_whole(shard, whole)
+        if self.manifest.codec is not None:
+            read_codec(self.folder, self.manifest)
 
     def require_whole(self, rows: np.ndarray | None = None) -> None:
         """Compare the shards that hold the examples in ``rows`` with their checksums, if this process has not yet.
@@ -127,7 +139,7 @@ class Store:
             raise CorruptionError(f"{path}: {fault}, so no version of hskd wrote it; {_ADVICE}.")
         self._unverified.discard(shard)
 
-    @property
+    @cached_property
     def spec(self) -> HSKSpec | None:
         """What a derived store keeps; None for a superset."""
         return None if self.manifest.spec is None else HSKSpec.parse(self.manifest.spec)
@@ -224,13 +236,35 @@ class Store:
         else:
             place = torch.arange(len(values)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
             positions = place[:, None].expand(-1, layers)
-        return KeptHSK(self.manifest.layers, counts, positions, values, self._neurons(rows, values.shape[2]))
+        neurons = self._neurons(rows, values.shape[2])
+        members = None
+        if self.spec is not None and type(self.spec.length).members is not LengthSelector.members:
+            members = Members.of(self.spec, self.tokens(rows))
+        layers_kept = self.manifest.layers
+        return KeptHSK(layers_kept, counts, positions, values, neurons, basis=self._basis, members=members)
 
     def _values(self, rows: np.ndarray) -> torch.Tensor:
-        layers = len(self.manifest.layers)
-        return self.precision.decode(
-            {name: self._gather(name, rows).unflatten(1, (layers, -1)) for name in self.precision.layout(1)}
-        )
+        layers, width, spec = len(self.manifest.layers), self.manifest.teacher_width, self.spec
+        names = self.precision.layout(1) if spec is None else spec.width.layout(self.precision, width)
+        arrays = {name: self._gather(name, rows).unflatten(1, (layers, -1)) for name in names}
+        if spec is None:
+            return self.precision.decode(arrays, width)
+        return spec.width.decode(arrays, self.precision, self._prepared, width)
+
+    @cached_property
+    def _prepared(self) -> Codec:
+        assert self.spec is not None
+        return self.spec.width.prepared(self.codec, self.manifest.teacher_width)
+
+    @cached_property
+    def _basis(self) -> Basis | None:
+        if self.spec is None:
+            return None
+        basis = self.spec.width.basis(self.codec, len(self.manifest.layers), self.manifest.teacher_width)
+        if basis is None:
+            return None
+        # Worker processes send it with every batch: in shared memory, that copies nothing.
+        return Basis(basis.directions.contiguous().share_memory_(), basis.origin.share_memory_())
 
     def _neurons(self, rows: np.ndarray, count: int) -> torch.Tensor | None:
         if self.manifest.fixed_neurons is not None:
@@ -252,10 +286,13 @@ class Store:
         values = self._values(rows)
         attention = self.manifest.attention_layers
         shares = self._gather("attention", rows).numpy() if attention else np.empty((0, 0))
+        gradients = self.manifest.gradient_layers
+        scores = self._gather("gradient", rows).numpy() if gradients else np.empty((0, 0))
         return TeacherStates(
             tokens=self.tokens(rows),
             hidden={layer: values[:, i] for i, layer in enumerate(self.manifest.layers)},
             attention={layer: shares[:, i] for i, layer in enumerate(attention)},
+            gradient={layer: scores[:, i] for i, layer in enumerate(gradients)},
         )
 
     @cached_property
@@ -391,6 +428,33 @@ def _neurons_fit(packed: np.ndarray, manifest: Manifest) -> bool:
     return bool((np.bitwise_count(masks).sum(2, dtype=np.int64) == count).all()) and not bool(
         (masks[..., -1] & (2**beyond - 1)).any()
     )
+
+
+def read_codec(folder: Path, manifest: Manifest) -> dict[str, torch.Tensor]:
+    """The arrays of a derived store that are there once, compared with their checksum.
+
+    Raises:
+        CorruptionError: the file is missing, damaged, or holds other arrays than the spec needs.
+    """
+    path, entry, spec = folder / CODEC, manifest.codec, HSKSpec.parse(manifest.spec or {})
+    try:
+        whole = entry is not None and path.stat().st_size == entry.bytes and file_sha256(path) == entry.sha256
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if not whole:
+        raise CorruptionError(f"{path}: is not the file that was written there: it is damaged; {_ADVICE}.")
+    require_inside(folder, path)
+    try:
+        codec = load_file(path)
+    except SafetensorError as error:
+        raise CorruptionError(f"{path}: cannot be read ({error}); {_ADVICE}.") from None
+    expected = {
+        name: (dtype, (len(manifest.layers), *sizes))
+        for name, (dtype, sizes) in spec.width.codec_layout(spec.precision, manifest.teacher_width).items()
+    }
+    if {name: (array.dtype, tuple(array.shape)) for name, array in codec.items()} != expected:
+        raise CorruptionError(f"{path}: holds other arrays than the spec {spec.label} needs; {_ADVICE}.")
+    return codec
 
 
 def pack_neurons(neurons: torch.Tensor, width: int, as_mask: bool) -> torch.Tensor:

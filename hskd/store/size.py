@@ -9,10 +9,11 @@ import numpy as np
 
 from hskd.errors import HskdError
 from hskd.selectors import Tokens
+from hskd.selectors.precision import FP16
 from hskd.spec import HSKSpec, Shape
 from hskd.store.amount import Counts, amount_of
 from hskd.store.extract import Superset
-from hskd.store_format.layout import SHARD_BYTES, ArraySpec, derived_arrays, total_bytes
+from hskd.store_format.layout import SHARD_BYTES, ArraySpec, codec_bytes, derived_arrays, total_bytes
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class StoreSize:
         kept_tokens: tokens kept in a layer, over all examples.
         fraction: kept values / values of full HSK.
         derived_bytes: of the store that a student trains from.
+        full_bytes: of such a store of full HSK of the same mapping, in fp16.
         superset_bytes: of the superset that it is derived from, and that can be deleted then.
         shards: of the derived store.
     """
@@ -34,6 +36,7 @@ class StoreSize:
     kept_tokens: int
     fraction: float
     derived_bytes: int
+    full_bytes: int
     superset_bytes: int
     shards: int
 
@@ -82,13 +85,16 @@ def _kept(spec: HSKSpec, lengths: np.ndarray) -> np.ndarray:
 def _size(spec: HSKSpec, shape: Shape, max_length: int, target: ArraySpec, counts: Counts) -> StoreSize:
     superset = Superset.of([spec], shape)
     wide = superset.arrays(shape, target, max_length)
-    derived = total_bytes(derived_arrays(spec, shape, max_length, target), *counts)
+    derived = total_bytes(derived_arrays(spec, shape, max_length, target), *counts) + codec_bytes(spec, shape)
+    full = spec.full().model_copy(update={"precision": FP16()})
+    every = counts._replace(kept=counts.tokens)
     return StoreSize(
         examples=counts.examples,
         tokens=counts.tokens,
         kept_tokens=counts.kept,
         fraction=amount_of(spec, shape, max_length, target, counts).fraction,
         derived_bytes=derived,
+        full_bytes=total_bytes(derived_arrays(full, shape, max_length, target), *every),
         superset_bytes=total_bytes(wide, counts.examples, counts.tokens, counts.tokens),
         shards=-(-derived // SHARD_BYTES),
     )

@@ -20,8 +20,8 @@ from hskd.artifacts import build, claim
 from hskd.errors import HskdError, MismatchError
 from hskd.hashing import file_sha256
 from hskd.io import atomic_path, format_bytes, read_json, require_space, write_json
-from hskd.store_format.layout import MANIFEST, shard_name
-from hskd.store_format.manifest import Manifest, ShardEntry
+from hskd.store_format.layout import CODEC, MANIFEST, shard_name
+from hskd.store_format.manifest import FileEntry, Manifest, ShardEntry
 
 PLAN = "plan.json"
 
@@ -48,7 +48,8 @@ def write_store(
         needed_bytes: size of the finished store, checked against the free space before anything is written.
         make_shard: computes the arrays of a range of examples; not called for shards that are there already.
         report: receives one line saying what is needed and what is free.
-        place: puts shards that another store has into the unfinished folder, so that they are not computed.
+        place: puts into the unfinished folder what need not or must not be computed by shards: shards that another
+            store has, or the file that holds what there is once.
 
     Returns:
         The manifest of the finished store.
@@ -79,9 +80,11 @@ def write_store(
 
     def end(partial: Path, shards: dict[int, ShardEntry]) -> None:
         entries = tuple(shards[i] for i in range(len(ranges)))
-        plan.model_copy(update={"shards": entries}).write(partial)
+        codec = _placed(partial / CODEC)
+        plan.model_copy(update={"shards": entries, "codec": codec}).write(partial)
         for i in range(len(ranges)):
             shard_note(partial / shard_name(i)).unlink()
+        shard_note(partial / CODEC).unlink(missing_ok=True)
         (partial / PLAN).unlink()
 
     def builder(partial: Path) -> None:
@@ -140,14 +143,50 @@ def whole_entry(path: Path) -> ShardEntry | None:
     return entry if whole and entry.file == path.name else None
 
 
+def place_once(partial: Path, save: Callable[[Path], None]) -> None:
+    """Write what a store holds once for all examples into an unfinished one, unless it is there as it was written.
+
+    Shards that were made with what is damaged now are removed: made again, it may differ in its last bits.
+
+    Args:
+        partial: the unfinished folder.
+        save: writes the file.
+    """
+    path = partial / CODEC
+    if _placed(path) is not None:
+        return
+    for shard in partial.glob("shard-*.safetensors"):
+        shard.unlink()
+    with atomic_path(path) as temporary:
+        try:
+            save(temporary)
+        except SafetensorError as error:  # how safetensors reports a full disk
+            raise OSError(None, str(error)) from error
+        entry = FileEntry(file=CODEC, bytes=temporary.stat().st_size, sha256=file_sha256(temporary))
+        path.unlink(missing_ok=True)  # The note is about to speak of another.
+        write_json(shard_note(path), entry.model_dump())
+
+
+def _placed(path: Path) -> FileEntry | None:
+    """What the note beside the file at ``path`` says; None where the file, or its note, is missing or damaged."""
+    try:
+        entry = FileEntry.model_validate(read_json(shard_note(path)))
+        whole = path.stat().st_size == entry.bytes and file_sha256(path) == entry.sha256
+    except (HskdError, ValidationError, OSError):
+        return None
+    return entry if whole else None
+
+
 def _note_again(partial: Path, plan: Manifest) -> None:
     """Write the notes that a run had removed already when it was killed: its manifest says what they said."""
     try:
-        entries = _finished(partial, plan).shards
+        manifest = _finished(partial, plan)
     except HskdError:
-        entries = ()
-    for entry in entries:
+        manifest = plan
+    for entry in manifest.shards:
         write_note(partial, entry)
+    if manifest.codec is not None:
+        write_json(shard_note(partial / CODEC), manifest.codec.model_dump())
     (partial / MANIFEST).unlink(missing_ok=True)
 
 

@@ -7,6 +7,7 @@ consecutive examples. Arrays are flat: one row per example, per real token, or p
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from hskd.errors import HskdError
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     import torch
 
 MANIFEST = "manifest.json"
+CODEC = "codec.safetensors"
+"""What a derived store holds once, for all its examples (see :func:`codec_bytes`)."""
 SHARD_BYTES = 128 * 2**20
 
 
@@ -81,6 +84,13 @@ def superset_arrays(
     return arrays
 
 
+def with_gradients(arrays: dict[str, ArraySpec], layers: int) -> dict[str, ArraySpec]:
+    """The arrays of a superset that holds the gradient of so many layers, too: one number a token, in fp32."""
+    import torch
+
+    return arrays | ({"gradient": ArraySpec("token", torch.float32, layers)} if layers else {})
+
+
 def derived_arrays(spec: HSKSpec, shape: Shape, max_length: int, target: ArraySpec) -> dict[str, ArraySpec]:
     """The arrays of one spec's store."""
     arrays = _common(target, max_length, shape.vocab_size)
@@ -101,14 +111,21 @@ def kept_arrays(spec: HSKSpec, shape: Shape, max_length: int) -> dict[str, tuple
 
     layers = len(spec.layers(shape))
     count = spec.width.count(shape.teacher_width)
-    arrays = {name: (dtype, layers * elements) for name, (dtype, elements) in spec.precision.layout(count).items()}
-    if not spec.length.keeps_all:
+    kept = spec.width.layout(spec.precision, shape.teacher_width)
+    arrays = {name: (dtype, layers * elements) for name, (dtype, elements) in kept.items()}
+    if spec.length.stores_positions:
         arrays["positions"] = (torch.uint8 if max_length <= 256 else torch.uint16, layers)
     if spec.width.fixed(shape.teacher_width) is None:
         mask_bytes = -(-shape.teacher_width // 8)
         as_mask = mask_bytes <= 2 * count
         arrays["neurons"] = (torch.uint8, layers * mask_bytes) if as_mask else (torch.uint16, layers * count)
     return arrays
+
+
+def codec_bytes(spec: HSKSpec, shape: Shape) -> int:
+    """Bytes of what a store of ``spec`` holds once: the directions or codebooks of its width selector."""
+    layout = spec.width.codec_layout(spec.precision, shape.teacher_width)
+    return len(spec.layers(shape)) * sum(dtype.itemsize * prod(sizes) for dtype, sizes in layout.values())
 
 
 def total_bytes(arrays: Mapping[str, ArraySpec], examples: int, tokens: int, kept: int) -> int:

@@ -14,12 +14,14 @@ from hskd.selectors import PRECISION
 from hskd.selectors.base import describe
 from hskd.spec import HSKSpec, Shape
 from hskd.store_format.layout import (
+    CODEC,
     MANIFEST,
     ArraySpec,
     derived_arrays,
     shard_name,
     superset_arrays,
     total_bytes,
+    with_gradients,
 )
 
 FORMAT = 2
@@ -93,6 +95,16 @@ class ShardEntry(BaseModel):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+class FileEntry(BaseModel):
+    """A file beside the shards: its size and checksum."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str
+    bytes: Some
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 class Manifest(BaseModel):
     """The contents of ``manifest.json``."""
 
@@ -114,6 +126,8 @@ class Manifest(BaseModel):
     """The teacher layer behind each of ``layers``."""
     attention_layers: tuple[Layer, ...] = ()
     """Superset: the attention layers (1-based) whose ``[CLS]`` row is held."""
+    gradient_layers: Annotated[tuple[Layer, ...], Field(exclude_if=lambda layers: not layers)] = ()
+    """Superset: the teacher layers for which it is held how much the prediction depends on each token."""
     student_layers: Layers | None = None
     """Derived: ``L_S``, which the layer mapping depends on."""
     target: TargetArray
@@ -125,22 +139,29 @@ class Manifest(BaseModel):
     """Derived: the neurons kept in every token, where they are the same in all and not all are kept."""
     examples: Some
     shards: tuple[ShardEntry, ...] = ()
+    codec: Annotated[FileEntry | None, Field(exclude_if=lambda entry: entry is None)] = None
+    """Derived: what is held once for all examples, where the width selector has learnt something."""
     made_by: dict[str, str | int | float | None] = {}
 
     @property
     def plan(self) -> str:
         """Fingerprint of all that was decided before the first shard was written."""
-        return fingerprint(self.model_dump(mode="json", exclude={"shards", "made_by"}))
+        return fingerprint(self.model_dump(mode="json", exclude={"shards", "codec", "made_by"}))
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the plan and of every shard's bytes: equal stores have equal fingerprints."""
-        return fingerprint([self.plan, [shard.sha256 for shard in self.shards]])
+        """Fingerprint of the plan and of every file's bytes: equal stores have equal fingerprints."""
+        return fingerprint([self.plan, [entry.sha256 for entry in self.files]])
+
+    @property
+    def files(self) -> tuple[ShardEntry | FileEntry, ...]:
+        """Every file but the manifest."""
+        return self.shards if self.codec is None else (*self.shards, self.codec)
 
     @property
     def bytes(self) -> int:
-        """Size of the shards on disk."""
-        return sum(shard.bytes for shard in self.shards)
+        """Size of the store on disk, the manifest apart."""
+        return sum(entry.bytes for entry in self.files)
 
     @property
     def arrays(self) -> dict[str, ArraySpec]:
@@ -148,7 +169,7 @@ class Manifest(BaseModel):
         target, length = self.target.array, self.origin.max_length
         if self.spec is not None and self.student_layers is not None:
             return derived_arrays(HSKSpec.parse(self.spec), self.shape(self.student_layers), length, target)
-        return superset_arrays(
+        arrays = superset_arrays(
             len(self.layers),
             len(self.attention_layers),
             self.teacher_width,
@@ -157,6 +178,7 @@ class Manifest(BaseModel):
             length,
             self.vocab_size,
         )
+        return with_gradients(arrays, len(self.gradient_layers))
 
     def shape(self, student_layers: int) -> Shape:
         """The sizes that a spec needs, for a student of ``student_layers`` layers."""
@@ -249,6 +271,10 @@ class Manifest(BaseModel):
             mask = spec.width.fixed(self.teacher_width)
             whole = mask is None or len(mask) == self.teacher_width
             said = (self.layers, self.mapped, self.fixed_neurons, self.precision, self.attention_layers)
+            if self.gradient_layers or (self.shards and self.codec is None and self._needs_codec(spec)):
+                return "holds gradients, or lacks what its width selector has learnt"
+            if self.codec is not None and (self.codec.file != CODEC or not self._needs_codec(spec)):
+                return f"names a file {_short(self.codec.file)}, which its spec has no need of"
             expected = (
                 tuple(layer.student for layer in layers),
                 tuple(layer.teacher for layer in layers),
@@ -260,12 +286,15 @@ class Manifest(BaseModel):
                 return f"its layers, neurons or precision are not those of its spec {_short(spec.label)}"
         else:
             every, attention = range(self.teacher_layers + 1), range(1, self.teacher_layers + 1)
-            ascending = all(list(named) == sorted(set(named)) for named in (self.layers, self.attention_layers))
-            if not ascending or not set(self.layers) <= set(every) or not set(self.attention_layers) <= set(attention):
+            named = (self.layers, self.attention_layers, self.gradient_layers)
+            ascending = all(list(layers) == sorted(set(layers)) for layers in named)
+            among = set(self.layers) | set(self.gradient_layers) <= set(every)
+            if not ascending or not among or not set(self.attention_layers) <= set(attention):
                 return (
                     f"names layers that are not among the {self.teacher_layers} of the teacher, each once, from below"
                 )
-            if not self.layers or self.mapped != self.layers or self.fixed_neurons is not None:
+            of_derived = self.fixed_neurons is not None or self.codec is not None
+            if not self.layers or self.mapped != self.layers or of_derived:
                 return "names layers or neurons as no superset does"
         arrays = self.arrays
         for shard in self.shards:
@@ -276,6 +305,9 @@ class Manifest(BaseModel):
                     f"kept ones in {shard.bytes} bytes, where they take {least}"
                 )
         return None
+
+    def _needs_codec(self, spec: HSKSpec) -> bool:
+        return bool(spec.width.codec_layout(spec.precision, self.teacher_width))
 
     def write(self, folder: Path) -> None:
         """Write ``manifest.json`` into ``folder``, with a checksum of its own."""

@@ -50,12 +50,14 @@ class ForwardOptions:
         dropout: run it in train mode, where its dropout reaches the student.
         softmax: give the attention after softmax; otherwise the scores before it, mean over heads too.
         pads: give what it says of pads too, as if they were tokens.
+        gradients: teacher layers whose ``|h . dL/dh|`` is wanted; ``L`` is the loss of the teacher's own prediction.
     """
 
     dtype: str = "fp32"
     dropout: bool = False
     softmax: bool = True
     pads: bool = False
+    gradients: tuple[int, ...] = ()
 
 
 PLAIN = ForwardOptions()
@@ -100,28 +102,59 @@ def teacher_forward(
 
     Raises:
         NotFiniteError: the teacher gives a hidden state that is not finite.
-        HskdError: its attention cannot be read.
+        HskdError: its attention cannot be read; or gradients are wanted of a teacher without a head.
     """
     model.train(options.dropout)
     device = next(model.parameters()).device
     inputs = model_inputs(batch, device)
     mask = inputs["attention_mask"].bool()
-    with autocast(options.dtype, device), _cls_rows(model, attention_layers, mask, options.softmax) as rows:
-        output = model(**inputs, output_hidden_states=bool(layers))
+    wanted = options.gradients
+    with (
+        torch.set_grad_enabled(bool(wanted)),
+        autocast(options.dtype, device),
+        _cls_rows(model, attention_layers, mask, options.softmax) as rows,
+    ):
+        output = model(**inputs, output_hidden_states=bool(layers or wanted))
+        target = None if head is None else head.rows(output, inputs).float()
     for layer in layers:
         if output.hidden_states[layer].shape[:2] != mask.shape:
             raise HskdError(
                 f"the teacher's hidden state {layer} is of shape {tuple(output.hidden_states[layer].shape)} for "
                 f"{mask.shape[1]} tokens; what is distilled is one state a token. Use an encoder that keeps them apart."
             )
+    scores = _dependence(output.hidden_states, target, wanted) if wanted else {}
     # Counted where the batch is: a loader's is on the CPU, and nobody has to wait for a GPU to count.
     real = (batch["attention_mask"].bool() | options.pads).flatten().nonzero()[:, 0].to(device, non_blocking=True)
-    hidden = {layer: output.hidden_states[layer].flatten(0, 1).index_select(0, real).float() for layer in layers}
+    hidden = {
+        layer: output.hidden_states[layer].flatten(0, 1).index_select(0, real).detach().float() for layer in layers
+    }
     tokens = tokens_of(batch, sep_id, options.pads)
     require_finite(hidden, tokens)
-    attention = {layer: row.flatten().index_select(0, real).float().cpu().numpy() for layer, row in rows.items()}
-    target = None if head is None else head.rows(output, inputs).float()
-    return TeacherOutput(TeacherStates(tokens, hidden, attention), target)
+    attention, gradient = (
+        {layer: row.flatten().index_select(0, real).detach().float().cpu().numpy() for layer, row in table.items()}
+        for table in (rows, scores)
+    )
+    states = TeacherStates(tokens, hidden, attention, gradient)
+    return TeacherOutput(states, None if target is None else target.detach())
+
+
+def _dependence(
+    hidden: Sequence[torch.Tensor], target: torch.Tensor | None, layers: Sequence[int]
+) -> dict[int, torch.Tensor]:
+    """``|h . dL/dh|`` of every token in some layers, ``(B, T)`` each, for the loss of the prediction ``target``."""
+    if target is None:
+        raise HskdError("length=gradient ranks by the teacher's prediction, and this teacher makes none; use another.")
+    with torch.enable_grad():
+        # A row depends on its own example alone, so of a sum each example gets its own gradient.
+        loss = target.sum() if target.shape[-1] == 1 else -target.log_softmax(-1).amax(-1).sum()
+    states = [hidden[layer] for layer in layers]
+    gradients = torch.autograd.grad(loss, states, allow_unused=True)
+    return {
+        layer: torch.zeros(state.shape[:2], device=state.device)
+        if gradient is None
+        else (state.float() * gradient.float()).sum(-1).abs()
+        for layer, state, gradient in zip(layers, states, gradients, strict=True)
+    }
 
 
 def require_finite(hidden: Mapping[int, torch.Tensor], tokens: Tokens) -> None:

@@ -57,6 +57,7 @@ def execute(config: TrialConfig, workspace: Workspace, progress: Progress) -> Tr
             prepared.source,
             student.folder,
             workspace.held_out_source(config, student.layers, progress),
+            prepared.spread,
         )
         contents = workspace.inputs(config)
         knowledge = {} if prepared.knowledge is None else {"knowledge": prepared.knowledge}

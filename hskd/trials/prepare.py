@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from hskd.artifacts import read_record
 from hskd.compat import refuse_offline
+from hskd.distill.losses import require_comparable
 from hskd.distill.source import KnowledgeSource, ShuffledSource, StoreSource
 from hskd.errors import CorruptionError, HskdError, MismatchError
 from hskd.heads import output_names
@@ -21,6 +22,7 @@ from hskd.spec import HSKSpec, Shape
 from hskd.store.amount import HSKAmount, measure
 from hskd.store.derive import derive
 from hskd.store.reader import Store
+from hskd.store.spread import spread_of
 from hskd.students import load_student
 from hskd.students.base import STUDENT_FILE
 from hskd.tasks import Task, TokenizedSplit, tokenizer_fingerprint
@@ -98,12 +100,14 @@ class Prepared:
         teacher_width: ``d_T``.
         record: what identifies the trial beside its settings, and how much HSK it keeps.
         knowledge: stands for all that is read of a store; None where there is none.
+        spread: the teacher's standard deviations, where the loss of the HSK stage needs them.
     """
 
     source: KnowledgeSource | None
     teacher_width: int
     record: dict[str, Any]
     knowledge: str | None = None
+    spread: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +156,9 @@ def from_store(store: Store, wanted: Distillation, derived: Path, progress: Prog
     shape = held.shape(student.layers)
     store.require_tokens(train.tokens)
     kept = settings.arm_spec(wanted.spec or store.spec or HSKSpec())
+    Departures(settings.compat).require_spec(kept)
+    require_comparable(settings.hsk_loss, kept, held.teacher_width)
+    given = store
     if kept is not None and held.kind == "superset":
         store = derive(store, kept, student.layers, derived, progress=progress)
     elif kept is not None and kept != store.spec:
@@ -170,6 +177,9 @@ def from_store(store: Store, wanted: Distillation, derived: Path, progress: Prog
         record=_record(wanted, held.origin.teacher, kept, shape)
         | {"source": "offline", "teacher_dtype": held.origin.dtype},
         knowledge=None if settings.arm == "gold" else _knowledge(store, train, kept),
+        spread=spread_of(store, None if given is store else given)
+        if kept is not None and settings.hsk_loss == "standardised"
+        else None,
     )
 
 
@@ -205,11 +215,16 @@ def from_teacher(teacher: Teacher, wanted: Distillation, dtype: str) -> Prepared
     require_fit(teacher.name, teacher.model, [train])
     kept = settings.arm_spec(wanted.spec or HSKSpec())
     shape = teacher.shape(student.layers)
-    source = Departures(settings.compat).online_source(teacher, train.sep_id, kept, student.layers, dtype)
+    departures = Departures(settings.compat)
+    departures.require_spec(kept)
+    require_comparable(settings.hsk_loss, kept, shape.teacher_width)
+    source = departures.online_source(teacher, train.sep_id, kept, student.layers, dtype)
+    source.fit(train)
     return Prepared(
         source=None if settings.arm == "gold" else source,
         teacher_width=shape.teacher_width,
         record=_record(wanted, teacher.fingerprint, kept, shape) | {"source": "online", "teacher_dtype": dtype},
+        spread=source.spread(train) if kept is not None and settings.hsk_loss == "standardised" else None,
     )
 
 

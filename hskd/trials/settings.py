@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from hskd.compat import COMPAT_HELP, Compat
+from hskd.compat import COMPAT_HELP, SQUARED_ERROR_ONLY, Compat
 
 if TYPE_CHECKING:
     from hskd.spec import HSKSpec
 
 Arm = Literal["spec", "full", "none", "paper_none", "gold", "shuffled"]
+HSKLossName = Literal["mse", "standardised", "cosine", "gram"]
+"""The losses of the HSK stage. Their code is in :mod:`hskd.distill.losses`, which needs torch: settings do without."""
 ARMS: tuple[Arm, ...] = ("spec", "full", "none", "paper_none", "gold", "shuffled")
 
 
@@ -40,6 +42,16 @@ class DistillSettings(BaseModel):
     weight_decay: Annotated[float, Field(ge=0, description="AdamW's, but on biases and LayerNorms.")] = 0.01
     max_grad_norm: Annotated[float, Field(gt=0, description="Gradients are clipped to this norm.")] = 1.0
     tau: Annotated[float, Field(gt=0, description="Temperature of the prediction stage.")] = 1.0
+    hsk_loss: Annotated[
+        HSKLossName,
+        Field(
+            description="What the HSK stage compares. mse: squared error. standardised: each number over the teacher's "
+            "standard deviation. cosine: of a token's numbers. gram: cosines between an example's kept tokens, "
+            "without W.",
+            # Absent by default: it takes no part in the identity of trials from before there was a choice.
+            exclude_if=lambda name: name == "mse",
+        ),
+    ] = "mse"
     compat: Annotated[
         tuple[Compat, ...],
         Field(
@@ -53,6 +65,16 @@ class DistillSettings(BaseModel):
     @classmethod
     def _in_one_order(cls, switches: tuple[Compat, ...]) -> tuple[Compat, ...]:
         return tuple(sorted(set(switches)))
+
+    @model_validator(mode="after")
+    def _goes_with_compat(self) -> DistillSettings:
+        if self.hsk_loss != "mse":
+            for name in self.compat:
+                if name in SQUARED_ERROR_ONLY:
+                    raise ValueError(
+                        f"hsk_loss {self.hsk_loss}: compat {name} is about the squared error; leave one out"
+                    )
+        return self
 
     def arm_spec(self, spec: HSKSpec) -> HSKSpec | None:
         """What this arm distils in the HSK stage, where the arm *spec* distils ``spec``; None if nothing."""

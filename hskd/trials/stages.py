@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -18,7 +19,7 @@ from hskd import processes
 from hskd.artifacts import read_record, write_record
 from hskd.distill.projection import PROJECTION_FILE
 from hskd.distill.source import KnowledgeSource
-from hskd.distill.trainer import HSKModule, HSKTrainer, mean_hsk_loss
+from hskd.distill.trainer import Criterion, HSKModule, HSKTrainer, mean_hsk_loss
 from hskd.errors import CorruptionError
 from hskd.fast import LeanEncoder, fast_training
 from hskd.hashing import file_sha256
@@ -69,6 +70,7 @@ class TrialInputs:
         student_folder: where the student came from: its tokenizer goes with the trained student, and a ``W`` in that
             folder is where ``W`` starts.
         held_out: examples on which the HSK loss is measured after the HSK stage.
+        spread: the teacher's standard deviations, where the loss of the HSK stage needs them.
     """
 
     settings: DistillSettings
@@ -79,6 +81,7 @@ class TrialInputs:
     source: KnowledgeSource | None
     student_folder: Path | None = None
     held_out: HeldOut | None = None
+    spread: torch.Tensor | None = None
 
 
 @dataclass
@@ -186,7 +189,12 @@ class _Stages:
         inputs, settings = self.inputs, self.inputs.settings
         weights, record = self.folder / _STAGE_FILE, self.folder / _STAGE_RECORD
         module = HSKModule(
-            inputs.student, inputs.teacher_width, settings.seed, inputs.student_folder, encoder=self.encoder
+            inputs.student,
+            inputs.teacher_width,
+            settings.seed,
+            inputs.student_folder,
+            encoder=self.encoder,
+            criterion=Criterion(settings.hsk_loss, inputs.spread),
         )
         if not processes.by_main(record.is_file):
             stage = self._train(self._hsk_trainer(module, epochs))
@@ -202,7 +210,8 @@ class _Stages:
         if module.projection is not None and processes.is_main():
             (self.folder / "student").mkdir(exist_ok=True)
             _save_weights(module.projection, self.folder / "student" / PROJECTION_FILE)
-        if inputs.held_out is not None:
+        comparable = module.projection is not None or inputs.student.config.hidden_size == inputs.teacher_width
+        if inputs.held_out is not None and comparable:
             stage.held_out_loss = mean_hsk_loss(module, *inputs.held_out, self.options.dtype)
         return stage
 

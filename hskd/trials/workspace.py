@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -367,6 +367,7 @@ class Workspace:
         return Superset(
             layers=tuple(sorted({layer for part in parts for layer in part.layers})),
             attention_layers=tuple(sorted({layer for part in parts for layer in part.attention_layers})),
+            gradient_layers=tuple(sorted({layer for part in parts for layer in part.gradient_layers})),
             precision=precisions.pop() if len(precisions) == 1 else "fp32",
         )
 
@@ -380,7 +381,7 @@ class Workspace:
             | {
                 "teacher": self._key_of_teacher(progress),
                 "data": examples.fingerprint,
-                "superset": asdict(superset),
+                "superset": superset.recipe,
             },
         )
         if folder.exists():

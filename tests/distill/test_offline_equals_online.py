@@ -12,12 +12,16 @@ from hskd.distill.trainer import HSKModule, HSKTrainer, PredictionTrainer
 from hskd.spec import HSKSpec
 
 SPECS = (
+    "2l_3t_0.2w,depth=reverse",
+    "2l_3t_0.2w,depth=same,l_top=3",
     "all_all_all",
     "1l_3t_0.1w",
     "2l_2t_0.5w,length=random",
     "2l_4t_0.25w,width=uniform",
     "all_3t_0.5w,l_top=1",
     "all_3t_0.2w,length=attention,att_map=top",
+    "all_3t_0.25w,width=pca",
+    "2l_all_0.25w,width=projection",
 )
 STEPS = 20
 
@@ -34,7 +38,7 @@ def learns(trace: list[float]) -> bool:
 
 
 CASES: list[tuple[str, StudentKind]] = [(text, "rosita") for text in SPECS]
-CASES += [("all_all_all", "narrow"), ("2l_2t_0.5w,length=random", "narrow")]
+CASES += [("all_all_all", "narrow"), ("2l_2t_0.5w,length=random", "narrow"), ("2l_all_0.25w,width=pca", "narrow")]
 
 
 @pytest.mark.parametrize(("text", "kind"), CASES)

@@ -6,7 +6,7 @@ import pytest
 
 from hskd.errors import HskdError
 from hskd.selectors import DEPTH
-from hskd.selectors.depth import TopN
+from hskd.selectors.depth import Reverse, Same, TopN
 
 # Written by hand: round_half_even(l * L_top / L_S), so 2.5 -> 2 and 7.5 -> 8.
 MAPPED = {
@@ -80,3 +80,24 @@ def test_layers_that_do_not_exist(depth: TopN, message: str) -> None:
 def test_amounts_out_of_range(fields: dict[str, object]) -> None:
     with pytest.raises(HskdError, match=f"depth=top_n: field {next(iter(fields))}"):
         DEPTH.parse({"selector": "top_n", **fields})
+
+
+def test_reverse_keeps_the_same_layers_the_other_way_round() -> None:
+    whole = TopN(l_top=10).mapping(4, 12)
+    for n in (1, 2, 3, 5):
+        kept = Reverse(n=n, l_top=10).kept(4, 12)
+        assert [student for student, _ in kept] == [student for student, _ in whole[-n:]]
+        assert [teacher for _, teacher in kept] == [teacher for _, teacher in whole[-n:]][::-1]
+    assert Reverse(l_top=10).mapping(4, 12) == Reverse(l_top=10).kept(4, 12)
+    assert Reverse(n=2, l_top=((1, 3), (2, 7), (4, 9))).kept(4, 12) == ((2, 9), (4, 7))
+    assert Reverse(n=2, l_top=5).all_layers() == Reverse(l_top=5)
+
+
+def test_same_learns_from_one_layer() -> None:
+    assert Same(n=2, l_top=10).kept(4, 12) == ((3, 10), (4, 10))
+    assert Same(l_top=0.5).mapping(2, 12) == ((0, 6), (1, 6), (2, 6))
+    assert Same(n=2, l_top=5).all_layers() == Same(l_top=5)
+    with pytest.raises(HskdError, match=r"depth=same: field l_top: .*expected one teacher layer"):
+        DEPTH.parse({"selector": "same", "l_top": [[1, 2]]})
+    with pytest.raises(HskdError, match="n = 6 is out of range: 5 student layers"):
+        Same(n=6).kept(4, 12)

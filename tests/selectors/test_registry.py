@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -51,7 +51,7 @@ class Mine(PrecisionSelector):
         scale = values.abs().amax(dim=-1, keepdim=True) / 127
         return {"codes": (values / scale).round().to(torch.int8), "scale": scale}
 
-    def decode(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
+    def decode(self, arrays: Mapping[str, torch.Tensor], count: int) -> torch.Tensor:
         return arrays["codes"] * arrays["scale"]
 
     def ranked(self, values: torch.Tensor) -> torch.Tensor:
@@ -105,10 +105,10 @@ def test_a_users_quantiser() -> None:
 @pytest.mark.parametrize(
     ("registry", "known"),
     [
-        (DEPTH, "top_n"),
-        (LENGTH, "attention, attention_no_sep, left, cls, random, right"),
-        (WIDTH, "magnitude, random, uniform"),
-        (PRECISION, "fp32, fp16, bf16, int8, int4, mine"),
+        (DEPTH, "top_n, reverse, same"),
+        (LENGTH, "attention, attention_no_sep, left, norm, gradient, pool, cls, random, right"),
+        (WIDTH, "magnitude, random, uniform, projection, pca, pq, rvq"),
+        (PRECISION, "fp32, fp16, bf16, int8, int4, int2, mine"),
     ],
     ids=lambda value: value.dimension if isinstance(value, Registry) else "",
 )

@@ -23,7 +23,7 @@ from hskd.store.derive import derive
 from hskd.store.extract import Superset
 from hskd.store.reader import Store
 from hskd.store.writer import shard_note
-from hskd.store_format.layout import MANIFEST, shard_name
+from hskd.store_format.layout import CODEC, MANIFEST, shard_name
 
 SPEC = HSKSpec.parse("2l_4t_0.3w")
 DERIVED_SHARD = 2**12
@@ -391,3 +391,20 @@ def test_the_beginning_of_another_store_is_refused(setting: Setting, nursery: Nu
     with pytest.raises(MismatchError, match="shards of another size"):
         setting.extract(tmp_path / "store", shard_bytes=SMALL_SHARD * 2)
     assert files(tmp_path / "store.partial") == kept
+
+
+@pytest.mark.parametrize("sync", [2, 3, 4])
+def test_a_fit_that_is_killed_ends_with_the_same_bytes(
+    undisturbed: Store, nursery: Nursery, tmp_path: Path, sync: int
+) -> None:
+    """Killed while it writes the note of what it has learnt, that itself, or the note of the first shard."""
+    spec = "2l_all_0.25w,width=pca"
+    alone = derive(undisturbed, HSKSpec.parse(spec), 2, tmp_path / "alone", shard_bytes=DERIVED_SHARD)
+    job = {"what": "derive", "superset": str(undisturbed.folder), "spec": spec, "shard_bytes": DERIVED_SHARD}
+    folder = tmp_path / "derived"
+    assert nursery.run(job | {"folder": str(folder), "die_at_sync": sync}) == [KILLED]
+    assert (folder.with_name("derived.partial") / CODEC).is_file() == (sync == 4)
+    assert nursery.run(job | {"folder": str(folder)}) == [0]
+    resumed = Store.open(folder)
+    assert resumed.manifest.codec == alone.manifest.codec is not None
+    assert resumed.manifest.fingerprint == alone.manifest.fingerprint

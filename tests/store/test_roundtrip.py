@@ -23,6 +23,7 @@ from transformers import AutoModelForSequenceClassification, BertTokenizerFast
 from hskd.errors import HskdError, MismatchError
 from hskd.heads import SequenceClassification
 from hskd.knowledge import KeptHSK, select_hsk
+from hskd.selectors import WIDTH as WIDTHS
 from hskd.spec import HSKSpec, Shape
 from hskd.store import derive as derive_module
 from hskd.store.amount import measure
@@ -49,6 +50,9 @@ class _NoTokenizer:
 
     cls_token_id, sep_token_id, pad_token_id = CLS, SEP, PAD
 
+    def __call__(self, *texts: str, verbose: bool) -> dict[str, list[int]]:
+        return {"input_ids": [CLS, *(token for _ in texts for token in (SEP + 1, SEP))]}
+
     class backend_tokenizer:
         @staticmethod
         def to_str() -> str:
@@ -67,7 +71,7 @@ def make_split(lengths: list[int], max_length: int, seed: int) -> TokenizedSplit
 
 
 @st.composite
-def specs(draw: st.DrawFn, student_layers: int) -> HSKSpec:
+def specs(draw: st.DrawFn, student_layers: int, widths: tuple[str, ...]) -> HSKSpec:
     """Any selector in every dimension, with any amount that this student and the teacher have."""
     layer = st.integers(0, LAYERS)
     pairs = st.dictionaries(st.integers(0, student_layers), layer, min_size=1).map(
@@ -75,7 +79,11 @@ def specs(draw: st.DrawFn, student_layers: int) -> HSKSpec:
     )
     l_top: Any = draw(st.one_of(st.integers(1, LAYERS), st.sampled_from([0.5, 1.0]), pairs))
     mapped = len(l_top) if isinstance(l_top, tuple) else student_layers + 1
-    length = {"selector": draw(st.sampled_from(["attention", "attention_no_sep", "left", "cls", "random"]))}
+    width = draw(st.sampled_from(widths))
+    precisions = (
+        ["fp32", "fp16", "bf16"] if width in ("pq", "rvq") else ["fp32", "fp16", "bf16", "int8", "int4", "int2"]
+    )
+    length = {"selector": draw(st.sampled_from(LENGTHS))}
     if length["selector"] != "cls":
         length["k"] = draw(st.one_of(st.just("all"), st.integers(1, 9)))
     if length["selector"] == "random":
@@ -91,10 +99,10 @@ def specs(draw: st.DrawFn, student_layers: int) -> HSKSpec:
             },
             "length": length,
             "width": {
-                "selector": draw(st.sampled_from(["magnitude", "random", "uniform"])),
+                "selector": width,
                 "w": draw(st.sampled_from([0.01, 0.05, 0.1, 0.3, 0.5, 0.99, 1.0])),
             },
-            "precision": {"selector": draw(st.sampled_from(["fp32", "fp16", "bf16", "int8", "int4"]))},
+            "precision": {"selector": draw(st.sampled_from(precisions))},
         }
     )
 
@@ -112,8 +120,12 @@ class Case:
     derived_shard_bytes: int
 
 
+LENGTHS = ("attention", "attention_no_sep", "left", "cls", "random", "norm", "gradient", "pool")
+NEURONS = ("magnitude", "random", "uniform")
+
+
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
+def cases(draw: st.DrawFn, widths: tuple[str, ...] = NEURONS) -> Case:
     student_layers = draw(st.integers(1, LAYERS))
     shard = st.sampled_from([1, 3000, 10_000, 10**9])  # from one example each to one shard
     return Case(
@@ -121,7 +133,7 @@ def cases(draw: st.DrawFn) -> Case:
         max_length=draw(st.sampled_from([12, 255, 256, 257, 512])),  # where the types of lengths and positions change
         seed=draw(st.integers(0, 2**16)),
         student_layers=student_layers,
-        spec=draw(specs(student_layers)),
+        spec=draw(specs(student_layers, widths)),
         own_precision=draw(st.booleans()),
         shard_bytes=draw(shard),
         derived_shard_bytes=draw(shard),
@@ -135,6 +147,7 @@ def stores(case: Case) -> Iterator[tuple[Store, Store, Shape]]:
         tuple(range(LAYERS + 1)),
         tuple(range(1, LAYERS + 1)),
         case.spec.precision.superset if case.own_precision else "fp32",
+        tuple(range(LAYERS + 1)) if case.spec.length.needs_gradient else (),
     )
     split = make_split(case.lengths, case.max_length, case.seed)
     with TemporaryDirectory() as name:
@@ -155,12 +168,16 @@ def stores(case: Case) -> Iterator[tuple[Store, Store, Shape]]:
 
 def assert_same(found: KeptHSK, expected: KeptHSK) -> None:
     assert found.layers == expected.layers
-    for name in ("counts", "positions", "values"):
+    for name in ("counts", "values") if found.members else ("counts", "positions", "values"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
     if found.neurons is None or expected.neurons is None:
         assert found.neurons is expected.neurons
     else:
         assert torch.equal(found.neurons, expected.neurons)
+    if found.members is None or expected.members is None:
+        assert found.members is expected.members
+    else:
+        assert all(map(torch.equal, found.members, expected.members))
 
 
 @settings(max_examples=60)
@@ -178,7 +195,7 @@ def test_derived_rows_are_what_selection_gives(case: Case, data: st.DataObject) 
 
 
 @settings(max_examples=30)
-@given(case=cases())
+@given(case=cases(tuple(WIDTHS)))
 def test_measured_amounts_are_those_on_disk(case: Case) -> None:
     with stores(case) as (_, derived, shape):
         split = make_split(case.lengths, case.max_length, case.seed)
@@ -186,8 +203,8 @@ def test_measured_amounts_are_those_on_disk(case: Case) -> None:
         shards = [load_file(path) for path in sorted(derived.folder.glob("*.safetensors"))]
         stored = sum(tensor.nbytes for shard in shards for tensor in shard.values())
         assert amount.bytes_per_example * len(split) == pytest.approx(stored, abs=1e-6)
-        if case.spec.precision.selector != "int4":  # which has two values in an element
-            assert amount.kept_values == sum(shard["values"].numel() for shard in shards)
+        if case.spec.precision.selector not in ("int4", "int2"):  # which have several values in an element
+            assert amount.kept_values == sum(shard["values"].numel() for shard in shards if "values" in shard)
         mapped = len(case.spec.depth.mapping(case.student_layers, LAYERS))
         real = sum(case.lengths)
         assert amount.full_values == real * mapped * WIDTH

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from hskd.cli.app import app
 from hskd.errors import HskdError
+from hskd.selectors.precision import FP16
 from hskd.spec import HSKSpec, Shape
 from hskd.store.derive import derive
 from hskd.store.reader import Store
@@ -26,6 +27,9 @@ def test_is_what_a_store_takes(superset: Store, tmp_path: Path, label: str) -> N
     derived = derive(superset, spec, 2, tmp_path / "store")
     manifest = derived.manifest
     found = size_of(spec, manifest.shape(2), derived.lengths, manifest.origin.max_length, manifest.target.array)
+    whole = spec.full().model_copy(update={"precision": FP16()})
+    full = size_of(whole, manifest.shape(2), derived.lengths, manifest.origin.max_length, manifest.target.array)
+    assert found.full_bytes == full.full_bytes == full.derived_bytes
     assert found.derived_bytes == sum(tensor.nbytes for shard in derived._shards for tensor in shard.values())
     assert found.kept_tokens == derived.counts.sum() and found.tokens == derived.lengths.sum()
 

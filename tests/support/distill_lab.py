@@ -86,7 +86,9 @@ class Lab:
         return HeadModule(self.student(kind, dropout), self.task.head)
 
     def online(self, spec: HSKSpec | None, layers: int = 2) -> OnlineSource:
-        return OnlineSource(self.teacher, self.train.sep_id, spec, layers)
+        source = OnlineSource(self.teacher, self.train.sep_id, spec, layers)
+        source.fit(self.train)
+        return source
 
     def offline(self, spec: HSKSpec, layers: int = 2) -> StoreSource:
         store = derive(self.superset, spec, layers, self.root / "derived" / spec.fingerprint)
@@ -109,14 +111,22 @@ class Lab:
         run: RunOptions | None = None,
         progress: Progress | None = None,
         wrap: Callable[[KnowledgeSource | None], KnowledgeSource | None] = lambda source: source,
+        spec: str = "2l_3t_0.5w",
         **settings: Any,
     ) -> dict[str, Any]:
         """Run a trial from the store in ``folder``, or go on with it, as ``hskd distill`` does."""
         chosen = DistillSettings(**{"hsk_epochs": 2, "prediction_epochs": 1, "batch_size": 16, **settings})
-        student, prepared = self.prepare(chosen, folder, kind)
+        student, prepared = self.prepare(chosen, folder, kind, spec)
         source = wrap(prepared.source)
         inputs = TrialInputs(
-            chosen, self.task, self.splits, student.model, prepared.teacher_width, source, student.folder
+            chosen,
+            self.task,
+            self.splits,
+            student.model,
+            prepared.teacher_width,
+            source,
+            student.folder,
+            spread=prepared.spread,
         )
         return run_prepared(inputs, folder, run or RunOptions("fp32"), About(prepared.record), progress).as_json()
 

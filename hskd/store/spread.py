@@ -1,0 +1,41 @@
+"""The spread of what a store keeps: what the loss ``standardised`` divides by."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from hskd.errors import HskdError
+from hskd.knowledge import Spread, kept_neurons
+from hskd.store.derive import chunks
+from hskd.store.reader import Store
+
+
+def spread_of(store: Store, superset: Store | None) -> torch.Tensor:
+    """The teacher's standard deviation of every kept number, over the kept tokens, ``(n, k)`` fp32.
+
+    It is computed from the stores at hand in one pass, and not stored. Where the kept neurons differ from token to
+    token, it is that of all neurons, ``(n, d_T)``, which only the superset knows.
+
+    Args:
+        store: a derived store.
+        superset: the superset that it was derived from; None where it is not at hand.
+
+    Raises:
+        HskdError: the superset is needed and not at hand.
+    """
+    spread, held, spec = Spread(), store.manifest, store.spec
+    assert spec is not None and held.student_layers is not None
+    per_token = spec.width.fixed(held.teacher_width) is None
+    if per_token and superset is None:
+        raise HskdError(
+            f"{store.folder}: keeps other neurons of every token, so that the standard deviation of a neuron is not "
+            "known from what is kept; give the superset that it was derived from, or another --hsk-loss."
+        )
+    source = superset if per_token and superset is not None else store
+    for rows in chunks(np.arange(len(source)), source.lengths):
+        if source is store:
+            spread.add(store.kept(rows).values)
+        else:
+            spread.add(kept_neurons(spec, spec.layers(held.shape(held.student_layers)), source.states(rows)))
+    return spread.deviations()
