@@ -141,7 +141,10 @@ def read_table(path: Path) -> Table:
     }
     try:
         if kind == ".parquet":
-            table = _read_parquet(path)
+            try:
+                table = _read_parquet(path)
+            except UnicodeDecodeError as error:
+                raise HskdError(f"{path}: is damaged: a name of it is not UTF-8 ({error.reason}).") from None
         else:
             table = readers[kind.removesuffix(COMPRESSED)](path, read_text(path))
     except (OSError, pa.ArrowException) as error:

@@ -90,6 +90,14 @@ def test_what_is_refused_names_the_place(tmp_path: Path, name: str, held: bytes,
     assert len(str(refused.value)) < 500 + len(str(tmp_path))
 
 
+def test_a_damaged_name_in_a_parquet_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["a"], "na\u00efve": [1]}), file, store_schema=False)
+    file.write_bytes(file.read_bytes().replace(b"na\xc3\xafve", b"na\xf4\xafve"))
+    with pytest.raises(HskdError, match=r"a\.parquet: is damaged: a name of it is not UTF-8"):
+        read_table(file)
+
+
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "train.csv").mkdir()
     with pytest.raises(HskdError, match=r"train\.csv: is a folder; expected a file"):
