@@ -10,11 +10,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from grid.conftest import Cli
+from grid.conftest import Cli, Write
 from support.grid_lab import TRIALS, Ran, Recorder, run, same_predictions, same_scores
 
 from hskd.errors import HskdError
 from hskd.grid.executors import RayCluster, Workers
+from hskd.selectors import LENGTH
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs hskd[cluster]")
 
@@ -65,6 +66,38 @@ def test_workers_give_the_same_bits_and_one_may_die(undisturbed: Ran, grid_file:
     assert not list((tmp_path / "out").glob("trials/*"))
     same_scores(ran.table, undisturbed.table)
     same_predictions(ran.out, undisturbed.out)
+
+
+DEADLY = """
+import os
+from typing import Literal
+from hskd.selectors import LENGTH, LengthSelector
+
+@LENGTH.register
+class Deadly(LengthSelector):
+    selector: Literal["deadly"] = "deadly"
+
+    def scores(self, view):
+        os.kill(os.getpid(), 9)  # as the kernel does where memory ends
+"""
+
+
+@pytest.mark.timeout(600)
+def test_a_trial_that_kills_its_process_twice_is_reported(
+    undisturbed: Ran, write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "deadly_selector.py").write_text(DEADLY)
+    monkeypatch.chdir(tmp_path)
+    root = shutil.copytree(undisturbed.root, tmp_path / "root")
+    file = write("plugins: [deadly_selector]", 'include: ["1l_1t_0.25w,length=deadly"]', "seeds: 1")
+    try:
+        ran = run(file, root, Workers(1))
+    finally:
+        LENGTH.remove("deadly")
+    [(trial, error)] = ran.progress.failed.items()
+    assert error.startswith("its process died 2 times, the last by signal 9")
+    assert (ran.out / "trials" / f"{trial}.error.json").is_file()
+    assert len(ran.table) == TRIALS // 2 and not named("spawn_main")
 
 
 @pytest.mark.ray
