@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -216,6 +217,7 @@ class _Sample(Fitter):
         import numpy as np
         import torch
         from sklearn.cluster import KMeans
+        from sklearn.exceptions import ConvergenceWarning
         from threadpoolctl import threadpool_limits
 
         entries = self._selector.entries
@@ -225,7 +227,9 @@ class _Sample(Fitter):
             found = np.concatenate([different, np.zeros((missing, vectors.shape[1]), np.float32)])
         else:
             # Threads add up in the order in which they come.
-            with threadpool_limits(limits=1):
+            with threadpool_limits(limits=1), warnings.catch_warnings():
+                # Of few different values, some entries end up alike, which does no harm.
+                warnings.simplefilter("ignore", ConvergenceWarning)
                 means = KMeans(entries, init="random", n_init=1, max_iter=_ROUNDS, random_state=self._selector.seed)
                 found = means.fit(vectors).cluster_centers_
         return torch.from_numpy(np.ascontiguousarray(found, np.float32)).to(self._precision.dtype)
