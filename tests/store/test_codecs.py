@@ -88,7 +88,7 @@ def test_damage_is_named(superset: Store, tmp_path: Path) -> None:
         store.verify()
     for change in (lambda: None, path.unlink):
         change()
-        with pytest.raises(CorruptionError, match=rf"{CODEC}: is not the file that was written"):
+        with pytest.raises(CorruptionError, match=CODEC):
             Store.open(store.folder)
 
 
