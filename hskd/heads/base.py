@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 IGNORED = -100
 """Label of a token that has none. It is PyTorch's own default: cross-entropy leaves such rows out."""
 
+BEGINS = -101
+"""Label of the first token of an example where words have labels: it begins no word, and there an example begins."""
+
 HEAD_FIELDS = ("architectures", "id2label", "label2id", "num_labels", "problem_type", "finetuning_task")
 """Fields of a model's configuration that speak of its head: a checkpoint's have no say in a new one."""
 
@@ -29,18 +32,22 @@ Batch: TypeAlias = "Mapping[str, torch.Tensor]"
 class Head(ABC):
     """What a task's model puts out, what it learns from, and how its predictions are scored.
 
-    A head speaks of *rows*: ``(R, C)``, one for each example or one for each real token, end to end and without pads.
-    A model's rows, the target rows in a store and the gold labels of a batch have the same order.
+    A head speaks of *rows*: ``(R, C)``, one for each example or one for each word, end to end and without pads. The
+    row of a word is that of its first token. A model's rows, the target rows in a store and the gold labels of a batch
+    have the same order.
 
     Attributes:
         label_names: names of the output columns; empty where they have none.
-        metric_names: metrics of the task; its score is their mean.
+        metric_names: metrics of the task; its score is their mean, unless the kind of head says otherwise.
     """
 
     kind: ClassVar[str]
     """Name in the registry."""
     fits_numbers: ClassVar[bool] = False
     """Whether a gold label is a number to come close to, and not the index of a class."""
+
+    unit: ClassVar[str] = "%"
+    """What 100 times a score is called."""
 
     label_names: tuple[str, ...] = ()
     metric_names: tuple[str, ...] = ()
@@ -61,7 +68,10 @@ class Head(ABC):
 
     @abstractmethod
     def target(self) -> ArraySpec:
-        """The array of a store that holds the teacher's rows."""
+        """The array of a store that holds the teacher's rows.
+
+        Rows of words are stored ``per`` token: the store says which tokens begin a word, and the others' rows are 0.
+        """
 
     @abstractmethod
     def readout(self, batch: Batch) -> torch.Tensor | None:
@@ -85,7 +95,26 @@ class Head(ABC):
 
     @abstractmethod
     def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
-        """A split's labels as one array: a row for each example, or for each token of the examples end to end."""
+        """A split's labels as one array: one for each example, or for each token of the examples end to end.
+
+        A token that begins no word has the label :data:`IGNORED`, and the first of an example :data:`BEGINS`.
+        """
+
+    def examples(self, labels: NDArray[Any]) -> NDArray[np.int64]:
+        """The example to which each of the labels of a split belongs, ``(L,)``, counted from 0."""
+        import numpy as np
+
+        return np.arange(len(labels))
+
+    def scores_without(
+        self, rows: NDArray[np.floating], labels: NDArray[Any], blocks: Sequence[NDArray[np.int64]]
+    ) -> NDArray[np.float64]:
+        """The score without each of ``blocks`` in turn; a block holds some of the rows, all of an example or none."""
+        import numpy as np
+
+        every = np.arange(len(labels))
+        rests = (np.delete(every, block) for block in blocks)
+        return np.array([self.metrics(rows[rest], labels[rest])["score"] for rest in rests])
 
     @abstractmethod
     def predict(self, rows: NDArray[np.floating]) -> NDArray[Any]:
@@ -93,7 +122,9 @@ class Head(ABC):
 
     @abstractmethod
     def metrics(self, rows: NDArray[np.floating], labels: Sequence[Any] | NDArray[Any]) -> dict[str, float]:
-        """The metrics by name, and ``score``, their mean.
+        """The metrics by name, and ``score``, by default their mean.
+
+        Where words have labels, there is a row for each token, and those of tokens that begin no word are not read.
 
         Raises:
             HskdError: no rows, as many labels as rows are not given, or a row is not finite.
@@ -110,6 +141,11 @@ class Head(ABC):
         Raises:
             MismatchError: the model's outputs are not those of this head.
         """
+
+    def record(self) -> dict[str, Any]:
+        """The head as JSON: what :func:`~hskd.heads.head_of` needs to make it again."""
+        names = {"label_names": list(self.label_names), "metric_names": list(self.metric_names)}
+        return {"kind": self.kind, **names}
 
     def matches(self, model: PreTrainedModel) -> bool:
         """Whether the outputs of ``model`` are those of this head, in this order, as far as they have names."""

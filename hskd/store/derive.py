@@ -15,7 +15,16 @@ from hskd.provenance import provenance
 from hskd.spec import HSKSpec, Shape
 from hskd.store.reader import Store, pack_neurons
 from hskd.store.writer import Shard, fits, write_store
-from hskd.store_format.layout import MANIFEST, SHARD_BYTES, TARGET, ArraySpec, derived_arrays, plan_shards, total_bytes
+from hskd.store_format.layout import (
+    MANIFEST,
+    SHARD_BYTES,
+    TARGET,
+    WORD_STARTS,
+    ArraySpec,
+    derived_arrays,
+    plan_shards,
+    total_bytes,
+)
 from hskd.store_format.manifest import Manifest
 
 _CHUNK_TOKENS = 2**15
@@ -145,8 +154,11 @@ def _addresses(superset: Store, rows: np.ndarray, arrays: dict[str, ArraySpec]) 
         "lengths": torch.from_numpy(superset.lengths[rows]),
         "token_ids": torch.from_numpy(superset.token_ids(rows)),
     }
+    starts = superset.word_starts(rows)
+    if starts is not None:
+        addresses[WORD_STARTS] = torch.from_numpy(starts)
     return {name: tensor.to(arrays[name].dtype) for name, tensor in addresses.items()} | {
-        TARGET: superset.targets(rows)
+        TARGET: superset.target_array(rows)
     }
 
 

@@ -44,6 +44,7 @@ def store_examples(store: Store, token_types: bool = True) -> TokenizedSplit:
         sep_id=special["sep"],
         pad_id=special["pad"],
         max_length=origin.max_length,
+        word_starts=store.word_starts(rows),
     )
     if not token_types:
         return plain

@@ -20,7 +20,16 @@ from hskd.spec import HSKSpec, Shape
 from hskd.store.extend import in_order_of, place_shards, plan_parts, require_extends
 from hskd.store.reader import Store
 from hskd.store.writer import Shard, fits, write_store
-from hskd.store_format.layout import MANIFEST, SHARD_BYTES, TARGET, ArraySpec, ragged_rows, superset_arrays, total_bytes
+from hskd.store_format.layout import (
+    MANIFEST,
+    SHARD_BYTES,
+    TARGET,
+    WORD_STARTS,
+    ArraySpec,
+    ragged_rows,
+    superset_arrays,
+    total_bytes,
+)
 from hskd.store_format.manifest import Manifest, Origin, TargetArray
 from hskd.tasks import Task, TokenizedSplit, sequential_batches
 from hskd.teachers.forward import ForwardOptions, teacher_forward
@@ -184,7 +193,9 @@ def extract(
                 shares = np.stack([output.states.attention[layer] for layer in superset.attention_layers], axis=1)
                 shard["attention"][rows] = torch.from_numpy(shares)
             assert output.target is not None
-            place = rows if target.per == "token" else torch.from_numpy(order)
+            place = torch.from_numpy(order)
+            if target.per == "token":
+                place = torch.from_numpy(split.first_tokens(order + span.start) - split.offsets[span.start])
             shard[TARGET][place] = output.target.cpu().to(target.dtype)
             progress.advance(len(order) * processes.count())  # The other processes do about as much.
         if not fits(shard):
@@ -213,4 +224,7 @@ def empty_shard(arrays: dict[str, ArraySpec], split: TokenizedSplit, span: range
         "lengths": split.lengths[span.start : span.stop],
         "token_ids": split.input_ids[tokens],
     }
+    if WORD_STARTS in arrays:
+        assert split.word_starts is not None
+        filled[WORD_STARTS] = split.word_starts[tokens]
     return shard | {name: torch.from_numpy(np.array(array)).to(arrays[name].dtype) for name, array in filled.items()}

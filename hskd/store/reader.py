@@ -16,7 +16,7 @@ from hskd.knowledge import KeptHSK, TeacherStates
 from hskd.remote.copies import WORK, local_copy
 from hskd.selectors import PRECISION, PrecisionSelector, Tokens
 from hskd.spec import HSKSpec
-from hskd.store_format.layout import TARGET, ArraySpec, ragged_rows
+from hskd.store_format.layout import TARGET, WORD_STARTS, ArraySpec, ragged_rows
 from hskd.store_format.manifest import Manifest, ShardEntry
 
 
@@ -145,9 +145,18 @@ class Store:
     def targets(self, rows: np.ndarray) -> torch.Tensor:
         """The teacher's rows ``(R, C)`` for the examples in ``rows`` ``(B,)``, in their order.
 
-        One row for each example, or one for each of its tokens, as ``manifest.target.per`` says.
+        One row for each example, or one for each of its words where ``manifest.target.per`` says ``token``.
         """
+        targets, starts = self.target_array(rows), self.word_starts(rows)
+        return targets if starts is None else targets[torch.from_numpy(starts)]
+
+    def target_array(self, rows: np.ndarray) -> torch.Tensor:
+        """The targets of the examples as they are stored, where tokens that begin no word have a row too."""
         return self._gather(TARGET, rows)
+
+    def word_starts(self, rows: np.ndarray) -> np.ndarray | None:
+        """Which tokens of the examples begin a word, ``(M,)`` bool; None where the targets are not of words."""
+        return self._gather(WORD_STARTS, rows).numpy().astype(bool) if WORD_STARTS in self._per else None
 
     def token_ids(self, rows: np.ndarray) -> np.ndarray:
         """Token ids of the examples, end to end, ``(M,)``."""

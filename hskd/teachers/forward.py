@@ -17,7 +17,7 @@ from hskd.heads import Head
 from hskd.knowledge import TeacherStates
 from hskd.runtime import autocast
 from hskd.selectors import Tokens
-from hskd.tasks import model_inputs
+from hskd.tasks import head_inputs, model_inputs
 
 _LIKE_BERT = ("bert", "rosita", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert",
               "data2vec-text", "electra", "ernie", "megatron-bert", "rembert")  # fmt: skip
@@ -104,7 +104,7 @@ def teacher_forward(
     hidden = {layer: output.hidden_states[layer].flatten(0, 1).index_select(0, real).float() for layer in layers}
     _require_finite(hidden)
     attention = {layer: row.flatten().index_select(0, real).float().cpu().numpy() for layer, row in rows.items()}
-    target = None if head is None else head.rows(output, inputs).float()
+    target = None if head is None else head.rows(output, head_inputs(batch, device)).float()
     return TeacherOutput(TeacherStates(tokens_of(batch, sep_id, options.pads), hidden, attention), target)
 
 

@@ -12,7 +12,7 @@ from hskd.io import read_json, write_json
 
 RESULT_FILE = "result.json"
 PREDICTIONS_FILE = "predictions.npz"
-"""Outputs of every scored split, ``(N, C)`` fp16, in the order of its examples."""
+"""Outputs of every scored split, ``(N, C)`` fp16: a row for each example, or each token, in their order."""
 VERSION = 1
 """Version of :class:`TrialResult` that is written now."""
 
@@ -63,6 +63,8 @@ class TrialResult(BaseModel):
 
     # What it was trained from.
     task: str
+    head: dict[str, Any] | None = None
+    """What the student predicts: ``kind``, ``label_names`` and ``metric_names``; None in files of earlier versions."""
     train_examples: int
     """Examples that the student trained on, augmented ones included."""
     augmented_examples: int | None = None
