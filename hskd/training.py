@@ -466,7 +466,8 @@ def run_stage(trainer: StageTrainer, progress: Progress, callbacks: Iterable[Tra
 def predict_rows(module: HeadModule, split: TokenizedSplit, dtype: str, batch_size: int = 128) -> np.ndarray:
     """The rows ``(R, C)`` fp32 of a model in eval mode, in the order of ``split``.
 
-    Where words are predicted, there is a row for each token, which is 0 where no word begins. Several processes share the batches, and all get all rows.
+    Where words are predicted, there is a row for each token, which is 0 where no word begins. Several processes share
+    the batches, and all get all rows.
     """
     was_training = module.training
     module.eval()

@@ -28,11 +28,18 @@ class TaskOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     task: Annotated[
-        str, Field(description="mr; cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb (GLUE); custom for your own files.")
+        str,
+        Field(
+            description="mr; cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb (GLUE); wnut17 (named entities); custom for "
+            "your own files, tagging for words with tags of your own."
+        ),
     ] = "mr"
     data: Annotated[
         str | None,
-        Field(description="Folder of official TSV files, or (custom) a folder with train/dev[/test], or one file."),
+        Field(
+            description="Folder of official TSV files, or (custom) a folder with train/dev[/test], or one file; "
+            "(tagging, wnut17) a folder of CoNLL-style, JSON Lines or Parquet files."
+        ),
     ] = None
     text_columns: Annotated[str | None, Field(description="custom: the text column, or two, separated by a comma.")] = (
         None

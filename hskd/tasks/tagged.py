@@ -69,16 +69,16 @@ def load_tagged(task: Task, data: str | None, files: Mapping[str, str] | None = 
 
     ``data`` is a folder with ``train``, ``dev`` and, if you like, ``test``:
 
-    * CoNLL-style text (``.conll``, ``.iob``, ``.bio``, ``.txt``, ``.tsv``): a word a line, two or more columns that tabs
-      or white space separate, the word in the first and the tag in the last; an empty line between sentences.
+    * CoNLL-style text (``.conll``, ``.iob``, ``.bio``, ``.txt``, ``.tsv``): a word a line, two or more columns between
+      tabs or white space, the word in the first and the tag in the last; an empty line between sentences.
       ``-DOCSTART-`` and comments are left out.
-    * JSON Lines or Parquet with lists, ``tokens`` and ``ner_tags`` (or ``words``; ``tags``, ``labels``). Tags are names, or
-      whole numbers whose names a Parquet file of ``datasets`` or ``labels.txt`` gives.
+    * JSON Lines or Parquet with lists, ``tokens`` (or ``words``) and ``ner_tags`` (or ``tags``, ``labels``). Tags are
+      names, or whole numbers whose names a Parquet file of ``datasets`` or ``labels.txt`` gives.
     * A data set saved by ``datasets``, or a copy of one from the hub (``data/train-00000-of-00001.parquet``).
 
-    Tags that mark entities are in IOB2 (also called BIO), BILOU or BIOES, and every sequence of them is checked; IOB1 is
-    turned into IOB2 with a warning. Their names are all tags of the scheme for the types in ``train``. Other tags, such
-    as parts of speech, are scored by the share of right words alone.
+    Tags that mark entities are in IOB2 (also called BIO), BILOU or BIOES, and every sequence of them is checked; IOB1
+    is turned into IOB2 with a warning. Their names are all tags of the scheme for the types in ``train``. Other tags,
+    such as parts of speech, are scored by the share of right words alone.
 
     Args:
         task: name, epochs and length; its head gets the names of the tags.

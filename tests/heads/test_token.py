@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -242,7 +241,7 @@ def scored(head: TokenClassification, gold: list[list[str]], predicted: list[lis
     names = list(head.label_names)
     labels = [[BEGINS, *map(names.index, tags), IGNORED] for tags in gold]
     rows = [[0, *map(names.index, tags), 0] for tags in predicted]
-    return head.metrics(np.eye(len(names))[sum(rows, [])], np.array(sum(labels, [])))
+    return head.metrics(np.eye(len(names))[np.concatenate(rows)], np.concatenate(labels))
 
 
 def test_entities_are_counted_whole() -> None:

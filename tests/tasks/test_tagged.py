@@ -47,7 +47,10 @@ def test_two_columns(tmp_path: Path) -> None:
 
 
 def test_more_columns_document_starts_and_comments(tmp_path: Path) -> None:
-    text = "-DOCSTART- -X- -X- O\n\n# id = 1 O\n# a comment\nEU NNP B-NP B-org\n#tag NNP B-NP O\r\n\n\n# 7 X O\nof IN O O\n"
+    text = (
+        "-DOCSTART- -X- -X- O\n\n# id = 1 O\n# a comment\nEU NNP B-NP B-org\n"
+        "#tag NNP B-NP O\r\n\n\n# 7 X O\nof IN O O\n"
+    )
     data = load_task("tagging", folder(tmp_path, train_txt=text))
     assert data.splits["train"].texts == (["EU #tag", "# of"],)
     assert tags(data) == [["B-org", "O"], ["O", "O"]]

@@ -38,7 +38,7 @@ def load_tagging(data: str | None = None) -> TaskData:
 def load_wnut17(data: str | None = None) -> TaskData:
     """WNUT-17 (Derczynski et al. 2017): six types of entities in tweets, 3,394 to train on, 1,009 dev, 1,287 test.
 
-    ``data`` is a folder with the files of the shared task under their own names, or as ``train.conll``, ``dev.conll`` and
-    ``test.conll``.
+    ``data`` is a folder with the files of the shared task under their own names, or as ``train.conll``, ``dev.conll``
+    and ``test.conll``.
     """
     return load_tagged(WNUT17, data, WNUT_FILES)
