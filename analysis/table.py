@@ -176,6 +176,11 @@ class Study:
         return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(map(str, parts))).strip("-.")
 
     @property
+    def unit(self) -> str:
+        """What 100 times a score is called; tables of earlier versions do not say, and are of percentages."""
+        return str(self.trials["score_unit"].iloc[0]) if "score_unit" in self.trials else "%"
+
+    @property
     def teacher_score(self) -> float:
         """The teacher's score, a share of 1."""
         return float(self.trials["teacher_score"].iloc[0])

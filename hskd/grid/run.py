@@ -13,6 +13,7 @@ from hskd.errors import HskdError
 from hskd.grid.executors import Executor
 from hskd.grid.record import error_path, write_error, write_grid
 from hskd.grid.spec import GridSpec
+from hskd.heads.metrics import in_unit
 from hskd.io import read_json
 from hskd.progress import Progress
 from hskd.results import ResultsFolder, load, pack
@@ -95,7 +96,7 @@ def run_grid(
             else:
                 status.done.append(config)
                 split = result.scored_split
-                news = f"{config.title}: {100 * result.metrics[split]['score']:.1f} % on {split}"
+                news = f"{config.title}: {in_unit(result.metrics[split]['score'], result.score_unit)} on {split}"
             left -= 1
             progress.trials(len(status.done), len(status.failed), len(trials), news, min(executor.slots, left))
         done = ResultsFolder(out).done()

@@ -4,6 +4,7 @@ Every module of this folder is imported: a head is one file.
 """
 
 from hskd.heads.base import BEGINS, HEAD_FIELDS, IGNORED, Head, output_names
+from hskd.heads.embedding import SentenceEmbedding
 from hskd.heads.metrics import METRICS
 from hskd.heads.registry import HEADS, head_of
 from hskd.heads.sequence import SequenceClassification, SequenceRegression, head_of_rows, soft_cross_entropy
@@ -17,6 +18,7 @@ __all__ = [
     "IGNORED",
     "METRICS",
     "Head",
+    "SentenceEmbedding",
     "SequenceClassification",
     "SequenceRegression",
     "TokenClassification",

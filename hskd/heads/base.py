@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
+from hskd.errors import HskdError
 from hskd.store_format.layout import ArraySpec
 
 # Imported where they are used: a task names its head when it is declared, long before a model is built.
@@ -46,11 +47,34 @@ class Head(ABC):
     fits_numbers: ClassVar[bool] = False
     """Whether a gold label is a number to come close to, and not the index of a class."""
 
-    unit: ClassVar[str] = "%"
-    """What 100 times a score is called."""
+    has_gold_labels: ClassVar[bool] = True
+    """Whether there are labels to learn from. Where not, the teacher is used as it is, and says what is scored."""
 
     label_names: tuple[str, ...] = ()
     metric_names: tuple[str, ...] = ()
+
+    @property
+    def unit(self) -> str:
+        """What 100 times a score is called."""
+        return "%"
+
+    def for_teacher(self, model: str) -> Head:
+        """This head for the teacher in the folder ``model``, or a student of it: one with outputs of its size."""
+        return self
+
+    def for_target(self, target: ArraySpec) -> Head:
+        """This head for a store that holds ``target``."""
+        return self
+
+    def with_loss(self, name: str | None) -> Head:
+        """This head with another loss for the prediction stage; None for its own.
+
+        Raises:
+            HskdError: it has no loss of that name.
+        """
+        if name is None:
+            return self
+        raise HskdError(f"--loss {name}: a task of kind {self.kind} has one loss; leave it out.")
 
     @property
     @abstractmethod
@@ -120,6 +144,10 @@ class Head(ABC):
     def predict(self, rows: NDArray[np.floating]) -> NDArray[Any]:
         """The prediction for each row, in the type of the labels."""
 
+    def answers(self, rows: NDArray[np.floating], labels: NDArray[Any]) -> NDArray[np.floating]:
+        """What is kept of the rows of a scored split, ``(R, K)``: as much as :meth:`metrics` needs."""
+        return rows
+
     @abstractmethod
     def metrics(self, rows: NDArray[np.floating], labels: Sequence[Any] | NDArray[Any]) -> dict[str, float]:
         """The metrics by name, and ``score``, by default their mean.
@@ -145,7 +173,7 @@ class Head(ABC):
     def record(self) -> dict[str, Any]:
         """The head as JSON: what :func:`~hskd.heads.head_of` needs to make it again."""
         names = {"label_names": list(self.label_names), "metric_names": list(self.metric_names)}
-        return {"kind": self.kind, **names}
+        return {"kind": self.kind, **names, "unit": self.unit}
 
     def matches(self, model: PreTrainedModel) -> bool:
         """Whether the outputs of ``model`` are those of this head, in this order, as far as they have names."""

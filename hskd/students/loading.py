@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 
 from hskd.errors import HskdError
 from hskd.heads import Head
+from hskd.heads.embedding.layout import MODULES
+from hskd.heads.embedding.model import EmbeddingLoader
 from hskd.remote import local_copy
 
 
@@ -50,6 +52,8 @@ def _auto_class(folder: Path) -> Any:
         OSError: there is no such file.
         ValueError: it is no JSON, or names no architecture that has an Auto class.
     """
+    if (folder / MODULES).is_file():
+        return EmbeddingLoader()
     architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
     head = re.search(r"For[A-Z]\w*$", str(architectures[0]))
     auto_class = getattr(transformers, f"AutoModel{head[0]}", None) if head else None

@@ -12,6 +12,7 @@ from transformers import set_seed
 
 from hskd import processes
 from hskd.artifacts import build_artifact
+from hskd.errors import HskdError
 from hskd.fast import fast_training
 from hskd.io import read_json, write_json
 from hskd.progress import Progress, Silent
@@ -53,6 +54,11 @@ def finetune(
         MismatchError: ``folder`` holds another teacher, or the beginning of one.
     """
 
+    if not task.head.has_gold_labels:
+        raise HskdError(
+            f"task {task.name}: its teacher is used as it is, and needs no fine-tuning; give the model itself in "
+            f"place of a fine-tuned one (--teacher {model_name})."
+        )
     recipe = {
         "model": model_name,
         "task": task.name,

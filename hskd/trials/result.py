@@ -151,3 +151,8 @@ class TrialResult(BaseModel):
     def scored_split(self) -> str:
         """The split that is reported: test where it has labels, else dev."""
         return "test" if "test" in self.metrics else "dev"
+
+    @property
+    def score_unit(self) -> str:
+        """What 100 times a score is called."""
+        return str((self.head or {}).get("unit", "%"))

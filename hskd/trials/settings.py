@@ -40,6 +40,15 @@ class DistillSettings(BaseModel):
     weight_decay: Annotated[float, Field(ge=0, description="AdamW's, but on biases and LayerNorms.")] = 0.01
     max_grad_norm: Annotated[float, Field(gt=0, description="Gradients are clipped to this norm.")] = 1.0
     tau: Annotated[float, Field(gt=0, description="Temperature of the prediction stage.")] = 1.0
+    loss: Annotated[
+        str | None,
+        Field(
+            description="Loss of the prediction stage, where a task has several: cosine, mse or similarity for "
+            "embeddings [default: the task's].",
+            # Absent where it is not chosen, as compat is.
+            exclude_if=lambda name: name is None,
+        ),
+    ] = None
     compat: Annotated[
         tuple[Compat, ...],
         Field(

@@ -121,7 +121,7 @@ def _write(result: TrialResult, trained: Trained, inputs: TrialInputs, folder: P
     """Write what a trial ends with, the result last, and remove what it would resume from."""
     if trained.outputs:
         with atomic_path(folder / PREDICTIONS_FILE) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **{name: rows.astype(np.float16) for name, rows in trained.outputs.items()})  # type: ignore[arg-type]
+            np.savez_compressed(file, **{name: _kept(inputs, name, rows) for name, rows in trained.outputs.items()})  # type: ignore[arg-type]
     inputs.student.save_pretrained(folder / "student")
     if inputs.student_folder is not None:
         load_tokenizer(str(inputs.student_folder)).save_pretrained(folder / "student")
@@ -130,6 +130,13 @@ def _write(result: TrialResult, trained: Trained, inputs: TrialInputs, folder: P
     result.write(folder / RESULT_FILE)
     clear_stages(folder)
     return result
+
+
+def _kept(inputs: TrialInputs, split: str, rows: np.ndarray) -> np.ndarray:
+    """What is written of the rows of a scored split."""
+    labels = inputs.splits[split].labels
+    assert labels is not None
+    return inputs.task.head.answers(rows, labels).astype(np.float16)
 
 
 def _peak_memory() -> int:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock
 from transformers import AutoConfig, PretrainedConfig
 
-from hskd.artifacts import ArtifactFolders, lock_path
+from hskd.artifacts import ArtifactFolders, build, lock_path
 from hskd.distill.source import StoreSource
 from hskd.errors import HskdError
 from hskd.io import read_json
@@ -30,13 +31,14 @@ from hskd.store.reader import Store
 from hskd.students.kinds import StudentContext
 from hskd.tasks import Task, TokenizedSplit
 from hskd.teachers.finetune import METRICS_FILE, finetune
-from hskd.teachers.loading import Teacher
-from hskd.training import HeadModule, score
+from hskd.teachers.loading import Teacher, resolve_model
+from hskd.training import HeadModule, predict_rows, score
 from hskd.trials.config import GivenStudent, TaskPlan, TeacherPlan, TrialConfig
 from hskd.trials.data import Examples, store_alone_examples, task_examples
 from hskd.trials.prepare import Distillation, Prepared, Student, from_store, from_teacher, without_teacher
 from hskd.trials.stages import HeldOut
 
+_LABELS_FILE = "labels.npy"
 HELD_OUT = 256
 """Dev examples on which the held-out HSK loss is measured."""
 
@@ -230,10 +232,14 @@ class Workspace:
 
     def ensure_shared(self, progress: Progress) -> None:
         """Make everything that trials share, on all the threads that are set for that."""
-        if self._ready or self.shared.given:
+        if self._ready:
+            return
+        if self.shared.given:
+            self.ensure_labels(progress)
             return
         set_threads(self.shared.build_threads)
         self.ensure_teacher(progress)
+        self.ensure_labels(progress)
         if not self.shared.online:
             self.ensure_superset(progress)
         self.ensure_held_out(progress)
@@ -247,6 +253,8 @@ class Workspace:
         plan = self.shared.teacher_plan
         if plan.fine_tuned:
             return Path(plan.model)
+        if not self.task.head.has_gold_labels:
+            return Path(resolve_model(plan.model))
         train = self.splits["train"] if plan.examples is None else self.splits["train"].first(plan.examples)
         folder = self._artifacts.folder(
             "teachers", self.shared.recipe() | {"data": train.fingerprint, "task": self.task.name}
@@ -254,6 +262,29 @@ class Workspace:
         options = RunOptions(self.shared.dtype, self.device)
         splits = self.splits | {"train": train}
         return finetune(plan.model, self.task, splits, plan.settings, folder, options, progress)
+
+    @property
+    def _teacher_is_given(self) -> bool:
+        """Whether the teacher is used as it is."""
+        return self.shared.teacher_plan.fine_tuned or not self.task.head.has_gold_labels
+
+    def ensure_labels(self, progress: Progress) -> None:
+        """Let the teacher say what is scored, where a task has no labels for that; training examples need none."""
+        if self.task.head.has_gold_labels or self.shared.store_alone or self.shared.teacher is None:
+            return
+        for name, split in self.splits.items():
+            if name == "train" or split.labels is not None:
+                continue
+            recipe = {"teacher": self._key_of_teacher(progress), "data": split.fingerprint, "dtype": self.shared.dtype}
+            folder = self._artifacts.folder("labels", recipe | {"device": self.shared.device})
+
+            def write(partial: Path, split: TokenizedSplit = split) -> None:
+                teacher = self._load_teacher(progress)
+                rows = predict_rows(HeadModule(teacher.model, teacher.head), split, self.shared.dtype)
+                np.save(partial / _LABELS_FILE, rows)
+
+            labels = np.load(build(folder, write) / _LABELS_FILE)
+            self.examples.splits[name] = replace(split, labels=labels)
 
     def _load_teacher(self, progress: Progress) -> Teacher:
         teacher = Teacher.load(str(self.ensure_teacher(progress)), self.task)
@@ -264,8 +295,7 @@ class Workspace:
         """Identifies the teacher: by its recipe, or a given one by its weights."""
         if self._teacher_key is None:
             folder = self.ensure_teacher(progress)
-            given = self.shared.teacher_plan.fine_tuned
-            self._teacher_key = self._load_teacher(progress).fingerprint if given else folder.name
+            self._teacher_key = self._load_teacher(progress).fingerprint if self._teacher_is_given else folder.name
         return self._teacher_key
 
     def teacher_metrics(self, progress: Progress) -> Metrics | None:
@@ -276,7 +306,7 @@ class Workspace:
         if self.shared.given:
             return None
         if self._teacher_metrics is None:
-            if not self.shared.teacher_plan.fine_tuned:
+            if not self._teacher_is_given:
                 self._teacher_metrics = read_json(self.ensure_teacher(progress) / METRICS_FILE)["metrics"]
             else:
                 teacher = self._load_teacher(progress)

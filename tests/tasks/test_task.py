@@ -43,6 +43,8 @@ def test_unknown_task_lists_the_names() -> None:
         "mnli",
         "qnli",
         "mr",
+        "embedding",
+        "imdb_sick",
         "tagging",
         "wnut17",
         "custom",

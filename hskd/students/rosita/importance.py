@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class Importance:
     neurons: Tensor
 
 
-BertClassifier = BertForSequenceClassification | BertForTokenClassification
+BertClassifier: TypeAlias = "BertForSequenceClassification | BertForTokenClassification"
 
 
 def require_bert_shaped(model: PreTrainedModel) -> BertClassifier:
