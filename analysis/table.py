@@ -175,10 +175,13 @@ class Study:
         parts = (self.task, self.teacher, self.student, self.train_examples, self.score_split)
         return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(map(str, parts))).strip("-.")
 
-    @property
+    @cached_property
     def unit(self) -> str:
-        """What 100 times a score is called; tables of earlier versions do not say, and are of percentages."""
-        return str(self.trials["score_unit"].iloc[0]) if "score_unit" in self.trials else "%"
+        """What 100 times a score is called, as the results say it; a percentage where only a table is known."""
+        if self.folder is None or "trial" not in self.trials:
+            return "%"
+        result = ResultsFolder(self.folder).result(str(self.trials["trial"].iloc[0]))
+        return "%" if result is None else result.score_unit
 
     @property
     def teacher_score(self) -> float:

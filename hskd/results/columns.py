@@ -117,7 +117,6 @@ _COLUMNS = (
         lambda result: result.metrics[result.scored_split]["score"],
     ),
     Column("score_split", "test where it has labels, else dev", lambda result: result.scored_split),
-    Column("score_unit", "what 100 times a score is called", lambda result: result.score_unit),
     Column(
         "mismatched_score",
         "mnli: the score on the mismatched split beside score_split",
