@@ -30,15 +30,16 @@ class TaskOptions(BaseModel):
     task: Annotated[
         str,
         Field(
-            description="mr; cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb (GLUE); wnut17 (named entities); custom for "
-            "your own files, tagging for words with tags of your own."
+            description="mr; cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb (GLUE); wnut17 (named entities); imdb_sick "
+            "(sentence embeddings); your own files: custom, tagging (words with tags), embedding (texts)."
         ),
     ] = "mr"
     data: Annotated[
         str | None,
         Field(
             description="Folder of official TSV files, or (custom) a folder with train/dev[/test], or one file; "
-            "(tagging, wnut17) a folder of CoNLL-style, JSON Lines or Parquet files."
+            "(tagging, wnut17) a folder of CoNLL-style, JSON Lines or Parquet files; (embedding) a file of texts, or a "
+            "folder with train and texts or rated pairs; (imdb_sick) the folder of SICK."
         ),
     ] = None
     text_columns: Annotated[str | None, Field(description="custom: the text column, or two, separated by a comma.")] = (
