@@ -1,4 +1,4 @@
-"""Every command with a task of tagged words: teacher, student, store, distill online and offline, grid, report."""
+"""Every command with a task of tagged words: teacher, student, store, distill online and offline, grid."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_offline_is_online(made: tuple[Path, list[Any]], cli: Cli, tmp_path: Pat
         assert result(tmp_path / "alone")["stages"][stage]["last_loss"] == offline["stages"][stage]["last_loss"]
 
 
-def test_a_grid_and_its_report(made: tuple[Path, list[Any]], cli: Cli, tmp_path: Path) -> None:
+def test_a_grid(made: tuple[Path, list[Any]], cli: Cli, tmp_path: Path) -> None:
     root, _ = made
     file, out = tmp_path / "grid.yaml", tmp_path / "out"
     file.write_text(GRID.format(data=root / "data", teacher=root / "teacher"), encoding="utf-8")

@@ -169,7 +169,7 @@ def test_a_store_alone_says_its_task(train: TokenizedSplit, superset: Store) -> 
     assert replace(store_task(superset).head, metric_names=HEAD.metric_names) == HEAD
     HEADS.remove(TokenClassification.kind)
     try:
-        with pytest.raises(HskdError, match="unknown head 'token_classification'; known: classification, regression"):
+        with pytest.raises(HskdError, match=r"unknown head 'token_classification'; known: .*regression"):
             store_task(superset)
     finally:
         HEADS.register(TokenClassification)
