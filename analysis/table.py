@@ -267,6 +267,14 @@ class Study:
         text = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(map(str, parts))).strip("-.")
         return text if len(text) <= LONGEST_SLUG else f"{text[:LONGEST_SLUG]}-{fingerprint(parts)}"
 
+    @cached_property
+    def unit(self) -> str:
+        """What 100 times a score is called, as the results say it; a percentage where only a table is known."""
+        if self.folder is None or "trial" not in self.trials:
+            return "%"
+        result = ResultsFolder(self.folder).result(str(self.trials["trial"].iloc[0]))
+        return "%" if result is None else result.score_unit
+
     @property
     def teacher_score(self) -> float:
         """The teacher's score, a share of 1."""

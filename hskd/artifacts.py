@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -21,6 +21,8 @@ RECIPE_FILE = "recipe.json"
 """What a folder was made from, in the folder itself."""
 CHECKSUMS = "checksums.json"
 """Size and SHA-256 of the other files of a folder."""
+MODULES = "modules.json"
+"""Names the folders of a model's further modules, such as ``1_Pooling``, as sentence-transformers has them."""
 _SEAL = "checksum"
 """Key of a record's own checksum."""
 _PATIENCE = 1.0
@@ -114,15 +116,30 @@ def seal(folder: Path, names: Sequence[str] | None = None) -> None:
 
     Args:
         folder: the folder.
-        names: of the files [default: all that lie directly in it, but hidden ones].
+        names: of the files [default: all that lie directly in it or in a module of a model there, but hidden ones].
     """
-    there = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    there = sorted(
+        path.relative_to(folder).as_posix()
+        for part in (folder, *module_folders(folder))
+        for path in part.iterdir()
+        if path.is_file() and not path.name.startswith(".")
+    )
     listed = {
         name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
         for name in (there if names is None else names)
         if name != CHECKSUMS
     }
     write_record(folder / CHECKSUMS, {"files": listed})
+
+
+def module_folders(folder: Path) -> list[Path]:
+    """The folders of a model's further modules (see :data:`MODULES`) that are there; none where it has none."""
+    note = folder / MODULES
+    modules = read_json(note) if note.is_file() else []
+    paths = [module.get("path") for module in modules if isinstance(module, dict)] if isinstance(modules, list) else []
+    # One name: what lies elsewhere is not the model's.
+    names = sorted({path for path in paths if isinstance(path, str) and PurePath(path).name == path and path != ".."})
+    return [folder / name for name in names if (folder / name).is_dir()]
 
 
 RECORDS = (RECIPE_FILE, "metrics.json", "student.json", "general.json", "result.json")
@@ -144,7 +161,7 @@ def require_whole(folder: Path) -> None:
         raise CorruptionError(f"{note}: expected files with their checksums. If they are whole, delete {note}.")
     for name, entry in listed.items():
         path = folder / name
-        if name in RECORDS or path.parent != folder:
+        if name in RECORDS or path.parent not in (folder, folder / path.parent.name) or ".." in path.parts[-2:]:
             continue
         if not path.is_file():
             raise CorruptionError(f"{path}: is missing. {advice}")

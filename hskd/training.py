@@ -27,13 +27,13 @@ from hskd.heads import Head
 from hskd.io import read_json, saving
 from hskd.progress import Progress
 from hskd.runtime import autocast
-from hskd.store_format.layout import ragged_rows
 from hskd.tasks import (
     BatchDataset,
     BucketedBatchSampler,
     Deal,
     TokenizedSplit,
     batch_loader,
+    head_inputs,
     is_padded,
     model_inputs,
     sequential_batches,
@@ -58,8 +58,11 @@ class HeadModule(nn.Module):
         self.encoder = encoder or LeanEncoder(model)
 
     def forward(self, padded: bool | None = None, **inputs: torch.Tensor) -> torch.Tensor:
-        """The head's rows ``(R, C)`` for a batch; ``padded`` says whether it has pads, None that it is to find out."""
-        output = self.encoder.output(inputs, self.head.readout(inputs), padded)
+        """The head's rows ``(R, C)`` for a batch (:func:`~hskd.tasks.head_inputs`).
+
+        ``padded`` says whether it has pads, None that it is to find out.
+        """
+        output = self.encoder.output(model_inputs(inputs), self.head.readout(inputs), padded)
         return self.head.rows(output, inputs)
 
 
@@ -160,7 +163,7 @@ class GoldTrainer(StageTrainer):
 
     @override
     def batch_loss(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-        rows = model(padded=batch["padded"], **model_inputs(batch))
+        rows = model(padded=batch["padded"], **head_inputs(batch))
         return self.head.gold_loss(rows, self.head.labels(batch))
 
 
@@ -516,7 +519,8 @@ def run_stage(trainer: StageTrainer, progress: Progress, callbacks: Iterable[Tra
 def predict_rows(module: HeadModule, split: TokenizedSplit, dtype: str, batch_size: int = 128) -> np.ndarray:
     """The rows ``(R, C)`` fp32 of a model in eval mode, in the order of ``split``.
 
-    Several processes share the batches, and all get all rows.
+    Where words are predicted, there is a row for each token, which is 0 where no word begins. Several processes share
+    the batches, and all get all rows.
     """
     was_training = module.training
     module.eval()
@@ -526,8 +530,10 @@ def predict_rows(module: HeadModule, split: TokenizedSplit, dtype: str, batch_si
     for order in sequential_batches(split.lengths, batch_size)[processes.rank() :: processes.count()]:
         batch = split.collate(order)
         with autocast(dtype, device):
-            output = module(padded=is_padded(batch), **model_inputs(batch, device))
-        index = ragged_rows(split.offsets[:-1][order], split.lengths[order]) if per_token else order
+            output = module(padded=is_padded(batch), **head_inputs(batch, device))
+        index = order
+        if per_token:
+            index = split.first_tokens(order)
         rows[index] = output.float().cpu().numpy()
     module.train(was_training)
     return processes.summed(rows)

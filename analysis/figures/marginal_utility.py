@@ -172,7 +172,7 @@ def _draw_curve(axes: Axes, study: Study, table: pd.DataFrame, x: str, column: s
         at = pd.Series({shared: scaled(by_name.loc[shared, x], x)})
         _draw_points(axes, study, by_name, at, column, Look(style.INK, "o", "-", 0.0), "full")
     if column == "mean":
-        axes.set_ylabel(f"{study.score_split} score on {study.task} (%)")
+        axes.set_ylabel(f"{study.score_split} score on {study.task} ({study.unit})")
         none = table[(table["arm"] == "none") & table["low"].notna()]
         for low, high in zip(100 * none["low"], 100 * none["high"], strict=True):
             axes.axhspan(low, high, color=style.PALE, alpha=0.15, lw=0, zorder=0)

@@ -76,7 +76,7 @@ def overview_figure(lines: Sequence[Line], x: str = "fraction", confidence: floa
         axes.update_datalim([(axes.get_xlim()[0], level) for _, level in levels], updatex=False)
         axes.margins(y=0.06)
         axes.autoscale_view(scalex=False)
-        axes.set_ylabel(f"{first.score_split} score on {first.task} (%)")
+        axes.set_ylabel(f"{first.score_split} score on {first.task} ({first.unit})")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=min(len(lines), 4))
         figure.draw_without_rendering()
         level_lines(axes, levels)

@@ -37,7 +37,7 @@ def pareto_figure(study: Study, pareto: pd.DataFrame) -> Figure:
         if np.isfinite(bars).any():
             axes.errorbar(front[_X], mean, bars, fmt="none", ecolor=style.CURVE, elinewidth=0.8, capsize=1.8, alpha=0.8)
         axes.plot(rest[_X], 100 * rest["mean"], "s", ms=3, color=style.PALE, alpha=0.7, zorder=2, label="beaten")
-        axes.set_ylabel(f"{study.score_split} score on {study.task} (%)")
+        axes.set_ylabel(f"{study.score_split} score on {study.task} ({study.unit})")
         axes.update_datalim([(axes.get_xlim()[0], level) for _, level in levels], updatex=False)
         axes.margins(y=0.08)
         axes.autoscale_view(scalex=False)

@@ -167,7 +167,7 @@ class _Maker:
         for name, title, x, relative in _CURVES if study.strategies else _CURVES[:1]:
             draw = partial(curve.marginal_utility_figure, study, x, relative, self.these, confidence=confidence)
             self._draw(part, name, title, draw, partial(curve.caption, study, relative, self.these, confidence))
-        self._tabulate(part, sheets.points_sheet(points(study, confidence)))
+        self._tabulate(part, sheets.points_sheet(points(study, confidence), study.unit))
         steps = marginal_utility(study, confidence)
         if steps.empty:
             part.sentences.append("Marginal utility: it takes two amounts of one strategy.")
@@ -223,9 +223,9 @@ class _Maker:
         )
         self._draw(part, "next_byte", "Where the next byte goes", draw, say)
         if not scores.empty:
-            self._tabulate(part, sheets.surface_sheet(scores))
+            self._tabulate(part, sheets.surface_sheet(scores, self.study.unit))
         if front["front"].any():
-            self._tabulate(part, sheets.pareto_sheet(front))
+            self._tabulate(part, sheets.pareto_sheet(front, self.study.unit))
         if not steps.empty:
             self._tabulate(part, sheets.next_byte_sheet(steps))
         return part

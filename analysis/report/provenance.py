@@ -15,6 +15,7 @@ from hskd.analysis.table import Study
 from hskd.errors import brief
 from hskd.grid.changes import differences
 from hskd.grid.spec import GridSpec, load_grid, presets
+from hskd.heads.metrics import in_unit
 from hskd.results import GRID_FILE, ResultsFolder
 from hskd.trials.result import TrialResult
 
@@ -49,7 +50,7 @@ def facts(study: Study, folder: Path | None) -> Facts:
     parameters = first.get("student_parameters")
     found: Facts = [
         ("task", f"{study.task}, {study.train_examples:,} training examples; scored on {study.score_split}"),
-        ("teacher", f"{study.teacher}{_teacher(first)}; it scores {100 * study.teacher_score:.1f} %"),
+        ("teacher", f"{study.teacher}{_teacher(first)}; it scores {in_unit(study.teacher_score, study.unit)}"),
         ("student", study.student + (f", {parameters:,} parameters" if parameters else "")),
         ("trials", f"{len(trials)}: {counts}"),
         ("trials not done", _not_done(folder)),

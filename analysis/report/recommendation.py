@@ -14,6 +14,7 @@ from hskd.analysis.stats.intervals import Interval
 from hskd.analysis.stats.sufficiency import MARGIN, Sufficiency, minimum_sufficient
 from hskd.analysis.table import Study
 from hskd.errors import HskdError
+from hskd.heads.metrics import in_unit
 from hskd.io import format_bytes
 from hskd.statistics import CONFIDENCE
 
@@ -186,7 +187,7 @@ def _within(
     best = str(means.idxmax())  # of equals the cheapest, as points rise in amount
     evidence = [
         f"{best}: its store takes {format_bytes(stores[best])} {size}, of {format_bytes(budget)}; of the "
-        f"{len(fitting)} specs that fit it scores best, {100 * means[best]:.2f} % on average."
+        f"{len(fitting)} specs that fit it scores best, {in_unit(means[best], study.unit, 2)} on average."
     ]
     ahead = {other: _difference(study, best, other, confidence, answers) for other in (full, NONE, *fitting)}
     evidence += [

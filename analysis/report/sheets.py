@@ -53,7 +53,7 @@ class Sheet:
         return f"% {self.title}. Needs \\usepackage{{booktabs}}.\n{styler.to_latex(hrules=True, column_format=sides)}"
 
 
-def points_sheet(points: pd.DataFrame) -> Sheet:
+def points_sheet(points: pd.DataFrame, unit: str = "%") -> Sheet:
     """The table of :func:`hskd.analysis.stats.curves.points`."""
     shown = pd.DataFrame(
         {
@@ -62,7 +62,7 @@ def points_sheet(points: pd.DataFrame) -> Sheet:
             "share of full HSK": [percent(value) if value else "0" for value in points["fraction"]],
             "values an example": _each(points["kept_per_example"], _whole),
             "bytes an example": _each(points["bytes_per_example"], _whole),
-            "score, %": _intervals(points, "mean", "low", "high"),
+            f"score, {unit}": _intervals(points, "mean", "low", "high"),
             "seeds": points["n"].astype(str),
             "above none, points": _intervals(points, "above_none", "above_none_low", "above_none_high", 2),
             "gap closed, %": _intervals(points, "relative", "relative_low", "relative_high", 0),
@@ -141,7 +141,7 @@ def by_amount_sheet(comparison: pd.DataFrame) -> Sheet:
     return _sheet("strategies_by_amount", "Strategies at each amount", about, comparison, shown, _COMPARED)
 
 
-def surface_sheet(surface: pd.DataFrame) -> Sheet:
+def surface_sheet(surface: pd.DataFrame, unit: str = "%") -> Sheet:
     """The table of :func:`hskd.analysis.stats.joint.surface`."""
     shown = pd.DataFrame(
         {
@@ -151,14 +151,14 @@ def surface_sheet(surface: pd.DataFrame) -> Sheet:
             "neurons": [percent(value) for value in surface["w"]],
             "share of full HSK": [percent(value) for value in surface["fraction"]],
             "bytes an example": _each(surface["bytes_per_example"], _whole),
-            "score, %": _each(surface["score"], lambda value: _points(value, 1)),
+            f"score, {unit}": _each(surface["score"], lambda value: _points(value, 1)),
             "seeds": surface["n_seeds"].astype(str),
         }
     )
     return _sheet("surface", "All dimensions at once", "Mean scores over the seeds.", surface, shown, ("point",))
 
 
-def pareto_sheet(pareto: pd.DataFrame) -> Sheet:
+def pareto_sheet(pareto: pd.DataFrame, unit: str = "%") -> Sheet:
     """The front of :func:`hskd.analysis.stats.joint.pareto`; the data holds what is beaten too."""
     front = pareto[pareto["front"]]
     shown = pd.DataFrame(
@@ -166,7 +166,7 @@ def pareto_sheet(pareto: pd.DataFrame) -> Sheet:
             "point": front["name"],
             "share of full HSK": [percent(value) if value else "0" for value in front["fraction"]],
             "bytes an example": _each(front["bytes_per_example"], _whole),
-            "score, %": _intervals(front, "mean", "low", "high"),
+            f"score, {unit}": _intervals(front, "mean", "low", "high"),
             "seeds": front["n"].astype(str),
         }
     )

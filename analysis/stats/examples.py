@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hskd.analysis.table import Study
 from hskd.errors import HskdError, MismatchError
-from hskd.heads import METRICS, Head, head_of_rows
+from hskd.heads import METRICS, Head, head_of, head_of_rows
 from hskd.results import LABELS_FILE, ResultsFolder
 from hskd.trials.result import TrialResult
 
@@ -29,7 +29,7 @@ class Answers:
 
     Attributes:
         head: says what the answers predict, and by which metrics they are scored.
-        labels: label indices or regression targets, ``(M,)``.
+        labels: label indices or regression targets, ``(M,)``; where words are predicted, those of all tokens.
         logits: of each point and seed, ``(M, C)`` or, for regression, ``(M, 1)``.
     """
 
@@ -87,8 +87,8 @@ class Answers:
     def variance(self, weights: Mapping[str, float], seeds: Sequence[int]) -> float:
         """How much the mean over ``seeds`` of a weighted sum of points' scores would vary with other examples.
 
-        By the jackknife: the scores with one example left out (a hundredth of them, for regression), for each in
-        turn. For accuracy that is exactly the sample variance of an example's share in the sum, over ``M``.
+        By the jackknife: the scores with one example left out (a hundredth of them, for regression and for words),
+        for each in turn. For accuracy that is exactly the sample variance of an example's share in the sum, over ``M``.
 
         Args:
             weights: of each point's score, such as ``{"full": 1, "none": -1}``.
@@ -111,7 +111,7 @@ class Answers:
                 _, first, kind = np.unique(kinds, axis=0, return_index=True, return_inverse=True)
                 self._scores[key] = np.array([self._score_without(logits, one) for one in first])[kind]
             else:
-                self._scores[key] = np.array([self._score_without(logits, block) for block in self._blocks])
+                self._scores[key] = self.head.scores_without(logits, self.labels, self._blocks)
         return self._scores[key]
 
     def _score_without(self, logits: NDArray[np.floating], left_out: Any) -> float:
@@ -120,16 +120,26 @@ class Answers:
 
     @cached_property
     def _blocks(self) -> list[NDArray[np.int64]] | None:
-        """The examples that are left out together; None where labels are classes, and each is left out by itself."""
-        if np.issubdtype(self.labels.dtype, np.integer):
+        """The rows that are left out together: those of some examples.
+
+        None where each example has one label, which is a class: then each is left out by itself.
+        """
+        example = self.head.examples(self.labels)
+        count = int(example[-1]) + 1
+        if count == len(self.labels) and np.issubdtype(self.labels.dtype, np.integer):
             return None
         # Drawn, not cut: neighbours in a file may be alike.
-        order = np.random.default_rng(0).permutation(len(self.labels))
-        return np.array_split(order, min(BLOCKS, len(order)))
+        order = np.random.default_rng(0).permutation(count)
+        parts = np.array_split(order, min(BLOCKS, count))
+        if count == len(self.labels):
+            return parts
+        return [np.flatnonzero(np.isin(example, part)) for part in parts]
 
 
 def _head(result: TrialResult, study: Study, logits: NDArray[np.floating]) -> Head:
     """The head of a study's task, as far as scoring needs it: the data itself may be elsewhere."""
+    if result.head is not None:
+        return head_of(result.head["kind"], result.head["label_names"], result.head["metric_names"])
     names = [name for name in result.metrics.get(study.score_split, ()) if name != "score"]
     unknown = [name for name in names if name not in METRICS]
     if unknown or not names:

@@ -37,7 +37,7 @@ def sentences(store: Store, tokenizer: PreTrainedTokenizerBase, examples: int = 
 
     Returns:
         A row per example: example_id, tokens (how many), prediction (the teacher's label, or its number for a
-        regression), text.
+        regression, or the labels of all words), text.
 
     Raises:
         MismatchError: ``tokenizer`` is not the one that the store's token ids are of.
@@ -48,6 +48,9 @@ def sentences(store: Store, tokenizer: PreTrainedTokenizerBase, examples: int = 
     origin = store.manifest.origin
     predicted = head_of(origin.head, origin.label_names).predict(store.targets(rows).numpy())
     predictions = [origin.label_names[i] for i in predicted] if origin.label_names else predicted
+    if (starts := store.word_starts(rows)) is not None:
+        words = np.add.reduceat(starts, np.cumsum(store.lengths[rows]) - store.lengths[rows])
+        predictions = [" ".join(tags) for tags in np.split(np.array(predictions), np.cumsum(words)[:-1])]
     special = set(store.manifest.special_ids.values())
     ids = np.split(store.token_ids(rows), np.cumsum(store.lengths[rows])[:-1])
     return pd.DataFrame(

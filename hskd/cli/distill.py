@@ -13,6 +13,7 @@ from hskd.cli.progress import display
 from hskd.cli.setting import Machine, require_local, require_task, task_plan
 from hskd.cli.store_alone import store_alone_plan
 from hskd.errors import HskdError
+from hskd.heads.metrics import in_unit
 from hskd.trials.settings import DistillSettings
 
 
@@ -92,7 +93,9 @@ def command(
         size = f"{result.bytes_per_example:,.0f} bytes an example"
         print(f"{result.spec}: {100 * result.fraction:.3g} % of full HSK, {size}")
     for split, metrics in result.metrics.items():
-        print(f"{split}: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in metrics.items()))
+        print(
+            f"{split}: " + ", ".join(f"{name} {in_unit(value, result.score_unit)}" for name, value in metrics.items())
+        )
     if result.scores:
         print(f"scores: {result.scores}")
     print(f"trial: {out}")

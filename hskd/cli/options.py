@@ -31,13 +31,19 @@ class TaskOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     task: Annotated[
-        str, Field(description="mr; cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb (GLUE); custom for your own files.")
+        str,
+        Field(
+            description="mr; cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb (GLUE); wnut17 (named entities); imdb_sick "
+            "(sentence embeddings); your own files: custom, tagging (words with tags), embedding (texts)."
+        ),
     ] = "mr"
     data: Annotated[
         str | None,
         Field(
             description="Folder of official TSV files, or (custom) a folder with train and dev (or validation), "
-            "perhaps test, or one file: CSV, TSV, JSON or Parquet."
+            "perhaps test, or one file: CSV, TSV, JSON or Parquet; (tagging, wnut17) a folder of CoNLL-style, JSON "
+            "Lines or Parquet files; (embedding) a file of texts, or a folder with train and texts or rated pairs; "
+            "(imdb_sick) the folder of SICK."
         ),
     ] = None
     text_columns: Annotated[str | None, Field(description="custom: the text column, or two, separated by a comma.")] = (

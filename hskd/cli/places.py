@@ -10,14 +10,19 @@ from hskd.cli.progress import display
 
 
 def readable(flag: str, given: str, work: Path, command: str | None = None) -> Path:
-    """The folder on this machine that ``given`` means: itself, or a verified copy of a URL.
+    """The folder on this machine that ``given`` means: itself, a verified copy of a URL, or that of a package.
 
     Raises:
         HskdError: nothing is there; ``command``, if given, is named as what makes one.
     """
     from hskd.cli.setting import require_folder
     from hskd.remote import fetch, is_url
+    from hskd.teachers.settings import OFFLINE_MINILM
 
+    if given == OFFLINE_MINILM:
+        from hskd.teachers.loading import resolve_model
+
+        return Path(resolve_model(given))
     if is_url(given):
 
         def copy() -> Path:

@@ -66,14 +66,15 @@ def require_task(name: str) -> None:
 
 
 def require_local(flag: str, place: str, command: str) -> None:
-    """Refuse a folder that is not there; a URL is left to the command.
+    """Refuse a folder that is not there; a URL, or a model of a package, is left to the command.
 
     Raises:
         HskdError: names the flag, the folder, and the command that makes one.
     """
     from hskd.remote.place import is_url
+    from hskd.teachers.settings import OFFLINE_MINILM
 
-    if not is_url(place):
+    if not is_url(place) and place != OFFLINE_MINILM:
         require_folder(flag, Path(place), command)
 
 

@@ -47,6 +47,7 @@ def size(
     from hskd.store.size import size_of, size_of_many
     from hskd.tasks import load_task, tokenize
     from hskd.teachers.loading import load_tokenizer
+    from hskd.trials.data import for_teacher
 
     shape = Shape(student_layers, *_sizes(teacher))
     if examples is not None and mean_tokens is not None:
@@ -56,7 +57,8 @@ def size(
         loaded = load_task(task, data)
         with TemporaryDirectory() as folder:
             train = tokenize(loaded, load_tokenizer(teacher), Path(folder))["train"]
-            found = size_of(parsed, shape, train.lengths, train.max_length, loaded.task.head.target())
+            target = for_teacher(loaded.task, teacher).head.target()
+            found = size_of(parsed, shape, train.lengths, train.max_length, target)
     table = Table(show_header=False, title=f"{parsed.label} of {teacher} on {task}")
     for name, text in {
         "examples": f"{found.examples:,}",

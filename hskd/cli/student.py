@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_origin
@@ -87,12 +88,13 @@ def command(
     require_local("--teacher", teacher, "hskd teacher")
     from hskd.artifacts import ArtifactFolders
     from hskd.teachers.loading import Teacher
-    from hskd.trials.data import load_data
+    from hskd.trials.data import for_teacher, load_data
 
     machine = Machine.of(run)
     output = Output.of(out, task.work)
     teacher = str(readable("--teacher", teacher, task.work, "hskd teacher"))
     data = load_data(task_plan(task), augmented=False)
+    data = replace(data, task=for_teacher(data.task, teacher))
 
     @cache
     def load_teacher() -> Teacher:

@@ -142,6 +142,7 @@ class StoreSource(KnowledgeSource):
                 f"{student_layers}; derive the spec again for this student."
             )
         store.require_tokens(split.tokens)
+        store.require_words(split)
         store.require_whole(store.rows(split.ids))  # once, and not in every worker process of a loader
         self._store = store
 

@@ -18,7 +18,7 @@ from hskd.distill.source import KnowledgeSource
 from hskd.fast.encoder import LeanEncoder
 from hskd.knowledge import KeptHSK
 from hskd.runtime import autocast
-from hskd.tasks import TokenizedSplit, is_padded, model_inputs, sequential_batches
+from hskd.tasks import TokenizedSplit, head_inputs, is_padded, model_inputs, sequential_batches
 from hskd.training import HeadModule, StageArguments, StageTrainer
 
 
@@ -157,7 +157,7 @@ class PredictionTrainer(StageTrainer):
 
     @override
     def batch_loss(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-        rows = model(padded=batch["padded"], **model_inputs(batch))
+        rows = model(padded=batch["padded"], **head_inputs(batch))
         return self.head.distil_loss(rows, batch["target"], self.tau)
 
 

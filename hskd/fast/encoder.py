@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
-from transformers import BertForSequenceClassification, BertModel, PreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers import BertForSequenceClassification, BertForTokenClassification, BertModel, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 
 from hskd.fast.dropout import CheapDropout
 
@@ -62,7 +62,8 @@ class LeanEncoder:
     @property
     def reads_every_parameter(self) -> bool:
         """Whether all parameters of the model take part in :meth:`output`, as far as is known."""
-        return isinstance(self.model, BertForSequenceClassification) and is_bert_shaped(self.model)
+        heads = BertForSequenceClassification, BertForTokenClassification
+        return isinstance(self.model, heads) and is_bert_shaped(self.model)
 
     def hidden_states(
         self,
@@ -113,6 +114,8 @@ class LeanEncoder:
         if not self.reads_every_parameter:
             return model(**inputs)
         states = self.hidden_states(inputs, model.config.num_hidden_layers, rows, padded)
+        if isinstance(model, BertForTokenClassification):
+            return TokenClassifierOutput(logits=model.classifier(model.dropout(states[-1])))
         pooled = model.base_model.pooler(states[-1])
         return SequenceClassifierOutput(logits=model.classifier(model.dropout(pooled)))
 

@@ -21,7 +21,7 @@ from hskd.spec import HSKSpec, Shape
 from hskd.statistics import CONFIDENCE, POWER, seeds_needed
 from hskd.store.amount import HSKAmount, measure
 from hskd.store_format.layout import total_bytes
-from hskd.tasks import TokenizedSplit, bucketed_batches, model_inputs
+from hskd.tasks import TokenizedSplit, bucketed_batches, head_inputs, model_inputs
 from hskd.teachers.loading import load_config
 from hskd.trials.config import TrialConfig
 from hskd.trials.workspace import Workspace
@@ -137,10 +137,10 @@ def _time(workspace: Workspace, status: GridStatus, encoder: PretrainedConfig, p
     batches = bucketed_batches(workspace.train.lengths, config.settings.batch_size, 0, 0)
     seconds = []
     for batch in batches[:CALIBRATION_STEPS]:
-        inputs = model_inputs(workspace.train.collate(batch), workspace.device)
+        inputs = head_inputs(workspace.train.collate(batch), workspace.device)
         start = time.perf_counter()
         with autocast(config.dtype, workspace.device):
-            loss = head.rows(student(**inputs), inputs).float().square().mean()
+            loss = head.rows(student(**model_inputs(inputs)), inputs).float().square().mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -186,6 +186,7 @@ def publish(workspace: Workspace, config: TrialConfig, out: Path, progress: Prog
     if done is not None and not (done.inputs and workspace.inputs(config).changes(done.inputs)):
         return done
     try:
+        workspace.ensure_labels(progress)
         write_labels(out, workspace.splits)
         result = execute(config, workspace, Prefixed(progress, config.title))
     except Exception as error:

@@ -13,6 +13,7 @@ from hskd.errors import HskdError
 from hskd.grid.executors import Executor
 from hskd.grid.record import error_path, read_error, replace_labels, write_error, write_grid
 from hskd.grid.spec import GridSpec
+from hskd.heads.metrics import in_unit
 from hskd.progress import Progress
 from hskd.results import LABELS_FILE, ResultsFolder, load, pack
 from hskd.trials.config import TrialConfig
@@ -118,7 +119,7 @@ def run_grid(
                 status.done.append(config)
                 stale.discard(config.id)
                 split = result.scored_split
-                news = f"{config.title}: {100 * result.metrics[split]['score']:.1f} % on {split}"
+                news = f"{config.title}: {in_unit(result.metrics[split]['score'], result.score_unit)} on {split}"
             left -= 1
             progress.trials(len(status.done), len(status.failed), len(trials), news, min(executor.slots, left))
         done = ResultsFolder(out).done() - stale
@@ -155,5 +156,6 @@ def _stale(status: GridStatus, workspace: Workspace, out: Path, progress: Progre
     status.pending = [*status.pending, *(config for config in status.done if config.id in stale)]
     status.done = [config for config in status.done if config.id not in stale]
     if all(recorded.get(config.id) is not None for config in status.done):
+        workspace.ensure_labels(progress)
         replace_labels(out, workspace.splits)
     return stale

@@ -3,20 +3,25 @@
 Every module of this folder is imported: a head is one file.
 """
 
-from hskd.heads.base import HEAD_FIELDS, IGNORED, Head, output_names
+from hskd.heads.base import BEGINS, HEAD_FIELDS, IGNORED, Head, output_names
+from hskd.heads.embedding import SentenceEmbedding
 from hskd.heads.metrics import METRICS
 from hskd.heads.registry import HEADS, head_of
 from hskd.heads.sequence import SequenceClassification, SequenceRegression, head_of_rows, soft_cross_entropy
+from hskd.heads.token import TokenClassification
 from hskd.registry import import_all
 
 __all__ = [
+    "BEGINS",
     "HEADS",
     "HEAD_FIELDS",
     "IGNORED",
     "METRICS",
     "Head",
+    "SentenceEmbedding",
     "SequenceClassification",
     "SequenceRegression",
+    "TokenClassification",
     "head_of",
     "head_of_rows",
     "output_names",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from hskd.errors import MismatchError
+from hskd.errors import HskdError, MismatchError
 from hskd.store_format.layout import ArraySpec
 
 # Imported where they are used: a task names its head when it is declared, long before a model is built.
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 IGNORED = -100
 """Label of a token that has none. It is PyTorch's own default: cross-entropy leaves such rows out."""
 
+BEGINS = -101
+"""Label of the first token of an example where words have labels: it begins no word, and there an example begins."""
+
 HEAD_FIELDS = ("architectures", "id2label", "label2id", "num_labels", "problem_type", "finetuning_task")
 """Fields of a model's configuration that speak of its head: a checkpoint's have no say in a new one."""
 
@@ -30,12 +33,13 @@ Batch: TypeAlias = "Mapping[str, torch.Tensor]"
 class Head(ABC):
     """What a task's model puts out, what it learns from, and how its predictions are scored.
 
-    A head speaks of *rows*: ``(R, C)``, one for each example or one for each real token, end to end and without pads.
-    A model's rows, the target rows in a store and the gold labels of a batch have the same order.
+    A head speaks of *rows*: ``(R, C)``, one for each example or one for each word, end to end and without pads. The
+    row of a word is that of its first token. A model's rows, the target rows in a store and the gold labels of a batch
+    have the same order.
 
     Attributes:
         label_names: names of the output columns; empty where they have none.
-        metric_names: metrics of the task; its score is their mean.
+        metric_names: metrics of the task; its score is their mean, unless the kind of head says otherwise.
     """
 
     kind: ClassVar[str]
@@ -43,8 +47,34 @@ class Head(ABC):
     fits_numbers: ClassVar[bool] = False
     """Whether a gold label is a number to come close to, and not the index of a class."""
 
+    has_gold_labels: ClassVar[bool] = True
+    """Whether there are labels to learn from. Where not, the teacher is used as it is, and says what is scored."""
+
     label_names: tuple[str, ...] = ()
     metric_names: tuple[str, ...] = ()
+
+    @property
+    def unit(self) -> str:
+        """What 100 times a score is called."""
+        return "%"
+
+    def for_teacher(self, model: str) -> Head:
+        """This head for the teacher in the folder ``model``, or a student of it: one with outputs of its size."""
+        return self
+
+    def for_target(self, target: ArraySpec) -> Head:
+        """This head for a store that holds ``target``."""
+        return self
+
+    def with_loss(self, name: str | None) -> Head:
+        """This head with another loss for the prediction stage; None for its own.
+
+        Raises:
+            HskdError: it has no loss of that name.
+        """
+        if name is None:
+            return self
+        raise HskdError(f"--loss {name}: a task of kind {self.kind} has one loss; leave it out.")
 
     @property
     @abstractmethod
@@ -62,7 +92,10 @@ class Head(ABC):
 
     @abstractmethod
     def target(self) -> ArraySpec:
-        """The array of a store that holds the teacher's rows."""
+        """The array of a store that holds the teacher's rows.
+
+        Rows of words are stored ``per`` token: the store says which tokens begin a word, and the others' rows are 0.
+        """
 
     @abstractmethod
     def readout(self, batch: Batch) -> torch.Tensor | None:
@@ -84,17 +117,56 @@ class Head(ABC):
     def distil_loss(self, rows: torch.Tensor, target_rows: torch.Tensor, tau: float = 1.0) -> torch.Tensor:
         """The loss against the teacher's rows at temperature ``tau``, a scalar: the mean over rows."""
 
+    def predicted_loss(self, rows: torch.Tensor) -> torch.Tensor:
+        """A scalar whose gradient says what a prediction depends on: the loss of the rows against what they predict.
+
+        Where a row is one number, it is the number itself.
+
+        Raises:
+            HskdError: a row predicts nothing.
+        """
+        return rows.sum() if rows.shape[-1] == 1 else -rows.log_softmax(-1).amax(-1).sum()
+
     @abstractmethod
     def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
-        """A split's labels as one array: a row for each example, or for each token of the examples end to end."""
+        """A split's labels as one array: one for each example, or for each token of the examples end to end.
+
+        A token that begins no word has the label :data:`IGNORED`, and the first of an example :data:`BEGINS`.
+        """
+
+    def examples(self, labels: NDArray[Any]) -> NDArray[np.int64]:
+        """The example to which each of the labels of a split belongs, ``(L,)``, counted from 0."""
+        import numpy as np
+
+        return np.arange(len(labels))
+
+    def scores_without(
+        self, rows: NDArray[np.floating], labels: NDArray[Any], blocks: Sequence[NDArray[np.int64]]
+    ) -> NDArray[np.float64]:
+        """The score without each of ``blocks`` in turn; a block holds some of the rows, all of an example or none."""
+        import numpy as np
+
+        every = np.arange(len(labels))
+        rests = (np.delete(every, block) for block in blocks)
+        return np.array([self.metrics(rows[rest], labels[rest])["score"] for rest in rests])
+
+    def labels_come_from_teacher(self, labels: NDArray[Any] | None) -> bool:
+        """Whether the labels of a scored split are, or are yet to be, what the teacher says."""
+        return False
 
     @abstractmethod
     def predict(self, rows: NDArray[np.floating]) -> NDArray[Any]:
         """The prediction for each row, in the type of the labels."""
 
+    def answers(self, rows: NDArray[np.floating], labels: NDArray[Any]) -> NDArray[np.floating]:
+        """What is kept of the rows of a scored split, ``(R, K)``: as much as :meth:`metrics` needs."""
+        return rows
+
     @abstractmethod
     def metrics(self, rows: NDArray[np.floating], labels: Sequence[Any] | NDArray[Any]) -> dict[str, float]:
-        """The metrics by name, and ``score``, their mean.
+        """The metrics by name, and ``score``, by default their mean.
+
+        Where words have labels, there is a row for each token, and those of tokens that begin no word are not read.
 
         Raises:
             HskdError: no rows, as many labels as rows are not given, or a row is not finite.
@@ -111,6 +183,11 @@ class Head(ABC):
         Raises:
             MismatchError: the model's outputs are not those of this head.
         """
+
+    def record(self) -> dict[str, Any]:
+        """The head as JSON: what :func:`~hskd.heads.head_of` needs to make it again."""
+        names = {"label_names": list(self.label_names), "metric_names": list(self.metric_names)}
+        return {"kind": self.kind, **names, "unit": self.unit}
 
     def matches(self, model: PreTrainedModel) -> bool:
         """Whether the outputs of ``model`` are those of this head, in this order, as far as they have names."""

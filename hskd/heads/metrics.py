@@ -66,6 +66,12 @@ METRICS: dict[str, Metric] = {
 """Every metric by name: a function of labels and predictions. 1 is perfect; F1 is that of class 1."""
 
 
+def in_unit(score: float, unit: str, digits: int = 1) -> str:
+    """100 times a score, with its unit (:attr:`hskd.heads.Head.unit`)."""
+    text = f"{100 * score:.{digits}f}"
+    return f"{text} %" if unit == "%" else f"{text} ({unit})"
+
+
 def named_metrics(
     names: Sequence[str], labels: NDArray[np.generic], predictions: NDArray[np.generic]
 ) -> dict[str, float]:

@@ -21,6 +21,7 @@ from hskd.store_format.layout import (
     CODEC,
     SHARD_BYTES,
     TARGET,
+    WORD_STARTS,
     ArraySpec,
     codec_bytes,
     derived_arrays,
@@ -208,8 +209,11 @@ def _addresses(superset: Store, rows: np.ndarray, arrays: dict[str, ArraySpec]) 
         "lengths": torch.from_numpy(superset.lengths[rows]),
         "token_ids": torch.from_numpy(superset.token_ids(rows)),
     }
+    starts = superset.word_starts(rows)
+    if starts is not None:
+        addresses[WORD_STARTS] = torch.from_numpy(starts)
     return {name: tensor.to(arrays[name].dtype) for name, tensor in addresses.items()} | {
-        TARGET: superset.targets(rows)
+        TARGET: superset.target_array(rows)
     }
 
 

@@ -44,6 +44,7 @@ def store_examples(store: Store, token_types: bool = True) -> TokenizedSplit:
         sep_id=special["sep"],
         pad_id=special["pad"],
         max_length=origin.max_length,
+        word_starts=store.word_starts(rows),
     )
     if not token_types:
         return plain
@@ -78,16 +79,16 @@ def store_task(store: Store) -> Task:
     Raises:
         HskdError: the kind of head that the store names is not known here.
     """
-    origin = store.manifest.origin
+    origin, target = store.manifest.origin, store.manifest.target.array
     if (entry := TASKS.find(origin.task)) is not None:
         known = entry.task
-        head = head_of(origin.head, origin.label_names, known.head.metric_names)
+        head = head_of(origin.head, origin.label_names, known.head.metric_names).for_target(target)
         return replace(known, head=head, max_length=origin.max_length)
     return Task(
         name=origin.task,
         text_columns=(),
         label_column="",
-        head=head_of(origin.head, origin.label_names),
+        head=head_of(origin.head, origin.label_names).for_target(target),
         hsk_epochs=10,
         max_length=origin.max_length,
     )

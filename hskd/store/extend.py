@@ -77,7 +77,9 @@ def require_extends(old: Store, plan: Manifest, split: TokenizedSplit) -> None:
                 f"{old.folder}: cannot be extended: its {what} {has}, and {asked} is asked for; ask for what it has, "
                 "or extract without --extend."
             )
-    old.require_tokens(split.take(np.arange(len(old))).tokens)
+    held_examples = split.take(np.arange(len(old)))
+    old.require_tokens(held_examples.tokens)
+    old.require_words(held_examples)
 
 
 def plan_parts(

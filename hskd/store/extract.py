@@ -25,6 +25,7 @@ from hskd.store_format.layout import (
     MANIFEST,
     SHARD_BYTES,
     TARGET,
+    WORD_STARTS,
     ArraySpec,
     example_of_row,
     ragged_rows,
@@ -224,7 +225,9 @@ def extract(
                 if held_layers:
                     shard[name][rows] = torch.from_numpy(np.stack([columns[layer] for layer in held_layers], axis=1))
             assert output.target is not None
-            place = rows if target.per == "token" else torch.from_numpy(order)
+            place = torch.from_numpy(order)
+            if target.per == "token":
+                place = torch.from_numpy(split.first_tokens(order + span.start) - split.offsets[span.start])
             shard[TARGET][place] = output.target.cpu().to(target.dtype)
             progress.advance(len(order) * processes.count())  # The other processes do about as much.
         found = misfit(shard)
@@ -273,4 +276,7 @@ def empty_shard(arrays: dict[str, ArraySpec], split: TokenizedSplit, span: range
         "lengths": split.lengths[span.start : span.stop],
         "token_ids": split.input_ids[tokens],
     }
+    if WORD_STARTS in arrays:
+        assert split.word_starts is not None
+        filled[WORD_STARTS] = split.word_starts[tokens]
     return shard | {name: torch.from_numpy(np.array(array)).to(arrays[name].dtype) for name, array in filled.items()}

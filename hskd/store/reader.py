@@ -23,8 +23,9 @@ from hskd.remote.copies import WORK, local_copy
 from hskd.selectors import PRECISION, LengthSelector, PrecisionSelector, Tokens
 from hskd.selectors.width import Basis, Codec
 from hskd.spec import HSKSpec
-from hskd.store_format.layout import ADDRESSES, CODEC, TARGET, ArraySpec, ragged_rows
+from hskd.store_format.layout import ADDRESSES, CODEC, TARGET, WORD_STARTS, ArraySpec, ragged_rows
 from hskd.store_format.manifest import Manifest, ShardEntry
+from hskd.tasks import TokenizedSplit
 
 _ADVICE = "copy the store again, or delete it and make it again"
 _CHECKED_ROWS = 2**16
@@ -193,13 +194,45 @@ class Store:
             f"(the store's is {self.manifest.origin.max_length}) is another one. Use the store's, or extract again."
         )
 
+    def require_words(self, split: TokenizedSplit) -> None:
+        """Refuse data in which other tokens begin words than those to which the teacher gave a target.
+
+        Raises:
+            MismatchError: an example is missing, or its words differ.
+            CorruptionError: the store is damaged.
+        """
+        starts = self.word_starts(self.rows(split.ids))
+        if (starts is None) != (split.word_starts is None):
+            holds, asked = ("examples", "words") if starts is None else ("words", "examples")
+            raise MismatchError(
+                f"{self.folder}: holds the teacher's outputs for {holds}, and those for {asked} are needed; extract it "
+                "for this task."
+            )
+        if starts is not None and not np.array_equal(starts, split.word_starts):
+            raise MismatchError(
+                f"{self.folder}: other tokens begin words here than in the store, though the tokens are the same: the "
+                "texts have white space elsewhere. Use those that it was extracted from, or extract again."
+            )
+
     def targets(self, rows: np.ndarray) -> torch.Tensor:
         """The teacher's rows ``(R, C)`` for the examples in ``rows`` ``(B,)``, in their order.
 
-        One row for each example, or one for each of its tokens, as ``manifest.target.per`` says.
+        One row for each example, or one for each of its words where ``manifest.target.per`` says ``token``.
         """
+        targets, starts = self.target_array(rows), self.word_starts(rows)
+        return targets if starts is None else targets[torch.from_numpy(starts)]
+
+    def target_array(self, rows: np.ndarray) -> torch.Tensor:
+        """The targets of the examples as they are stored, where tokens that begin no word have a row too."""
         self.require_whole(rows)
         return self._gather(TARGET, rows)
+
+    def word_starts(self, rows: np.ndarray) -> np.ndarray | None:
+        """Which tokens of the examples begin a word, ``(M,)`` bool; None where the targets are not of words."""
+        if WORD_STARTS not in self._per:
+            return None
+        self.require_whole(rows)
+        return self._gather(WORD_STARTS, rows).numpy().astype(bool)
 
     def token_ids(self, rows: np.ndarray) -> np.ndarray:
         """Token ids of the examples, end to end, ``(M,)``."""
@@ -406,6 +439,11 @@ def _fault(shard: dict[str, torch.Tensor], manifest: Manifest) -> str | None:
     token_ids = shard["token_ids"].numpy()
     if int(token_ids.min()) < 0 or int(token_ids.max()) >= manifest.vocab_size:
         return f"holds token ids that are not among the {manifest.vocab_size} of the vocabulary"
+    if WORD_STARTS in shard:
+        starts = shard[WORD_STARTS].numpy()
+        ends = np.cumsum(shard["lengths"].numpy().astype(np.int64))
+        if int(starts.max()) > 1 or bool(starts[np.concatenate([[0], ends[:-1]])].any()):
+            return "holds beginnings of words that are neither 0 nor 1, or one in the first token of an example"
     counts = shard.get("counts", shard["lengths"]).numpy().astype(np.int64)
     lengths = np.repeat(shard["lengths"].numpy(), counts)
     positions, neurons = (shard[name].numpy() if name in shard else None for name in ("positions", "neurons"))

@@ -40,19 +40,23 @@ class ArraySpec(NamedTuple):
 TARGET = "target"
 """The array that holds the teacher's rows, as the head of the task says (see :meth:`hskd.heads.Head.target`)."""
 
+WORD_STARTS = "word_starts"
+"""The array that is 1 where a token begins a word; in stores whose target has a row for each token."""
 
-ADDRESSES = ("example_ids", "lengths", "counts", "token_ids")
+ADDRESSES = ("example_ids", "lengths", "counts", "token_ids", WORD_STARTS)
 """The arrays of one number a row, which are stored without a second dimension."""
 
 
 def _common(target: ArraySpec, max_length: int, vocab_size: int) -> dict[str, ArraySpec]:
     import torch
 
+    words = {WORD_STARTS: ArraySpec("token", torch.uint8, 1)} if target.per == "token" else {}
     return {
         "example_ids": ArraySpec("example", torch.int64, 1),
         "lengths": ArraySpec("example", _small(max_length), 1),
         TARGET: target,
         "token_ids": ArraySpec("token", torch.uint16 if vocab_size <= 2**16 else torch.int32, 1),
+        **words,
     }
 
 

@@ -11,8 +11,10 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from hskd.artifacts import MODULES
 from hskd.errors import HskdError
 from hskd.heads import Head
+from hskd.heads.embedding.model import EmbeddingLoader
 from hskd.io import with_home
 from hskd.remote import local_copy
 from hskd.teachers.loading import checked_model, reason, require_every_weight
@@ -68,6 +70,8 @@ def _auto_class(folder: Path) -> Any:
         OSError: there is no such file.
         ValueError: it is no JSON, or names no architecture that has an Auto class.
     """
+    if (folder / MODULES).is_file():
+        return EmbeddingLoader()
     architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
     head = re.search(r"For[A-Z]\w*$", str(architectures[0]))
     auto_class = getattr(transformers, f"AutoModel{head[0]}", None) if head else None

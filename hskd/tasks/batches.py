@@ -18,6 +18,7 @@ from hskd.tasks.tokenized import TokenizedSplit
 Indices = NDArray[np.int64]
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+HEAD_INPUTS = (*MODEL_INPUTS, "words")
 
 CHUNK_BATCHES = 50
 """Batches' worth of shuffled examples that are sorted by length together, as Trainer's ``group_by_length`` has it."""
@@ -26,6 +27,11 @@ CHUNK_BATCHES = 50
 def model_inputs(batch: Mapping[str, torch.Tensor], device: torch.device | None = None) -> dict[str, torch.Tensor]:
     """The part of a batch that a model takes, on ``device`` if one is given; ids and labels stay behind."""
     return {name: batch[name].to(device) for name in MODEL_INPUTS if name in batch}
+
+
+def head_inputs(batch: Mapping[str, torch.Tensor], device: torch.device | None = None) -> dict[str, torch.Tensor]:
+    """The part of a batch that a model and its head take: :func:`model_inputs`, and which tokens begin words."""
+    return {name: batch[name].to(device) for name in HEAD_INPUTS if name in batch}
 
 
 def is_padded(batch: Mapping[str, torch.Tensor]) -> bool:

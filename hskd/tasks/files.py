@@ -117,8 +117,8 @@ def ending(path: Path) -> str:
     return "".join(suffixes) if suffixes[-1:] == [COMPRESSED] else "".join(suffixes[-1:])
 
 
-def read_table(path: Path) -> Table:
-    """The table in a file of one of the :data:`FORMATS`.
+def read_table(path: Path, kind: str | None = None) -> Table:
+    """The table in a file of one of the :data:`FORMATS`: that of its name, or ``kind``.
 
     ``.csv`` is read as Excel and pandas write it, ``.tsv`` as GLUE has it: no field is quoted, and a row is a line.
     ``.jsonl`` has an object on every line; ``.json`` is an array of objects, or has one on every line. Text is UTF-8.
@@ -130,7 +130,7 @@ def read_table(path: Path) -> Table:
 
     if path.is_dir():
         raise HskdError(f"{path}: is a folder; expected a file.")
-    kind = ending(path)
+    kind = kind or ending(path)
     if kind not in FORMATS:
         raise HskdError(f"{path}: unknown format {kind!r}; expected one of {', '.join(FORMATS)}.")
     readers: dict[str, Callable[[Path, str], Table]] = {

@@ -20,8 +20,9 @@ from transformers import PreTrainedTokenizerBase
 from hskd.artifacts import build
 from hskd.errors import HskdError
 from hskd.hashing import fingerprint
-from hskd.heads import IGNORED
+from hskd.heads import BEGINS, IGNORED
 from hskd.selectors import Tokens
+from hskd.store_format.layout import ragged_rows
 from hskd.tasks.choices import MAX_TOKENS
 from hskd.tasks.files import fault_of, shown
 from hskd.tasks.task import Split, TaskData
@@ -67,6 +68,8 @@ class TokenizedSplit:
     """What has a label."""
     cut: int = 0
     """How many examples of the split had more tokens."""
+    word_starts: NDArray[np.bool_] | None = None
+    """(offsets[N],): which tokens begin a word; None where no word is predicted."""
 
     def __len__(self) -> int:
         """N."""
@@ -79,18 +82,28 @@ class TokenizedSplit:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that stand for ids and tokens, not for labels."""
+        """16 hexadecimal digits that stand for ids, tokens and which of them begin words, not for labels."""
         digest = hashlib.sha256(f"{len(self)} {self.max_length} {self.token_type_ids is not None}".encode())
         arrays = ((self.ids, "<i8"), (self.offsets, "<i8"), (self.input_ids, "<i4"), (self.token_type_ids, "u1"))
         for array, dtype in arrays:
             if array is not None:
                 digest.update(np.ascontiguousarray(array, dtype=dtype).data)
+        if self.word_starts is not None:  # Texts of the same tokens may have other words: "a-b" and "a - b".
+            digest.update(b"words")
+            digest.update(np.ascontiguousarray(self.word_starts, dtype="u1").data)
         return digest.hexdigest()[:16]
 
     @property
     def tokens(self) -> Tokens:
         """The tokens as the selectors see them."""
         return Tokens(self.ids, self.offsets, self.input_ids, self.sep_id)
+
+    def first_tokens(self, indices: Rows) -> NDArray[np.int64]:
+        """Where the words of the examples at ``indices`` begin: places in ``input_ids``, in that order, ``(W,)``."""
+        assert self.word_starts is not None
+        rows = np.asarray(indices, dtype=np.int64)
+        tokens = ragged_rows(self.offsets[:-1][rows], self.lengths[rows])
+        return tokens[self.word_starts[tokens]]
 
     def take(self, indices: Rows) -> TokenizedSplit:
         """The examples at ``indices``, in that order, copied."""
@@ -105,12 +118,14 @@ class TokenizedSplit:
             input_ids=self.input_ids[tokens],
             token_type_ids=None if self.token_type_ids is None else self.token_type_ids[tokens],
             labels=None if self.labels is None else self.labels[rows if self.labels_per == "example" else tokens],
+            word_starts=None if self.word_starts is None else self.word_starts[tokens],
             real=None,
         )
 
     def followed_by(self, augmented: TokenizedSplit) -> TokenizedSplit:
         """These examples, then ``augmented`` ones, copied; without labels, since those have none."""
         types = (self.token_type_ids, augmented.token_type_ids)
+        starts = (self.word_starts, augmented.word_starts)
         return replace(
             self,
             ids=np.concatenate([self.ids, augmented.ids]),
@@ -118,6 +133,7 @@ class TokenizedSplit:
             input_ids=np.concatenate([self.input_ids, augmented.input_ids]),
             token_type_ids=None if types[0] is None or types[1] is None else np.concatenate([types[0], types[1]]),
             labels=None,
+            word_starts=None if starts[0] is None or starts[1] is None else np.concatenate([starts[0], starts[1]]),
             real=len(self),
         )
 
@@ -139,7 +155,8 @@ class TokenizedSplit:
         Returns:
             ``example_ids`` (B,), ``input_ids`` (B, T), ``attention_mask`` (B, T), and, where there are any,
             ``token_type_ids`` (B, T) and ``labels`` (B,), or (B, T) with -100 for pads where tokens have labels;
-            int64, labels of a regression float32.
+            int64, labels of a regression float32. Where words are predicted, ``words`` (W,) are the places of their
+            first tokens among all ``B * T``.
 
         Raises:
             HskdError: an example is longer than ``pad_to``.
@@ -160,6 +177,8 @@ class TokenizedSplit:
         batch["attention_mask"] = torch.from_numpy(real.astype(np.int64))
         if self.token_type_ids is not None:
             batch["token_type_ids"] = _fill(self.token_type_ids[tokens], real, 0)
+        if self.word_starts is not None:
+            batch["words"] = _fill(self.word_starts[tokens], real, 0).flatten().nonzero()[:, 0]
         if self.labels is not None and self.labels_per == "token":
             batch["labels"] = _fill(self.labels[tokens], real, IGNORED)
         elif self.labels is not None:
@@ -244,7 +263,9 @@ def tokenize(
     the logger ``hskd`` as a warning.
 
     Where a task's head predicts tokens, a split's labels are a list for each example: one label for each word of its
-    text, words being separated by white space. The first token of a word gets its label, every other token ``-100``.
+    text, words being separated by white space. The first token of a word gets its label, every other token ``-100``,
+    but for ``-101`` at the first token of an example. Words without a token, such as those beyond the maximum length,
+    are counted in a warning: nothing is predicted for them.
 
     Args:
         data: the task with its texts.
@@ -283,6 +304,7 @@ def tokenize(
         )
         splits = _tokenized(data, tokenizer, cache, positions)
     _say_cut(data.task.name, splits)
+    _say_lost(data, splits)
     return splits
 
 
@@ -300,6 +322,25 @@ def _say_cut(task: str, splits: dict[str, TokenizedSplit]) -> None:
             f"{length:,}",
             ", ".join(parts),
         )
+
+
+def _say_lost(data: TaskData, splits: dict[str, TokenizedSplit]) -> None:
+    """Say how many words have no token, where words have labels."""
+    for name, split in splits.items():
+        labels = data.splits[name].labels
+        if split.word_starts is None or labels is None:
+            continue
+        total = sum(map(len, labels))
+        lost = total - int(split.word_starts.sum())
+        if lost:
+            _log.warning(
+                "task %s, split %s: %s of %s words have no token, because their example is longer than the maximum "
+                "length or the tokenizer drops them; they are neither learnt nor scored",
+                data.task.name,
+                name,
+                f"{lost:,}",
+                f"{total:,}",
+            )
 
 
 def _tokenized(
@@ -334,6 +375,7 @@ def _tokenized(
             token_type_ids=arrays.get("token_type_ids"),
             labels=labels,
             labels_per=per,
+            word_starts=arrays["words"] >= 0 if per == "token" else None,
             cls_id=cls_id,
             sep_id=sep_id,
             pad_id=pad_id,
@@ -371,10 +413,11 @@ def _token_labels(split: Split, arrays: dict[str, NDArray[Any]]) -> list[Any]:
     for row, (example, text) in enumerate(zip(split.labels, split.texts[0], strict=True)):
         if len(example) != len(text.split()):
             raise HskdError(
-                f"split {split.name}, row {row}: {len(example)} labels for {len(text.split())} words; expected one for "
+                f"{split.where(row)}: {len(example)} labels for {len(text.split())} words; expected one for "
                 "each word between white space."
             )
-        labels += [IGNORED if word < 0 else example[word] for word in words[offsets[row] : offsets[row + 1]]]
+        own = words[offsets[row] : offsets[row + 1]]
+        labels += [BEGINS, *(IGNORED if word < 0 else example[word] for word in own[1:])]
     return labels
 
 
@@ -382,7 +425,9 @@ def _word_starts(text: str, spans: Sequence[tuple[int, int]], special: Sequence[
     """For each token, the word that it begins, counted from 0, or -1; ``spans`` are the characters of the tokens."""
     begins = [i for i, character in enumerate(text) if not character.isspace() and (i == 0 or text[i - 1].isspace())]
     words, last = [], -1
-    for (start, _), is_special in zip(spans, special, strict=True):
+    for (start, end), is_special in zip(spans, special, strict=True):
+        while start < end and text[start].isspace():  # Some tokenizers count the space before a word as part of it.
+            start += 1
         word = -1 if is_special else bisect_right(begins, start) - 1
         words.append(word if word > last else -1)
         last = max(last, word)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, set_seed
 
 from hskd import processes
 from hskd.artifacts import SCHEMAS, build_artifact, read_record, write_record
-from hskd.errors import CorruptionError
+from hskd.errors import CorruptionError, HskdError
 from hskd.fast import fast_training
 from hskd.progress import Progress, Silent
 from hskd.provenance import provenance
@@ -64,6 +64,11 @@ def finetune(
         HskdError: the model cannot be loaded, the loss is not finite, or ``folder`` was not made by this function.
         MismatchError: ``folder`` holds another teacher, or the beginning of one.
     """
+    if not task.head.has_gold_labels:
+        raise HskdError(
+            f"task {task.name}: its teacher is used as it is, and needs no fine-tuning; give the model itself in "
+            f"place of a fine-tuned one (--teacher {model_name})."
+        )
     recipe = {
         "model": processes.by_main(lambda: model_content(model_name)),
         "task": task.name,

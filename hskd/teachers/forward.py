@@ -17,7 +17,7 @@ from hskd.heads import Head
 from hskd.knowledge import TeacherStates
 from hskd.runtime import autocast
 from hskd.selectors import Tokens
-from hskd.tasks import model_inputs
+from hskd.tasks import head_inputs, model_inputs
 
 _LIKE_BERT = ("bert", "rosita", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert",
               "data2vec-text", "electra", "ernie", "megatron-bert", "rembert")  # fmt: skip
@@ -106,7 +106,7 @@ def teacher_forward(
     """
     model.train(options.dropout)
     device = next(model.parameters()).device
-    inputs = model_inputs(batch, device)
+    inputs = head_inputs(batch, device)
     mask = inputs["attention_mask"].bool()
     wanted = options.gradients
     with (
@@ -114,7 +114,7 @@ def teacher_forward(
         autocast(options.dtype, device),
         _cls_rows(model, attention_layers, mask, options.softmax) as rows,
     ):
-        output = model(**inputs, output_hidden_states=bool(layers or wanted))
+        output = model(**model_inputs(inputs), output_hidden_states=bool(layers or wanted))
         target = None if head is None else head.rows(output, inputs).float()
     for layer in layers:
         if output.hidden_states[layer].shape[:2] != mask.shape:
@@ -122,7 +122,7 @@ def teacher_forward(
                 f"the teacher's hidden state {layer} is of shape {tuple(output.hidden_states[layer].shape)} for "
                 f"{mask.shape[1]} tokens; what is distilled is one state a token. Use an encoder that keeps them apart."
             )
-    scores = _dependence(output.hidden_states, target, wanted) if wanted else {}
+    scores = _dependence(output.hidden_states, head, target, wanted) if wanted else {}
     # Counted where the batch is: a loader's is on the CPU, and nobody has to wait for a GPU to count.
     real = (batch["attention_mask"].bool() | options.pads).flatten().nonzero()[:, 0].to(device, non_blocking=True)
     hidden = {
@@ -139,14 +139,14 @@ def teacher_forward(
 
 
 def _dependence(
-    hidden: Sequence[torch.Tensor], target: torch.Tensor | None, layers: Sequence[int]
+    hidden: Sequence[torch.Tensor], head: Head | None, target: torch.Tensor | None, layers: Sequence[int]
 ) -> dict[int, torch.Tensor]:
     """``|h . dL/dh|`` of every token in some layers, ``(B, T)`` each, for the loss of the prediction ``target``."""
-    if target is None:
+    if head is None or target is None:
         raise HskdError("length=gradient ranks by the teacher's prediction, and this teacher makes none; use another.")
     with torch.enable_grad():
         # A row depends on its own example alone, so of a sum each example gets its own gradient.
-        loss = target.sum() if target.shape[-1] == 1 else -target.log_softmax(-1).amax(-1).sum()
+        loss = head.predicted_loss(target)
     states = [hidden[layer] for layer in layers]
     gradients = torch.autograd.grad(loss, states, allow_unused=True)
     return {

@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from hskd.artifacts import require_whole
+from hskd.artifacts import MODULES, module_folders, require_whole
 from hskd.errors import CorruptionError, HskdError, MismatchError
 from hskd.hashing import canonical_json, fingerprint, known_sha256
 from hskd.heads import Head, output_names
@@ -82,7 +82,7 @@ def checked_model(name: str) -> str:
     folder = Path(place)
     if folder.is_dir():
         require_whole(folder)
-        for path in sorted(folder.iterdir()):
+        for path in sorted(path for part in (folder, *module_folders(folder)) for path in part.iterdir()):
             if path.suffix in _FILES_OF_MODELS and path.is_file() and path.stat().st_size < _POINTER_BYTES:
                 with path.open("rb") as file:
                     if file.read(len(_POINTER)) == _POINTER:
@@ -131,10 +131,15 @@ def weight_files(name: str) -> list[Path]:
     raise HskdError(f"{name}: no weights there; expected one of {', '.join(WEIGHTS)}.")
 
 
-def model_content(name: str) -> str:
+def model_content(name: str, modules: bool = False) -> str:
     """16 hexadecimal digits that stand for what a model is, wherever it lies: weights, configuration and tokenizer.
 
     Files are hashed once a process (:func:`hskd.hashing.known_sha256`).
+
+    Args:
+        name: see :func:`resolve_model`.
+        modules: whether what follows the encoder in a folder of sentence-transformers counts, too: only a sentence
+            embedding reads it.
 
     Raises:
         HskdError: there are no weights.
@@ -146,7 +151,20 @@ def model_content(name: str) -> str:
     )
     others = [(file, path) for file in names if (path := model_file(name, file)) is not None]
     weights = [(path.name, path) for path in weight_files(name)]
-    return fingerprint([[file, known_sha256(path)] for file, path in (*weights, *others)])
+    return fingerprint(
+        [[file, known_sha256(path)] for file, path in (*weights, *others, *(_modules(name) if modules else ()))]
+    )
+
+
+def _modules(name: str) -> list[tuple[str, Path]]:
+    """The files of a model's further modules, and the one that names them."""
+    folder = Path(resolve_model(name))
+    if not (folder / MODULES).is_file():
+        return []
+    parts = [
+        path for part in module_folders(folder) for path in sorted(part.iterdir()) if path.suffix in _FILES_OF_MODELS
+    ]
+    return [(path.relative_to(folder).as_posix(), path) for path in (folder / MODULES, *parts) if path.is_file()]
 
 
 def load_config(name: str) -> PretrainedConfig:

@@ -50,7 +50,9 @@ class TaskPlan(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Annotated[str, Field(description="mr, a task of GLUE, or custom.")] = "mr"
+    name: Annotated[str, Field(description="mr, wnut17, imdb_sick, a task of GLUE, custom, tagging or embedding.")] = (
+        "mr"
+    )
     data: Annotated[Place | None, Field(description="Folder or file of the examples.")] = None
     text_columns: Annotated[tuple[str, ...] | None, Field(description="custom: the text columns.")] = None
     label_column: Annotated[str | None, Field(description="custom: the label column.")] = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hskd.errors import HskdError
@@ -10,7 +10,7 @@ from hskd.store.examples import store_examples, store_task
 from hskd.store.reader import Store
 from hskd.tasks import Task, TaskData, TokenizedSplit, load_task, tokenize
 from hskd.tasks.augment import AUGMENTED
-from hskd.teachers.loading import load_tokenizer, model_positions
+from hskd.teachers.loading import checked_model, load_tokenizer, model_positions
 from hskd.trials.config import TaskPlan
 
 
@@ -58,10 +58,16 @@ def task_examples(plan: TaskPlan, tokenizer: str, work: Path, augmented: bool = 
             f"--max-length {plan.max_length}: {tokenizer} has positions for {positions} tokens; give at most that."
         )
     data = load_data(plan, augmented)
+    task = for_teacher(data.task, tokenizer)
     splits = tokenize(data, load_tokenizer(tokenizer), work / "tokens", plan.max_length, positions)
     sentences = splits.pop(AUGMENTED, None)
     real = splits["train"] if plan.train_examples is None else splits["train"].first(plan.train_examples)
-    return Examples(data.task, splits, real, real if sentences is None else real.followed_by(sentences))
+    return Examples(task, splits, real, real if sentences is None else real.followed_by(sentences))
+
+
+def for_teacher(task: Task, model: str) -> Task:
+    """``task`` with outputs of the size that the teacher ``model``, or a student of it, gives."""
+    return replace(task, head=task.head.for_teacher(checked_model(model)))
 
 
 def store_alone_examples(store: Store, plan: TaskPlan, tokenizer: str) -> Examples:

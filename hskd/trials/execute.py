@@ -68,6 +68,7 @@ def execute(config: TrialConfig, workspace: Workspace, progress: Progress) -> Tr
                 "id": config.id,
                 "config": config.model_dump(mode="json"),
                 "student_name": config.student_name,
+                "head": examples.task.head.record(),
                 "teacher_metrics": workspace.teacher_metrics(progress),
             },
         )

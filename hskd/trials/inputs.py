@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,11 +70,18 @@ def inputs_of(config: TrialConfig, examples: Examples) -> Inputs:
     """
     head = examples.task.head
     trained = {"training examples": examples.train.fingerprint}
-    by_split = {
-        name: scored(head, split)
-        for name, split in examples.splits.items()
-        if name != "train" and split.labels is not None
-    }
+    modules = not head.has_gold_labels
+    by_split = {}
+    for name, split in examples.splits.items():
+        if name == "train":
+            continue
+        if head.labels_come_from_teacher(split.labels):
+            # Known before the teacher has run: what it will say depends on its content.
+            if config.teacher is not None and not config.store_alone:
+                content = model_content(config.teacher.model, modules)
+                by_split[name] = fingerprint([scored(head, replace(split, labels=None)), content])
+        elif split.labels is not None:
+            by_split[name] = scored(head, split)
     if isinstance(config.student, GivenStudent):
         # The weights of student and teacher are in the record of what was prepared.
         start = Path(config.student.folder) / PROJECTION_FILE
@@ -85,7 +92,7 @@ def inputs_of(config: TrialConfig, examples: Examples) -> Inputs:
     else:
         trained["labels"] = labelled(head, examples.splits["train"])
         if config.teacher is not None:
-            trained["model"] = model_content(config.teacher.model)
+            trained["model"] = model_content(config.teacher.model, modules)
         trained |= config.student.contents()
     if "best_epoch" in config.settings.compat and "dev" in by_split:
         trained["dev, by which the epoch is chosen"] = by_split["dev"]
@@ -101,9 +108,9 @@ def with_contents(config: TrialConfig) -> TrialConfig:
     """
     if not isinstance(config.student, GivenStudent) or "student" in config.files:
         return config
-    files = {"student": model_content(config.student.folder)}
+    files = {"student": model_content(config.student.folder, modules=True)}
     if config.teacher is not None:
-        files["model"] = model_content(config.teacher.model)
+        files["model"] = model_content(config.teacher.model, modules=True)
     if config.store is not None:
         files["store"] = Store.open(config.store).manifest.fingerprint
     for name, place in (("data", config.task.data), ("augment", config.task.augment)):

@@ -12,7 +12,7 @@ from hskd.errors import CorruptionError
 
 RESULT_FILE = "result.json"
 PREDICTIONS_FILE = "predictions.npz"
-"""Outputs of every scored split, ``(N, C)`` fp16, in the order of its examples."""
+"""Outputs of every scored split, ``(N, C)`` fp16: a row for each example, or each token, in their order."""
 VERSION = 2
 """Version of :class:`TrialResult` that is written now."""
 
@@ -63,6 +63,8 @@ class TrialResult(BaseModel):
 
     # What it was trained from.
     task: str
+    head: dict[str, Any] | None = None
+    """What the student predicts: ``kind``, ``label_names`` and ``metric_names``; None in files of earlier versions."""
     train_examples: int
     """Examples that the student trained on, augmented ones included."""
     augmented_examples: int | None = None
@@ -153,6 +155,11 @@ class TrialResult(BaseModel):
     def scored_split(self) -> str:
         """The split that is reported: test where it has labels, else dev."""
         return "test" if "test" in self.metrics else "dev"
+
+    @property
+    def score_unit(self) -> str:
+        """What 100 times a score is called."""
+        return str((self.head or {}).get("unit", "%"))
 
 
 def _advice(remedy: str) -> str:

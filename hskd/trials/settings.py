@@ -52,6 +52,15 @@ class DistillSettings(BaseModel):
             exclude_if=lambda name: name == "mse",
         ),
     ] = "mse"
+    loss: Annotated[
+        str | None,
+        Field(
+            description="Loss of the prediction stage, where a task has several: cosine, mse or similarity for "
+            "embeddings [default: the task's].",
+            # Absent where it is not chosen, as compat is.
+            exclude_if=lambda name: name is None,
+        ),
+    ] = None
     compat: Annotated[
         tuple[Compat, ...],
         Field(

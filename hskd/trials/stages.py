@@ -182,7 +182,8 @@ class _Stages:
     @property
     def classifier(self) -> HeadModule:
         """The student with the head of the task."""
-        return HeadModule(self.inputs.student, self.inputs.task.head, self.encoder)
+        head = self.inputs.task.head.with_loss(self.inputs.settings.loss)
+        return HeadModule(self.inputs.student, head, self.encoder)
 
     def hsk(self, epochs: int) -> StageRecord:
         """Train the HSK stage, or load what it ended with if a killed trial got that far."""

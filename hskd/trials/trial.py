@@ -130,7 +130,7 @@ def run_prepared(
 def _write(result: TrialResult, trained: Trained, inputs: TrialInputs, folder: Path) -> TrialResult:
     """Write what a trial ends with, the result last, and remove what it would resume from."""
     student = folder / "student"
-    _write_outputs(trained.outputs, folder)
+    _write_outputs(inputs, trained.outputs, folder)
     (student / CHECKSUMS).unlink(missing_ok=True)  # of a run that was killed here
     save_classifier(inputs.student, inputs.task.head, student)
     if inputs.student_folder is not None:
@@ -143,12 +143,12 @@ def _write(result: TrialResult, trained: Trained, inputs: TrialInputs, folder: P
     return result
 
 
-def _write_outputs(outputs: Mapping[str, np.ndarray], folder: Path) -> None:
+def _write_outputs(inputs: TrialInputs, outputs: Mapping[str, np.ndarray], folder: Path) -> None:
     """Write the outputs, and their checksum beside them."""
     if outputs:
         (folder / CHECKSUMS).unlink(missing_ok=True)  # A process that is killed now leaves none of other outputs.
         with atomic_path(folder / PREDICTIONS_FILE) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **{name: rows.astype(np.float16) for name, rows in outputs.items()})  # type: ignore[arg-type]
+            np.savez_compressed(file, **{name: _kept(inputs, name, rows) for name, rows in outputs.items()})  # type: ignore[arg-type]
         seal(folder, (PREDICTIONS_FILE,))
 
 
@@ -189,7 +189,7 @@ def _scored_anew(
 
     def write() -> TrialResult:
         # A trial that is killed here is scored anew once more: what its result records is older.
-        _write_outputs(outputs, folder)
+        _write_outputs(inputs, outputs, folder)
         result.write(folder / RESULT_FILE)
         return result
 
@@ -202,6 +202,13 @@ def _metrics(inputs: TrialInputs, outputs: Mapping[str, np.ndarray]) -> dict[str
         for name, rows in outputs.items()
         if (labels := inputs.splits[name].labels) is not None
     }
+
+
+def _kept(inputs: TrialInputs, split: str, rows: np.ndarray) -> np.ndarray:
+    """What is written of the rows of a scored split."""
+    labels = inputs.splits[split].labels
+    assert labels is not None
+    return inputs.task.head.answers(rows, labels).astype(np.float16)
 
 
 def _peak_memory() -> int:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PretrainedConfig
 
 from hskd import processes
-from hskd.artifacts import ArtifactFolders, locked
+from hskd.artifacts import ArtifactFolders, build, locked, require_whole, seal
 from hskd.distill.source import StoreSource
 from hskd.errors import HskdError
 from hskd.progress import Prefixed, Progress
@@ -30,14 +31,15 @@ from hskd.students.kinds import StudentContext
 from hskd.tasks import Task, TokenizedSplit
 from hskd.tasks.content import labelled
 from hskd.teachers.finetune import ensure_scores, finetune
-from hskd.teachers.loading import Teacher, load_config, model_content
-from hskd.training import HeadModule, score
+from hskd.teachers.loading import Teacher, checked_model, load_config, model_content
+from hskd.training import HeadModule, predict_rows, score
 from hskd.trials.config import GivenStudent, TaskPlan, TeacherPlan, TrialConfig
 from hskd.trials.data import Examples, store_alone_examples, task_examples
 from hskd.trials.inputs import Inputs, inputs_of
 from hskd.trials.prepare import Distillation, Prepared, Student, from_store, from_teacher, without_teacher
 from hskd.trials.stages import HeldOut
 
+_LABELS_FILE = "labels.npy"
 HELD_OUT = 256
 """Dev examples on which the held-out HSK loss is measured."""
 
@@ -242,10 +244,14 @@ class Workspace:
 
     def ensure_shared(self, progress: Progress) -> None:
         """Make everything that trials share, on all the threads that are set for that."""
-        if self._ready or self.shared.given:
+        if self._ready:
+            return
+        if self.shared.given:
+            self.ensure_labels(progress)
             return
         set_threads(self.shared.build_threads)
         self.ensure_teacher(progress)
+        self.ensure_labels(progress)
         if not self.shared.online:
             self.ensure_superset(progress)
         self.ensure_held_out(progress)
@@ -259,6 +265,8 @@ class Workspace:
         plan = self.shared.teacher_plan
         if plan.fine_tuned:
             return Path(plan.model)
+        if not self.task.head.has_gold_labels:
+            return Path(checked_model(plan.model))
         train = self.splits["train"] if plan.examples is None else self.splits["train"].first(plan.examples)
         content = {
             "task": self.task.name,
@@ -270,6 +278,33 @@ class Workspace:
         splits = self.splits | {"train": train}
         return finetune(plan.model, self.task, splits, plan.settings, folder, options, progress)
 
+    @property
+    def _teacher_is_given(self) -> bool:
+        """Whether the teacher is used as it is."""
+        return self.shared.teacher_plan.fine_tuned or not self.task.head.has_gold_labels
+
+    def ensure_labels(self, progress: Progress) -> None:
+        """Let the teacher say what is scored, where a task has no labels for that; training examples need none."""
+        if self.task.head.has_gold_labels or self.shared.store_alone or self.shared.teacher is None:
+            return
+        for name, split in self.splits.items():
+            if name == "train" or split.labels is not None:
+                continue
+            recipe = {"teacher": self._key_of_teacher(progress), "data": split.fingerprint, "dtype": self.shared.dtype}
+            folder = self._artifacts.folder("labels", recipe | {"device": self.shared.device})
+
+            def write(partial: Path, split: TokenizedSplit = split) -> None:
+                teacher = self._load_teacher(progress)
+                rows = predict_rows(HeadModule(teacher.model, teacher.head), split, self.shared.dtype)
+                if processes.is_main():
+                    np.save(partial / _LABELS_FILE, rows)
+                    seal(partial)
+
+            build(folder, write, together=True, progress=progress)
+            require_whole(folder)
+            labels = np.load(folder / _LABELS_FILE)
+            self.examples.splits[name] = replace(split, labels=labels)
+
     def _load_teacher(self, progress: Progress) -> Teacher:
         teacher = Teacher.load(str(self.ensure_teacher(progress)), self.task)
         teacher.model.to(self.device)
@@ -279,8 +314,7 @@ class Workspace:
         """Identifies the teacher: by its recipe, or a given one by its weights."""
         if self._teacher_key is None:
             folder = self.ensure_teacher(progress)
-            given = self.shared.teacher_plan.fine_tuned
-            self._teacher_key = self._load_teacher(progress).fingerprint if given else folder.name
+            self._teacher_key = self._load_teacher(progress).fingerprint if self._teacher_is_given else folder.name
         return self._teacher_key
 
     def teacher_metrics(self, progress: Progress) -> Metrics | None:
@@ -291,7 +325,7 @@ class Workspace:
         if self.shared.given:
             return None
         if self._teacher_metrics is None:
-            if not self.shared.teacher_plan.fine_tuned:
+            if not self._teacher_is_given:
                 options = RunOptions(self.shared.dtype, self.device)
                 folder = self.ensure_teacher(progress)
                 self._teacher_metrics = ensure_scores(folder, self.task, self.splits, options, progress)

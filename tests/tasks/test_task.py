@@ -33,7 +33,22 @@ def test_where_one_text_ends_matters() -> None:
 
 
 def test_unknown_task_lists_the_names() -> None:
-    assert tuple(TASKS) == ("cola", "rte", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "mr", "custom")
+    assert tuple(TASKS) == (
+        "cola",
+        "rte",
+        "sst2",
+        "mrpc",
+        "stsb",
+        "qqp",
+        "mnli",
+        "qnli",
+        "mr",
+        "embedding",
+        "imdb_sick",
+        "tagging",
+        "wnut17",
+        "custom",
+    )
     with pytest.raises(HskdError, match="unknown task 'cloa'; known: cola, rte, sst2, mrpc"):
         load_task("cloa")
     with pytest.raises(HskdError, match="Task mr has columns of its own"):

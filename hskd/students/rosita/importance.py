@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
-from transformers import BertForSequenceClassification, PreTrainedModel
+from transformers import BertForSequenceClassification, BertForTokenClassification, PreTrainedModel
 
 from hskd.errors import HskdError
 from hskd.heads import Head
@@ -33,16 +34,19 @@ class Importance:
     neurons: Tensor
 
 
-def require_bert_shaped(model: PreTrainedModel) -> BertForSequenceClassification:
+BertClassifier: TypeAlias = "BertForSequenceClassification | BertForTokenClassification"
+
+
+def require_bert_shaped(model: PreTrainedModel) -> BertClassifier:
     """``model`` itself, if ROSITA pruning knows its modules.
 
     Raises:
         HskdError: it is not a BERT classifier.
     """
-    if not isinstance(model, BertForSequenceClassification):
+    if not isinstance(model, BertForSequenceClassification | BertForTokenClassification):
         raise HskdError(
-            f"ROSITA pruning needs a BERT-shaped teacher (BertForSequenceClassification), not {type(model).__name__}. "
-            "A student of the TinyBERT type takes any encoder as its teacher."
+            "ROSITA pruning needs a BERT-shaped teacher (BertForSequenceClassification or BertForTokenClassification), "
+            f"not {type(model).__name__}. A student of the TinyBERT type takes any encoder as its teacher."
         )
     return model
 
@@ -110,7 +114,7 @@ def taylor_importance(
     return Importance(heads, neurons)
 
 
-def _task_loss(model: BertForSequenceClassification, head: Head, batch: Mapping[str, Tensor]) -> Tensor:
+def _task_loss(model: BertClassifier, head: Head, batch: Mapping[str, Tensor]) -> Tensor:
     """The task's loss, a scalar. Not the model's own: that writes ``problem_type`` into its configuration."""
     if "labels" not in batch:
         raise HskdError("Taylor importance needs gold labels: a batch has no 'labels'.")

@@ -12,9 +12,11 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
+    BertForTokenClassification,
     BertModel,
     BertTokenizerFast,
 )
@@ -99,11 +101,24 @@ class RositaForSequenceClassification(BertForSequenceClassification):  # type: i
         self.post_init()
 
 
+class RositaForTokenClassification(BertForTokenClassification):  # type: ignore[misc]  # untyped base
+    """The encoder with a head that classifies every token. All of BERT's forward pass is inherited."""
+
+    config: RositaConfig
+    config_class = RositaConfig
+
+    def __init__(self, config: RositaConfig) -> None:
+        super().__init__(config)
+        _reshape(self.bert, config)
+        self.post_init()
+
+
 def register_rosita() -> None:
     """Make the Auto classes and ``pipeline`` know the ``rosita`` model type, so that no remote code is needed."""
     AutoConfig.register("rosita", RositaConfig, exist_ok=True)
     AutoModel.register(RositaConfig, RositaModel, exist_ok=True)
     AutoModelForSequenceClassification.register(RositaConfig, RositaForSequenceClassification, exist_ok=True)
+    AutoModelForTokenClassification.register(RositaConfig, RositaForTokenClassification, exist_ok=True)
     AutoTokenizer.register(RositaConfig, fast_tokenizer_class=BertTokenizerFast, exist_ok=True)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import BertForTokenClassification, PreTrainedModel
 
 from hskd.errors import HskdError
-from hskd.students.rosita.importance import Importance, require_bert_shaped
-from hskd.students.rosita.model import RositaConfig, RositaForSequenceClassification
+from hskd.students.rosita.importance import BertClassifier, Importance, require_bert_shaped
+from hskd.students.rosita.model import RositaConfig, RositaForSequenceClassification, RositaForTokenClassification
 
+RositaClassifier = RositaForSequenceClassification | RositaForTokenClassification
 WORD_EMBEDDINGS = "bert.embeddings.word_embeddings"
 
 
@@ -21,7 +22,7 @@ def prune_rosita(
     heads: int,
     ffn: int,
     rank: int | None,
-) -> RositaForSequenceClassification:
+) -> RositaClassifier:
     """A ROSITA student with the weights of ``teacher``'s most important parts, in eval mode on the teacher's device.
 
     Keeps the first ``layers`` layers and, in each, the ``heads`` heads and ``ffn`` neurons of largest importance
@@ -33,7 +34,7 @@ def prune_rosita(
             is out of range.
     """
     bert = require_bert_shaped(teacher)
-    if isinstance(bert, RositaForSequenceClassification):
+    if isinstance(bert, RositaClassifier):
         raise HskdError("The teacher is a ROSITA student already: prune the BERT it came from.")
     config = bert.config
     shapes = (tuple(importance.heads.shape), tuple(importance.neurons.shape))
@@ -71,10 +72,16 @@ def prune_rosita(
 
     # The fresh weights are all overwritten: drawing them must not move the caller's random state.
     with torch.random.fork_rng(devices=[]):
-        student = RositaForSequenceClassification(RositaConfig(**settings))
+        student = _student_class(bert)(RositaConfig(**settings))
     student.load_state_dict(weights)  # strict: no weight of the student stays random
     student.to(bert.device).eval()
     return student
+
+
+def _student_class(teacher: BertClassifier) -> type[RositaClassifier]:
+    """The student with the teacher's kind of head."""
+    is_tagger = isinstance(teacher, BertForTokenClassification)
+    return RositaForTokenClassification if is_tagger else RositaForSequenceClassification
 
 
 def require_sizes(teacher: PreTrainedModel, *, layers: int, heads: int, ffn: int, rank: int | None) -> None:

@@ -1,130 +1,41 @@
-"""A head that predicts every token, from its loader to a student's loss: all that a new kind of head has to bring."""
+"""Token classification, from its loader to a student's loss and score."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_bert
 from torch.nn import functional as F
-from transformers import (
-    AutoModelForTokenClassification,
-    BertForTokenClassification,
-    BertTokenizerFast,
-    PreTrainedModel,
-)
-from typing_extensions import override
+from transformers import BertForTokenClassification, BertTokenizerFast, PreTrainedModel
 
 from hskd.distill.source import OnlineSource, StoreSource
 from hskd.errors import HskdError, MismatchError
-from hskd.heads import HEADS, IGNORED, Head, head_of, output_names, soft_cross_entropy
-from hskd.heads.base import Batch
-from hskd.heads.labels import label_permutation, permute_outputs
-from hskd.heads.metrics import named_metrics, require_scorable
+from hskd.fast import LeanEncoder
+from hskd.heads import BEGINS, HEADS, IGNORED, Head, TokenClassification, head_of, output_names
 from hskd.spec import HSKSpec
 from hskd.store.amount import measure
 from hskd.store.derive import derive
 from hskd.store.examples import store_examples, store_task
 from hskd.store.extract import ExtractOptions, Superset, extract
 from hskd.store.reader import Store
-from hskd.store_format.layout import ArraySpec
 from hskd.students import load_student
 from hskd.students.pretrained.create import create_tinybert
 from hskd.students.pretrained.settings import TinyBertSettings
+from hskd.students.rosita.create import create_rosita
+from hskd.students.rosita.model import RositaForTokenClassification
+from hskd.students.rosita.settings import RositaSettings
 from hskd.tasks import Split, Task, TaskData, TokenizedSplit, model_inputs, tokenize
 from hskd.teachers.loading import Teacher, load_classifier
+from hskd.training import HeadModule, predict_rows
 
 SMALL_SHARD = 2_000
-
-
-@dataclass(frozen=True)
-class Tagger(Head):
-    """A class for every token; rows are logits."""
-
-    kind: ClassVar[str] = "tagger"
-
-    metric_names: tuple[str, ...] = ("accuracy",)
-
-    @property
-    @override
-    def auto_class(self) -> Any:
-        return AutoModelForTokenClassification
-
-    @property
-    @override
-    def outputs(self) -> int:
-        return len(self.label_names)
-
-    @override
-    def config_fields(self) -> dict[str, Any]:
-        names = self.label_names
-        return {
-            "num_labels": len(names),
-            "id2label": dict(enumerate(names)),
-            "label2id": {name: i for i, name in enumerate(names)},
-        }
-
-    @override
-    def target(self) -> ArraySpec:
-        return ArraySpec("token", torch.float32, self.outputs)
-
-    @override
-    def readout(self, batch: Batch) -> torch.Tensor | None:
-        return None
-
-    @override
-    def rows(self, output: Any, batch: Batch) -> torch.Tensor:
-        logits: torch.Tensor = output.logits[batch["attention_mask"].bool()]
-        return logits
-
-    @override
-    def labels(self, batch: Batch) -> torch.Tensor:
-        return batch["labels"][batch["attention_mask"].bool()]
-
-    @override
-    def gold_loss(self, rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(rows.float(), labels, ignore_index=IGNORED)
-
-    @override
-    def distil_loss(self, rows: torch.Tensor, target_rows: torch.Tensor, tau: float = 1.0) -> torch.Tensor:
-        return soft_cross_entropy(rows, target_rows, tau)
-
-    @override
-    def label_array(self, labels: Sequence[Any]) -> np.ndarray:
-        return np.array(labels, dtype=np.int64)
-
-    @override
-    def predict(self, rows: np.ndarray) -> np.ndarray:
-        return rows.argmax(axis=1)
-
-    @override
-    def metrics(self, rows: np.ndarray, labels: Sequence[Any] | np.ndarray) -> dict[str, float]:
-        truth = np.asarray(labels)
-        require_scorable(rows, truth)
-        known = truth != IGNORED
-        return named_metrics(self.metric_names, truth[known], self.predict(rows[known]))
-
-    @override
-    def align(self, model: PreTrainedModel, where: str) -> None:
-        permute_outputs(model, label_permutation(self.label_names, output_names(model.config), where), where)
-        fields = self.config_fields()
-        model.config.id2label, model.config.label2id = fields["id2label"], fields["label2id"]
-
-
-@pytest.fixture(autouse=True)
-def registered() -> Iterator[None]:
-    HEADS.register(Tagger)
-    yield
-    HEADS.remove(Tagger.kind)
-
-
 TAGS = ("other", "noun", "praise")
-TASK = Task("tags", ("text",), "tags", Tagger(TAGS), hsk_epochs=1, max_length=12)
+HEAD = TokenClassification(TAGS, ("token_accuracy",))
+TASK = Task("tags", ("text",), "tags", HEAD, hsk_epochs=1, max_length=12)
 TEXTS = [
     "a warm film",
     "the acting, 2020s style, is warm",
@@ -165,9 +76,11 @@ def superset(teacher: Teacher, train: TokenizedSplit, tmp_path: Path) -> Store:
 
 @torch.no_grad()
 def outputs(model: PreTrainedModel, split: TokenizedSplit, row: int) -> torch.Tensor:
-    """The model's own logits for the tokens of one example, with no pad beside them."""
+    """The model's own logits for the words of one example, with no pad beside them."""
     logits: torch.Tensor = model.eval()(**model_inputs(split.collate([row]))).logits[0]
-    return logits
+    starts = split.word_starts
+    assert starts is not None
+    return logits[torch.from_numpy(starts[split.offsets[row] : split.offsets[row + 1]])]
 
 
 def test_labels_follow_their_words(tokenizer: BertTokenizerFast, train: TokenizedSplit) -> None:
@@ -175,18 +88,22 @@ def test_labels_follow_their_words(tokenizer: BertTokenizerFast, train: Tokenize
     assert batch["labels"].shape == batch["input_ids"].shape
     assert (batch["labels"][batch["attention_mask"] == 0] == IGNORED).all()
     for row, text in enumerate(TEXTS):
-        expected: list[int] = [IGNORED]
+        expected: list[int] = [BEGINS]
         for word in text.split():
             pieces = tokenizer.tokenize(word)
             expected += [KINDS.get(word, 0), *[IGNORED] * (len(pieces) - 1)]
         expected = [*expected[: TASK.max_length - 1], IGNORED]
         assert batch["labels"][row, : len(expected)].tolist() == expected, text
         assert int(batch["attention_mask"][row].sum()) == len(expected)
+    labelled = (batch["labels"].flatten() >= 0).nonzero()[:, 0]
+    assert torch.equal(batch["words"], labelled)
+    assert torch.equal(HEAD.labels(batch), batch["labels"][batch["labels"] >= 0])
     assert len(tokenizer.tokenize(TEXTS[-1])) > TASK.max_length, "one is truncated"
     assert len(tokenizer.tokenize("2020s")) > 1, "a word has several pieces"
     order = [4, 0, 2]
     taken = train.take(order).collate(range(3))
-    assert torch.equal(taken["labels"], train.collate(order)["labels"])
+    for name in ("labels", "words"):
+        assert torch.equal(taken[name], train.collate(order)[name])
     assert torch.equal(train.first(3).collate([1])["labels"][0], train.collate([_third(train)])["labels"][0])
 
 
@@ -214,7 +131,7 @@ def test_the_teacher_gives_the_tasks_order(teacher: Teacher, train: TokenizedSpl
     torch.testing.assert_close(outputs(teacher.model, train, 1), outputs(raw, train, 1).flip(1))
     assert teacher.model.config.id2label == dict(enumerate(TAGS))
     with pytest.raises(MismatchError, match=r"teacher for task tags: the model's labels .* hskd teacher --task tags"):
-        Teacher.load(str(tmp_path / "teacher"), replace(TASK, head=Tagger(("x", "y", "z"))))
+        Teacher.load(str(tmp_path / "teacher"), replace(TASK, head=TokenClassification(("x", "y", "z"))))
 
 
 def test_a_store_holds_the_teachers_output_for_every_token(
@@ -242,16 +159,20 @@ def test_offline_is_online(teacher: Teacher, train: TokenizedSplit, superset: St
     online = OnlineSource(teacher, train.sep_id, None, 2)
     batch = train.collate([5, 0, 3])
     torch.testing.assert_close(offline.targets(batch), online.targets(batch), atol=1e-5, rtol=1e-5)
-    assert len(offline.targets(batch)) == int(batch["attention_mask"].sum())
+    assert len(offline.targets(batch)) == len(batch["words"]) < int(batch["attention_mask"].sum()) - 3
 
 
 def test_a_store_alone_says_its_task(train: TokenizedSplit, superset: Store) -> None:
-    assert store_examples(superset).fingerprint == train.fingerprint
-    assert store_task(superset).head == TASK.head
-    HEADS.remove(Tagger.kind)
-    with pytest.raises(HskdError, match="unknown head 'tagger'; known: classification, regression"):
-        store_task(superset)
-    HEADS.register(Tagger)
+    alone = store_examples(superset)
+    assert alone.fingerprint == train.fingerprint and alone.labels is None
+    assert torch.equal(alone.collate([4, 1])["words"], train.collate([4, 1])["words"])
+    assert replace(store_task(superset).head, metric_names=HEAD.metric_names) == HEAD
+    HEADS.remove(TokenClassification.kind)
+    try:
+        with pytest.raises(HskdError, match=r"unknown head 'token_classification'; known: .*regression"):
+            store_task(superset)
+    finally:
+        HEADS.register(TokenClassification)
 
 
 def test_a_student_learns_from_labels_and_from_the_store(
@@ -282,7 +203,7 @@ def test_a_student_learns_from_labels_and_from_the_store(
             optimizer.zero_grad()
             losses.append(loss.item())
         assert losses[-1] < 0.8 * losses[0]
-        scores.append(head.metrics(rows.detach().numpy(), head.labels(batch).numpy())["score"])
+        scores.append(head.metrics(predict_rows(HeadModule(model.eval(), head), train, "fp32"), train.labels)["score"])
     assert scores[0] > 0.9, "it learned the labels by heart"
 
 
@@ -290,3 +211,86 @@ def test_a_new_teacher_gets_the_head(tokenizer: BertTokenizerFast, tmp_path: Pat
     make_bert(1).save_pretrained(tmp_path)
     model = load_classifier(str(tmp_path), TASK, new_head=True)
     assert isinstance(model, BertForTokenClassification) and output_names(model.config) == TAGS
+
+
+def test_the_lean_pass_is_the_whole_one(teacher: Teacher, train: TokenizedSplit) -> None:
+    lean = LeanEncoder(teacher.model)
+    assert lean.reads_every_parameter
+    inputs = model_inputs(train.collate([0, 1, 2]))
+    with torch.no_grad():
+        whole = teacher.model(**inputs).logits
+        real = inputs["attention_mask"].bool()
+        torch.testing.assert_close(lean.output(inputs).logits[real], whole[real], atol=1e-5, rtol=1e-5)
+
+
+def test_a_pruned_student(teacher: Teacher, train: TokenizedSplit, tmp_path: Path) -> None:
+    whole = RositaSettings(layers=2, heads=4, ffn=64)
+    folder = create_rosita(teacher, train, whole, tmp_path / "whole")
+    student = load_student(folder, HEAD)
+    assert isinstance(student, RositaForTokenClassification) and HEAD.matches(student)
+    torch.testing.assert_close(outputs(student, train, 1), outputs(teacher.model, train, 1), atol=1e-5, rtol=1e-5)
+    small = load_student(create_rosita(teacher, train, RositaSettings(layers=1, heads=2, ffn=8), tmp_path / "small"))
+    assert isinstance(small, RositaForTokenClassification) and small.num_parameters() < student.num_parameters()
+
+
+ENTITIES = TokenClassification(("O", "B-x", "I-x", "B-y", "I-y"))
+
+
+def scored(head: TokenClassification, gold: list[list[str]], predicted: list[list[str]]) -> dict[str, float]:
+    """The metrics of examples that have [CLS] and [SEP]."""
+    names = list(head.label_names)
+    labels = [[BEGINS, *map(names.index, tags), IGNORED] for tags in gold]
+    rows = [[0, *map(names.index, tags), 0] for tags in predicted]
+    return head.metrics(np.eye(len(names))[np.concatenate(rows)], np.concatenate(labels))
+
+
+def test_entities_are_counted_whole() -> None:
+    gold = [["B-x", "I-x", "O"], ["B-y", "O", "B-x"]]
+    assert scored(ENTITIES, gold, gold) == {"entity_f1": 1.0, "token_accuracy": 1.0, "score": 1.0}
+    # One of three has a wrong end, one a wrong type; one is right.
+    found = scored(ENTITIES, gold, [["B-x", "O", "O"], ["B-x", "O", "B-x"]])
+    assert found == {
+        "entity_f1": pytest.approx(1 / 3),
+        "token_accuracy": pytest.approx(4 / 6),
+        "score": found["entity_f1"],
+    }
+    assert scored(ENTITIES, gold, [["O"] * 3] * 2)["score"] == 0.0
+    # As conlleval and seqeval have it, an I after no B of its type opens an entity.
+    assert scored(ENTITIES, [["O", "B-x", "I-x"]], [["O", "I-x", "I-x"]])["score"] == 1.0
+    # An entity does not go on in the next example.
+    assert scored(ENTITIES, [["B-x"], ["B-x"]], [["B-x"], ["I-x"]])["score"] == 1.0
+    bilou = TokenClassification(("O", "B-x", "I-x", "L-x", "U-x"))
+    assert scored(bilou, [["U-x", "U-x", "B-x", "L-x"]], [["U-x", "O", "B-x", "L-x"]])["entity_f1"] == pytest.approx(
+        0.8
+    )
+    parts = TokenClassification(("noun", "verb"), ("token_accuracy",))
+    assert scored(parts, [["noun", "verb"]], [["noun", "noun"]]) == {"token_accuracy": 0.5, "score": 0.5}
+    with pytest.raises(HskdError, match="no word has a label"):
+        ENTITIES.metrics(np.zeros((2, 5)), np.array([BEGINS, IGNORED]))
+
+
+def test_scores_without_some_examples() -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 6, 20)
+    labels = np.concatenate([[BEGINS, *rng.integers(0, 5, n), IGNORED] for n in lengths])
+    rows = np.eye(5)[np.where(rng.random(len(labels)) < 0.3, rng.integers(0, 5, len(labels)), np.maximum(labels, 0))]
+    example = ENTITIES.examples(labels)
+    assert example.tolist() == [i for i, n in enumerate(lengths) for _ in range(n + 2)]
+    blocks = [np.flatnonzero(np.isin(example, part)) for part in (range(5), range(5, 12), [19])]
+    fast = ENTITIES.scores_without(rows, labels, blocks)
+    np.testing.assert_allclose(fast, Head.scores_without(ENTITIES, rows, labels, blocks))
+    assert len(set(fast)) == 3
+
+
+def test_a_result_says_the_head() -> None:
+    record = ENTITIES.record()
+    assert head_of(record["kind"], record["label_names"], record["metric_names"]) == ENTITIES
+
+
+def test_losses_are_of_words_alone(train: TokenizedSplit) -> None:
+    model = BertForTokenClassification(make_bert(num_labels=3).config).eval()
+    batch = train.collate([1, 3])
+    rows = HeadModule(model, HEAD)(**model_inputs(batch), words=batch["words"])
+    logits = model(**model_inputs(batch)).logits
+    expected = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten().clamp(min=IGNORED))
+    torch.testing.assert_close(HEAD.gold_loss(rows, HEAD.labels(batch)), expected)

@@ -1,0 +1,89 @@
+"""A folder of sentence-transformers: which modules follow the encoder, and how it pools."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hskd.artifacts import MODULES
+from hskd.errors import HskdError
+from hskd.io import read_json
+
+POOLINGS = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens", "max": "pooling_mode_max_tokens"}
+"""The poolings that are known here, and what an older configuration calls them."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a folder of sentence-transformers does with the encoder's states.
+
+    Attributes:
+        encoder: folder of the encoder.
+        pooling: one of :data:`POOLINGS`.
+        dense: folder of a linear layer after pooling; None where there is none.
+    """
+
+    encoder: str
+    pooling: str = "mean"
+    dense: Path | None = None
+
+
+def read_layout(model: str) -> Layout:
+    """The layout of a model's folder; without ``modules.json``, that of an encoder whose states are averaged.
+
+    Raises:
+        HskdError: it has a module, a pooling or an activation that is not known here.
+    """
+    folder = Path(model)
+    if not (folder / MODULES).is_file():
+        return Layout(model)
+    layout = Layout(model)
+    for module in read_json(folder / MODULES):
+        kind, place = module["type"].rpartition(".")[2], folder / module["path"]
+        match kind:
+            case "Transformer":
+                layout = Layout(str(place))
+            case "Pooling":
+                layout = Layout(layout.encoder, _pooling(place / "config.json"))
+            case "Dense":
+                found = str(read_json(place / "config.json").get("activation_function", "Identity"))
+                if found.rpartition(".")[2] != "Identity":
+                    raise HskdError(f"{place}: the activation {found} is not known here; expected Identity.")
+                layout = Layout(layout.encoder, layout.pooling, place)
+            case "Normalize":
+                pass
+            case _:
+                raise HskdError(
+                    f"{folder / MODULES}: the module {module['type']} is not known here; expected Transformer, "
+                    "Pooling, Dense and Normalize."
+                )
+    return layout
+
+
+def _pooling(file: Path) -> str:
+    config: dict[str, Any] = read_json(file)
+    old = [name for name, value in config.items() if name.startswith("pooling_mode_") and value is True]
+    names = {field: name for name, field in POOLINGS.items()}
+    mode = config.get("pooling_mode", [names.get(field, field) for field in old])
+    modes = [mode] if isinstance(mode, str) else list(mode)
+    if len(modes) != 1 or modes[0] not in POOLINGS:
+        raise HskdError(f"{file}: pools by {modes}, which is not known here; expected one of {', '.join(POOLINGS)}.")
+    return str(modes[0])
+
+
+def embedding_size(model: str) -> int:
+    """Numbers of the vectors that a model gives.
+
+    Raises:
+        HskdError: its configuration cannot be read.
+    """
+    from transformers import AutoConfig
+
+    layout = read_layout(model)
+    if layout.dense is not None:
+        return int(read_json(layout.dense / "config.json")["out_features"])
+    try:
+        return int(AutoConfig.from_pretrained(layout.encoder, trust_remote_code=False).hidden_size)
+    except (OSError, ValueError) as error:
+        raise HskdError(f"{model}: no configuration can be read from it: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,153 @@
+"""Texts to embed: any file of texts to learn from, and texts or pairs with ratings to score on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from hskd.errors import HskdError
+from hskd.heads.embedding import AGREEMENT
+from hskd.tasks.files import FORMATS, Table, listed, read_table, read_text, shown
+from hskd.tasks.labels import number_of
+from hskd.tasks.task import SPLITS, FileRows, Split, Task, TaskData, text_hash
+
+TEXT_COLUMNS = ("text", "sentence", "sentence1", "sentence_A")
+PAIR_COLUMNS = (("sentence1", "sentence2"), ("sentence_A", "sentence_B"), ("text1", "text2"))
+RATING_COLUMNS = ("score", "relatedness_score", "rating", "similarity")
+ENDINGS = (".txt", *FORMATS)
+ALIASES = {"train": ("train",), "dev": ("dev", "validation", "valid"), "test": ("test",)}
+
+
+def load_sentences(
+    task: Task,
+    data: str | None,
+    files: Mapping[str, str] | None = None,
+    train: list[str] | None = None,
+) -> TaskData:
+    """The splits of a task whose head is a sentence embedding.
+
+    ``data`` is one file of texts, or a folder with ``train`` and, as you like, ``dev`` and ``test``. A ``.txt`` file
+    has a text a line; one of the formats of :data:`~hskd.tasks.files.FORMATS` has a column ``text``, ``sentence`` or
+    ``sentence1``.
+
+    A dev or test file with pairs (``sentence1`` and ``sentence2``, or SICK's ``sentence_A`` and ``sentence_B``) and
+    ratings (``score``, ``relatedness_score``, ``rating`` or ``similarity``) is scored by rank correlation; one of texts
+    by the agreement with the teacher. One file of texts is split by content: about 90 % to learn from, 5 % dev and
+    5 % test.
+
+    Args:
+        task: name, epochs and length.
+        data: the file or folder.
+        files: names of the splits' files, where they have others.
+        train: the texts to learn from, where no file has them.
+
+    Raises:
+        HskdError: a file is missing, or a column, a text or a rating; names file and row.
+    """
+    if data is None:
+        raise HskdError(f"Task {task.name} needs --data: a file of texts, or a folder with train, dev and test files.")
+    path = Path(data).expanduser()
+    if path.is_file():
+        return TaskData(_by_agreement(task), _cut(path, *_texts(_table(path))))
+    if not path.is_dir():
+        raise HskdError(f"{path}: no such file or folder.")
+    splits: dict[str, Split] = {}
+    if train is not None:
+        splits["train"] = Split.of("train", [train], None)
+    for name in SPLITS:
+        file = _file(path, name, files or {})
+        if name in splits:
+            continue
+        if file is None:
+            if name == "train":
+                raise HskdError(f"{path}: no train file; expected train with one of the endings {', '.join(ENDINGS)}.")
+            continue
+        table = _table(file)
+        pair = next((pair for pair in PAIR_COLUMNS if set(pair) <= set(table.names)), None)
+        if name == "train" or pair is None:
+            texts, rows = _texts(table)
+            splits[name] = Split.of(name, [texts], None, FileRows(str(file), rows))
+        else:
+            splits[name] = _pairs(table, pair, name)
+    rated = [split.labels is not None for name, split in splits.items() if name != "train"]
+    if rated and not all(rated):
+        if any(rated):
+            raise HskdError(f"{path}: dev and test must both hold pairs with ratings, or both texts.")
+        task = _by_agreement(task)
+    return TaskData(task, splits)
+
+
+def _by_agreement(task: Task) -> Task:
+    return replace(task, head=replace(task.head, metric_names=(AGREEMENT,)))
+
+
+def _file(folder: Path, split: str, files: Mapping[str, str]) -> Path | None:
+    if split in files and (folder / files[split]).is_file():
+        return folder / files[split]
+    there = [folder / f"{alias}{ending}" for alias in ALIASES[split] for ending in ENDINGS]
+    there = [file for file in there if file.is_file()]
+    if len(there) > 1:
+        raise HskdError(f"{folder}: {' and '.join(file.name for file in there)} are both there; leave one.")
+    return there[0] if there else None
+
+
+def _table(path: Path) -> Table:
+    """The columns of a file; a ``.txt`` without those of pairs has one, ``text``."""
+    if path.suffix != ".txt":
+        return read_table(path)
+    lines = [line.strip() for line in read_text(path).split("\n") if line.strip()]
+    if not lines:
+        raise HskdError(f"{path}: no rows.")
+    if any(set(pair) <= set(lines[0].split("\t")) for pair in PAIR_COLUMNS):
+        return read_table(path, ".tsv")
+    return Table(path, ("text",), len(lines), lambda _: lines, is_text=True)
+
+
+def _texts(table: Table) -> tuple[list[str], list[int]]:
+    """The texts of a table, each once, since another copy would teach nothing; and the row of each."""
+    column = next((name for name in TEXT_COLUMNS if name in table.names), None)
+    if column is None:
+        raise HskdError(f"{table.file}: no column of texts ({', '.join(TEXT_COLUMNS)}); it has {listed(table.names)}.")
+    pair = next((pair for pair in PAIR_COLUMNS if pair[0] == column and pair[1] in table.names), (column,))
+    rows: dict[str, int] = {}
+    for texts in table.texts(pair):
+        for row, text in enumerate(texts):
+            rows.setdefault(text, row)
+    return list(rows), list(rows.values())
+
+
+def _pairs(table: Table, pair: tuple[str, str], name: str) -> Split:
+    """The texts of the pairs, one after the other, each with the rating of its pair."""
+    column = next((name for name in RATING_COLUMNS if name in table.names), None)
+    if column is None:
+        raise HskdError(
+            f"{table.file}: pairs, but no column of ratings ({', '.join(RATING_COLUMNS)}); it has "
+            f"{listed(table.names)}."
+        )
+    first, second = table.texts(pair)
+    texts: list[str] = []
+    labels: list[float] = []
+    for row, (one, other, value) in enumerate(zip(first, second, table.column(column), strict=True)):
+        rating = number_of(value)
+        if rating is None:
+            raise HskdError(f"{table.file}, row {row}, column {shown(column)}: {shown(value)}; expected a number.")
+        texts += [one, other]
+        labels += [rating, rating]
+    rows = [row for row in range(table.rows) for _ in pair]
+    return Split.of(name, [texts], labels, FileRows(str(table.file), rows))
+
+
+def _cut(path: Path, texts: list[str], rows: list[int]) -> dict[str, Split]:
+    cut: dict[str, list[int]] = {name: [] for name in SPLITS}
+    for place, text in enumerate(texts):
+        # Not the first 8 bytes: those are the id, and subsets are drawn in the order of the ids.
+        bucket = int.from_bytes(text_hash([text])[8:16], "big") % 20
+        cut[{18: "dev", 19: "test"}.get(bucket, "train")].append(place)
+    for name, chosen in cut.items():
+        if not chosen:
+            raise HskdError(f"{path}: {len(texts)} texts leave none for {name}. Give a folder of files instead.")
+    return {
+        name: Split.of(name, [[texts[i] for i in chosen]], None, FileRows(str(path), [rows[i] for i in chosen]))
+        for name, chosen in cut.items()
+    }
