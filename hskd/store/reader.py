@@ -202,13 +202,15 @@ class Store:
             CorruptionError: the store is damaged.
         """
         starts = self.word_starts(self.rows(split.ids))
-        if (starts is None) != (split.word_starts is None):
+        if starts is None or split.word_starts is None:
+            if starts is None and split.word_starts is None:
+                return
             holds, asked = ("examples", "words") if starts is None else ("words", "examples")
             raise MismatchError(
                 f"{self.folder}: holds the teacher's outputs for {holds}, and those for {asked} are needed; extract it "
                 "for this task."
             )
-        if starts is not None and not np.array_equal(starts, split.word_starts):
+        if not np.array_equal(starts, split.word_starts):
             raise MismatchError(
                 f"{self.folder}: other tokens begin words here than in the store, though the tokens are the same: the "
                 "texts have white space elsewhere. Use those that it was extracted from, or extract again."

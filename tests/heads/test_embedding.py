@@ -20,16 +20,19 @@ from transformers import BertTokenizerFast, DistilBertConfig, DistilBertModel
 
 from hskd.analysis.stats.examples import Answers
 from hskd.analysis.table import only_study
+from hskd.artifacts import seal
 from hskd.cli.app import main
-from hskd.errors import HskdError, MismatchError
+from hskd.errors import CorruptionError, HskdError, MismatchError
 from hskd.heads import SentenceEmbedding, head_of
 from hskd.heads.embedding.layout import embedding_size, read_layout
 from hskd.heads.embedding.model import EmbeddingLoader, EmbeddingModel
 from hskd.io import write_json
 from hskd.results import ResultsFolder
 from hskd.students import load_student
-from hskd.tasks import load_task
-from hskd.teachers.loading import model_fingerprint
+from hskd.tasks import load_task, tokenize
+from hskd.teachers.forward import ForwardOptions, teacher_forward
+from hskd.teachers.loading import Teacher, model_content, model_fingerprint
+from hskd.trials.data import for_teacher
 
 CPU = ["--device", "cpu", "--dtype", "fp32", "--threads", "1"]
 RATES = ["--hsk-epochs", "2", "--prediction-epochs", "4", "--hsk-lr", "1e-3", "--prediction-lr", "5e-3"]
@@ -118,6 +121,45 @@ def test_what_a_folder_may_not_say(tmp_path: Path) -> None:
         read_layout(str(tmp_path))
     with pytest.raises(MismatchError, match="here: gives vectors of 48 numbers, and 32 are expected"):
         HEAD.align(model_of(size=48), "here")
+
+
+def test_modules_are_part_of_the_model(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    model_of(size=48).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    seal(folder)
+    plain, whole = model_content(str(folder)), model_content(str(folder), modules=True)
+    for name in ("1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors", "modules.json"):
+        path, content = folder / name, (folder / name).read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(CorruptionError, match=f"{name}: is not the file that was written there"):
+            load_student(folder)
+        path.write_bytes(content)
+    pooling = folder / "1_Pooling" / "config.json"
+    write_json(pooling, {"pooling_mode": "cls"})
+    assert model_content(str(folder), modules=True) != whole and model_content(str(folder)) == plain
+    (folder / "2_Dense" / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    (folder / "checksums.json").unlink()
+    with pytest.raises(HskdError, match=r"2_Dense/model\.safetensors: is a git-lfs pointer"):
+        load_student(folder)
+
+
+def test_no_token_is_ranked_by_gradient(made: tuple[Path, list[Any]]) -> None:
+    root, _ = made
+    data = load_task("embedding", str(root / "data"))
+    task = for_teacher(data.task, str(root / "teacher"))
+    teacher = Teacher.load(str(root / "teacher"), task)
+    split = tokenize(data, teacher.tokenizer, root / "tokens")["dev"]
+    with pytest.raises(HskdError, match="a sentence embedding predicts nothing"):
+        teacher_forward(
+            teacher.model,
+            split.collate([0]),
+            split.sep_id,
+            (1,),
+            (),
+            head=task.head,
+            options=ForwardOptions(gradients=(1,)),
+        )
 
 
 def unit(seed: int, rows: int = 6) -> torch.Tensor:
@@ -284,7 +326,9 @@ include: [1l_2t_0.25w]
 
 
 @pytest.mark.parametrize("kind", ["pairs", "texts"])
-def test_a_grid(made: tuple[Path, list[Any]], cli: Cli, tmp_path: Path, kind: str) -> None:
+def test_a_grid(
+    made: tuple[Path, list[Any]], cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
     root, _ = made
     data = root / "data" if kind == "pairs" else root / "data" / "train.txt"
     file, out = tmp_path / "grid.yaml", tmp_path / "out"
@@ -296,6 +340,15 @@ def test_a_grid(made: tuple[Path, list[Any]], cli: Cli, tmp_path: Path, kind: st
     assert answers.variance({"full": 1.0, "none": -1.0}, [0]) >= 0
     assert next(iter(answers.logits.values())).shape == (len(labels), 1)
     assert study.teacher_score == pytest.approx(1) if kind == "texts" else study.teacher_score < 1
+    # Run again, all is found as it was: also the labels that the teacher gave.
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("trials/*.json")}
+    capsys.readouterr()
+    cli("grid", "run", file, "--out", out, "--work", tmp_path / "work", "--dtype", "fp32", "--threads", "1")
+    said = capsys.readouterr()
+    assert "done anew" not in said.out + said.err
+    assert kept == {path: path.stat().st_mtime_ns for path in out.glob("trials/*.json")}
+    again = ResultsFolder(out).labels("test")
+    assert again is not None and np.array_equal(again, labels)
     assert study.unit == ("correlation x 100" if kind == "pairs" else "cosine x 100")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_bert
+from safetensors.torch import load_file, save_file
+from support.shards import rewritten
 from torch.nn import functional as F
 from transformers import BertForTokenClassification, BertTokenizerFast, PreTrainedModel
 
 from hskd.distill.source import OnlineSource, StoreSource
-from hskd.errors import HskdError, MismatchError
+from hskd.errors import CorruptionError, HskdError, MismatchError
 from hskd.fast import LeanEncoder
 from hskd.heads import BEGINS, HEADS, IGNORED, Head, TokenClassification, head_of, output_names
 from hskd.spec import HSKSpec
@@ -29,6 +32,8 @@ from hskd.students.rosita.create import create_rosita
 from hskd.students.rosita.model import RositaForTokenClassification
 from hskd.students.rosita.settings import RositaSettings
 from hskd.tasks import Split, Task, TaskData, TokenizedSplit, model_inputs, tokenize
+from hskd.tasks.content import labelled
+from hskd.teachers.forward import ForwardOptions, teacher_forward
 from hskd.teachers.loading import Teacher, load_classifier
 from hskd.training import HeadModule, predict_rows
 
@@ -123,7 +128,51 @@ def test_the_tokens_are_those_of_a_task_without_word_labels(
 ) -> None:
     whole = replace(TASK, head=head_of("classification", ("no", "yes")))
     plain = tokenize(TaskData(whole, {"train": Split.of("train", [TEXTS], None)}), tokenizer, tmp_path / "tokens")
-    assert plain["train"].fingerprint == train.fingerprint
+    assert replace(train, word_starts=None).fingerprint == plain["train"].fingerprint != train.fingerprint
+
+
+def test_words_are_part_of_the_data(
+    tokenizer: BertTokenizerFast, teacher: Teacher, superset: Store, train: TokenizedSplit, tmp_path: Path
+) -> None:
+    """Texts that differ in white space alone have the same tokens, and other words."""
+
+    def split(text: str) -> TokenizedSplit:
+        texts = [text, *TEXTS[1:]]
+        data = TaskData(TASK, {"train": Split.of("train", [texts], [[0] * len(text.split()) for text in texts])})
+        return replace(tokenize(data, tokenizer, tmp_path / "tokens")["train"], ids=train.ids)
+
+    joined, apart = split("warm,film"), split("warm , film")
+    assert np.array_equal(joined.input_ids, apart.input_ids) and joined.fingerprint != apart.fingerprint
+    assert labelled(HEAD, replace(joined, labels=None)) != labelled(HEAD, replace(apart, labels=None))
+    store = extract(teacher, TASK, apart, Superset((1,), ()), tmp_path / "apart")
+    assert len(store.targets(np.array([0]))) == 3
+    with pytest.raises(MismatchError, match="the texts have white space elsewhere"):
+        StoreSource(store, joined, 2)
+    with pytest.raises(MismatchError, match="holds the teacher's outputs for words, and those for examples are needed"):
+        StoreSource(superset, replace(train, word_starts=None), 2)
+
+
+@pytest.mark.parametrize("value", [1, 2])
+def test_words_that_cannot_be_are_refused(superset: Store, tmp_path: Path, value: int) -> None:
+    folder = shutil.copytree(superset.folder, tmp_path / "copy")
+
+    def change(arrays: dict[str, torch.Tensor]) -> None:
+        arrays["word_starts"][0 if value == 1 else 1] = value
+
+    rewritten(folder, change)
+    with pytest.raises(CorruptionError, match="beginnings of words that are neither 0 nor 1, or one in the first"):
+        Store.open(folder).word_starts(np.array([0]))
+
+
+def test_words_are_verified_before_they_are_read(superset: Store, tmp_path: Path) -> None:
+    folder = shutil.copytree(superset.folder, tmp_path / "copy")
+    shard = folder / superset.manifest.shards[0].file
+    arrays = load_file(shard)
+    arrays["word_starts"][1] ^= 1
+    save_file(arrays, shard)
+    for read in ("word_starts", "targets", "target_array"):
+        with pytest.raises(CorruptionError, match="SHA-256"):
+            getattr(Store.open(folder), read)(np.array([0]))
 
 
 def test_the_teacher_gives_the_tasks_order(teacher: Teacher, train: TokenizedSplit, tmp_path: Path) -> None:
@@ -160,6 +209,18 @@ def test_offline_is_online(teacher: Teacher, train: TokenizedSplit, superset: St
     batch = train.collate([5, 0, 3])
     torch.testing.assert_close(offline.targets(batch), online.targets(batch), atol=1e-5, rtol=1e-5)
     assert len(offline.targets(batch)) == len(batch["words"]) < int(batch["attention_mask"].sum()) - 3
+
+
+def test_tokens_are_ranked_by_what_the_words_predictions_depend_on(teacher: Teacher, train: TokenizedSplit) -> None:
+    batch = train.collate([1, 0])
+    found = teacher_forward(
+        teacher.model, batch, train.sep_id, (1,), (), head=HEAD, options=ForwardOptions(gradients=(1,))
+    )
+    output = teacher.model(**model_inputs(batch), output_hidden_states=True)
+    loss = -HEAD.rows(output, batch).log_softmax(-1).amax(-1).sum()
+    state = output.hidden_states[1]
+    scores = (state * torch.autograd.grad(loss, state)[0]).sum(-1).abs()[batch["attention_mask"].bool()]
+    torch.testing.assert_close(torch.from_numpy(found.states.gradient[1]), scores.detach(), atol=1e-6, rtol=1e-4)
 
 
 def test_a_store_alone_says_its_task(train: TokenizedSplit, superset: Store) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import shutil
 import subprocess
@@ -16,11 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from store.conftest import Hskd, Setting
 from support.mutations import attack, same, times
+from support.shards import rewritten
 
 from hskd import hashing
 from hskd.distill.source import StoreSource
 from hskd.errors import CorruptionError, HskdError, MismatchError
-from hskd.hashing import file_sha256, fingerprint
+from hskd.hashing import file_sha256
 from hskd.selectors import PRECISION
 from hskd.spec import HSKSpec
 from hskd.store.derive import derive
@@ -221,18 +221,6 @@ def test_a_pickled_store_knows_what_was_read(
 
 
 # ---- what cannot be, however well its checksums fit
-
-
-def rewritten(folder: Path, change: Any, shard: int = 0) -> None:
-    """Change the arrays of a shard and make manifest and checksum fit, as whoever means ill would."""
-    path = folder / shard_name(shard)
-    arrays = load_file(path)
-    change(arrays)
-    save_file({name: array.contiguous() for name, array in arrays.items()}, path)
-    manifest = json.loads((folder / MANIFEST).read_text())
-    manifest["shards"][shard] |= {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-    del manifest["checksum"]
-    (folder / MANIFEST).write_text(json.dumps(manifest | {"checksum": fingerprint(manifest)}))
 
 
 def put(name: str, row: int, value: int) -> Any:

@@ -187,7 +187,8 @@ def test_rows_that_dev_and_test_share_with_train_are_counted(tmp_path: Path, cap
     (tmp_path / "train.csv").write_text("text,label\na,0\nb,1\na,1\n")
     (tmp_path / "dev.csv").write_text("text,label\na,0\nA,1\na,1\n")
     (tmp_path / "test.csv").write_text("text\nb\nc\n")
-    load_task("custom", str(tmp_path), "text", "label")
+    with caplog.at_level(logging.WARNING, "hskd"):
+        load_task("custom", str(tmp_path), "text", "label")
     assert caplog.messages == [
         "task custom: 2 of 3 rows of dev and 1 of 2 rows of test have the texts of rows of train"
     ]
