@@ -169,7 +169,8 @@ def status(
     grid, trials, folder = read(name, out, seeds, threads, dtype, data, teacher, checkpoint, changes)
     from hskd.grid.record import error_path
     from hskd.grid.run import GridStatus
-    from hskd.results import load
+    from hskd.heads.metrics import in_unit
+    from hskd.results import ResultsFolder, load
 
     status = GridStatus.of(trials, folder)
     print(f"{grid.name}: {len(status.done)} done, {len(status.pending)} to do, of which {len(status.failed)} failed")
@@ -177,8 +178,9 @@ def status(
         if config.id in status.failed:
             print(f"failed: {config.title}: {status.failed[config.id]}  ({error_path(folder, config)})")
     if status.done:
+        unit = next(iter(ResultsFolder(folder).results().values())).score_unit
         for (student, arm, spec), scores in load(folder).groupby(["student", "arm", "spec"], sort=False)["score"]:
-            print(f"{student}  {arm:10} {spec:30} {100 * scores.mean():.1f} %  ({len(scores)} seeds)")
+            print(f"{student}  {arm:10} {spec:30} {in_unit(scores.mean(), unit)}  ({len(scores)} seeds)")
 
 
 @app.command()
