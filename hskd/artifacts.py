@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,9 +50,22 @@ def read_record(path: Path, remedy: str) -> dict[str, Any]:
     return unsealed(content, path, remedy)
 
 
-def sealed(content: dict[str, Any]) -> dict[str, Any]:
-    """``content`` with its checksum."""
-    return content | {_SEAL: fingerprint(content)}
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """``content`` with its checksum; one that it has is left out of it."""
+    plain = _plain(content)
+    return plain | {_SEAL: fingerprint(plain)}
+
+
+def is_whole(content: Mapping[str, Any]) -> bool:
+    """Whether ``content`` is what :func:`sealed` made, or has no checksum."""
+    try:
+        return _SEAL not in content or content[_SEAL] == fingerprint(_plain(content))
+    except (ValueError, RecursionError):  # half a character, or nested a thousand deep: not what was sealed
+        return False
+
+
+def _plain(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if name != _SEAL}
 
 
 def unsealed(content: Any, where: Path | str, remedy: str) -> dict[str, Any]:
@@ -63,16 +76,11 @@ def unsealed(content: Any, where: Path | str, remedy: str) -> dict[str, Any]:
     """
     if not isinstance(content, dict):
         raise CorruptionError(f"{where}: expected an object, not {type(content).__name__}. {remedy}")
-    plain = {name: value for name, value in content.items() if name != _SEAL}
-    try:
-        whole = _SEAL not in content or content[_SEAL] == fingerprint(plain)
-    except (ValueError, RecursionError):  # half a character, or nested a thousand deep: not what was sealed
-        whole = False
-    if not whole:
+    if not is_whole(content):
         raise CorruptionError(
             f"{where}: its content is not what its checksum says: it is damaged, or was edited. {remedy}"
         )
-    return plain
+    return _plain(content)
 
 
 def claim(note: Path, recipe: Any, holds: str) -> None:
