@@ -95,9 +95,9 @@ def claim(note: Path, recipe: Any, holds: str) -> None:
     if not note.is_file():
         write_record(note, key)
         return
-    found = read_record(note, f"Delete {note.parent}, and run the same command again.")
-    if found.get("recipe") != key["recipe"]:
-        differing = _differing(found.get("parts"), key.get("parts"))
+    recorded = read_record(note, f"Delete {note.parent}, and run the same command again.")
+    if recorded.get("recipe") != key["recipe"]:
+        differing = _differing(recorded.get("parts"), key.get("parts"))
         raise MismatchError(f"{note.parent}: holds {holds}{differing}. Choose another folder, or delete that one.")
 
 
@@ -109,11 +109,11 @@ def _key(recipe: Any) -> dict[str, Any]:
     return key
 
 
-def _differing(found: Any, expected: Any) -> str:
+def _differing(recorded: Any, expected: Any) -> str:
     """Names of the parts that differ, in brackets; nothing where they are not known."""
-    if not isinstance(found, dict) or not isinstance(expected, dict):
+    if not isinstance(recorded, dict) or not isinstance(expected, dict):
         return ""
-    names = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
+    names = [name for name in {**expected, **recorded} if recorded.get(name) != expected.get(name)]
     return f" (it differs in: {', '.join(names)})" if names else ""
 
 
@@ -205,10 +205,10 @@ def build(
         return folder
     partial = partial_of(folder)
     try:
-        with ExitStack() as held:
+        with ExitStack() as locks:
 
             def begin() -> bool:
-                held.enter_context(locked(folder, progress))
+                locks.enter_context(locked(folder, progress))
                 if folder.exists():
                     return False
                 partial.mkdir(exist_ok=True)

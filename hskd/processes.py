@@ -188,7 +188,7 @@ def first_to_fail() -> bool:
 
     Another one waits here a little, so that the launcher, which ends all when one ends, lets the first one speak.
     """
-    mine, many = launched()
+    own_rank, many = launched()
     if many == 1:
         return True
     dist = _met()
@@ -197,7 +197,7 @@ def first_to_fail() -> bool:
         with contextlib.suppress(RuntimeError):
             if dist.distributed_c10d._get_default_store().add("hskd: failed", 1) == 1:
                 return True
-    elif mine == 0:
+    elif own_rank == 0:
         return True
     time.sleep(_LEAD)
     return (

@@ -135,11 +135,11 @@ class _Worker:
 
     def __init__(self, trials: list[str], work: Path, out: Path) -> None:
         context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        arguments = (theirs, os.getpid(), trials, str(work), str(out), Plugins.here())
+        self.connection, worker_connection = context.Pipe()
+        arguments = (worker_connection, os.getpid(), trials, str(work), str(out), Plugins.here())
         self._process = context.Process(target=_work, args=arguments)
         self._process.start()
-        theirs.close()  # what the process holds alone ends with it
+        worker_connection.close()  # what the process holds alone ends with it
         # Whoever takes our outcomes may be interrupted, and Python would wait for the processes at its end.
         atexit.register(self.stop)
         self.trial: TrialConfig | None = None

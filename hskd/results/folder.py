@@ -536,8 +536,8 @@ def read_predictions(file: Path, splits: Iterable[str] | None = None) -> dict[st
             split = base.split(".")[0]
             if chosen is not None and split not in chosen:
                 continue
-            found = read_arrays(file, [base, base + ROWS])
-            rows, ids = found[base], found[base + ROWS]
+            arrays = read_arrays(file, [base, base + ROWS])
+            rows, ids = arrays[base], arrays[base + ROWS]
             if ids.ndim != 1 or ids.dtype.kind != "U" or rows.ndim < 1 or rows.shape[0] != len(ids):
                 raise ValueError(f"{base}: an array of shape {rows.shape} for ids of shape {ids.shape}")
             for trial, row in zip(ids.tolist(), rows, strict=True):
