@@ -59,6 +59,17 @@ def launched() -> tuple[int, int]:
     return _from_environment(_RANK, 0), _from_environment(_WORLD_SIZE, 1)
 
 
+def require_one_each(device: str) -> None:
+    """Refuse a device that several processes cannot have one each of; said before it is looked for.
+
+    Raises:
+        HskdError: this process was launched with others, and ``device`` is one alone.
+    """
+    _, many = launched()
+    if many > 1 and device not in ("auto", "cpu", "cuda"):
+        raise HskdError(f"--device {device}: {many} processes take a device each; give --device cuda or --device cpu.")
+
+
 def start(device: torch.device) -> torch.device:
     """Meet the other processes, if this one was launched with others, and say on which device it works.
 
@@ -68,11 +79,9 @@ def start(device: torch.device) -> torch.device:
     Raises:
         HskdError: there is no such device for every process.
     """
-    _, many = launched()
-    if many == 1:
+    if launched()[1] == 1:
         return device
-    if device.type not in ("cpu", "cuda") or device.index is not None:
-        raise HskdError(f"--device {device}: {many} processes take a device each; give --device cuda or --device cpu.")
+    require_one_each(str(device))
     import torch
     from accelerate import PartialState
 

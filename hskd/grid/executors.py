@@ -14,6 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from logging import ERROR, getLogger
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Protocol
@@ -285,7 +286,7 @@ def _workspace_of(trials: list[str], work: str) -> Workspace:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     # What is worth a line was said where the grid was started.
-    logging.getLogger("hskd").setLevel(logging.ERROR)
+    getLogger("hskd").setLevel(ERROR)
     return Workspace(Path(work), [TrialConfig.model_validate_json(trial) for trial in trials])
 
 
