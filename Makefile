@@ -2,13 +2,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test bench lint format types notebook clean
+.PHONY: demo test torture bench lint format types notebook clean
 
 demo: .venv/installed          ## the main job on real data; ends with a marginal-utility figure
 	$(BIN)/hskd demo
 
 test: .venv/installed          ## the test suite, in two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Damage and faults 20 times as often as in the suite, random input 50 times: 10,000 of each kind.
+torture: .venv/installed       ## attack files, input and running commands for hours (docs/reliability.md)
+	HSKD_TORTURE=20 $(BIN)/python -m pytest -m torture --timeout 36000
+	HSKD_TORTURE=50 $(BIN)/python -m pytest -m fuzz --timeout 36000
 
 bench: .venv/installed         ## times of training, extraction and stores on this machine; on a quiet one
 	$(BIN)/hskd bench

@@ -144,4 +144,5 @@ def run_suites(
         content = read_json(timings)
     for suite in suites:
         suite_timings = [case for case in content["benchmarks"] if case["extra_info"]["suite"] == suite]
-        write_json(folder / f"{suite}.json", content | {"benchmarks": suite_timings})
+        # Thousands of times, one a line, would take half as much again, and the files are kept in the repository.
+        write_json(folder / f"{suite}.json", content | {"benchmarks": suite_timings}, indent=None)

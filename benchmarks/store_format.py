@@ -59,8 +59,8 @@ def arrow(fixed: bool, as_torch: bool) -> tuple[Callable[[np.ndarray, Path], Non
         loaded = datasets.load_from_disk(str(folder)).with_format("torch" if as_torch else "numpy")
 
         def read(rows: np.ndarray) -> torch.Tensor:
-            found = loaded[rows.tolist()]["values"]
-            tensor = found if as_torch else torch.from_numpy(np.asarray(found, np.float16))
+            selected = loaded[rows.tolist()]["values"]
+            tensor = selected if as_torch else torch.from_numpy(np.asarray(selected, np.float16))
             return tensor.reshape(len(rows), TOKENS, LAYERS, NEURONS)
 
         return read

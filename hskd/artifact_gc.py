@@ -46,14 +46,14 @@ def artifacts(work: Path) -> list[Artifact]:
     """
     if not work.is_dir():
         raise HskdError(f"{work}: no such folder; --work names the folder that runs kept their artifacts in.")
-    found = []
+    entries = []
     for note in work.glob(f"*/*{RECIPE_SUFFIX}"):
         folder = note.with_name(note.name.removesuffix(RECIPE_SUFFIX))
         for path, finished in ((folder, True), (folder.with_name(folder.name + ".partial"), False)):
             if path.is_dir():
                 size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-                found.append(Artifact(note.parent.name, path, size, note.stat().st_mtime, read_json(note), finished))
-    return sorted(found, key=lambda artifact: -artifact.used)
+                entries.append(Artifact(note.parent.name, path, size, note.stat().st_mtime, read_json(note), finished))
+    return sorted(entries, key=lambda artifact: -artifact.used)
 
 
 def collect(work: Path, older_than_days: float, kinds: tuple[str, ...] = (), dry_run: bool = False) -> list[Artifact]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePath
 from typing import Any
@@ -52,9 +52,22 @@ def read_record(path: Path, remedy: str) -> dict[str, Any]:
     return unsealed(content, path, remedy)
 
 
-def sealed(content: dict[str, Any]) -> dict[str, Any]:
-    """``content`` with its checksum."""
-    return content | {_SEAL: fingerprint(content)}
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """``content`` with its checksum; one that it has is left out of it."""
+    plain = _plain(content)
+    return plain | {_SEAL: fingerprint(plain)}
+
+
+def is_whole(content: Mapping[str, Any]) -> bool:
+    """Whether ``content`` is what :func:`sealed` made, or has no checksum."""
+    try:
+        return _SEAL not in content or content[_SEAL] == fingerprint(_plain(content))
+    except (ValueError, RecursionError):  # half a character, or nested a thousand deep: not what was sealed
+        return False
+
+
+def _plain(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if name != _SEAL}
 
 
 def unsealed(content: Any, where: Path | str, remedy: str) -> dict[str, Any]:
@@ -65,16 +78,11 @@ def unsealed(content: Any, where: Path | str, remedy: str) -> dict[str, Any]:
     """
     if not isinstance(content, dict):
         raise CorruptionError(f"{where}: expected an object, not {type(content).__name__}. {remedy}")
-    plain = {name: value for name, value in content.items() if name != _SEAL}
-    try:
-        whole = _SEAL not in content or content[_SEAL] == fingerprint(plain)
-    except (ValueError, RecursionError):  # half a character, or nested a thousand deep: not what was sealed
-        whole = False
-    if not whole:
+    if not is_whole(content):
         raise CorruptionError(
             f"{where}: its content is not what its checksum says: it is damaged, or was edited. {remedy}"
         )
-    return plain
+    return _plain(content)
 
 
 def claim(note: Path, recipe: Any, holds: str) -> None:
@@ -89,9 +97,9 @@ def claim(note: Path, recipe: Any, holds: str) -> None:
     if not note.is_file():
         write_record(note, key)
         return
-    found = read_record(note, f"Delete {note.parent}, and run the same command again.")
-    if found.get("recipe") != key["recipe"]:
-        differing = _differing(found.get("parts"), key.get("parts"))
+    recorded = read_record(note, f"Delete {note.parent}, and run the same command again.")
+    if recorded.get("recipe") != key["recipe"]:
+        differing = _differing(recorded.get("parts"), key.get("parts"))
         raise MismatchError(f"{note.parent}: holds {holds}{differing}. Choose another folder, or delete that one.")
 
 
@@ -103,11 +111,11 @@ def _key(recipe: Any) -> dict[str, Any]:
     return key
 
 
-def _differing(found: Any, expected: Any) -> str:
+def _differing(recorded: Any, expected: Any) -> str:
     """Names of the parts that differ, in brackets; nothing where they are not known."""
-    if not isinstance(found, dict) or not isinstance(expected, dict):
+    if not isinstance(recorded, dict) or not isinstance(expected, dict):
         return ""
-    names = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
+    names = [name for name in {**expected, **recorded} if recorded.get(name) != expected.get(name)]
     return f" (it differs in: {', '.join(names)})" if names else ""
 
 
@@ -214,10 +222,10 @@ def build(
         return folder
     partial = partial_of(folder)
     try:
-        with ExitStack() as held:
+        with ExitStack() as locks:
 
             def begin() -> bool:
-                held.enter_context(locked(folder, progress))
+                locks.enter_context(locked(folder, progress))
                 if folder.exists():
                     return False
                 partial.mkdir(exist_ok=True)

@@ -59,6 +59,17 @@ def launched() -> tuple[int, int]:
     return _from_environment(_RANK, 0), _from_environment(_WORLD_SIZE, 1)
 
 
+def require_one_each(device: str) -> None:
+    """Refuse a device that several processes cannot have one each of; said before it is looked for.
+
+    Raises:
+        HskdError: this process was launched with others, and ``device`` is one alone.
+    """
+    _, many = launched()
+    if many > 1 and device not in ("auto", "cpu", "cuda"):
+        raise HskdError(f"--device {device}: {many} processes take a device each; give --device cuda or --device cpu.")
+
+
 def start(device: torch.device) -> torch.device:
     """Meet the other processes, if this one was launched with others, and say on which device it works.
 
@@ -68,11 +79,9 @@ def start(device: torch.device) -> torch.device:
     Raises:
         HskdError: there is no such device for every process.
     """
-    _, many = launched()
-    if many == 1:
+    if launched()[1] == 1:
         return device
-    if device.type not in ("cpu", "cuda") or device.index is not None:
-        raise HskdError(f"--device {device}: {many} processes take a device each; give --device cuda or --device cpu.")
+    require_one_each(str(device))
     import torch
     from accelerate import PartialState
 
@@ -188,7 +197,7 @@ def first_to_fail() -> bool:
 
     Another one waits here a little, so that the launcher, which ends all when one ends, lets the first one speak.
     """
-    mine, many = launched()
+    own_rank, many = launched()
     if many == 1:
         return True
     dist = _met()
@@ -197,7 +206,7 @@ def first_to_fail() -> bool:
         with contextlib.suppress(RuntimeError):
             if dist.distributed_c10d._get_default_store().add("hskd: failed", 1) == 1:
                 return True
-    elif mine == 0:
+    elif own_rank == 0:
         return True
     time.sleep(_LEAD)
     return (

@@ -86,8 +86,8 @@ def import_all(package: str, path: list[str], module: str = "") -> None:
         path: the ``__path__`` of that package.
         module: import only this module of every package within; by default, every module of the package itself.
     """
-    for found in iter_modules(path):
+    for module_info in iter_modules(path):
         if not module:
-            import_module(f"{package}.{found.name}")
-        elif found.ispkg:
-            import_module(f"{package}.{found.name}.{module}")
+            import_module(f"{package}.{module_info.name}")
+        elif module_info.ispkg:
+            import_module(f"{package}.{module_info.name}.{module}")

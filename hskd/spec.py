@@ -251,11 +251,11 @@ def _apply_change(fields: dict[str, dict[str, Any]], change: str, text: str) -> 
 def _changes(base: HSKSpec, spec: HSKSpec) -> Iterator[str]:
     """What must be written behind the short form of ``base`` to get ``spec``."""
     for dimension in DIMENSIONS:
-        mine: Selector = getattr(spec, dimension)
-        theirs: Selector = getattr(base, dimension)
-        if mine.selector != theirs.selector:
-            yield f"{dimension}={mine.selector}"
-        for field in _settings(dimension, mine.selector):
-            value = getattr(mine, field)
-            if repr(value) != repr(type(mine).model_fields[field].default):  # 1 == 1.0, but l_top=1 is a layer
+        selector: Selector = getattr(spec, dimension)
+        base_selector: Selector = getattr(base, dimension)
+        if selector.selector != base_selector.selector:
+            yield f"{dimension}={selector.selector}"
+        for field in _settings(dimension, selector.selector):
+            value = getattr(selector, field)
+            if repr(value) != repr(type(selector).model_fields[field].default):  # 1 == 1.0, but l_top=1 is a layer
                 yield f"{dimension}.{field}={str(value).lower() if isinstance(value, bool) else value}"

@@ -53,6 +53,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 # ---- kills
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize("kind", ["store", "model", "model without checksums"])
 def test_a_pull_killed_at_any_operation_goes_on(source: Path, model: Path, tmp_path: Path, kind: str) -> None:
     folder = source if kind == "store" else model
@@ -73,6 +74,7 @@ def test_a_pull_killed_at_any_operation_goes_on(source: Path, model: Path, tmp_p
     assert killed > 15 / step
 
 
+@pytest.mark.torture
 def test_a_fetch_killed_at_any_operation_goes_on(source: Path, tmp_path: Path) -> None:
     there = f"file://{tmp_path}/elsewhere/store"
     remote.publish(source, there)
@@ -119,6 +121,7 @@ def test_a_push_killed_within_a_file_goes_on(source: Path, url: str, tmp_path: P
 # ---- damage
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize("kind", ["store", "model"])
 def test_a_damaged_cached_copy_is_mended(source: Path, model: Path, url: str, tmp_path: Path, kind: str) -> None:
     folder = {"store": source, "model": model}[kind]

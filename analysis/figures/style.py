@@ -173,13 +173,13 @@ def drawn(axes: Axes) -> np.ndarray:
         if isinstance(collection, LineCollection):
             paths += [collection.get_transform().transform_path(path) for path in collection.get_paths()]
     step = pixels_per_point(axes)
-    found = []
+    points = []
     for path in paths:
         corners = np.asarray(path.vertices)
         for start, end in pairwise(corners[np.isfinite(corners).all(axis=1)]):
             along = np.linspace(0, 1, 2 + int(np.hypot(*(end - start)) / step))[:, None]
-            found.append(start + along * (end - start))
-    pixels = np.concatenate(found) if found else np.empty((0, 2))
+            points.append(start + along * (end - start))
+    pixels = np.concatenate(points) if points else np.empty((0, 2))
     return np.asarray(axes.transData.inverted().transform(pixels))
 
 

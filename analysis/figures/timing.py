@@ -63,15 +63,15 @@ def payback_figure(table: pd.DataFrame) -> Figure:
         table: see :func:`~hskd.analysis.stats.timing.speedups`; padded rows are left out where there are others.
     """
     real = table[~table["lengths"].str.startswith("pad")]
-    shown = real if len(real) else table
-    students = list(dict.fromkeys(shown["student"]))
-    settings = list(dict.fromkeys(zip(shown["lengths"], shown["dtype"], strict=True)))
+    rows = real if len(real) else table
+    students = list(dict.fromkeys(rows["student"]))
+    settings = list(dict.fromkeys(zip(rows["lengths"], rows["dtype"], strict=True)))
     with style.canvas((style.FULL, 3.0)) as figure:
         panels = figure.subplots(1, len(students), sharey=True, squeeze=False)[0]
         for axes, student in zip(panels, students, strict=True):
             axes.axhspan(*PAPER, color="0.9", lw=0, label="reported by the paper")
             axes.axhline(1, color=style.PALE, lw=0.7)
-            for row in shown[shown["student"] == student].to_dict("records"):
+            for row in rows[rows["student"] == student].to_dict("records"):
                 at = settings.index((row["lengths"], row["dtype"]))
                 label = f"{row['lengths']}, {row['dtype']}"
                 colour = style.COLOURS[at % len(style.COLOURS)]

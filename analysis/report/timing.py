@@ -23,10 +23,10 @@ def write_timing_report(folder: Path) -> str:
     reached, faster = bars(timings), speedups(timings)
     text = f"# Timing: {timings.device}\n\nMedians of paired rounds, with their quartiles.\n\n"
     others = _others(timings)
-    shown = {"bars": _shown_bars(reached), "speedups": _shown_speedups(faster), "others": others}
+    display = {"bars": _shown_bars(reached), "speedups": _shown_speedups(faster), "others": others}
     for name, table in (("bars", reached), ("speedups", faster), ("others", others)):
         if not table.empty:
-            text += f"{markdown(shown[name])}\n"
+            text += f"{markdown(display[name])}\n"
             with atomic_path(folder / f"{name}.csv") as temporary:
                 table.to_csv(temporary, index=False, float_format="%.6g")
     write_text(folder / "timing.md", text)
@@ -51,15 +51,15 @@ def _shown_bars(table: pd.DataFrame) -> pd.DataFrame:
 def _shown_speedups(table: pd.DataFrame) -> pd.DataFrame:
     if table.empty:
         return table
-    shown = table[["student", "lengths", "dtype"]].copy()
+    display = table[["student", "lengths", "dtype"]].copy()
     for name in ("offline", "online", "fine-tuning", "fine-tuning-cls", "prediction", "stock", "teacher"):
-        shown[f"{name}, ms"] = table[f"{name}_ms"].map(lambda ms: f"{ms:.{0 if ms >= 100 else 1}f}")
-    shown["speed-up"] = [
+        display[f"{name}, ms"] = table[f"{name}_ms"].map(lambda ms: f"{ms:.{0 if ms >= 100 else 1}f}")
+    display["speed-up"] = [
         f"{row.speedup:.2f} ({row.speedup_low:.2f} to {row.speedup_high:.2f})" for row in table.itertuples()
     ]
-    shown["ceiling"] = table["ceiling"].map("{:.2f}".format)
-    shown["pays off after, epochs"] = table["pays_off"].map("{:.2f}".format)
-    return shown
+    display["ceiling"] = table["ceiling"].map("{:.2f}".format)
+    display["pays off after, epochs"] = table["pays_off"].map("{:.2f}".format)
+    return display
 
 
 def _others(timings: Timings) -> pd.DataFrame:

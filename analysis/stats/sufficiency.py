@@ -150,7 +150,7 @@ class _Question:
         self.gap = self._estimate({self.full: 1.0, NONE: -1.0}) if known else Estimate.of([])
         self.limit = self.allowed if self.share is None else self.share * self.gap.mean
         self.margin = _in_points(self.allowed) if self.share is None else f"{100 * self.share:g} % of the gap"
-        self.shown = self.margin if self.share is None else f"{self.margin} ({_in_points(self.limit)})"
+        self.limit_text = self.margin if self.share is None else f"{self.margin} ({_in_points(self.limit)})"
 
     def answer(self) -> Sufficiency:
         problem = self._missing()
@@ -167,14 +167,14 @@ class _Question:
         if smallest:
             test = tests[smallest]
             reason = (
-                f"It {self._loses(test)}; the loss is at most {_in_points(test.high)}, so less than {self.shown} "
+                f"It {self._loses(test)}; the loss is at most {_in_points(test.high)}, so less than {self.limit_text} "
                 f"({test.n} seeds)."
             )
             return self._sufficiency("sufficient", reason, smallest, above, tests=table)
         if largest.verdict == "insufficient":
             reason = (
                 f"Even {self._sized(largest.name)} {self._loses(largest)}; the loss is at least "
-                f"{_in_points(largest.low)}, so more than {self.shown} ({largest.n} seeds)."
+                f"{_in_points(largest.low)}, so more than {self.limit_text} ({largest.n} seeds)."
             )
             return self._sufficiency("all", reason, self.full, above, tests=table)
         needed = None
@@ -212,7 +212,7 @@ class _Question:
                 passed = passed or name
             elif passed and tests[name].verdict == "insufficient":
                 return (
-                    f"not ordered: {self._sized(name)} loses more than {self.shown}, while {self._sized(passed)}, "
+                    f"not ordered: {self._sized(name)} loses more than {self.limit_text}, while {self._sized(passed)}, "
                     "which is less HSK, loses less. More HSK is not better here, so there is no least amount."
                 )
         return ""
@@ -223,7 +223,7 @@ class _Question:
             return f"too few seeds: {which} shares {largest.n} with {self.full}, and it takes {MIN_SEEDS} or more."
         text = (
             f"not resolved: {which} {self._loses(largest)}; the loss is between {_points(largest.low)} and "
-            f"{_in_points(largest.high)} ({largest.n} seeds), so neither less nor more than {self.shown} is shown."
+            f"{_in_points(largest.high)} ({largest.n} seeds), so neither less nor more than {self.limit_text} is shown."
         )
         if needed is None:
             more = ": it takes more test examples." if self.answers else "."
@@ -293,9 +293,9 @@ class _Question:
         return f"{name} ({percent(self.study.amount(name))})"
 
 
-def _last_of_run(tests: list[_Tested], wanted: str) -> str:
-    """The last name of the run of ``wanted`` verdicts that ``tests`` begin with; empty where there is no run."""
-    run = list(takewhile(lambda test: test.verdict == wanted, tests))
+def _last_of_run(tests: list[_Tested], verdict: str) -> str:
+    """The last name of the run of verdicts ``verdict`` that ``tests`` begin with; empty where there is no run."""
+    run = list(takewhile(lambda test: test.verdict == verdict, tests))
     return run[-1].name if run else ""
 
 

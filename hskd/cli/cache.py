@@ -71,8 +71,8 @@ def _summary(artifact: Artifact) -> str:
         {"teachers": "teacher", "general": "settings", "students": "student", "trials": "settings"}.get(kind, ""), {}
     )
     chosen = {"teachers": ("model",), "trials": ("arm", "seed")}.get(kind, tuple(fields))
-    shown = {name: fields.get(name) for name in chosen} | {"spec": spec}
-    return ", ".join(f"{name} {value}" for name, value in shown.items() if value is not None)
+    summary = {name: fields.get(name) for name in chosen} | {"spec": spec}
+    return ", ".join(f"{name} {value}" for name, value in summary.items() if value is not None)
 
 
 def _label(spec: Any) -> str:

@@ -37,8 +37,8 @@ def command(
     from hskd.students.general.distillation import general_distill, general_record
 
     machine = Machine.of(run, report_to)
-    with display() as shown:
-        general_distill(model, settings, out, RunOptions(machine.dtype, machine.device, report_to=report_to), shown)
+    with display() as progress:
+        general_distill(model, settings, out, RunOptions(machine.dtype, machine.device, report_to=report_to), progress)
     record = general_record(out)
     print(
         f"{record['parameters']:,} parameters, {record['tokens_seen']:,} tokens seen in training, "

@@ -66,13 +66,13 @@ def read(
     from hskd.trials.config import Machine
 
     grid = load_grid(name)
-    wanted: dict[str, Any] = {"seeds": seeds, "task.data": data, "teacher.model": teacher}
-    wanted = {key: value for key, value in wanted.items() if value is not None}
+    requested: dict[str, Any] = {"seeds": seeds, "task.data": data, "teacher.model": teacher}
+    requested = {key: value for key, value in requested.items() if value is not None}
     if seeds is not None:
-        wanted["more_seeds"] = None
+        requested["more_seeds"] = None
     if checkpoint is not None:
-        wanted |= replaced_checkpoint(grid, checkpoint)
-    grid = changed(grid, wanted | parse_changes(changes or []))
+        requested |= replaced_checkpoint(grid, checkpoint)
+    grid = changed(grid, requested | parse_changes(changes or []))
     return grid, grid.trials(Machine.here(threads, dtype)), out or Path("results") / grid.name
 
 
@@ -100,8 +100,8 @@ def plan(
     from hskd.io import format_bytes
 
     status = GridStatus.of(trials, folder)
-    with display() as shown:
-        estimated = estimate(grid, trials, status, folder, work, difference / 100, shown)
+    with display() as progress:
+        estimated = estimate(grid, trials, status, folder, work, difference / 100, progress)
     table = Table(title=f"{grid.name}: {len(trials)} trials, {len(grid.seed_list)} seeds")
     for column in ("arm", "spec", "share of full HSK", "bytes an example", "done"):
         table.add_column(column, justify="left" if column in ("arm", "spec") else "right")
@@ -144,8 +144,8 @@ def run(
     executor: Executor = Workers(workers) if workers > 1 else InProcess()
     if ray or ray_address:
         executor = RayCluster(ray_address, num_cpus, num_gpus)
-    with display() as shown:
-        table, status = run_grid(grid, trials, folder, work, executor, shown)
+    with display() as progress:
+        table, status = run_grid(grid, trials, folder, work, executor, progress)
     print(f"{len(table)} trials in {folder / TABLE_FILE}")
     if status.failed:
         print(f"{len(status.failed)} failed; see `hskd grid status {name}`", file=sys.stderr)
@@ -206,8 +206,8 @@ def retry(
     if not failed:
         print("no trial has failed")
         return
-    with display() as shown:
-        _, status = run_grid(grid, trials, folder, work, InProcess(), shown, only=failed)
+    with display() as progress:
+        _, status = run_grid(grid, trials, folder, work, InProcess(), progress, only=failed)
     print(f"{len(failed) - len(status.failed)} of {len(failed)} are done now")
     if status.failed:
         raise typer.Exit(1)

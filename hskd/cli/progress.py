@@ -162,9 +162,9 @@ def display() -> Iterator[Display]:
         TimeRemainingColumn(),
     )
     console().quiet = not processes.is_main()
-    progress = Progress(*columns, console=console(), transient=True)
+    bars = Progress(*columns, console=console(), transient=True)
     # Without a terminal there is nothing to draw, and drawing nothing ends with an empty line.
-    with progress if console().is_terminal else nullcontext():
-        shown = Display(progress)
-        yield shown
-        shown.end()
+    with bars if console().is_terminal else nullcontext():
+        progress = Display(bars)
+        yield progress
+        progress.end()

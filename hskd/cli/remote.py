@@ -19,8 +19,8 @@ def push(
     from hskd import remote
 
     _require_url(url)
-    with display() as shown:
-        remote.publish(folder, url, shown)
+    with display() as progress:
+        remote.publish(folder, url, progress)
     print(f"{folder}: at {url}")
 
 
@@ -32,8 +32,8 @@ def pull(
     from hskd import remote
 
     _require_url(url)
-    with display() as shown:
-        remote.pull(url, folder, shown)
+    with display() as progress:
+        remote.pull(url, folder, progress)
     print(f"{url}: in {folder}")
 
 

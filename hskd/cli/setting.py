@@ -35,6 +35,7 @@ class Machine:
         from hskd.runtime import require_reporter, resolve_device, resolve_dtype, set_threads
 
         require_reporter(report_to)
+        processes.require_one_each(options.device)
         device = processes.start(resolve_device(options.device))
         threads = set_threads(options.threads)
         return cls(device, resolve_dtype(options.dtype, device), threads)

@@ -102,8 +102,8 @@ def extract(
         superset = Superset.of(specs, loaded.shape(student_layers))
         superset = replace(superset, precision=precision or superset.precision)
     elif old and not (layers or attention_layers or gradient_layers or precision):
-        held = old.manifest
-        superset = Superset(held.layers, held.attention_layers, held.precision, held.gradient_layers)
+        manifest = old.manifest
+        superset = Superset(manifest.layers, manifest.attention_layers, manifest.precision, manifest.gradient_layers)
     else:
         superset = Superset(
             _numbers("--layers", layers, range(depth + 1)),
@@ -112,8 +112,8 @@ def extract(
             _numbers("--gradient-layers", gradient_layers or "", range(depth + 1)),
         )
     options = ExtractOptions(machine.dtype, batch_size, extend=old)
-    with display() as shown:
-        extract_store(loaded, examples.task, examples.train, superset, output.folder, options, shown)
+    with display() as progress:
+        extract_store(loaded, examples.task, examples.train, superset, output.folder, options, progress)
     output.publish()
     if processes.is_main():
         print(f"store: {out}")
@@ -137,8 +137,8 @@ def derive(
 
     output = Output.of(out, work)
     source = Store.open(readable("SUPERSET", superset, work))
-    with display() as shown:
-        derive_store(source, parsed, student_layers, output.folder, progress=shown)
+    with display() as progress:
+        derive_store(source, parsed, student_layers, output.folder, progress=progress)
     output.publish()
     print(f"store: {out}")
 
@@ -201,10 +201,14 @@ def verify(
     from hskd.store.reader import Store
 
     if is_url(path):
-        with display() as shown:
-            contents = verify_url(path, shown)
-        held = contents.manifest
-        what = f"{len(contents.files)} shards, {held.examples} examples" if held else f"{len(contents.files)} files"
+        with display() as progress:
+            contents = verify_url(path, progress)
+        manifest = contents.manifest
+        what = (
+            f"{len(contents.files)} shards, {manifest.examples} examples"
+            if manifest
+            else f"{len(contents.files)} files"
+        )
         print(f"{path}: {what}: as written")
         return
     store = Store.open(path)

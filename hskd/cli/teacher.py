@@ -41,7 +41,7 @@ def command(
     if is_url(model):
         model = str(readable("--model", model, task.work))
     examples = load_examples(task, model)
-    with display() as shown:
+    with display() as progress:
         finetune(
             model,
             examples.task,
@@ -49,7 +49,7 @@ def command(
             settings,
             output.folder,
             RunOptions(machine.dtype, machine.device, report_to=report_to, accumulate=run.accumulate),
-            shown,
+            progress,
         )
     output.publish()
     if not processes.is_main():

@@ -79,14 +79,14 @@ class OnlineSource(KnowledgeSource):
         Raises:
             HskdError: the source was made without a spec.
         """
-        found = Spread()
+        spread = Spread()
         for order in sequential_batches(split.lengths, batch_size):
             batch = split.collate(order)
             if self._spec is not None and self._spec.width.fixed(self._width) is None:
-                found.add(kept_neurons(self._spec, self._layers, self._forward(batch, *self._asked).states))
+                spread.add(kept_neurons(self._spec, self._layers, self._forward(batch, *self._asked).states))
             else:
-                found.add(self.kept(batch).values)
-        return found.deviations()
+                spread.add(self.kept(batch).values)
+        return spread.deviations()
 
     @property
     def _asked(self) -> tuple[list[int], list[int]]:

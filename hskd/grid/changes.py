@@ -112,7 +112,7 @@ def differences(old: Any, new: Any, key: str = "") -> dict[str, Any]:
         parts = [(str(i), *pair) for i, pair in enumerate(zip(old, new, strict=True))]
     else:
         return {} if old == new else {key: new}
-    found: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
     for name, before, after in parts:
-        found |= differences(before, after, f"{key}.{name}" if key else name)
-    return found
+        changes |= differences(before, after, f"{key}.{name}" if key else name)
+    return changes

@@ -14,6 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from logging import ERROR, getLogger
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Protocol
@@ -135,11 +136,11 @@ class _Worker:
 
     def __init__(self, trials: list[str], work: Path, out: Path) -> None:
         context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        arguments = (theirs, os.getpid(), trials, str(work), str(out), Plugins.here())
+        self.connection, worker_connection = context.Pipe()
+        arguments = (worker_connection, os.getpid(), trials, str(work), str(out), Plugins.here())
         self._process = context.Process(target=_work, args=arguments)
         self._process.start()
-        theirs.close()  # what the process holds alone ends with it
+        worker_connection.close()  # what the process holds alone ends with it
         # Whoever takes our outcomes may be interrupted, and Python would wait for the processes at its end.
         atexit.register(self.stop)
         self.trial: TrialConfig | None = None
@@ -285,7 +286,7 @@ def _workspace_of(trials: list[str], work: str) -> Workspace:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     # What is worth a line was said where the grid was started.
-    logging.getLogger("hskd").setLevel(logging.ERROR)
+    getLogger("hskd").setLevel(ERROR)
     return Workspace(Path(work), [TrialConfig.model_validate_json(trial) for trial in trials])
 
 

@@ -491,11 +491,11 @@ def _is_readable(name: str, path: Path) -> bool:
 
 def presets() -> dict[str, tuple[Path, str]]:
     """Every preset's name, its file, and the task that the file's ``TASK`` stands for."""
-    found = {}
+    files = {}
     for path in PRESETS.glob("*.yaml"):
         for task in GLUE_TASKS if _ANY_TASK in path.stem else ("",):
-            found[path.stem.replace(_ANY_TASK, task)] = (path, task)
-    return dict(sorted(found.items()))
+            files[path.stem.replace(_ANY_TASK, task)] = (path, task)
+    return dict(sorted(files.items()))
 
 
 def load_grid(name: str) -> GridSpec:
@@ -538,10 +538,10 @@ def _located(path: Path, node: Any, problem: Any) -> str:
     model: Any = GridSpec
     named = problem.get("ctx", {}).get("key")  # a key that is checked with its whole mapping
     for part in (*problem["loc"], *([named] if named else ())):
-        found = _child(node, part)
-        if found is None:
+        child = _child(node, part)
+        if child is None:
             continue  # a branch of a union, not something written
-        line, node = found[0].start_mark.line + 1, found[1]
+        line, node = child[0].start_mark.line + 1, child[1]
         keys.append(str(part))
         if isinstance(part, str) and model is not None:
             model = _model_of(model, part)
@@ -549,9 +549,9 @@ def _located(path: Path, node: Any, problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         parent = _parent_model(problem["loc"])
         message = f"unknown key; known here: {', '.join(parent.model_fields)}"
-    shown = "" if problem["type"] in ("extra_forbidden", "missing", "key") else f" (got {brief(problem['input'])})"
+    input_text = "" if problem["type"] in ("extra_forbidden", "missing", "key") else f" (got {brief(problem['input'])})"
     where = ".".join(keys) or ".".join(map(str, problem["loc"]))
-    return f"{path}, line {line}: {cut(where)}: {message}{shown}."
+    return f"{path}, line {line}: {cut(where)}: {message}{input_text}."
 
 
 def _child(node: Any, part: str | int) -> tuple[Any, Any] | None:

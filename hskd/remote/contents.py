@@ -132,13 +132,13 @@ def remote_contents(place: Place) -> Contents:
     """
     unfinished = HskdError(f"{place.url}: its upload was not finished; run hskd push again where it came from.")
     try:
-        found = finished_contents(place)
+        contents = finished_contents(place)
     except CorruptionError:
         if place.read(UPLOAD) is not None:  # killed while the last file was written
             raise unfinished from None
         raise
-    if found is not None:
-        return found
+    if contents is not None:
+        return contents
     if place.read(UPLOAD) is not None:
         raise unfinished
     # A model folder that was copied there by other means.

@@ -170,17 +170,17 @@ def verify(url: str, progress: Progress = _SILENT) -> Contents:
     return contents
 
 
-def _claim_place(place: Place, plan: bytes, found: bytes | None) -> None:
-    """Note at ``place`` what is being uploaded, unless the note ``found`` there says so."""
-    if found == plan:
+def _claim_place(place: Place, plan: bytes, recorded: bytes | None) -> None:
+    """Note at ``place`` what is being uploaded, unless the note ``recorded`` there says so."""
+    if recorded == plan:
         return
     # Where a file is not written whole or not at all, a kill may leave the beginning of the note, and nothing else.
-    begun = found is not None and plan.startswith(found) and set(place.listing()) == {UPLOAD}
-    if found is not None and not begun:
+    begun = recorded is not None and plan.startswith(recorded) and set(place.listing()) == {UPLOAD}
+    if recorded is not None and not begun:
         raise MismatchError(
             f"{place.url}: holds the beginning of another upload; choose another URL, or delete it there."
         )
-    if found is None and not place.is_empty():
+    if recorded is None and not place.is_empty():
         raise HskdError(f"{place.url}: other files lie there; choose another URL, or delete them.")
     place.write(UPLOAD, plan)
 
@@ -234,12 +234,12 @@ def _checked(place: Place, file: File) -> Iterator[bytes]:
         digest.update(block)
         size += len(block)
         yield block
-    where, found = place / file.name, digest.hexdigest()
+    where, checksum = place / file.name, digest.hexdigest()
     advice = "the file is damaged there; delete it there, and push again from where it came"
     if file.bytes is not None and size != file.bytes:
         many = size if size < file.bytes else f"more than {file.bytes}"
         raise CorruptionError(f"{where}: {many} bytes where {file.bytes} were written: {advice}.")
-    if file.sha256 is not None and found != file.sha256:
+    if file.sha256 is not None and checksum != file.sha256:
         raise CorruptionError(
-            f"{where}: its SHA-256 is {found[:16]}... where {file.sha256[:16]}... was written: {advice}."
+            f"{where}: its SHA-256 is {checksum[:16]}... where {file.sha256[:16]}... was written: {advice}."
         )

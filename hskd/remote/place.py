@@ -109,9 +109,9 @@ class Place:
     def listing(self) -> dict[str, tuple[int | None, str]]:
         """Every file below the folder: its size, where that is known, and a token that changes with the file."""
         with self._reached("", "listed"):
-            found = self._files.find(self._root, detail=True)
+            infos = self._files.find(self._root, detail=True)
             start = len(self._root) + 1
-            return {path[start:]: (info.get("size"), str(self._files.checksum(path))) for path, info in found.items()}
+            return {path[start:]: (info.get("size"), str(self._files.checksum(path))) for path, info in infos.items()}
 
     def is_empty(self) -> bool:
         """Whether nothing is there."""

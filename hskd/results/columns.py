@@ -269,21 +269,21 @@ def contradiction(stored: Mapping[str, Sequence[Any]], results: Sequence[TrialRe
     rows = [row(result) for result in results]
     further = {name for values in rows for name in values} - set(COLUMNS)
     for name in (*COLUMNS, *sorted(further)):
-        for place, (found, values) in enumerate(zip(stored.get(name, ()), rows, strict=False)):
+        for place, (recorded, values) in enumerate(zip(stored.get(name, ()), rows, strict=False)):
             expected = values.get(name, "")
-            if not _same(found, expected):
-                row_said = f"column {name} says {brief(found)} in data row {place + 1}"
+            if not _same(recorded, expected):
+                row_said = f"column {name} says {brief(recorded)} in data row {place + 1}"
                 return f"{row_said}, and the trial's result {brief(expected)}"
     return None
 
 
-def _same(found: Any, expected: Any) -> bool:
+def _same(recorded: Any, expected: Any) -> bool:
     if isinstance(expected, list):
-        return isinstance(found, list) and found == expected
-    nothing = [value is None or value != value for value in (found, expected)]
+        return isinstance(recorded, list) and recorded == expected
+    nothing = [value is None or value != value for value in (recorded, expected)]
     if any(nothing):
         return all(nothing)
-    return isinstance(found, str) == isinstance(expected, str) and bool(found == expected)
+    return isinstance(recorded, str) == isinstance(expected, str) and bool(recorded == expected)
 
 
 def _further(result: TrialResult) -> dict[str, str]:

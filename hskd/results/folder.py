@@ -33,9 +33,8 @@ import yaml
 from filelock import FileLock
 
 from hskd import safe_yaml
-from hskd.artifacts import lock_path
+from hskd.artifacts import is_whole, lock_path, sealed
 from hskd.errors import CorruptionError, HskdError, cut
-from hskd.hashing import fingerprint
 from hskd.io import atomic_path, with_home, write_json
 from hskd.results.columns import contradiction, table_of
 from hskd.trials.result import TrialResult
@@ -58,8 +57,6 @@ PLANNED_KEY = b"hskd.planned"
 ROWS = ".trials"
 """End of the name of an array in ``predictions.npz`` that says whose rows another one holds."""
 
-SUM = "checksum"
-"""Key of a JSON object that holds the fingerprint of its other keys."""
 SUMS = "outputs"
 """Key of a trial's result that holds the fingerprint of its outputs on each split."""
 LARGEST_ARRAY = 2**31
@@ -174,7 +171,7 @@ class ResultsFolder:
         with self.lock():  # who packs meanwhile sees both files, or none, and leaves their folder there
             with atomic_path(self.outputs_file(trial)) as temporary:
                 temporary.write_bytes(outputs.read_bytes())
-            write_json(self.result_file(trial), summed(content))
+            write_json(self.result_file(trial), sealed(content))
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -382,20 +379,9 @@ def read_json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
 
 
-def summed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON object with a fingerprint of itself."""
-    kept = {key: value for key, value in content.items() if key != SUM}
-    return kept | {SUM: fingerprint(kept)}
-
-
-def _is_whole(content: Mapping[str, Any]) -> bool:
-    """Whether a JSON object is what :func:`summed` made, or has no fingerprint."""
-    return SUM not in content or content[SUM] == summed(content)[SUM]
-
-
 def plan_content(trials: Sequence[str]) -> dict[str, Any]:
     """The ids of a grid's trials as JSON, with a fingerprint."""
-    return summed({"trials": list(trials)})
+    return sealed({"trials": list(trials)})
 
 
 def plan_of(content: Any, file: Path) -> list[str]:
@@ -404,7 +390,7 @@ def plan_of(content: Any, file: Path) -> list[str]:
     Raises:
         CorruptionError: it is neither.
     """
-    ids = content.get("trials") if isinstance(content, dict) and _is_whole(content) else content
+    ids = content.get("trials") if isinstance(content, dict) and is_whole(content) else content
     if not isinstance(ids, list) or not all(isinstance(trial, str) for trial in ids):
         raise CorruptionError(f"{file}: not the list of a grid's trials; delete it and run the grid again.")
     return ids
@@ -550,8 +536,8 @@ def read_predictions(file: Path, splits: Iterable[str] | None = None) -> dict[st
             split = base.split(".")[0]
             if chosen is not None and split not in chosen:
                 continue
-            found = read_arrays(file, [base, base + ROWS])
-            rows, ids = found[base], found[base + ROWS]
+            arrays = read_arrays(file, [base, base + ROWS])
+            rows, ids = arrays[base], arrays[base + ROWS]
             if ids.ndim != 1 or ids.dtype.kind != "U" or rows.ndim < 1 or rows.shape[0] != len(ids):
                 raise ValueError(f"{base}: an array of shape {rows.shape} for ids of shape {ids.shape}")
             for trial, row in zip(ids.tolist(), rows, strict=True):
@@ -604,7 +590,7 @@ def validated(content: Any, file: Path, trial: str) -> TrialResult:
         CorruptionError: it is none, not as it was written, or that of another trial.
     """
     with reading(file):
-        whole = not isinstance(content, dict) or _is_whole(content)
+        whole = not isinstance(content, dict) or is_whole(content)
         result = TrialResult.of(content, file, "run the grid") if whole else None
     if result is None or result.id != trial:
         reason = "is not as it was written" if result is None else f"is that of {result.id}"

@@ -224,15 +224,15 @@ class _Sample(Fitter):
         different = np.unique(vectors, axis=0)
         if len(different) <= entries:
             missing = entries - len(different)
-            found = np.concatenate([different, np.zeros((missing, vectors.shape[1]), np.float32)])
+            codebook = np.concatenate([different, np.zeros((missing, vectors.shape[1]), np.float32)])
         else:
             # Threads add up in the order in which they come.
             with threadpool_limits(limits=1), warnings.catch_warnings():
                 # Of few different values, some entries end up alike, which does no harm.
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 means = KMeans(entries, init="random", n_init=1, max_iter=_ROUNDS, random_state=self._selector.seed)
-                found = means.fit(vectors).cluster_centers_
-        return torch.from_numpy(np.ascontiguousarray(found, np.float32)).to(self._precision.dtype)
+                codebook = means.fit(vectors).cluster_centers_
+        return torch.from_numpy(np.ascontiguousarray(codebook, np.float32)).to(self._precision.dtype)
 
 
 class _ProductFitter(_Sample):

@@ -32,15 +32,15 @@ def in_order_of(old: Store, split: TokenizedSplit) -> TokenizedSplit:
         )
     order = np.argsort(split.ids)
     place = np.minimum(np.searchsorted(split.ids[order], old.example_ids), len(split) - 1)
-    held = order[place]
-    missing = int((split.ids[held] != old.example_ids).sum())
+    old_rows = order[place]
+    missing = int((split.ids[old_rows] != old.example_ids).sum())
     if missing:
         raise MismatchError(
             f"{old.folder}: {missing} of its {len(old)} examples are not among the {len(split)} to extract, so it "
             "cannot be extended to them; extract the data that it was made from and more, or without --extend."
         )
-    rest = np.setdiff1d(np.arange(len(split)), held)
-    rows = np.concatenate([held, rest])
+    rest = np.setdiff1d(np.arange(len(split)), old_rows)
+    rows = np.concatenate([old_rows, rest])
     return split if np.array_equal(rows, np.arange(len(split))) else split.take(rows)
 
 
@@ -55,22 +55,22 @@ def require_extends(old: Store, plan: Manifest, split: TokenizedSplit) -> None:
     Raises:
         MismatchError: names what differs, both values, and what to do.
     """
-    held, wanted = old.manifest, plan.origin
-    held.require(
+    manifest, planned_origin = old.manifest, plan.origin
+    manifest.require(
         old.folder,
-        teacher=wanted.teacher,
-        tokenizer=wanted.tokenizer,
-        task=wanted.task,
-        head=wanted.head,
-        label_names=wanted.label_names,
-        max_length=wanted.max_length,
+        teacher=planned_origin.teacher,
+        tokenizer=planned_origin.tokenizer,
+        task=planned_origin.task,
+        head=planned_origin.head,
+        label_names=planned_origin.label_names,
+        max_length=planned_origin.max_length,
     )
     for what, has, asked in (
-        ("teacher was run in", held.origin.dtype, wanted.dtype),
-        ("layers are", list(held.layers), list(plan.layers)),
-        ("attention layers are", list(held.attention_layers), list(plan.attention_layers)),
-        ("gradient layers are", list(held.gradient_layers), list(plan.gradient_layers)),
-        ("precision is", held.precision, plan.precision),
+        ("teacher was run in", manifest.origin.dtype, planned_origin.dtype),
+        ("layers are", list(manifest.layers), list(plan.layers)),
+        ("attention layers are", list(manifest.attention_layers), list(plan.attention_layers)),
+        ("gradient layers are", list(manifest.gradient_layers), list(plan.gradient_layers)),
+        ("precision is", manifest.precision, plan.precision),
     ):
         if has != asked:
             raise MismatchError(

@@ -24,9 +24,9 @@ def spread_of(store: Store, superset: Store | None) -> torch.Tensor:
     Raises:
         HskdError: the superset is needed and not at hand.
     """
-    spread, held, spec = Spread(), store.manifest, store.spec
-    assert spec is not None and held.student_layers is not None
-    per_token = spec.width.fixed(held.teacher_width) is None
+    spread, manifest, spec = Spread(), store.manifest, store.spec
+    assert spec is not None and manifest.student_layers is not None
+    per_token = spec.width.fixed(manifest.teacher_width) is None
     if per_token and superset is None:
         raise HskdError(
             f"{store.folder}: keeps other neurons of every token, so that the standard deviation of a neuron is not "
@@ -37,5 +37,5 @@ def spread_of(store: Store, superset: Store | None) -> torch.Tensor:
         if source is store:
             spread.add(store.kept(rows).values)
         else:
-            spread.add(kept_neurons(spec, spec.layers(held.shape(held.student_layers)), source.states(rows)))
+            spread.add(kept_neurons(spec, spec.layers(manifest.shape(manifest.student_layers)), source.states(rows)))
     return spread.deviations()

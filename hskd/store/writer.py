@@ -89,11 +89,11 @@ def write_store(
 
     def builder(partial: Path) -> None:
         processes.by_main(lambda: begin(partial))
-        mine = {
+        own_shards = {
             i: _write_shard(partial / shard_name(i), ranges[i], make_shard)
             for i in range(processes.rank(), len(ranges), processes.count())
         }
-        shards = {i: entry for part in processes.gathered(mine) for i, entry in part.items()}
+        shards = {i: entry for part in processes.gathered(own_shards) for i, entry in part.items()}
         processes.by_main(lambda: end(partial, shards))
 
     build(folder, builder, together=True)

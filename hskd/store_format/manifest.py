@@ -234,11 +234,11 @@ class Manifest(BaseModel):
                     )
             manifest = cls.model_validate(content)
             files = [shard.file for shard in manifest.shards]
-            held = sum(shard.examples for shard in manifest.shards)
-            if held != manifest.examples or not files or files != [shard_name(i) for i in range(len(files))]:
+            shard_examples = sum(shard.examples for shard in manifest.shards)
+            if shard_examples != manifest.examples or not files or files != [shard_name(i) for i in range(len(files))]:
                 raise CorruptionError(
-                    f"{path}: names {manifest.examples} examples, and {len(files)} shards of {held}: it is damaged; "
-                    f"{advice}."
+                    f"{path}: names {manifest.examples} examples, and {len(files)} shards of {shard_examples}: "
+                    f"it is damaged; {advice}."
                 )
         except (ValueError, RecursionError) as error:  # also of text that is no text, and of nesting too deep
             raise CorruptionError(f"{path}: not a store manifest: {_complaint(error)}; {advice}.") from None
@@ -270,7 +270,7 @@ class Manifest(BaseModel):
             layers = spec.layers(self.shape(self.student_layers))
             mask = spec.width.fixed(self.teacher_width)
             whole = mask is None or len(mask) == self.teacher_width
-            said = (self.layers, self.mapped, self.fixed_neurons, self.precision, self.attention_layers)
+            declared = (self.layers, self.mapped, self.fixed_neurons, self.precision, self.attention_layers)
             if self.gradient_layers or (self.shards and self.codec is None and self._needs_codec(spec)):
                 return "holds gradients, or lacks what its width selector has learnt"
             if self.codec is not None and (self.codec.file != CODEC or not self._needs_codec(spec)):
@@ -282,7 +282,7 @@ class Manifest(BaseModel):
                 spec.precision.selector,
                 (),
             )
-            if said != expected:
+            if declared != expected:
                 return f"its layers, neurons or precision are not those of its spec {_short(spec.label)}"
         else:
             every, attention = range(self.teacher_layers + 1), range(1, self.teacher_layers + 1)
@@ -334,10 +334,10 @@ class Manifest(BaseModel):
             "max_length": "another maximum length",
         }
         for field, value in expected.items():
-            found = getattr(self.origin, field)
-            if found != value:
+            recorded = getattr(self.origin, field)
+            if recorded != value:
                 raise MismatchError(
-                    f"{where}: this store was made from {names[field]}: {field} is {found!r} in the store and "
+                    f"{where}: this store was made from {names[field]}: {field} is {recorded!r} in the store and "
                     f"{value!r} here. Use the {field} that it was made from, or extract a new store."
                 )
 

@@ -29,10 +29,10 @@ def scored(head: Head, split: TokenizedSplit) -> str:
 
 def used_tokens(splits: Iterable[TokenizedSplit]) -> list[NDArray[np.int32]]:
     """All token ids that batches of the splits may have: those of their texts, and the pads between them."""
-    found: list[NDArray[np.int32]] = []
+    token_ids: list[NDArray[np.int32]] = []
     for split in splits:
-        found += [split.input_ids, np.array([split.pad_id], np.int32)]
-    return found
+        token_ids += [split.input_ids, np.array([split.pad_id], np.int32)]
+    return token_ids
 
 
 def _labels(labels: NDArray[np.int64] | NDArray[np.float32] | None) -> str | None:

@@ -128,10 +128,10 @@ class LabelColumn:
         """
         index = {name: i for i, name in enumerate(names)}
         known = self.table.class_names.get(self.name)
-        found = [index.get(_written(value) if known is None else known[value]) for value in self.values]
-        if None in found:
-            raise self.wrong(found.index(None), f"one of train's labels, {listed(names)}")
-        return found  # type: ignore[return-value]
+        indices = [index.get(_written(value) if known is None else known[value]) for value in self.values]
+        if None in indices:
+            raise self.wrong(indices.index(None), f"one of train's labels, {listed(names)}")
+        return indices  # type: ignore[return-value]
 
     def numbers(self) -> list[float]:
         """The labels as numbers.
@@ -139,14 +139,14 @@ class LabelColumn:
         Raises:
             HskdError: a label is no number, or larger than float32 holds.
         """
-        found = []
+        numbers = []
         for row, value in enumerate(self.values):
             number = number_of(value)
             if number is None:
                 too_large = not isinstance(value, str) or _NUMBER.fullmatch(value)
                 raise self.wrong(row, "a number that float32 holds" if too_large else "a number")
-            found.append(number)
-        return found
+            numbers.append(number)
+        return numbers
 
     def _as_numbers(self) -> list[int | float] | None:
         """The labels as numbers, those without a point as int; None where they are texts."""

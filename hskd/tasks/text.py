@@ -46,14 +46,14 @@ def documents(path: Path | None) -> list[str]:
     if path is None:
         return imdb_reviews()
     try:
-        found = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (FileNotFoundError, IsADirectoryError):
         raise HskdError(f"text {path}: no such file; expected UTF-8 text, one document a line.") from None
     except UnicodeDecodeError as error:
         raise HskdError(f"text {path}: not UTF-8 text ({error}).") from None
-    if not found:
+    if not lines:
         raise HskdError(f"text {path}: is empty; expected UTF-8 text, one document a line.")
-    return found
+    return lines
 
 
 def chunks(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, count: int, chunk_tokens: int) -> TokenizedSplit:

@@ -38,10 +38,10 @@ def require_fit(name: str, model: PreTrainedModel, splits: Iterable[TokenizedSpl
             with torch.no_grad(), autocast(dtype, device):
                 output = model(**model_inputs(batch, device), output_hidden_states=True)
         except Exception as error:  # of any model
-            said = " ".join(str(error).split()) or type(error).__name__
+            complaint = " ".join(str(error).split()) or type(error).__name__
             raise HskdError(
-                f"{name}: cannot run on {split.lengths.max()} tokens of its tokenizer ({said}). Weights, configuration "
-                "and tokenizer are not of one model, or it takes fewer tokens (--max-length)."
+                f"{name}: cannot run on {split.lengths.max()} tokens of its tokenizer ({complaint}). Weights, "
+                "configuration and tokenizer are not of one model, or it takes fewer tokens (--max-length)."
             ) from error
         states, width = getattr(output, "hidden_states", None) or (), batch["input_ids"].shape[1]
         for layer, state in enumerate(states):

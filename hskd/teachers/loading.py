@@ -100,10 +100,10 @@ def model_file(name: str, file: str) -> Path | None:
         path = Path(place) / file
         return path if path.is_file() else None
     try:
-        found = cached_file(place, file)
+        cached = cached_file(place, file)
     except (OSError, ValueError):
         return None
-    return None if found is None else Path(found)
+    return None if cached is None else Path(cached)
 
 
 def weight_files(name: str) -> list[Path]:
@@ -290,22 +290,24 @@ def require_body(name: str, model: PreTrainedModel, info: Mapping[str, Any]) -> 
 
 
 def _require_shapes(name: str, model: PreTrainedModel, info: Mapping[str, Any], prefix: str = "") -> None:
-    for key, found, expected in sorted(info["mismatched_keys"]):  # a set: one order for one message
+    for key, stored, expected in sorted(info["mismatched_keys"]):  # a set: one order for one message
         if key.startswith(prefix):
             hint = ""
             if not key.startswith(f"{model.base_model_prefix}.") and tuple(expected)[:1] == (model.config.num_labels,):
-                hint = f": the weights have {found[0]} outputs there, and config.json says {expected[0]} labels"
+                hint = f": the weights have {stored[0]} outputs there, and config.json says {expected[0]} labels"
             raise HskdError(
-                f"{name}: {key} is of shape {tuple(found)}, and its config.json makes it {tuple(expected)}{hint}; "
+                f"{name}: {key} is of shape {tuple(stored)}, and its config.json makes it {tuple(expected)}{hint}; "
                 "weights and configuration are not of one model."
             )
 
 
 def _some(names: Sequence[str]) -> str:
     """A few names, and how many more there are."""
-    shown = ", ".join(names[:3])
+    few_names = ", ".join(names[:3])
     return (
-        f"{shown} and {len(names) - 3} more are" if len(names) > 3 else f"{shown} {'is' if len(names) == 1 else 'are'}"
+        f"{few_names} and {len(names) - 3} more are"
+        if len(names) > 3
+        else f"{few_names} {'is' if len(names) == 1 else 'are'}"
     )
 
 

@@ -29,7 +29,7 @@ def minilm_folder(name: str = OFFLINE_MINILM) -> Path:
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise CorruptionError(f"{weights}: is missing; reinstall the package.")
-    found = known_sha256(weights)
-    if found != _SHA256:
-        raise CorruptionError(f"{weights}: SHA-256 is {found}, expected {_SHA256}; reinstall the package.")
+    digest = known_sha256(weights)
+    if digest != _SHA256:
+        raise CorruptionError(f"{weights}: SHA-256 is {digest}, expected {_SHA256}; reinstall the package.")
     return folder

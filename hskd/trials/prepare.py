@@ -129,12 +129,12 @@ class Distillation:
     train: TokenizedSplit
 
 
-def from_store(store: Store, wanted: Distillation, derived: Path, progress: Progress | None = None) -> Prepared:
+def from_store(store: Store, distillation: Distillation, derived: Path, progress: Progress | None = None) -> Prepared:
     """Knowledge from a store: a superset, from which the arm's spec is derived, or the store of that very spec.
 
     Args:
         store: the open store, which must hold all training examples.
-        wanted: what is to be distilled.
+        distillation: what is to be distilled.
         derived: folder for the derived store.
         progress: is told about the derived store.
 
@@ -142,24 +142,24 @@ def from_store(store: Store, wanted: Distillation, derived: Path, progress: Prog
         MismatchError: store, student, task or data do not belong together.
         HskdError: the superset cannot serve the spec, or a switch of ``compat`` needs the teacher.
     """
-    settings, student, task, train = wanted.settings, wanted.student, wanted.task, wanted.train
+    settings, student, task, train = distillation.settings, distillation.student, distillation.task, distillation.train
     refuse_offline(settings.compat, "Give --teacher (online) in place of --store, or leave it out.")
-    held = store.manifest
-    held.require(
+    manifest = store.manifest
+    manifest.require(
         store.folder,
         task=task.name,
         head=task.head.kind,
         label_names=task.label_names,
         max_length=train.max_length,
     )
-    student.require_teacher(held.origin.teacher, held.origin.tokenizer, str(store.folder))
-    shape = held.shape(student.layers)
+    student.require_teacher(manifest.origin.teacher, manifest.origin.tokenizer, str(store.folder))
+    shape = manifest.shape(student.layers)
     store.require_tokens(train.tokens)
-    kept = settings.arm_spec(wanted.spec or store.spec or HSKSpec())
+    kept = settings.arm_spec(distillation.spec or store.spec or HSKSpec())
     Departures(settings.compat).require_spec(kept)
-    require_comparable(settings.hsk_loss, kept, held.teacher_width)
+    require_comparable(settings.hsk_loss, kept, manifest.teacher_width)
     given = store
-    if kept is not None and held.kind == "superset":
+    if kept is not None and manifest.kind == "superset":
         store = derive(store, kept, student.layers, derived, progress=progress)
     elif kept is not None and kept != store.spec:
         raise MismatchError(
@@ -173,9 +173,9 @@ def from_store(store: Store, wanted: Distillation, derived: Path, progress: Prog
         source = StoreSource(store, train, student.layers)
     return Prepared(
         source=None if settings.arm == "gold" else source,
-        teacher_width=held.teacher_width,
-        record=_record(wanted, held.origin.teacher, kept, shape)
-        | {"source": "offline", "teacher_dtype": held.origin.dtype},
+        teacher_width=manifest.teacher_width,
+        record=_record(distillation, manifest.origin.teacher, kept, shape)
+        | {"source": "offline", "teacher_dtype": manifest.origin.dtype},
         knowledge=None if settings.arm == "gold" else _knowledge(store, train, kept),
         spread=spread_of(store, None if given is store else given)
         if kept is not None and settings.hsk_loss == "standardised"
@@ -194,14 +194,14 @@ def _knowledge(store: Store, train: TokenizedSplit, kept: HSKSpec | None) -> str
     return hashlib.sha256(targets.flatten().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
 
 
-def from_teacher(teacher: Teacher, wanted: Distillation, dtype: str) -> Prepared:
+def from_teacher(teacher: Teacher, distillation: Distillation, dtype: str) -> Prepared:
     """Knowledge from the teacher itself, run on every batch.
 
     Raises:
         MismatchError: teacher and student do not belong together, or the examples lack the teacher's token types.
         HskdError: the arm cannot be served online, or an example is longer than the teacher can take.
     """
-    settings, student, train = wanted.settings, wanted.student, wanted.train
+    settings, student, train = distillation.settings, distillation.student, distillation.train
     if settings.arm == "shuffled":
         raise HskdError("the arm shuffled reads the HSK of other examples, so it needs a store: give --store.")
     student.require_teacher(teacher.fingerprint, teacher.tokenizer_fingerprint, teacher.name)
@@ -213,7 +213,7 @@ def from_teacher(teacher: Teacher, wanted: Distillation, dtype: str) -> Prepared
             "again (hskd student)."
         )
     require_fit(teacher.name, teacher.model, [train])
-    kept = settings.arm_spec(wanted.spec or HSKSpec())
+    kept = settings.arm_spec(distillation.spec or HSKSpec())
     shape = teacher.shape(student.layers)
     departures = Departures(settings.compat)
     departures.require_spec(kept)
@@ -223,23 +223,25 @@ def from_teacher(teacher: Teacher, wanted: Distillation, dtype: str) -> Prepared
     return Prepared(
         source=None if settings.arm == "gold" else source,
         teacher_width=shape.teacher_width,
-        record=_record(wanted, teacher.fingerprint, kept, shape) | {"source": "online", "teacher_dtype": dtype},
+        record=_record(distillation, teacher.fingerprint, kept, shape) | {"source": "online", "teacher_dtype": dtype},
         spread=source.spread(train) if kept is not None and settings.hsk_loss == "standardised" else None,
     )
 
 
-def without_teacher(wanted: Distillation) -> Prepared:
+def without_teacher(distillation: Distillation) -> Prepared:
     """Nothing but the gold labels: all that the arm *gold* needs."""
-    return Prepared(None, wanted.student.model.config.hidden_size, _record(wanted, None, None, None))
+    return Prepared(None, distillation.student.model.config.hidden_size, _record(distillation, None, None, None))
 
 
-def _record(wanted: Distillation, teacher: str | None, kept: HSKSpec | None, shape: Shape | None) -> dict[str, Any]:
-    train, student = wanted.train, wanted.student
+def _record(
+    distillation: Distillation, teacher: str | None, kept: HSKSpec | None, shape: Shape | None
+) -> dict[str, Any]:
+    train, student = distillation.train, distillation.student
     amount = HSKAmount(0, 0, 0.0, 0.0, 0.0)
     if kept is not None and shape is not None:
-        amount = measure(kept, train.tokens, shape, train.max_length, wanted.task.head.target())
+        amount = measure(kept, train.tokens, shape, train.max_length, distillation.task.head.target())
     return {
-        "task": wanted.task.name,
+        "task": distillation.task.name,
         "train_examples": len(train),
         **({} if train.real is None else {"augmented_examples": len(train) - train.real}),
         "data": train.fingerprint,

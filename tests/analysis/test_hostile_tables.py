@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from support import hostile
+from support.mutations import times
 from support.trial_tables import LADDER, table
 
 from hskd.analysis.report import provenance, sheets
@@ -89,6 +90,7 @@ def use(value: bytes | pd.DataFrame, whole: bool) -> None:
         analyse(study, whole)
 
 
+@pytest.mark.fuzz
 @pytest.mark.filterwarnings("ignore")
 def test_random_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -105,7 +107,7 @@ def test_random_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             error.add_note(f"input {number}")
             raise
         slowest = max(slowest, (time.perf_counter() - started, number))
-    total = COUNT * hostile.TORTURE
+    total = times(COUNT)
     print(f"tables: {total} inputs, {refused} refused, slowest {slowest[0]:.2f} s (input {slowest[1]})")
     assert total / 10 < refused < total * 0.97
 

@@ -49,6 +49,7 @@ def out(undisturbed: Ran, tmp_path: Path) -> Path:
     return shutil.copytree(undisturbed.out, tmp_path / "results")
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize("packed", [True, False])
 def test_damage_is_noticed_or_does_no_harm(packed: bool, out: Path, tmp_path: Path) -> None:
     if not packed:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import hostile
+from support.mutations import times
 
 from hskd.errors import HskdError
 from hskd.grid import spec
@@ -46,7 +47,7 @@ def attack(make: Callable[[int], Any], use: Callable[[Any], None]) -> None:
             error.add_note(f"input {number} of {make.__name__}")
             raise
         slowest = max(slowest, (time.perf_counter() - started, number))
-    total = COUNT * hostile.TORTURE
+    total = times(COUNT)
     print(f"{make.__name__}: {total} inputs, {refused} refused, slowest {slowest[0]:.2f} s (input {slowest[1]})")
     assert total / 10 <= refused <= total * 0.97
 
@@ -67,14 +68,17 @@ def use_change(text: str) -> None:
     changed(GridSpec.model_validate(hostile.GRID), parse_changes([text])).trials(HERE)
 
 
+@pytest.mark.fuzz
 def test_specs() -> None:
     attack(hostile.spec, use_spec)
 
 
+@pytest.mark.fuzz
 def test_grid_files() -> None:
     attack(hostile.grid, use_grid)
 
 
+@pytest.mark.fuzz
 def test_changes() -> None:
     attack(hostile.change, use_change)
 

@@ -15,12 +15,12 @@ import pytest
 from grid.conftest import Cli, Write
 from support.grid_lab import OPTIONS, TRIALS, Ran, outputs, recorded, run, same_predictions, trials_of
 
+from hskd.artifacts import sealed
 from hskd.errors import CorruptionError, HskdError
 from hskd.grid.record import grid_content
 from hskd.grid.run import GridStatus
 from hskd.grid.spec import load_grid
 from hskd.results import ResultsFolder, load, pack, unpack
-from hskd.results.folder import summed
 
 PACKED = {"grid.yaml", "trials.parquet", "predictions.npz", "labels.npz"}
 
@@ -88,7 +88,7 @@ def test_some_may_be_packed_and_some_not_and_a_file_wins(undisturbed: Ran, out: 
     assert len(GridStatus.of(trials_of(grid_file)[1], out).done) == TRIALS
     victim = ResultsFolder(out).result_files()[0]
     changed = json.loads(victim.read_text()) | {"peak_memory_bytes": 7}
-    victim.write_text(json.dumps(summed(changed)))
+    victim.write_text(json.dumps(sealed(changed)))
     for _ in range(2):
         assert load(out).set_index("trial").loc[victim.stem, "peak_memory_bytes"] == 7
         pack(out)

@@ -76,6 +76,7 @@ def read(folder: Path) -> dict[str, Any]:
     return contents(Store.open(folder))
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize("name", ["superset", *SPECS])
 def test_a_damaged_store_is_refused_or_reads_as_written(stores: dict[str, Store], tmp_path: Path, name: str) -> None:
     outcome = attack(stores[name].folder, tmp_path, read, times(40 if name == "superset" else 14))

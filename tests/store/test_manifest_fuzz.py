@@ -68,6 +68,7 @@ def stores(superset: Store, tmp_path_factory: pytest.TempPathFactory) -> list[St
     return [superset] + [derive(superset, HSKSpec.parse(SPECS[name]), 2, root / name) for name in ("fp16", "int8")]
 
 
+@pytest.mark.fuzz
 def test_fuzzed_manifests(stores: list[Store], tmp_path: Path) -> None:
     """Half of them with a checksum that fits, so that what lies behind it is reached."""
     right = [contents(store) for store in stores]

@@ -212,6 +212,7 @@ def test_a_shard_that_is_damaged_before_the_run_goes_on_is_made_again(
     assert_resumed(run(done.append), undisturbed_derived, kept, sum(done))
 
 
+@pytest.mark.torture
 def test_an_unfinished_store_under_damage(undisturbed: Store, undisturbed_derived: Store, tmp_path: Path) -> None:
     """Whatever happens to any of its files: the same bytes in the end, or an error of ours."""
 
@@ -244,6 +245,7 @@ def test_an_unfinished_store_under_damage(undisturbed: Store, undisturbed_derive
     assert outcome.harmless.total() > outcome.count / 2, outcome
 
 
+@pytest.mark.torture
 def test_derive_killed_at_any_operation(undisturbed: Store, undisturbed_derived: Store, tmp_path: Path) -> None:
     """Every third one, and with ``HSKD_TORTURE`` more; a killed run leaves a whole store or none."""
 

@@ -22,9 +22,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from hskd.artifacts import CHECKSUMS  # after the variable that transformers reads when it is imported
 
-SCALE = int(os.environ.get("HSKD_TORTURE", "1"))
-"""How many times as many attacks as in the short form: ``make torture`` sets it."""
-
 VOLATILE = {
     "checksum", "created", "examples_per_second", "first_use", "git_commit", "hsk_seconds", "last_use", "made_by",
     "peak_memory_bytes", "prediction_seconds", "seconds", "seconds_to_fit", "seconds_to_train",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import random
 import resource
 import signal
@@ -17,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from support.mutations import times
 
-TORTURE = max(1, int(os.environ.get("HSKD_TORTURE", "1")))
-"""How many times as much the tests of random input and of damage try."""
 SECONDS, BYTES = 20, 2**30
 """What one input may take before it is called a hang, or a bomb. A busy machine is slow."""
 
@@ -156,8 +154,8 @@ def _as_json(value: Any) -> str:
 
 
 def inputs(make: Callable[[int], Any], count: int) -> Iterator[tuple[int, Any]]:
-    """``count`` inputs and their numbers, times ``TORTURE``."""
-    for number in range(count * TORTURE):
+    """``count`` inputs and their numbers, or more of them (see :func:`support.mutations.times`)."""
+    for number in range(times(count)):
         yield number, make(number)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import decimal
 import gzip
 import json
-import os
 import random
 import resource
 import time
@@ -19,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.mutations import times
 
 from hskd.errors import HskdError
 from hskd.tasks import TaskData, load_task
@@ -26,7 +26,7 @@ from hskd.tasks.builtin.glue import GLUE_TASKS
 from hskd.tasks.choices import LABEL_TYPES
 from hskd.tasks.files import fault_of
 
-COUNT = 200 * int(os.environ.get("HSKD_TORTURE", "1"))
+COUNT = times(200)
 SECONDS = 1.0
 MEMORY = 512 * 2**20
 
@@ -221,6 +221,7 @@ def torture(load: Callable[[random.Random, int], TaskData]) -> None:
     print(f"{COUNT} inputs, {read} read, the others refused; {grown / 2**20:.0f} MiB")
 
 
+@pytest.mark.fuzz
 @pytest.mark.filterwarnings("ignore:.*left out")
 @pytest.mark.parametrize("kind", MAKERS)
 def test_own_files(tmp_path: Path, kind: str) -> None:
@@ -254,6 +255,7 @@ def glue_table(rng: random.Random, columns: list[str], labels: tuple[str, ...], 
     return "\n".join(lines).encode()
 
 
+@pytest.mark.fuzz
 @pytest.mark.filterwarnings("ignore:.*rows lack fields")
 def test_glue_files(tmp_path: Path) -> None:
     def load(rng: random.Random, number: int) -> TaskData:
@@ -277,6 +279,7 @@ def test_glue_files(tmp_path: Path) -> None:
     torture(load)
 
 
+@pytest.mark.fuzz
 @pytest.mark.filterwarnings("ignore:.*rows lack fields")
 def test_copies_of_the_hub(tmp_path: Path) -> None:
     def load(rng: random.Random, number: int) -> TaskData:

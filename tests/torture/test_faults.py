@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import BAD, GOOD, make_bert
-from support.faults import SCALE, Ended, Job, Lab, digest
+from support.faults import Ended, Job, Lab, digest
+from support.mutations import times
 from transformers import BertTokenizerFast
 
-pytestmark = [pytest.mark.torture, pytest.mark.timeout(600 * SCALE)]
+pytestmark = [pytest.mark.torture, pytest.mark.timeout(900)]
 
 GRID = """\
 name: broken
@@ -150,7 +151,7 @@ def test_killed_commands_resume_to_the_same_bytes(pipeline: Pipeline, name: str,
     """kill -9 at random moments of a command's life, then all clocks are wrong, then it ends as if undisturbed."""
     rng = np.random.default_rng(sorted(COMMANDS).index(name))
     command = COMMANDS[name]
-    for turn in range(SCALE):
+    for turn in range(times(1)):
         root = pipeline.before(name, tmp_path / str(turn))
         for moment in rng.uniform(0, pipeline.seconds[name], 2):
             [ended] = pipeline.lab.run(Job(command.arguments, root, float(moment)))
@@ -170,7 +171,7 @@ def test_an_interrupted_command_says_one_line_and_resumes(pipeline: Pipeline, na
     """SIGINT (Ctrl-C): exit code 130."""
     rng = np.random.default_rng(100 + sorted(COMMANDS).index(name))
     command = COMMANDS[name]
-    for turn in range(SCALE):
+    for turn in range(times(1)):
         root = pipeline.before(name, tmp_path / str(turn))
         moment = float(rng.uniform(0.1, 0.8)) * pipeline.seconds[name]
         [ended] = pipeline.lab.run(Job(command.arguments, root, moment, signal.SIGINT))
@@ -189,7 +190,7 @@ def test_two_at_a_time_end_as_one(pipeline: Pipeline, name: str, tmp_path: Path)
     """Two processes run one command on one folder: each ends well or says why not, and the result is whole."""
     rng = np.random.default_rng(200 + sorted(COMMANDS).index(name))
     command = COMMANDS[name]
-    for turn in range(SCALE):
+    for turn in range(times(1)):
         root = pipeline.before(name, tmp_path / str(turn))
         moment = None if turn % 2 == 0 else float(rng.uniform(0, pipeline.seconds[name]))
         both = pipeline.lab.run(Job(command.arguments, root, moment), Job(command.arguments, root))
@@ -233,7 +234,7 @@ def test_a_full_disk_is_one_line_and_the_command_goes_on(pipeline: Pipeline, nam
     rng = np.random.default_rng(300 + sorted(COMMANDS).index(name))
     command = COMMANDS[name]
     needed = None
-    for turn in range(2 * SCALE):
+    for turn in range(times(2)):
         resize(small_disk, 64 * 1024)
         root = pipeline.before(name, small_disk / str(turn))
         free = 4 * (turn % 3) if needed is None or turn % 4 == 0 else int(rng.integers(0, needed))

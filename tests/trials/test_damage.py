@@ -84,6 +84,7 @@ def read_trial(lab: Lab) -> Callable[[Path], Any]:
 READERS = {"teacher": (read_teacher, 40), "student": (read_student, 40), "trial": (read_trial, 20)}
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize("kind", READERS)
 def test_mutations_are_refused_or_harmless(made: Path, lab: Lab, tmp_path: Path, kind: str) -> None:
     reader, count = READERS[kind]

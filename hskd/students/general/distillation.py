@@ -78,8 +78,8 @@ class BodySource:
             top = max(layer.teacher for layer in self.layers)
             states = LeanEncoder(self._body).hidden_states(inputs, top, padded=is_padded(batch))
         real = inputs["attention_mask"].bool()
-        wanted = {layer.teacher: states[layer.teacher][real].float() for layer in self.layers}
-        return select_hsk(self._spec, self.layers, TeacherStates(tokens_of(batch, self._sep_id), wanted, {}))
+        mapped_states = {layer.teacher: states[layer.teacher][real].float() for layer in self.layers}
+        return select_hsk(self._spec, self.layers, TeacherStates(tokens_of(batch, self._sep_id), mapped_states, {}))
 
     def targets(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """A body has none.

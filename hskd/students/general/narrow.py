@@ -109,13 +109,13 @@ class _Fit:
 
     def run(self, projection: nn.Linear | None) -> None:
         """Fill the student, and the projection."""
-        theirs = self._mapped_states()
-        self.mean, self.basis = _choose_basis(theirs, self.width)
-        mine = [self._fit_embeddings(theirs[0])]
+        teacher_states = self._mapped_states()
+        self.mean, self.basis = _choose_basis(teacher_states, self.width)
+        student_states = [self._fit_embeddings(teacher_states[0])]
         for index in range(len(self.mapped) - 1):
-            mine.append(self._fit_layer(index, mine[-1]))
+            student_states.append(self._fit_layer(index, student_states[-1]))
         if projection is not None:
-            _assign(projection, torch.cat(mine), torch.cat(theirs))
+            _assign(projection, torch.cat(student_states), torch.cat(teacher_states))
 
     def _mapped_states(self) -> list[Tensor]:
         states: list[list[Tensor]] = [[] for _ in self.mapped]
@@ -141,21 +141,23 @@ class _Fit:
         """The part of an output matrix ``(d_T, n)`` that shows in the student's states."""
         return weight if self.basis is None else self.basis.T @ weight
 
-    def _fit_embeddings(self, wanted: Tensor) -> Tensor:
-        theirs, mine = self.body.embeddings, self.student.embeddings
+    def _fit_embeddings(self, teacher_states: Tensor) -> Tensor:
+        teacher_embeddings, student_embeddings = self.body.embeddings, self.student.embeddings
         for name in ("word_embeddings", "position_embeddings", "token_type_embeddings"):
-            getattr(mine, name).weight.copy_(self._before_norm(getattr(theirs, name).weight, theirs.LayerNorm))
+            getattr(student_embeddings, name).weight.copy_(
+                self._before_norm(getattr(teacher_embeddings, name).weight, teacher_embeddings.LayerNorm)
+            )
         before = []
-        with _watched({"sum": mine.LayerNorm}, set(), lambda name, states: before.append(states)):
+        with _watched({"sum": student_embeddings.LayerNorm}, set(), lambda name, states: before.append(states)):
             for inputs in self.inputs:
-                mine(inputs["input_ids"], inputs.get("token_type_ids"))
+                student_embeddings(inputs["input_ids"], inputs.get("token_type_ids"))
         rows = torch.cat([states[real] for states, real in zip(before, self.real, strict=True)])
-        return self._fit_norm(mine.LayerNorm, rows, self._reduced(wanted))
+        return self._fit_norm(student_embeddings.LayerNorm, rows, self._reduced(teacher_states))
 
-    def _fit_norm(self, norm: nn.LayerNorm, before: Tensor, wanted: Tensor) -> Tensor:
+    def _fit_norm(self, norm: nn.LayerNorm, before: Tensor, target_states: Tensor) -> Tensor:
         """Fit weight and bias, neuron by neuron, and return what comes out."""
         normal = F.layer_norm(before, (self.width,), eps=norm.eps).double()
-        target = wanted.double()
+        target = target_states.double()
         spread = normal.var(0, unbiased=False)
         weight = ((normal - normal.mean(0)) * (target - target.mean(0))).mean(0) / spread.clamp_min(norm.eps)
         norm.weight.copy_(weight)
@@ -171,8 +173,8 @@ class _Fit:
         seen = self._run_teacher(span)
         block, top = self.student.encoder.layer[index], self.body.encoder.layer[span[-1] - 1]
         attention = block.attention.self
-        for name, wanted in self._choose_heads(span, seen).items():
-            _assign(getattr(attention, name), states, wanted)
+        for name, targets in self._choose_heads(span, seen).items():
+            _assign(getattr(attention, name), states, targets)
         after = self._fit_output(
             block.attention.output, self._context(attention, states), states, seen["attended"], top.attention.output
         )

@@ -148,9 +148,9 @@ def _is_fit_dense(key: str) -> bool:
 def _fit_dense(name: str) -> dict[str, torch.Tensor] | None:
     own = model_file(name, PROJECTION_FILE)
     files = [own] if own else weight_files(name)
-    found: dict[str, torch.Tensor] = {}
+    projection: dict[str, torch.Tensor] = {}
     for file in files:
         for key, tensor in load_state_dict(file).items():
             if own or _is_fit_dense(key):
-                found[key.rpartition(".")[2]] = tensor.float().clone()
-    return found if {*found} == {"weight", "bias"} else None
+                projection[key.rpartition(".")[2]] = tensor.float().clone()
+    return projection if {*projection} == {"weight", "bias"} else None

