@@ -139,7 +139,7 @@ def test_hidden_states_shorter_than_the_tokens(tmp_path: Path, tokenizer: BertTo
 def test_too_few_positions(tmp_path: Path, tokenizer: BertTokenizerFast) -> None:
     folder = saved(tmp_path / "body", tokenizer, max_position_embeddings=4)
     data = toy()
-    with pytest.raises(HskdError, match=r"cannot run on 7 tokens of its tokenizer .*--max-length"):
+    with pytest.raises(HskdError, match=r"has positions for 4 tokens, and an example .* 7; give --max-length 4"):
         finetune(
             str(folder), data.task, splits_of(data, folder, tmp_path), ONE, tmp_path / "teacher", CPU_RUN, Calls(_fail)
         )

@@ -111,7 +111,7 @@ def test_a_file_is_hashed_again_once_it_has_changed(tmp_path: Path, monkeypatch:
     path.write_bytes(b"one")
     assert hashing.known_sha256(path) == hashing.known_sha256(path) == whole(path)
     assert len(hashed) == 2, "a file that was written a moment ago may change within one tick of its clock"
-    monkeypatch.setattr(hashing, "_SETTLED", -1.0)
+    monkeypatch.setattr(hashing, "_SETTLED_NS", -1)
     before = hashing.known_sha256(path)
     assert hashing.known_sha256(path) == before and len(hashed) == 3
     times = path.stat()
