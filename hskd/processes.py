@@ -79,7 +79,8 @@ def start(device: torch.device) -> torch.device:
     Raises:
         HskdError: there is no such device for every process.
     """
-    if launched()[1] == 1:
+    _, many = launched()
+    if many == 1:
         return device
     require_one_each(str(device))
     import torch
