@@ -12,6 +12,7 @@ import psutil
 import pytest
 from grid.conftest import Cli, Write
 from support.grid_lab import TRIALS, Ran, Recorder, run, same_predictions, same_scores
+from support.mutations import times
 
 from hskd.errors import HskdError
 from hskd.grid.executors import RayCluster, Workers
@@ -133,6 +134,38 @@ def test_a_local_ray_gives_the_same_bits(
                 raise
     assert ran is not None, "Ray did not start"
     assert not named("raylet/raylet")
+    assert ran.progress.failed == {}
+    same_scores(ran.table, undisturbed.table)
+    same_predictions(ran.out, undisturbed.out)
+
+
+@pytest.mark.torture
+@pytest.mark.ray
+@needs_ray
+@pytest.mark.skipif(times(1) == 1, reason="takes minutes: make torture runs it")
+@pytest.mark.timeout(900)
+def test_a_node_that_is_lost_costs_its_trial_another_run(
+    undisturbed: Ran, grid_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two nodes of one CPU each; the one that runs no driver is lost after the first trial."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    from ray.cluster_utils import Cluster
+
+    shutil.copytree(undisturbed.work, tmp_path / "work")
+    shutil.rmtree(tmp_path / "work" / "trials")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    lost: list[object] = []
+    try:
+        node = cluster.add_node(num_cpus=1)
+
+        def lose() -> None:
+            cluster.remove_node(node, allow_graceful=False)
+            lost.append(node)
+
+        ran = run(grid_file, tmp_path, RayCluster(cluster.address), Once(lose))
+    finally:
+        cluster.shutdown()
+    assert lost
     assert ran.progress.failed == {}
     same_scores(ran.table, undisturbed.table)
     same_predictions(ran.out, undisturbed.out)
