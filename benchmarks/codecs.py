@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from transformers import BertConfig, BertForSequenceClassification
 
 from hskd.benchmarks.data import draw_lengths, make_split, superset_store
+from hskd.cli.progress import tables
 from hskd.distill.source import StoreSource
 from hskd.distill.trainer import HSKModule
 from hskd.fast import fast_training
@@ -125,7 +125,7 @@ def main() -> None:
         for student in STUDENTS:
             works = {width: training(source, split, student) for width, source in sources.items()}
             add(f"HSK stage, {student}", works)
-    Console(width=160).print(table)
+    tables(width=160).print(table)
 
 
 if __name__ == "__main__":

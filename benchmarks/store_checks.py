@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from transformers import BertConfig, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
@@ -27,6 +26,7 @@ from hskd.benchmarks.data import draw_lengths, make_split, spec_store, vocabular
 from hskd.benchmarks.job import SEED
 from hskd.benchmarks.models import student_of
 from hskd.benchmarks.shapes import SIZES, STUDENTS
+from hskd.cli.progress import tables
 from hskd.distill.source import StoreSource
 from hskd.distill.trainer import HSKModule, HSKTrainer
 from hskd.fast import fast_training
@@ -113,7 +113,7 @@ def main() -> None:
     table.add_row(f"compare {size} with checksums", f"{check:.4f}", f"{100 * check / epoch:.3f} %")
     table.add_row("read an epoch's batches", f"{read:.3f}", f"{100 * read / epoch:.2f} %")
     table.add_row(f"an epoch: {len(batches)} steps of {1000 * step:.0f} ms", f"{epoch:.1f}", "100 %")
-    Console(width=120).print(table)
+    tables(width=120).print(table)
 
 
 if __name__ == "__main__":
