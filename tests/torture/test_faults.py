@@ -276,3 +276,16 @@ def test_a_folder_that_vanishes_is_one_line(pipeline: Pipeline, name: str, tmp_p
     [ended] = pipeline.lab.run(Job(COMMANDS[name].arguments, root))
     assert ended.code == 0, ended.output
     require_same(pipeline, name, root)
+
+
+@pytest.mark.parametrize(("name", "damaged"), [("extend", "part"), ("derive", "superset"), ("distill", "derived")])
+def test_a_damaged_store_is_refused_by_name(pipeline: Pipeline, name: str, damaged: str, tmp_path: Path) -> None:
+    root = pipeline.before(name, tmp_path / "root")
+    shard = next((root / damaged).glob("shard-*"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2 | 1] ^= 0x80  # the sign of a number
+    shard.write_bytes(content)
+    [ended] = pipeline.lab.run(Job(COMMANDS[name].arguments, root))
+    require_clear(ended)
+    assert f"{damaged}/{shard.name}: its SHA-256" in ended.output
+    assert not any((root / place).exists() for place in COMMANDS[name].makes)
