@@ -164,6 +164,11 @@ class Departures:
             )
         }
 
+    @property
+    def trains_by_dev(self) -> bool:
+        """Whether the student that is kept depends on the labels of dev."""
+        return "best_epoch" in self._on
+
     def keeps(self, scores: Sequence[float]) -> bool:
         """Whether to keep the student of the epoch that has just been scored, the last of ``scores``."""
         return "best_epoch" in self._on and scores[-1] > max(scores[:-1], default=-math.inf)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hskd.artifacts import SCHEMAS
 from hskd.hashing import content_fingerprint, fingerprint, known_sha256
+from hskd.paper.departures import Departures
 from hskd.store.reader import Store
 from hskd.tasks.content import labelled, scored
 from hskd.teachers.loading import PROJECTION_FILE, model_content
@@ -94,7 +95,7 @@ def inputs_of(config: TrialConfig, examples: Examples) -> Inputs:
         if config.teacher is not None:
             trained["model"] = model_content(config.teacher.model, modules)
         trained |= config.student.contents()
-    if "best_epoch" in config.settings.compat and "dev" in by_split:
+    if Departures(config.settings.compat).trains_by_dev and "dev" in by_split:
         trained["dev, by which the epoch is chosen"] = by_split["dev"]
     trained[SCHEMA] = fingerprint({kind: number for kind, number in SCHEMAS.items() if kind != "stores"})
     return Inputs(trained, by_split)

@@ -7,7 +7,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +31,7 @@ from support.grid_lab import (
 from hskd.errors import HskdError
 from hskd.grid.record import error_path
 from hskd.grid.run import GridStatus
-from hskd.results import ResultsFolder, load, pack, unpack
+from hskd.results import ResultsFolder, pack, unpack
 
 
 @pytest.fixture
@@ -200,22 +199,6 @@ def test_a_file_where_a_folder_should_be_is_one_line(
     (tmp_path / "out").write_text("")
     code, _, err = cli("run", grid_file, "--out", tmp_path / "out", "--work", undisturbed.work, *OPTIONS)
     assert code == 2 and len(err.strip().splitlines()) == 1 and str(tmp_path / "out") in err
-
-
-def test_two_runs_on_one_folder_lose_and_double_nothing(undisturbed: Ran, root: Path, grid_file: Path) -> None:
-    lost = without_trials(root, 3)
-    told = [Recorder(), Recorder()]
-    found: list[Ran] = []
-    threads = [threading.Thread(target=lambda one=one: found.append(run(grid_file, root, told=one))) for one in told]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [ran.progress.failed for ran in found] == [{}, {}]
-    assert len(found) == 2 and len(lost) == 3
-    same_scores(load(root / "out"), undisturbed.table)
-    same_predictions(root / "out", undisturbed.out)
-    assert len(list((root / "work" / "trials").glob("*/result.json"))) == TRIALS
 
 
 def test_damaged_files_of_errors_are_no_obstacle(root: Path, grid_file: Path) -> None:
