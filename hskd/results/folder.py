@@ -265,19 +265,15 @@ class ResultsFolder:
         return _settled(lambda: self._outputs(ids, split))
 
     def _outputs(self, ids: Sequence[str], split: str) -> dict[str, np.ndarray]:
-        arrays: dict[str, np.ndarray] = {}
-        if any(not _is_there(self.outputs_file(trial)) for trial in ids):
-            packed = self.packed_outputs([split])
-            arrays = {trial: packed[trial][split] for trial in ids if split in packed.get(trial, {})}
-        for trial in ids:
-            file = self.outputs_file(trial)
-            if _is_there(file):
-                arrays[trial] = read_array(file, split)
+        # A file that is there is read from there: if it is folded meanwhile, that is an error, and all is read anew.
+        files = {trial: self.outputs_file(trial) for trial in ids if _is_there(self.outputs_file(trial))}
+        packed = self.packed_outputs([split]) if len(files) < len(ids) else {}
+        arrays = {trial: packed[trial][split] for trial in ids if trial not in files and split in packed.get(trial, {})}
+        arrays |= {trial: read_array(file, split) for trial, file in files.items()}
         results = self.results()
         for trial, array in arrays.items():
-            file = self.outputs_file(trial) if _is_there(self.outputs_file(trial)) else self.predictions_file
-            require_outputs(results.get(trial), {split: array}, file)
-        return arrays
+            require_outputs(results.get(trial), {split: array}, files.get(trial, self.predictions_file))
+        return {trial: arrays[trial] for trial in ids if trial in arrays}
 
     def packed_outputs(self, splits: Iterable[str] | None = None) -> dict[str, Outputs]:
         """The packed outputs of every trial, on some splits or all.

@@ -24,7 +24,8 @@ def words(body: Path, data: Path, work: Path, out: Path) -> list[str]:
 
 
 SLOW = """
-import gc, time
+import gc, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what shells start in the background ignores it
 from hskd.cli.app import main
 from hskd.training import StageTrainer
 gc.freeze()

@@ -1,10 +1,9 @@
-"""Two processes that make one artifact at the same time. Run as a script, it is what starts them."""
+"""Two processes that make one artifact at the same time. Run as a script, it is one of them."""
 
 from __future__ import annotations
 
 import gc
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -31,43 +30,36 @@ KINDS = ("distill", "teacher", "student", "general")
 Make = Callable[[Path, Progress], object]
 
 
-def at_once(make: Make, folder: Path, scratch: Path) -> list[dict[str, list[str]]]:
-    """What two processes are told that make one folder: the second begins when the first has, which waits for it."""
+def make_together(number: int, make: Make, scratch: Path) -> None:
+    """Make ``scratch/together`` as one of two processes, and write down what it was told.
+
+    Process 1 begins when process 0 has; process 0 goes on when process 1 says that it waits for it.
+    """
     begun, waiting = scratch / "begun", scratch / "waiting"
-    children = []
-    for number in range(2):
-        child = os.fork()
-        if child == 0:
-            told: dict[str, list[str]] = {"titles": [], "said": [], "error": []}
+    told: dict[str, list[str]] = {"titles": [], "said": [], "error": []}
 
-            def begin(title: str, told: dict[str, list[str]] = told) -> None:
-                told["titles"].append(title)
-                begun.touch()
-                until(waiting.exists)
+    def begin(title: str) -> None:
+        told["titles"].append(title)
+        begun.touch()
+        until(waiting.exists)
 
-            def say(message: str, told: dict[str, list[str]] = told) -> None:
-                told["said"].append(message)
-                if "another process" in message:
-                    waiting.touch()
+    def say(message: str) -> None:
+        told["said"].append(message)
+        if "another process" in message:
+            waiting.touch()
 
-            artifacts._PATIENCE = 0.05
-            if number == 1:
-                until(begun.exists)
-            try:
-                make(folder, Calls(begin=begin, say=say))
-            except BaseException as error:
-                told["error"].append(f"{type(error).__name__}: {error}")
-            (scratch / f"told-{number}.json").write_text(json.dumps(told), encoding="utf-8")
-            os._exit(0)
-        children.append(child)
-    for child in children:
-        os.waitpid(child, 0)
-    return [json.loads((scratch / f"told-{number}.json").read_text(encoding="utf-8")) for number in range(2)]
+    if number == 1:
+        until(begun.exists)
+    try:
+        make(scratch / "together", Calls(begin=begin, say=say))
+    except BaseException as error:
+        told["error"].append(f"{type(error).__name__}: {error}")
+    (scratch / f"told-{number}.json").write_text(json.dumps(told), encoding="utf-8")
 
 
 def until(there: Callable[[], bool]) -> None:
     """Wait until it is so, or give up."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200  # the other may still import its libraries
     while not there() and time.monotonic() < deadline:
         time.sleep(0.01)
 
@@ -103,11 +95,12 @@ def makers(lab: Lab, data: Path, body: Path, root: Path) -> dict[str, Make]:
 
 
 if __name__ == "__main__":
-    # In forks of a process without threads: importing the libraries takes longer than the work.
-    root, data, body, out = map(Path, sys.argv[1:])
+    number = int(sys.argv[1])
+    root, data, body, out = map(Path, sys.argv[2:])
     torch.set_num_threads(1)
     gc.freeze()
+    artifacts._PATIENCE = 0.05
     opened = Lab.open(root, data)
     for name, make in makers(opened, data, body, out).items():
-        (out / name).mkdir()
-        at_once(make, out / name / "together", out / name)
+        (out / name).mkdir(exist_ok=True)
+        make_together(number, make, out / name)

@@ -31,9 +31,11 @@ def together(lab: Lab, data_folder: Path, body: Path, tmp_path_factory: pytest.T
     out = tmp_path_factory.mktemp("at-once")
     script = Path(at_once.__file__)
     places = [str(place) for place in (lab.root, data_folder, body, out)]
-    subprocess.run(
-        [sys.executable, str(script), *places], check=True, env={**os.environ, "PYTHONPATH": str(script.parents[1])}
-    )
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[1])}
+    both = [
+        subprocess.Popen([sys.executable, str(script), str(number), *places], env=environment) for number in range(2)
+    ]
+    assert [process.wait() for process in both] == [0, 0]
     return out
 
 
