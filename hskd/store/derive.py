@@ -62,31 +62,31 @@ def derive(
         MismatchError: ``folder`` holds another store.
     """
     progress = progress or Silent()
-    held = superset.manifest
-    shape = held.shape(student_layers)
+    manifest = superset.manifest
+    shape = manifest.shape(student_layers)
     require_served(superset, spec, shape)
     layers = spec.layers(shape)
-    arrays = derived_arrays(spec, shape, held.origin.max_length, held.target.array)
-    mask = spec.width.fixed(held.teacher_width)
+    arrays = derived_arrays(spec, shape, manifest.origin.max_length, manifest.target.array)
+    mask = spec.width.fixed(manifest.teacher_width)
     plan = Manifest(
         kind="derived",
-        origin=held.origin,
-        teacher_layers=held.teacher_layers,
-        teacher_width=held.teacher_width,
-        vocab_size=held.vocab_size,
-        special_ids=held.special_ids,
+        origin=manifest.origin,
+        teacher_layers=manifest.teacher_layers,
+        teacher_width=manifest.teacher_width,
+        vocab_size=manifest.vocab_size,
+        special_ids=manifest.special_ids,
         layers=tuple(layer.student for layer in layers),
         mapped=tuple(layer.teacher for layer in layers),
         student_layers=student_layers,
-        target=held.target,
+        target=manifest.target,
         precision=spec.precision.selector,
         spec=spec.model_dump(mode="json"),
-        fixed_neurons=None if mask is None or len(mask) == held.teacher_width else tuple(int(i) for i in mask),
+        fixed_neurons=None if mask is None or len(mask) == manifest.teacher_width else tuple(int(i) for i in mask),
         examples=len(superset),
-        made_by=provenance() | {"superset": held.fingerprint},
+        made_by=provenance() | {"superset": manifest.fingerprint},
     )
 
-    learns = bool(spec.width.codec_layout(spec.precision, held.teacher_width))
+    learns = bool(spec.width.codec_layout(spec.precision, manifest.teacher_width))
     codec: dict[str, torch.Tensor] = {}
 
     def place_codec(partial: Path) -> None:
@@ -96,7 +96,7 @@ def derive(
     def fit(path: Path) -> None:
         progress.say(f"width={spec.width.selector} learns from {len(superset)} examples")
         parts = chunks(np.arange(len(superset)), superset.lengths)
-        fitted = fit_codec(spec, layers, held.teacher_width, map(superset.states, parts))
+        fitted = fit_codec(spec, layers, manifest.teacher_width, map(superset.states, parts))
         assert fitted is not None
         if not all(bool(array.isfinite().all()) for array in fitted.values()):
             raise HskdError(
@@ -111,11 +111,11 @@ def derive(
         parts = []
         for rows in chunks(np.arange(span.start, span.stop), superset.lengths):
             selected = select(spec, layers, superset.states(rows), codec)
-            parts.append(_arrays_of(selected, arrays, held.teacher_width) | _addresses(superset, rows, arrays))
+            parts.append(_arrays_of(selected, arrays, manifest.teacher_width) | _addresses(superset, rows, arrays))
         shard = {name: torch.cat([part[name] for part in parts]) for name in arrays}
-        found = misfit(shard)
-        if found is not None:
-            _refuse(spec, superset, span, found, arrays, shard)
+        fault = misfit(shard)
+        if fault is not None:
+            _refuse(spec, superset, span, fault, arrays, shard)
         progress.advance(len(span))
         return shard
 
@@ -135,12 +135,12 @@ def _refuse(
     spec: HSKSpec,
     superset: Store,
     span: range,
-    found: tuple[str, int],
+    fault: tuple[str, int],
     arrays: dict[str, ArraySpec],
     shard: Shard,
 ) -> None:
     """Say which example has a number that the spec's precision cannot hold, or none that is a number."""
-    name, row = found
+    name, row = fault
     example = span.start + example_of_row(arrays[name], row, shard)
     which = f"example {example} (id {int(superset.example_ids[example])})"
     if name == TARGET:
@@ -158,37 +158,38 @@ def require_served(superset: Store, spec: HSKSpec, shape: Shape) -> None:
         HskdError: says what the superset lacks and how to extract one that has it.
         MismatchError: the store is not a superset.
     """
-    held = superset.manifest
-    if held.kind != "superset":
+    manifest = superset.manifest
+    if manifest.kind != "superset":
         raise MismatchError(
             f"{superset.folder}: is the store of the spec {superset.spec.label if superset.spec else '?'}, not a "
             "superset; derive from the superset that it was derived from."
         )
     layers = spec.layers(shape)
-    lacking = sorted({layer.teacher for layer in layers} - set(held.layers))
+    lacking = sorted({layer.teacher for layer in layers} - set(manifest.layers))
     attention = {layer.attention for layer in layers if layer.attention is not None}
     if lacking:
         raise HskdError(
             f"spec {spec.label}: needs teacher layers {lacking}, which {superset.folder} does not hold (it holds "
-            f"{list(held.layers)}); extract a superset with --layers {_listed({*held.layers, *lacking})}."
+            f"{list(manifest.layers)}); extract a superset with --layers {_listed({*manifest.layers, *lacking})}."
         )
-    if not attention <= set(held.attention_layers):
+    if not attention <= set(manifest.attention_layers):
         raise HskdError(
             f"spec {spec.label}: ranks tokens by attention layers {_listed(attention)}, and {superset.folder} holds "
-            f"{list(held.attention_layers)}; extract a superset with --attention-layers "
-            f"{_listed({*held.attention_layers, *attention})}."
+            f"{list(manifest.attention_layers)}; extract a superset with --attention-layers "
+            f"{_listed({*manifest.attention_layers, *attention})}."
         )
     gradients = {layer.gradient for layer in layers if layer.gradient is not None}
-    if not gradients <= set(held.gradient_layers):
+    if not gradients <= set(manifest.gradient_layers):
         raise HskdError(
             f"spec {spec.label}: ranks tokens by the gradient in teacher layers {_listed(gradients)}, and "
-            f"{superset.folder} holds that of {list(held.gradient_layers)}; extract a superset with --gradient-layers "
-            f"{_listed({*held.gradient_layers, *gradients})}."
+            f"{superset.folder} holds that of {list(manifest.gradient_layers)}; extract a superset with "
+            f"--gradient-layers {_listed({*manifest.gradient_layers, *gradients})}."
         )
-    if held.precision not in ("fp32", spec.precision.selector):
+    if manifest.precision not in ("fp32", spec.precision.selector):
         raise HskdError(
             f"spec {spec.label}: keeps values in {spec.precision.selector}, and {superset.folder} holds "
-            f"{held.precision}; extract a superset with --precision fp32, or ask for precision={held.precision}."
+            f"{manifest.precision}; extract a superset with --precision fp32, or ask for "
+            f"precision={manifest.precision}."
         )
 
 

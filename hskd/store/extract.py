@@ -230,9 +230,9 @@ def extract(
                 place = torch.from_numpy(split.first_tokens(order + span.start) - split.offsets[span.start])
             shard[TARGET][place] = output.target.cpu().to(target.dtype)
             progress.advance(len(order) * processes.count())  # The other processes do about as much.
-        found = misfit(shard)
-        if found is not None:
-            name, row = found
+        fault = misfit(shard)
+        if fault is not None:
+            name, row = fault
             example = span.start + example_of_row(arrays[name], row, shard)
             which = _named(teacher, split, example)
             if name in precision.layout(1):

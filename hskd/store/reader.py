@@ -361,8 +361,8 @@ class Store:
             return array(0)[where].view(dtype)
         out = torch.empty((len(index), *array(0).shape[1:]), dtype=array(0).dtype)
         for shard in np.unique(shards):  # of the thousands that a large store has
-            mine = torch.from_numpy(np.flatnonzero(shards == shard))
-            out[mine] = array(shard)[where[mine]]
+            in_shard = torch.from_numpy(np.flatnonzero(shards == shard))
+            out[in_shard] = array(shard)[where[in_shard]]
         return out.view(dtype)
 
 
@@ -424,11 +424,11 @@ def _require_arrays(
         name: (array.dtype, (rows[array.per],) if name in ADDRESSES else (rows[array.per], array.elements))
         for name, array in arrays.items()
     }
-    found = {name: (array.dtype, tuple(array.shape)) for name, array in shard.items()}
-    if found != expected:
-        wrong = min(name for name in expected | found if expected.get(name) != found.get(name))
+    stored = {name: (array.dtype, tuple(array.shape)) for name, array in shard.items()}
+    if stored != expected:
+        wrong = min(name for name in expected | stored if expected.get(name) != stored.get(name))
         raise CorruptionError(
-            f"{path}: array {wrong[:100]} is {found.get(wrong, 'missing')} where the manifest says "
+            f"{path}: array {wrong[:100]} is {stored.get(wrong, 'missing')} where the manifest says "
             f"{expected.get(wrong, 'none')} (type, shape); {_ADVICE}."
         )
 
@@ -511,9 +511,9 @@ def unpack_neurons(packed: torch.Tensor, width: int, count: int) -> torch.Tensor
         return packed.long()
     bits = np.unpackbits(packed.numpy(), axis=2, count=width).view(bool)
     # One index into all of it, less where each mask begins: numpy finds it faster than one index a dimension.
-    found = np.flatnonzero(bits).reshape(*bits.shape[:2], count)
-    found -= np.arange(0, bits.size, width).reshape(*bits.shape[:2], 1)
-    return torch.from_numpy(found)
+    neurons = np.flatnonzero(bits).reshape(*bits.shape[:2], count)
+    neurons -= np.arange(0, bits.size, width).reshape(*bits.shape[:2], 1)
+    return torch.from_numpy(neurons)
 
 
 def _joined(shards: list[dict[str, torch.Tensor]], name: str) -> np.ndarray:

@@ -120,8 +120,8 @@ def shares(batch: Indices, deal: Deal) -> list[Share]:
         batch: (B,) rows, at least one.
         deal: says which process, of how many, and in how many shares.
     """
-    mine = [piece[deal.process :: deal.processes] for piece in np.array_split(batch, deal.accumulate)]
-    return [Share((rows if len(rows) else batch[:1]).tolist(), len(rows) / len(batch)) for rows in mine]
+    rows_by_share = [piece[deal.process :: deal.processes] for piece in np.array_split(batch, deal.accumulate)]
+    return [Share((rows if len(rows) else batch[:1]).tolist(), len(rows) / len(batch)) for rows in rows_by_share]
 
 
 class BucketedBatchSampler(Sampler[list[int]]):

@@ -59,9 +59,11 @@ class Table:
             HskdError: there is no such column, or there are several.
         """
         if name not in self.names:
-            raise HskdError(f"{self.file}: no column {shown(name)}; it has {listed(self.names)}.")
+            raise HskdError(f"{self.file}: no column {short_repr(name)}; it has {listed(self.names)}.")
         if self.names.count(name) > 1:
-            raise HskdError(f"{self.file}: {self.names.count(name)} columns are called {shown(name)}; expected one.")
+            raise HskdError(
+                f"{self.file}: {self.names.count(name)} columns are called {short_repr(name)}; expected one."
+            )
         return self.get(name)
 
     def texts(self, names: Sequence[str]) -> list[list[str]]:
@@ -74,9 +76,11 @@ class Table:
         for name, values in zip(names, columns, strict=True):
             for row, text in enumerate(values):
                 if not isinstance(text, str) or not text:
-                    raise HskdError(f"{self.file}, row {row}, column {shown(name)}: {shown(text)}; expected a text.")
+                    raise HskdError(
+                        f"{self.file}, row {row}, column {short_repr(name)}: {short_repr(text)}; expected a text."
+                    )
                 if (fault := fault_of(text)) is not None:
-                    raise HskdError(f"{self.file}, row {row}, column {shown(name)}: {fault}.")
+                    raise HskdError(f"{self.file}, row {row}, column {short_repr(name)}: {fault}.")
         return columns
 
 
@@ -94,7 +98,7 @@ def fault_of(text: str) -> str | None:
     return None
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """A value for a message: as Python writes it, and short."""
     if isinstance(value, str):
         return repr(value) if len(value) <= _SHORT.maxstring else f"{value[: _SHORT.maxstring]!r}..."
@@ -108,7 +112,7 @@ def listed(names: Iterable[str], most: int = 20) -> str:
     """Names for a message, as a list of at most ``most``."""
     names = list(names)
     more = f", and {len(names) - most:,} more" if len(names) > most else ""
-    return f"[{', '.join(map(shown, names[:most]))}{more}]"
+    return f"[{', '.join(map(short_repr, names[:most]))}{more}]"
 
 
 def ending(path: Path) -> str:
@@ -286,7 +290,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         name, count = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise _Repeated(f"an object has {count} fields {shown(name)}; expected one")
+        raise _Repeated(f"an object has {count} fields {short_repr(name)}; expected one")
     return fields
 
 
@@ -326,9 +330,9 @@ def _pythonic(path: Path, table: pa.Table, name: str) -> list[Any]:
     try:
         return table.column(name).to_pylist()  # type: ignore[no-any-return]
     except UnicodeDecodeError as error:
-        raise HskdError(f"{path}, column {shown(name)}: a text is not UTF-8 ({error.reason}).") from None
+        raise HskdError(f"{path}, column {short_repr(name)}: a text is not UTF-8 ({error.reason}).") from None
     except (pa.ArrowException, ValueError, OverflowError) as error:
-        raise HskdError(f"{path}, column {shown(name)}: cannot be read: {error}.") from None
+        raise HskdError(f"{path}, column {short_repr(name)}: cannot be read: {error}.") from None
 
 
 def _class_names(metadata: dict[bytes, bytes]) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -12,7 +12,7 @@ from typing import Any
 from hskd.errors import HskdError
 from hskd.heads import Head, SequenceClassification, SequenceRegression
 from hskd.tasks.choices import LABEL_TYPES, LabelType
-from hskd.tasks.files import Table, fault_of, listed, shown
+from hskd.tasks.files import Table, fault_of, listed, short_repr
 
 # ASCII alone: other digits are characters of a name. No two parts match the same digits, so that no text takes long.
 _INTEGER = re.compile(r"[+-]?[0-9]+")
@@ -86,11 +86,12 @@ class LabelColumn:
     def wrong(self, row: int, expected: str) -> HskdError:
         """The complaint about one row."""
         return HskdError(
-            f"{self.table.file}, row {row}, column {shown(self.name)}: {shown(self.values[row])}; expected {expected}."
+            f"{self.table.file}, row {row}, column {short_repr(self.name)}: {short_repr(self.values[row])}; "
+            f"expected {expected}."
         )
 
     def __str__(self) -> str:
-        return f"column {shown(self.name)} of {self.table.file.name}"
+        return f"column {short_repr(self.name)} of {self.table.file.name}"
 
     def meaning(self, label_type: LabelType | None) -> LabelMeaning:
         """What these labels, those of ``train``, say that the task is.
@@ -180,8 +181,8 @@ class LabelColumn:
             odd = kinds.index(sum(kinds) * 2 < len(kinds))
             hint = "" if not self.table.is_text else "; or give --label-type (label_type) classification"
             raise HskdError(
-                f"{self.table.file}, row {odd}, column {shown(self.name)}: {shown(self.values[odd])}; labels are both "
-                f"texts and numbers; expected one kind{hint}."
+                f"{self.table.file}, row {odd}, column {short_repr(self.name)}: {short_repr(self.values[odd])}; "
+                f"labels are both texts and numbers; expected one kind{hint}."
             )
 
     def _require_one_spelling(self, numbers: list[int | float]) -> None:
@@ -203,8 +204,8 @@ class LabelColumn:
             )
         if len(names) < 2:
             raise HskdError(
-                f"{self.table.file}, column {shown(self.name)}: every label is {shown(self.values[0])}; expected at "
-                "least two classes."
+                f"{self.table.file}, column {short_repr(self.name)}: every label is {short_repr(self.values[0])}; "
+                "expected at least two classes."
             )
         return tuple(names)
 

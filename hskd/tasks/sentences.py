@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hskd.errors import HskdError
 from hskd.heads.embedding import AGREEMENT
-from hskd.tasks.files import FORMATS, Table, listed, read_table, read_text, shown
+from hskd.tasks.files import FORMATS, Table, listed, read_table, read_text, short_repr
 from hskd.tasks.labels import number_of
 from hskd.tasks.task import SPLITS, FileRows, Split, Task, TaskData, text_hash
 
@@ -131,7 +131,9 @@ def _pairs(table: Table, pair: tuple[str, str], name: str) -> Split:
     for row, (one, other, value) in enumerate(zip(first, second, table.column(column), strict=True)):
         rating = number_of(value)
         if rating is None:
-            raise HskdError(f"{table.file}, row {row}, column {shown(column)}: {shown(value)}; expected a number.")
+            raise HskdError(
+                f"{table.file}, row {row}, column {short_repr(column)}: {short_repr(value)}; expected a number."
+            )
         texts += [one, other]
         labels += [rating, rating]
     rows = [row for row in range(table.rows) for _ in pair]

@@ -113,21 +113,21 @@ def _read(folder: Path, files: Mapping[str, str]) -> tuple[dict[str, Tagged], li
     tables: dict[str, Tagged] = {}
     names: list[str] | None = None
     for split in SPLITS:
-        found = [folder / files[split]] if split in files and (folder / files[split]).is_file() else []
-        found = found or _files(folder, split)
-        if not found:
+        paths = [folder / files[split]] if split in files and (folder / files[split]).is_file() else []
+        paths = paths or _files(folder, split)
+        if not paths:
             if split == "test":
                 continue
             expected = ", ".join((*CONLL, ".jsonl", ".parquet"))
             raise HskdError(f"{folder}: no {split} file; expected {split} with one of the endings {expected}.")
-        match found[0].suffix:
+        match paths[0].suffix:
             case ".parquet":
-                tables[split], names = _read_parquet(found)
+                tables[split], names = _read_parquet(paths)
             case ".jsonl" | ".json":
                 names = _names_of(folder / NAMES_FILE)
-                tables[split] = _read_jsonl(found[0], split, names)
+                tables[split] = _read_jsonl(paths[0], split, names)
             case _:
-                tables[split] = _read_conll(found[0])
+                tables[split] = _read_conll(paths[0])
     return tables, names
 
 
@@ -265,8 +265,8 @@ def _columns(file: Path, there: Sequence[str], split: str) -> tuple[str, str | N
     words = next((name for name in WORD_COLUMNS if name in there), None)
     tags = next((name for name in TAG_COLUMNS if name in there), None)
     if words is None or (tags is None and split != "test"):
-        wanted = f"words ({' or '.join(WORD_COLUMNS)})" if words is None else f"tags ({' or '.join(TAG_COLUMNS)})"
-        raise HskdError(f"{file}: no column of {wanted}; it has {list(there)}.")
+        lacking = f"words ({' or '.join(WORD_COLUMNS)})" if words is None else f"tags ({' or '.join(TAG_COLUMNS)})"
+        raise HskdError(f"{file}: no column of {lacking}; it has {list(there)}.")
     return words, tags
 
 
@@ -349,19 +349,19 @@ def _prefixes(tables: dict[str, Tagged]) -> set[str]:
     Raises:
         HskdError: some tags have such a letter, and some have none.
     """
-    found: dict[str, bool] = {}
+    marks_entity: dict[str, bool] = {}
     for table in tables.values():
-        found.update({tag: _ENTITY.fullmatch(tag) is not None for _, _, tag in table.every() if tag != "O"})
-    if not any(found.values()):
+        marks_entity.update({tag: _ENTITY.fullmatch(tag) is not None for _, _, tag in table.every() if tag != "O"})
+    if not any(marks_entity.values()):
         return set()
     for table in tables.values():
         for sentence, word, tag in table.every():
-            if tag != "O" and not found[tag]:
+            if tag != "O" and not marks_entity[tag]:
                 raise HskdError(
                     f"{table.where(sentence, word)}: the tag {tag!r}; others mark entities, so expected O, or one "
                     "of the letters B, I, L, U, E, S, a hyphen and a type."
                 )
-    return {tag[0] for tag in found}
+    return {tag[0] for tag in marks_entity}
 
 
 def _wrong(table: Tagged, scheme: str) -> Iterator[str]:

@@ -24,7 +24,7 @@ from hskd.heads import BEGINS, IGNORED
 from hskd.selectors import Tokens
 from hskd.store_format.layout import ragged_rows
 from hskd.tasks.choices import MAX_TOKENS
-from hskd.tasks.files import fault_of, shown
+from hskd.tasks.files import fault_of, short_repr
 from hskd.tasks.task import Split, TaskData
 from hskd.tasks.token_cache import read_arrays, write_arrays
 
@@ -393,7 +393,7 @@ def _require_texts(split: Split) -> None:
     """
     for texts in split.texts:
         for example, text in enumerate(texts):
-            fault = fault_of(text) if isinstance(text, str) else f"{shown(text)}; expected a text"
+            fault = fault_of(text) if isinstance(text, str) else f"{short_repr(text)}; expected a text"
             if fault is not None:
                 raise HskdError(f"{split.where(example)}: {fault}.")
 
@@ -457,8 +457,8 @@ def _encode(
         for example, tokens in enumerate(encoded["input_ids"], start):
             if len(tokens) <= special:
                 raise HskdError(
-                    f"{split.where(example)}: {' and '.join(shown(column[example]) for column in texts)}: no token is "
-                    "left of it; expected a text. Leave the row out."
+                    f"{split.where(example)}: {' and '.join(short_repr(column[example]) for column in texts)}: no "
+                    "token is left of it; expected a text. Leave the row out."
                 )
         cut += sum(bool(encoding.overflowing) for encoding in encoded.encodings)
         if words:

@@ -11,7 +11,7 @@ from typing import Any
 
 from hskd.errors import HskdError
 from hskd.heads import SequenceClassification, SequenceRegression
-from hskd.tasks.files import listed, read_table, read_text, shown
+from hskd.tasks.files import listed, read_table, read_text, short_repr
 from hskd.tasks.labels import number_of
 from hskd.tasks.registry import TASKS
 from hskd.tasks.task import FileRows, Split, Task, TaskData
@@ -263,7 +263,7 @@ def _parse_labels(
         label = number_of(field) if numbers else meanings.get(field)
         if label is None:
             expected = "a number" if numbers else f"one of {list(glue.tsv_labels)}"
-            raise HskdError(f"{path}, line {line}, column {column!r}: {shown(field)}; expected {expected}.")
+            raise HskdError(f"{path}, line {line}, column {column!r}: {short_repr(field)}; expected {expected}.")
         labels.append(label)
     return labels
 
@@ -318,7 +318,7 @@ def _split_of(
     for column, values in zip(task.text_columns, texts, strict=True):
         for row, text in enumerate(values):
             if not isinstance(text, str):
-                raise HskdError(f"{where}, row {row}: no {column}, but {shown(text)}; expected a text.")
+                raise HskdError(f"{where}, row {row}: no {column}, but {short_repr(text)}; expected a text.")
     labels = _check_labels(task, columns[task.label_column], where)
     return Split.of(name, texts, labels, FileRows(where, range(len(texts[0]))))
 
@@ -337,6 +337,8 @@ def _check_labels(task: Task, labels: Sequence[Any], where: str) -> list[int] | 
             value = label if isinstance(label, int) and 0 <= label <= largest else None
         if value is None:
             expected = "a number" if fits_numbers else f"0 to {largest}"
-            raise HskdError(f"{where}, row {row}, column {task.label_column!r}: {shown(label)}; expected {expected}.")
+            raise HskdError(
+                f"{where}, row {row}, column {task.label_column!r}: {short_repr(label)}; expected {expected}."
+            )
         checked.append(value)
     return checked
