@@ -443,8 +443,8 @@ def last_checkpoint(folder: Path) -> Path | None:
     alone = processes.count() == 1
 
     def newest() -> Path | None:
-        found = folder.glob("checkpoint-*")
-        whole = [path for path in found if (path / CHECKSUMS).is_file() or (alone and _is_whole(path))]
+        checkpoints = folder.glob("checkpoint-*")
+        whole = [path for path in checkpoints if (path / CHECKSUMS).is_file() or (alone and _is_whole(path))]
         return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
     return processes.by_main(newest)

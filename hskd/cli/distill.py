@@ -84,8 +84,8 @@ def command(
         store_alone=no_data,
     )
     options = RunOptions(machine.dtype, machine.device, checkpoints, report_to, compile, run.accumulate)
-    with display() as shown:
-        result = execute(config, Workspace(task.work, [config], folder=output.folder, options=options), shown)
+    with display() as progress:
+        result = execute(config, Workspace(task.work, [config], folder=output.folder, options=options), progress)
     output.publish()
     if not processes.is_main():
         return

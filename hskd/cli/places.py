@@ -26,8 +26,8 @@ def readable(flag: str, given: str, work: Path, command: str | None = None) -> P
     if is_url(given):
 
         def copy() -> Path:
-            with display() as shown:
-                return fetch(given, work, shown)
+            with display() as progress:
+                return fetch(given, work, progress)
 
         return processes.by_main(copy)
     if command is not None:
@@ -69,8 +69,8 @@ class Output:
         folder = ArtifactFolders(work).folder(CACHE, {"url": place.url, "content": "made here"})
         # Asked before anything runs: a protocol that cannot be used must not be found out at the end.
         if finished_contents(place) is not None and not folder.exists():
-            with display() as shown:
-                pull(given, folder, shown)
+            with display() as progress:
+                pull(given, folder, progress)
         return cls(given, folder)
 
     def publish(self) -> None:
@@ -87,5 +87,5 @@ class Output:
     def _publish(self) -> None:
         from hskd.remote import publish
 
-        with display() as shown:
-            publish(self.folder, self.given, shown)
+        with display() as progress:
+            publish(self.folder, self.given, progress)

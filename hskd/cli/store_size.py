@@ -52,25 +52,25 @@ def size(
     shape = Shape(student_layers, *_sizes(teacher))
     if examples is not None and mean_tokens is not None:
         kind = GLUE_TASKS[task].task
-        found = size_of_many(parsed, shape, examples, mean_tokens, kind.max_length, kind.head.target())
+        store_size = size_of_many(parsed, shape, examples, mean_tokens, kind.max_length, kind.head.target())
     else:
         loaded = load_task(task, data)
         with TemporaryDirectory() as folder:
             train = tokenize(loaded, load_tokenizer(teacher), Path(folder))["train"]
             target = for_teacher(loaded.task, teacher).head.target()
-            found = size_of(parsed, shape, train.lengths, train.max_length, target)
+            store_size = size_of(parsed, shape, train.lengths, train.max_length, target)
     table = Table(show_header=False, title=f"{parsed.label} of {teacher} on {task}")
     for name, text in {
-        "examples": f"{found.examples:,}",
-        "real tokens": f"{found.tokens:,}",
-        "kept tokens a layer": f"{found.kept_tokens:,}",
-        "share of full HSK": f"{100 * found.fraction:.3g} % of its values, "
-        f"{100 * found.derived_bytes / found.full_bytes:.3g} % of its bytes in fp16",
-        "store": f"{format_bytes(found.derived_bytes)} in {found.shards:,} shards, "
-        f"{found.derived_bytes / found.examples:,.0f} bytes an example",
-        "superset, until derived": format_bytes(found.superset_bytes),
+        "examples": f"{store_size.examples:,}",
+        "real tokens": f"{store_size.tokens:,}",
+        "kept tokens a layer": f"{store_size.kept_tokens:,}",
+        "share of full HSK": f"{100 * store_size.fraction:.3g} % of its values, "
+        f"{100 * store_size.derived_bytes / store_size.full_bytes:.3g} % of its bytes in fp16",
+        "store": f"{format_bytes(store_size.derived_bytes)} in {store_size.shards:,} shards, "
+        f"{store_size.derived_bytes / store_size.examples:,.0f} bytes an example",
+        "superset, until derived": format_bytes(store_size.superset_bytes),
         "passes of the teacher": "1",
-        "hours": f"{found.tokens / tokens_per_second / 3600:,.2f} at {tokens_per_second:,.0f} tokens a second"
+        "hours": f"{store_size.tokens / tokens_per_second / 3600:,.2f} at {tokens_per_second:,.0f} tokens a second"
         if tokens_per_second
         else "unknown: give --tokens-per-second",
     }.items():

@@ -115,8 +115,8 @@ def command(
         device=machine.device,
         machine={"dtype": machine.dtype, "device": str(machine.device), "build_threads": machine.threads},
     )
-    with display() as shown:
-        student.create(context, output.folder, shown)
+    with display() as progress:
+        student.create(context, output.folder, progress)
     output.publish()
     print(f"{read_json(output.folder / STUDENT_FILE)['parameters']:,} parameters")
     print(f"student: {out}")

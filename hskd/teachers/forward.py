@@ -108,13 +108,13 @@ def teacher_forward(
     device = next(model.parameters()).device
     inputs = head_inputs(batch, device)
     mask = inputs["attention_mask"].bool()
-    wanted = options.gradients
+    gradient_layers = options.gradients
     with (
-        torch.set_grad_enabled(bool(wanted)),
+        torch.set_grad_enabled(bool(gradient_layers)),
         autocast(options.dtype, device),
         _cls_rows(model, attention_layers, mask, options.softmax) as rows,
     ):
-        output = model(**model_inputs(inputs), output_hidden_states=bool(layers or wanted))
+        output = model(**model_inputs(inputs), output_hidden_states=bool(layers or gradient_layers))
         target = None if head is None else head.rows(output, inputs).float()
     for layer in layers:
         if output.hidden_states[layer].shape[:2] != mask.shape:
@@ -122,7 +122,7 @@ def teacher_forward(
                 f"the teacher's hidden state {layer} is of shape {tuple(output.hidden_states[layer].shape)} for "
                 f"{mask.shape[1]} tokens; what is distilled is one state a token. Use an encoder that keeps them apart."
             )
-    scores = _dependence(output.hidden_states, head, target, wanted) if wanted else {}
+    scores = _dependence(output.hidden_states, head, target, gradient_layers) if gradient_layers else {}
     # Counted where the batch is: a loader's is on the CPU, and nobody has to wait for a GPU to count.
     real = (batch["attention_mask"].bool() | options.pads).flatten().nonzero()[:, 0].to(device, non_blocking=True)
     hidden = {

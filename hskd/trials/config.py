@@ -202,7 +202,7 @@ class TrialConfig(BaseModel):
 
     def recipe(self, *parts: str) -> dict[str, Any]:
         """The named parts of the config, and the machine: what an artifact that trials share depends on."""
-        found = self.model_dump(mode="json", include={*parts, "dtype", "device", "build_threads"})
+        content = self.model_dump(mode="json", include={*parts, "dtype", "device", "build_threads"})
         # Augmented sentences are in no teacher and no student, and a store is named by its examples.
         files = {name: key for name, key in self.files.items() if name != "augment"}
-        return found | ({"files": files} if files else {})
+        return content | ({"files": files} if files else {})

@@ -46,8 +46,8 @@ def execute(config: TrialConfig, workspace: Workspace, progress: Progress) -> Tr
     student = workspace.load_student(config, progress)
     require_positions(student.model.config, examples.for_student, f"student {student.folder or config.student_name}")
     with workspace.lock(folder, progress):
-        wanted = Distillation(config.settings, config.spec, student, examples.task, examples.train)
-        prepared = workspace.prepare(config, wanted, progress)
+        distillation = Distillation(config.settings, config.spec, student, examples.task, examples.train)
+        prepared = workspace.prepare(config, distillation, progress)
         inputs = TrialInputs(
             config.settings,
             examples.task,

@@ -302,9 +302,9 @@ def _load_weights(module: nn.Module, path: Path) -> None:
     try:
         module.load_state_dict(load_file(path))
     except (OSError, RuntimeError, SafetensorError) as error:
-        said = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0]
         raise CorruptionError(
-            f"{path}: cannot be read ({said}). Delete {path.parent}, and run the same command again."
+            f"{path}: cannot be read ({reason}). Delete {path.parent}, and run the same command again."
         ) from None
 
 

@@ -97,11 +97,11 @@ def run_prepared(
     processes.by_main(lambda: claim(folder / RECIPE_FILE, recipe, holds))
     finished = folder / RESULT_FILE
     if processes.by_main(finished.is_file):
-        found = processes.by_main(lambda: _read(folder))
-        if changed := about.inputs.changes_in_scores(found.inputs):
+        earlier_result = processes.by_main(lambda: _read(folder))
+        if changed := about.inputs.changes_in_scores(earlier_result.inputs):
             progress.say(f"{folder}: {', '.join(changed)} changed since; the trained student is scored anew")
-            return _scored_anew(found, changed, inputs, folder, options, about)
-        return found
+            return _scored_anew(earlier_result, changed, inputs, folder, options, about)
+        return earlier_result
     if options.compile and not is_bert_shaped(inputs.student):
         raise HskdError(
             f"--compile: the layers of a {inputs.student.config.model_type} student cannot be run one by one."
@@ -169,7 +169,12 @@ def _read(folder: Path) -> TrialResult:
 
 
 def _scored_anew(
-    found: TrialResult, changed: Sequence[str], inputs: TrialInputs, folder: Path, options: RunOptions, about: About
+    earlier_result: TrialResult,
+    changed: Sequence[str],
+    inputs: TrialInputs,
+    folder: Path,
+    options: RunOptions,
+    about: About,
 ) -> TrialResult:
     """The result of a finished trial with the scores of its student on what dev and test are now.
 
@@ -179,7 +184,7 @@ def _scored_anew(
     outputs = predict_outputs(replace(inputs, student=student), options)
     per_epoch: dict[str, Any] = {"dev_scores": [], "best_dev_score": None} if "dev" in changed else {}
     content = {
-        **found.as_json(),
+        **earlier_result.as_json(),
         **about.notes,
         "inputs": about.inputs.as_json(),
         "metrics": _metrics(inputs, outputs),

@@ -188,8 +188,8 @@ class Workspace:
     @contextmanager
     def lock(self, folder: Path, progress: Progress) -> Iterator[None]:
         """Keeps other processes from running the trial in ``folder``; whoever waits for one says so."""
-        with ExitStack() as held:
-            processes.by_main(lambda: held.enter_context(locked(folder, progress)))
+        with ExitStack() as locks:
+            processes.by_main(lambda: locks.enter_context(locked(folder, progress)))
             yield
 
     def inputs(self, config: TrialConfig) -> Inputs:
@@ -423,16 +423,16 @@ class Workspace:
         options = ExtractOptions(self.shared.dtype, extend=extend)
         return extract(self._load_teacher(progress), self.task, examples, superset, folder, options, progress)
 
-    def prepare(self, config: TrialConfig, wanted: Distillation, progress: Progress) -> Prepared:
+    def prepare(self, config: TrialConfig, distillation: Distillation, progress: Progress) -> Prepared:
         """The knowledge that a trial trains from: of its teacher, of its store, or none for labels alone."""
         if config.online:
             if self._online_teacher is None:  # kept in memory for the trials that run it
                 self._online_teacher = self._load_teacher(progress)
-            return from_teacher(self._online_teacher, wanted, config.dtype)
+            return from_teacher(self._online_teacher, distillation, config.dtype)
         if config.given and config.store is None:
-            return without_teacher(wanted)
+            return without_teacher(distillation)
         store = self.ensure_superset(progress)
-        return from_store(store, wanted, self._derived(store, config.spec, wanted.student.layers), progress)
+        return from_store(store, distillation, self._derived(store, config.spec, distillation.student.layers), progress)
 
     def _derived(self, superset: Store, spec: HSKSpec | None, student_layers: int) -> Path:
         if self._folder_of_trial is not None and self.shared.given:

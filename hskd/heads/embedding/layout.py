@@ -47,9 +47,9 @@ def read_layout(model: str) -> Layout:
             case "Pooling":
                 layout = Layout(layout.encoder, _pooling(place / "config.json"))
             case "Dense":
-                found = str(read_json(place / "config.json").get("activation_function", "Identity"))
-                if found.rpartition(".")[2] != "Identity":
-                    raise HskdError(f"{place}: the activation {found} is not known here; expected Identity.")
+                activation = str(read_json(place / "config.json").get("activation_function", "Identity"))
+                if activation.rpartition(".")[2] != "Identity":
+                    raise HskdError(f"{place}: the activation {activation} is not known here; expected Identity.")
                 layout = Layout(layout.encoder, layout.pooling, place)
             case "Normalize":
                 pass

@@ -167,13 +167,13 @@ class EmbeddingLoader:
             model.dense.load_state_dict({name: tensor.float() for name, tensor in state.items()})
         elif model.dense is not None:
             missing |= {"dense.weight", "dense.bias"}
-        found = {
+        loading_info = {
             "missing_keys": missing,
             "unexpected_keys": {name for name in info["unexpected_keys"] if "pooler" not in name},
             "mismatched_keys": {(f"body.{name}", *shapes) for name, *shapes in info["mismatched_keys"]},
         }
         model.eval()
-        return (model, found) if output_loading_info else model
+        return (model, loading_info) if output_loading_info else model
 
 
 def _no_pooler(config: PretrainedConfig) -> dict[str, bool]:
