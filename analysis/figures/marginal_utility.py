@@ -102,26 +102,26 @@ def caption(
     """What the figure shows, in sentences; what the dots and bars are follows from the number of seeds."""
     table = points(study, confidence)
     seeds = f"{table['n'].min()}" if table["n"].nunique() == 1 else f"{table['n'].min()} to {table['n'].max()}"
-    shown = "Share of the gap from none to full that is closed" if relative else f"Score on {study.score_split}"
-    said = [f"{shown}, against the amount of HSK that is distilled."]
+    quantity = "Share of the gap from none to full that is closed" if relative else f"Score on {study.score_split}"
+    sentences = [f"{quantity}, against the amount of HSK that is distilled."]
     if table["n"].max() == 1:
-        said.append("1 seed: each point is a single trial and carries no interval.")
+        sentences.append("1 seed: each point is a single trial and carries no interval.")
     elif relative:
-        said.append(f"Means over {seeds} seeds with Fieller's {100 * confidence:g} % intervals.")
+        sentences.append(f"Means over {seeds} seeds with Fieller's {100 * confidence:g} % intervals.")
         if table.loc[table["arm"] == "spec", "relative_low"].isna().all():
-            said.append("No intervals: the gap is not shown to differ from 0, so no share of it is bounded.")
+            sentences.append("No intervals: the gap is not shown to differ from 0, so no share of it is bounded.")
     else:
-        said.append(f"Means over {seeds} seeds with {100 * confidence:g} % t-intervals; pale dots are trials.")
+        sentences.append(f"Means over {seeds} seeds with {100 * confidence:g} % t-intervals; pale dots are trials.")
         if table["n"].min() == 1:
-            said.append("Where there is 1 seed there is no interval.")
+            sentences.append("Where there is 1 seed there is no interval.")
     if minimum:
-        said.append(
+        sentences.append(
             f"Strip: at a margin of {minimum[0].margin}, the open marker is shown not to be enough, the filled one "
             "to be enough; the least that is enough lies between."
         )
     if len(study.strategies) > 1:
-        said.append("Strategies are set aside a little along x, so that none covers another.")
-    return " ".join(said)
+        sentences.append("Strategies are set aside a little along x, so that none covers another.")
+    return " ".join(sentences)
 
 
 def _table(study: Study, x: str, relative: bool, confidence: float) -> pd.DataFrame:
@@ -209,8 +209,10 @@ def _levels(study: Study, table: pd.DataFrame, column: str) -> list[tuple[str, f
     """The arms that are horizontal lines, and at what height; full only where it is one."""
     others = table[~table["arm"].isin(("spec", "full"))]
     fulls = table[table["arm"] == "full"]
-    shown = pd.concat([others, fulls]) if len(fulls) == 1 else others
-    levels = [(str(name), 100 * float(level)) for name, level in zip(shown["name"], shown[column], strict=True)]
+    level_arms = pd.concat([others, fulls]) if len(fulls) == 1 else others
+    levels = [
+        (str(name), 100 * float(level)) for name, level in zip(level_arms["name"], level_arms[column], strict=True)
+    ]
     if column == "mean":
         return [("teacher", 100 * study.teacher_score), *levels]
     return [(name, level) for name, level in levels if np.isfinite(level)]

@@ -157,7 +157,7 @@ class _Maker:
         headed_answers.append(
             ("For new test examples like these", [answer.sentence for answer in self.new] or [missing])
         )
-        better = [f"{dimension}: {said}" for dimension, (_, said) in winners(self.comparison).items()]
+        better = [f"{dimension}: {sentence}" for dimension, (_, sentence) in winners(self.comparison).items()]
         return [*headed_answers, ("Which strategy", better)] if better else headed_answers
 
     def curve_part(self) -> PagePart:

@@ -48,7 +48,7 @@ def facts(study: Study, folder: Path | None) -> Facts:
     first = results[0].as_json() if results else {}
     made_by = _keys(first.get("made_by"))
     parameters = first.get("student_parameters")
-    found: Facts = [
+    known_facts: Facts = [
         ("task", f"{study.task}, {study.train_examples:,} training examples; scored on {study.score_split}"),
         ("teacher", f"{study.teacher}{_teacher(first)}; it scores {in_unit(study.teacher_score, study.unit)}"),
         ("student", study.student + (f", {parameters:,} parameters" if parameters else "")),
@@ -69,7 +69,7 @@ def facts(study: Study, folder: Path | None) -> Facts:
         ("versions", ", ".join(f"{name} {made_by[name]}" for name in _VERSIONS if made_by.get(name))),
         ("git commit", _values(trials, "git_commit")),
     ]
-    return [(name, text) for name, text in found if text]
+    return [(name, text) for name, text in known_facts if text]
 
 
 def commands(path: Path, out: Path, margin: float) -> list[tuple[str, str]]:
@@ -81,13 +81,13 @@ def commands(path: Path, out: Path, margin: float) -> list[tuple[str, str]]:
         margin: of the minimum, a share of 1.
     """
     content = ResultsFolder(path).grid() if path.is_dir() else None
-    found = [_grid_command(path, content)] if content is not None else []
+    grid_commands = [_grid_command(path, content)] if content is not None else []
     report = ["hskd", "report", str(path)]
     if out != (path if path.is_dir() else path.parent) / "report":
         report += ["--out", str(out)]
     if margin != MARGIN:
         report += ["--margin", f"{100 * margin:g}"]
-    return [*found, ("made this page", shlex.join(report))]
+    return [*grid_commands, ("made this page", shlex.join(report))]
 
 
 _VERSIONS = ("hskd", "python", "torch", "transformers", "datasets", "accelerate", "numpy")
@@ -154,14 +154,14 @@ def _keys(value: Any) -> dict[str, Any]:
 def _settings(trials: pd.DataFrame, result: dict[str, Any]) -> Facts:
     """The settings that trials have in common, of the arms that have an HSK stage; and what none has instead."""
     staged = trials[trials["arm"] == "spec"]
-    found = []
-    for name, said in _SETTINGS.items():
+    setting_facts = []
+    for name, description in _SETTINGS.items():
         text = _values(staged, name) or _number(_keys(result.get("settings")).get(name))
-        found.append((said, text))
+        setting_facts.append((description, text))
     rates = [_values(trials[trials["arm"] == "none"], column) for column in ("prediction_epochs", "prediction_lr")]
     if all(rates):
-        found.append(("none instead", f"{rates[0]} epochs of the prediction stage at {rates[1]}"))
-    return found
+        setting_facts.append(("none instead", f"{rates[0]} epochs of the prediction stage at {rates[1]}"))
+    return setting_facts
 
 
 def _values(trials: pd.DataFrame, column: str, prefix: str = "") -> str:

@@ -28,7 +28,7 @@ class Recommendation:
 
     Attributes:
         spec: label of the spec.
-        shown: whether the evidence shows what was asked for; if not, ``spec`` is a guess.
+        is_shown: whether the evidence shows what was asked for; if not, ``spec`` is a guess.
         evidence: sentences, the answer first.
         table: a row per point of the arms spec, full and none, by rising bytes: name, bytes_per_example, store_bytes
             (for all the examples), mean (share of 1), n (seeds), below_full, above_none (paired differences, shares of
@@ -37,7 +37,7 @@ class Recommendation:
     """
 
     spec: str
-    shown: bool
+    is_shown: bool
     evidence: tuple[str, ...]
     table: pd.DataFrame
     command: str
@@ -94,13 +94,13 @@ def recommend(
     full = _best_full(study)
     if budget is not None:
         name, evidence, remarks = _within(study, budget, stored, full, confidence, answers)
-        shown = True
+        is_shown = True
     else:
         margin = MARGIN if tolerance is None else tolerance / 100
-        name, shown, evidence, remarks = _enough(study, margin, share, full, confidence, answers)
+        name, is_shown, evidence, remarks = _enough(study, margin, share, full, confidence, answers)
     table = _table(study, stored, full, confidence, answers, remarks)
     label = str(study.points.at[name, "spec"])
-    return Recommendation(label, shown, tuple(evidence), table, distil_command(study, name, examples))
+    return Recommendation(label, is_shown, tuple(evidence), table, distil_command(study, name, examples))
 
 
 def _best_full(study: Study) -> str:
@@ -157,7 +157,7 @@ def _guess(study: Study, answered: list[Sufficiency], full: str) -> tuple[str, s
             within[name] = loss
     stored = study.points["bytes_per_example"]
     if within:
-        name = min(within, key=lambda found: (stored[found], within[found]))
+        name = min(within, key=lambda candidate: (stored[candidate], within[candidate]))
         loses = f"{100 * within[name]:.2f} points against {full}"
         return name, f"{name} is a guess, not shown: on average it loses {loses}."
     if full:

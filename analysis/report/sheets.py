@@ -23,19 +23,19 @@ class Sheet:
         title: for people.
         about: what its columns are, in a sentence or two.
         data: every number, scores as shares of 1.
-        shown: the same for people: text only, scores in per cent or points.
-        numeric: the columns of ``shown`` that are set flush right.
+        text_table: the same for people: text only, scores in per cent or points.
+        numeric: the columns of ``text_table`` that are set flush right.
     """
 
     name: str
     title: str
     about: str
     data: pd.DataFrame
-    shown: pd.DataFrame
+    text_table: pd.DataFrame
     numeric: tuple[str, ...]
 
     def write(self, folder: Path) -> list[Path]:
-        """Write ``<name>.csv`` (data) and ``<name>.tex`` (shown) into ``folder``; returns the paths.
+        """Write ``<name>.csv`` (data) and ``<name>.tex`` (text_table) into ``folder``; returns the paths.
 
         Raises:
             HskdError: the folder cannot be written.
@@ -47,15 +47,15 @@ class Sheet:
 
     def latex(self) -> str:
         """The table as a LaTeX ``tabular`` with booktabs rules, to be put into a document by ``\\input``."""
-        shown = self.shown.map(lambda cell: " ".join(cell.split()))  # an empty line would end the table
-        styler = shown.style.hide(axis="index").format(escape="latex").format_index(axis="columns", escape="latex")
-        sides = "".join("r" if column in self.numeric else "l" for column in self.shown)
+        text_table = self.text_table.map(lambda cell: " ".join(cell.split()))  # an empty line would end the table
+        styler = text_table.style.hide(axis="index").format(escape="latex").format_index(axis="columns", escape="latex")
+        sides = "".join("r" if column in self.numeric else "l" for column in self.text_table)
         return f"% {self.title}. Needs \\usepackage{{booktabs}}.\n{styler.to_latex(hrules=True, column_format=sides)}"
 
 
 def points_sheet(points: pd.DataFrame, unit: str = "%") -> Sheet:
     """The table of :func:`hskd.analysis.stats.curves.points`."""
-    shown = pd.DataFrame(
+    text_table = pd.DataFrame(
         {
             "point": points["name"],
             "strategy": points["strategy"],
@@ -72,12 +72,12 @@ def points_sheet(points: pd.DataFrame, unit: str = "%") -> Sheet:
         "Intervals: t over seeds; above none paired by seed; gap closed by Fieller, without one where the gap itself "
         "is not shown."
     )
-    return _sheet("points", "Scores", about, points, shown, ("point", "strategy"))
+    return _sheet("points", "Scores", about, points, text_table, ("point", "strategy"))
 
 
 def marginal_utility_sheet(steps: pd.DataFrame) -> Sheet:
     """The table of :func:`hskd.analysis.stats.curves.marginal_utility` along the fraction of full HSK."""
-    shown = pd.DataFrame(
+    text_table = pd.DataFrame(
         {
             "from": steps["from_name"],
             "to": steps["to_name"],
@@ -90,7 +90,7 @@ def marginal_utility_sheet(steps: pd.DataFrame) -> Sheet:
         }
     )
     about = "Score gained for each doubling of the HSK, paired by seed. Points closer than half a doubling are pooled."
-    return _sheet("marginal_utility", "Marginal utility", about, steps, shown, ("strategy", "from", "to"))
+    return _sheet("marginal_utility", "Marginal utility", about, steps, text_table, ("strategy", "from", "to"))
 
 
 def minimum_sheet(answers: Sequence[Sufficiency]) -> Sheet:
@@ -105,7 +105,7 @@ def minimum_sheet(answers: Sequence[Sufficiency]) -> Sheet:
     ]
     data = pd.concat([part for part in parts if not part.empty], ignore_index=True)
     data = data[["scope", "strategy", *(column for column in data if column not in ("scope", "strategy"))]]
-    shown = pd.DataFrame(
+    text_table = pd.DataFrame(
         {
             "point": data["name"],
             "strategy": data["strategy"],
@@ -123,27 +123,27 @@ def minimum_sheet(answers: Sequence[Sufficiency]) -> Sheet:
         "above follows from testing them in their order."
     )
     text = ("speaks of", "strategy", "point", "by itself")
-    return _sheet("minimum", "Tests of the minimum", about, data, shown, text)
+    return _sheet("minimum", "Tests of the minimum", about, data, text_table, text)
 
 
 def strategies_sheet(comparison: pd.DataFrame) -> Sheet:
     """The table of :func:`hskd.analysis.stats.strategies.compare_strategies`."""
-    shown = _compared(comparison)
+    text_table = _compared(comparison)
     about = "Differences paired by seed, mean over the matched settings; p from a paired t-test, by Holm per dimension."
-    return _sheet("strategies", "Strategies", about, comparison, shown, _COMPARED)
+    return _sheet("strategies", "Strategies", about, comparison, text_table, _COMPARED)
 
 
 def by_amount_sheet(comparison: pd.DataFrame) -> Sheet:
     """The table of :func:`hskd.analysis.stats.strategies.by_amount`."""
-    shown = _compared(comparison)
-    shown.insert(1, "amount", comparison["amount"].astype(str))
+    text_table = _compared(comparison)
+    text_table.insert(1, "amount", comparison["amount"].astype(str))
     about = "As the table of strategies, at each amount; Holm over all rows."
-    return _sheet("strategies_by_amount", "Strategies at each amount", about, comparison, shown, _COMPARED)
+    return _sheet("strategies_by_amount", "Strategies at each amount", about, comparison, text_table, _COMPARED)
 
 
 def surface_sheet(surface: pd.DataFrame, unit: str = "%") -> Sheet:
     """The table of :func:`hskd.analysis.stats.joint.surface`."""
-    shown = pd.DataFrame(
+    text_table = pd.DataFrame(
         {
             "point": surface["name"],
             "layers": surface["n"].astype(str),
@@ -155,13 +155,13 @@ def surface_sheet(surface: pd.DataFrame, unit: str = "%") -> Sheet:
             "seeds": surface["n_seeds"].astype(str),
         }
     )
-    return _sheet("surface", "All dimensions at once", "Mean scores over the seeds.", surface, shown, ("point",))
+    return _sheet("surface", "All dimensions at once", "Mean scores over the seeds.", surface, text_table, ("point",))
 
 
 def pareto_sheet(pareto: pd.DataFrame, unit: str = "%") -> Sheet:
     """The front of :func:`hskd.analysis.stats.joint.pareto`; the data holds what is beaten too."""
     front = pareto[pareto["front"]]
-    shown = pd.DataFrame(
+    text_table = pd.DataFrame(
         {
             "point": front["name"],
             "share of full HSK": [percent(value) if value else "0" for value in front["fraction"]],
@@ -171,13 +171,13 @@ def pareto_sheet(pareto: pd.DataFrame, unit: str = "%") -> Sheet:
         }
     )
     return _sheet(
-        "pareto", "Pareto front", "What no other point beats at its price in bytes.", pareto, shown, ("point",)
+        "pareto", "Pareto front", "What no other point beats at its price in bytes.", pareto, text_table, ("point",)
     )
 
 
 def next_byte_sheet(steps: pd.DataFrame) -> Sheet:
     """The table of :func:`hskd.analysis.stats.joint.next_byte`."""
-    shown = pd.DataFrame(
+    text_table = pd.DataFrame(
         {
             "from": steps["from_name"],
             "dimension": steps["dimension"],
@@ -191,7 +191,9 @@ def next_byte_sheet(steps: pd.DataFrame) -> Sheet:
         }
     )
     about = "From each point of the front, the next larger amount of each dimension; gains paired by seed."
-    return _sheet("next_byte", "Where the next byte goes", about, steps, shown, ("from", "dimension", "to", "verdict"))
+    return _sheet(
+        "next_byte", "Where the next byte goes", about, steps, text_table, ("from", "dimension", "to", "verdict")
+    )
 
 
 _COMPARED = ("dimension", "amount", "first", "second", "better")
@@ -213,10 +215,16 @@ def _compared(comparison: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _sheet(name: str, title: str, about: str, data: pd.DataFrame, shown: pd.DataFrame, text: Sequence[str]) -> Sheet:
+def _sheet(
+    name: str, title: str, about: str, data: pd.DataFrame, text_table: pd.DataFrame, text: Sequence[str]
+) -> Sheet:
     # A column of empty texts (strategies, where there is only one) tells nobody anything.
-    shown = shown[[str(column) for column in shown if (shown[column] != "").any()]].reset_index(drop=True)
-    return Sheet(name, title, about, data, shown, tuple(str(column) for column in shown if column not in text))
+    text_table = text_table[[str(column) for column in text_table if (text_table[column] != "").any()]].reset_index(
+        drop=True
+    )
+    return Sheet(
+        name, title, about, data, text_table, tuple(str(column) for column in text_table if column not in text)
+    )
 
 
 def _intervals(table: pd.DataFrame, mean: str, low: str, high: str, digits: int = 1) -> list[str]:

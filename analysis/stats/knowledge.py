@@ -107,8 +107,8 @@ def kept_tokens(store: Store, example_id: int, spec: HSKSpec, student_layers: in
         HskdError: the store is not a superset, or cannot serve the spec.
         MismatchError: the example is not in the store.
     """
-    held = store.manifest
-    shape = held.shape(student_layers)
+    manifest = store.manifest
+    shape = manifest.shape(student_layers)
     require_served(store, spec, shape)
     layers = spec.layers(shape)
     kept = select_hsk(spec, layers, store.states(store.rows(np.array([example_id]))))
@@ -264,10 +264,10 @@ def _require_attention(store: Store, layers: Iterable[int]) -> None:
 
 
 def _require_tokenizer(store: Store, tokenizer: PreTrainedTokenizerBase) -> None:
-    found, expected = tokenizer_fingerprint(tokenizer), store.manifest.origin.tokenizer
-    if found != expected:
+    digest, expected = tokenizer_fingerprint(tokenizer), store.manifest.origin.tokenizer
+    if digest != expected:
         raise MismatchError(
-            f"{store.folder}: its token ids are of the tokenizer {expected}, and this is {found}; give that of the "
+            f"{store.folder}: its token ids are of the tokenizer {expected}, and this is {digest}; give that of the "
             "teacher that the store was made with."
         )
 

@@ -32,7 +32,7 @@ def stored(of: Study, name: str, examples: int = 2000) -> float:
 
 def test_the_cheapest_spec_shown_to_be_enough() -> None:
     found = recommend(made(), tolerance=0.5)
-    assert (found.spec, found.shown) == (MIDDLE, True)
+    assert (found.spec, found.is_shown) == (MIDDLE, True)
     assert found.evidence[0] == f"{MIDDLE}: the cheapest spec that is shown to be enough."
     assert "less than 0.5 points" in found.evidence[1] and f"--spec {MIDDLE} " in found.command
     assert recommend(made(), tolerance=0.15).spec == LARGE
@@ -44,13 +44,13 @@ def test_the_cheapest_spec_shown_to_be_enough() -> None:
 
 def test_all_of_it_where_nothing_less_is_enough() -> None:
     found = recommend(made(MEANS | dict.fromkeys(LADDER[1:], 0.65)), tolerance=0.5)
-    assert (found.spec, found.shown) == ("all_all_all", True)
+    assert (found.spec, found.is_shown) == ("all_all_all", True)
     assert found.evidence[0].startswith("All of it: ")
 
 
 def test_what_is_not_shown_is_called_a_guess() -> None:
     found = recommend(made(seeds=3, noise=0.004), tolerance=0.5)
-    assert not found.shown
+    assert not found.is_shown
     assert "No spec is shown to be enough." in found.evidence[0] and "guess, not shown" in found.evidence[0]
     assert found.evidence[1].startswith("Undetermined: not resolved")
     assert f"--spec {found.spec} " in found.command
@@ -59,17 +59,18 @@ def test_what_is_not_shown_is_called_a_guess() -> None:
 def test_the_guess_does_not_jump_over_a_loss() -> None:
     scores = noisy(MEANS | {MIDDLE: 0.6, SMALL: 0.699}, seeds=2)
     found = recommend(study(scores), tolerance=0.5)
-    assert (found.spec, found.shown) == (LARGE, False)  # SMALL is level by luck: MIDDLE, which holds more, is far below
+    # SMALL is level by luck: MIDDLE, which holds more, is far below
+    assert (found.spec, found.is_shown) == (LARGE, False)
     assert "too few seeds" in found.evidence[1]
 
 
 def test_without_full_or_any_loss_that_small_it_says_what_is_left() -> None:
     scores = noisy(MEANS, seeds=2)
     found = recommend(study({name: values for name, values in scores.items() if name != "full"}), tolerance=0.5)
-    assert not found.shown and "there is no full to compare" in found.evidence[0]
+    assert not found.is_shown and "there is no full to compare" in found.evidence[0]
     assert found.spec == "2l_all_0.5w"  # the best mean
     found = recommend(study(noisy(MEANS | dict.fromkeys(LADDER, 0.61), seeds=2)), tolerance=0.5)
-    assert (found.spec, found.shown) == ("all_all_all", False)
+    assert (found.spec, found.is_shown) == ("all_all_all", False)
     assert "Every spec loses more than that on average" in found.evidence[0]
 
 
@@ -77,7 +78,7 @@ def test_several_strategies_share_the_error_between_them() -> None:
     means = {name: mean for name, mean in MEANS.items() if name != LARGEST}
     left = {f"{name},length=left": means[name] - 0.03 for name in (SMALL, MIDDLE)}
     found = recommend(made(means | left), tolerance=0.5)
-    assert found.spec == MIDDLE and found.shown
+    assert found.spec == MIDDLE and found.is_shown
     assert "2 strategies were tried; each is tested at 97.5 %" in found.evidence[-1]
     assert "97.5 % confidence" in found.evidence[1]
 
@@ -86,7 +87,7 @@ def test_every_mapping_is_held_against_the_best_full() -> None:
     # Of its own full, l_top=5 loses nothing with so little; of the best it loses four points.
     lower = {f"{SMALL},l_top=5": 0.66, f"{LARGE},l_top=5": 0.66, "full,l_top=5": 0.66}
     found = recommend(made(MEANS | lower), tolerance=0.5)
-    assert (found.spec, found.shown) == (MIDDLE, True)
+    assert (found.spec, found.is_shown) == (MIDDLE, True)
     row = found.table.set_index("name").loc[f"{SMALL},depth.l_top=5"]
     assert row["below_full"] == pytest.approx(0.04, abs=0.002)
 
@@ -102,7 +103,7 @@ def test_a_false_recommendation_is_as_rare_as_said() -> None:
             base, means + 0.005 * random.standard_normal((5, 1)) + 0.002 * random.standard_normal((5, 7)), names
         )
         found = recommend(drawn, tolerance=0.5)
-        wrong += found.shown and found.spec != "all_all_all"
+        wrong += found.is_shown and found.spec != "all_all_all"
     assert 0 < wrong <= runs * 0.05 + 3 * np.sqrt(runs * 0.05 * 0.95)
 
 
@@ -111,7 +112,7 @@ def test_a_budget_buys_the_best_mean_that_fits() -> None:
     assert recommend(of, budget=stored(of, "full")).spec == LARGE
     assert recommend(of, budget=stored(of, LARGE)).spec == LARGE  # the very size fits
     found = recommend(of, budget=stored(of, LARGE) - 1)
-    assert (found.spec, found.shown) == (MIDDLE, True)
+    assert (found.spec, found.is_shown) == (MIDDLE, True)
     assert "of the 2 specs that fit it scores best" in found.evidence[0]
     assert "flatters" in " ".join(found.evidence)
     remarks = found.table.set_index("name")["remark"]

@@ -24,20 +24,20 @@ def test_the_csv_holds_every_digit_and_the_page_rounds(tmp_path: Path) -> None:
     numbers = table.select_dtypes("number")
     pd.testing.assert_frame_equal(pd.read_csv(path)[numbers.columns], numbers, check_dtype=False, rtol=1e-9)
     row = table.set_index("name").loc["2l_8t_0.1w"]
-    shown = sheet.shown.set_index("point").loc["2l_8t_0.1w"]
+    shown = sheet.text_table.set_index("point").loc["2l_8t_0.1w"]
     assert shown["score, %"] == f"{100 * row['mean']:.1f} ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
     assert shown["bytes an example"] == "2,008"
     assert shown["share of full HSK"] == "1.5 %"
 
 
 def test_one_seed_has_means_without_intervals() -> None:
-    shown = sheets.points_sheet(curves.points(study(seeds=1))).shown
+    shown = sheets.points_sheet(curves.points(study(seeds=1))).text_table
     assert not shown["score, %"].str.contains("to").any()
 
 
 def test_a_column_that_says_nothing_is_left_out() -> None:
-    assert "strategy" not in sheets.points_sheet(curves.points(study())).shown
-    assert "strategy" in sheets.points_sheet(curves.points(study("length"))).shown
+    assert "strategy" not in sheets.points_sheet(curves.points(study())).text_table
+    assert "strategy" in sheets.points_sheet(curves.points(study("length"))).text_table
 
 
 def test_latex_is_a_booktabs_table_with_escaped_text() -> None:
@@ -49,7 +49,7 @@ def test_latex_is_a_booktabs_table_with_escaped_text() -> None:
     assert r"all\_1t\_all,length=left" in text and r"score, \%" in text
     body = "\n".join(lines[1:]).replace(r"\_", "").replace(r"\%", "")
     assert "_" not in body and "%" not in body and "#" not in body
-    columns = len(sheet.shown.columns)
+    columns = len(sheet.text_table.columns)
     assert len(lines[1].partition("{tabular}")[2].strip("{}")) == columns
     assert {line.count("&") for line in lines if line.endswith(r"\\")} == {columns - 1}
     assert lines[1].partition("{tabular}")[2] == "{ll" + "r" * (columns - 2) + "}"
@@ -68,11 +68,11 @@ def test_every_sheet_has_a_row_for_every_row_shown() -> None:
     ]
     assert len({sheet.name for sheet in made}) == len(made)
     for sheet in made:
-        assert len(sheet.shown) == len(sheet.data) > 0
-        assert set(sheet.numeric) < set(sheet.shown.columns)
-        assert sheet.shown.map(lambda cell: isinstance(cell, str) and "nan" not in cell).all(axis=None)
+        assert len(sheet.text_table) == len(sheet.data) > 0
+        assert set(sheet.numeric) < set(sheet.text_table.columns)
+        assert sheet.text_table.map(lambda cell: isinstance(cell, str) and "nan" not in cell).all(axis=None)
     front = sheets.pareto_sheet(joint.pareto(trials))
-    assert len(front.shown) == front.data["front"].sum() < len(front.data)
+    assert len(front.text_table) == front.data["front"].sum() < len(front.data)
 
 
 def test_tests_of_both_scopes_are_told_apart() -> None:
