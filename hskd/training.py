@@ -227,7 +227,14 @@ class FiniteCheck(TrainerCallback):
 
 
 class _LogEveryEpoch(TrainerCallback):
-    """Logs after every epoch: the loss since the last log is in no checkpoint, and a short stage has to have one."""
+    """Logs after every epoch, so that a short stage has a loss, and with every checkpoint.
+
+    The loss since the last log is in no checkpoint: what is logged would depend on whether a run was resumed.
+    """
+
+    @override
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        control.should_log = control.should_log or control.should_save
 
     @override
     def on_epoch_end(

@@ -122,7 +122,7 @@ class Workers(Executor):
                         yield config, None, f"{died}; perhaps it needs more memory, or fewer --workers"
         finally:
             for worker in workers:
-                worker.stop()
+                worker.dismiss()
 
 
 class _Worker:
@@ -166,6 +166,13 @@ class _Worker:
             )
             self.stop()
             return trial, None
+
+    def dismiss(self) -> None:
+        """Let an idle process end by itself, so that it leaves nothing behind; end a busy one at once."""
+        if self.trial is None:
+            self.connection.close()
+            self._process.join(WAIT)
+        self.stop()
 
     def stop(self) -> None:
         """End the process at once: whatever it does may be killed at any moment."""

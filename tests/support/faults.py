@@ -118,6 +118,14 @@ def _hash(path: Path) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def difference(expected: Path, found: Path) -> str:
+    """Which fields of two JSON files differ, with both values; of other files, nothing."""
+    if expected.suffix != ".json":
+        return ""
+    first, second = (_stable(json.loads(path.read_text(encoding="utf-8"))) for path in (expected, found))
+    return ", ".join(f"{key}: {first.get(key)} and {second.get(key)}" for key in first if first[key] != second.get(key))
+
+
 def _stable(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _stable(item) for key, item in value.items() if key not in VOLATILE}

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import BAD, GOOD, make_bert
-from support.faults import Ended, Job, Lab, digest
+from support.faults import Ended, Job, Lab, difference, digest
 from support.mutations import times
 from transformers import BertTokenizerFast
 
@@ -121,7 +121,8 @@ def made(command: Command, root: Path) -> dict[str, str]:
 def require_same(pipeline: Pipeline, name: str, root: Path) -> None:
     found, expected = made(COMMANDS[name], root), pipeline.expected[name]
     assert found.keys() == expected.keys(), f"{name}: {sorted(found.keys() ^ expected.keys())}"
-    assert [file for file in found if found[file] != expected[file]] == []
+    different = [file for file in found if found[file] != expected[file]]
+    assert not different, [(file, difference(pipeline.root / file, root / file)) for file in different]
 
 
 def require_clear(ended: Ended) -> None:
