@@ -107,6 +107,7 @@ def test_csv_and_parquet_are_the_table(undisturbed: Ran, tmp_path: Path) -> None
         results.write_csv(table, tmp_path / "trials.csv"),
         dtype={column: str for column in table if column not in numbers},
         keep_default_na=False,
+        float_precision="round_trip",
         na_values={column: [""] for column in numbers},
     )
     assert [[float(score) for score in text.split()] for text in csv["dev_scores"]] == table["dev_scores"].tolist()

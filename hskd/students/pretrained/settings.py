@@ -26,7 +26,8 @@ class TinyBertSettings(StudentKind):
 
     kind: Literal["tinybert"] = "tinybert"
     checkpoint: Annotated[
-        Annotated[str, AfterValidator(with_home)] | None,
+        str | None,  # without a validator of its own: not every typer makes an option of such a type
+        AfterValidator(lambda place: None if place is None else with_home(place)),
         Field(
             description="Local folder (such as one of `hskd general`) or hub name of a pretrained encoder, such as "
             "huawei-noah/TinyBERT_General_4L_312D.",
