@@ -11,12 +11,14 @@ from math import prod
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from hskd.errors import HskdError
-from hskd.selectors import PrecisionSelector
-from hskd.spec import HSKSpec, Shape
 
+# Heads name their arrays by this module, and the command line names heads before it runs anything.
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+    from hskd.selectors import PrecisionSelector
+    from hskd.spec import HSKSpec, Shape
 
 MANIFEST = "manifest.json"
 CODEC = "codec.safetensors"
