@@ -227,20 +227,8 @@ def load_classifier(name: str, task: Task, *, new_head: bool = False) -> PreTrai
     Raises:
         HskdError: it cannot be loaded, or lacks weights that are not to be drawn.
     """
-    try:
-        model, info = task.head.auto_class.from_pretrained(
-            checked_model(name),
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # They are refused below, by name.
-            output_loading_info=True,
-            weights_only=True,
-            trust_remote_code=False,
-            **(task.head.config_fields() if new_head else {}),
-        )
-    except HskdError:
-        raise
-    except Exception as error:  # of a library, about files that may hold anything
-        raise HskdError(f"{name}: no classifier for task {task.name} can be loaded from it: {reason(error)}") from None
+    fields = task.head.config_fields() if new_head else {}
+    model, info = load_weights(name, task.head.auto_class, f"classifier for task {task.name}", **fields)
     if not new_head:
         require_every_weight(
             name,
@@ -249,7 +237,38 @@ def load_classifier(name: str, task: Task, *, new_head: bool = False) -> PreTrai
             f"It is not a fine-tuned classifier; make one (hskd teacher --task {task.name} --model {name}).",
         )
     require_body(name, model, info)
-    return model.eval()  # type: ignore[no-any-return]
+    return model.eval()
+
+
+def load_weights(name: str, auto_class: Any, what: str, **fields: Any) -> tuple[PreTrainedModel, Mapping[str, Any]]:
+    """A model in fp32, of tensors alone and without code of its own, and what ``transformers`` says of its weights.
+
+    Weights that are missing or of another size are drawn: whoever calls refuses them by name.
+
+    Args:
+        name: see :func:`resolve_model`.
+        auto_class: the Auto class that loads it.
+        what: names in a message what cannot be loaded.
+        fields: of the configuration, to be set.
+
+    Raises:
+        HskdError: it cannot be loaded.
+    """
+    try:
+        model, info = auto_class.from_pretrained(
+            checked_model(name),
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            weights_only=True,
+            trust_remote_code=False,
+            **fields,
+        )
+    except HskdError:
+        raise
+    except Exception as error:  # of a library, about files that may hold anything
+        raise HskdError(f"{name}: no {what} can be loaded from it: {reason(error)}") from None
+    return model, info
 
 
 def require_every_weight(name: str, model: PreTrainedModel, info: Mapping[str, Any], remedy: str) -> None:

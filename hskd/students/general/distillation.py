@@ -35,11 +35,10 @@ from hskd.tasks.text import chunks, documents
 from hskd.teachers.fitting import require_fit
 from hskd.teachers.forward import tokens_of
 from hskd.teachers.loading import (
-    checked_model,
     load_tokenizer,
+    load_weights,
     model_content,
     model_fingerprint,
-    reason,
     require_body,
 )
 from hskd.training import StageRecipe, clear_checkpoints, run_stage, training_arguments
@@ -96,21 +95,9 @@ def load_body(model_name: str) -> PreTrainedModel:
     Raises:
         HskdError: it cannot be loaded, or lacks a weight.
     """
-    try:
-        body, info = AutoModel.from_pretrained(
-            checked_model(model_name),
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # They are refused below, by name.
-            output_loading_info=True,
-            weights_only=True,
-            trust_remote_code=False,
-        )
-    except HskdError:
-        raise
-    except Exception as error:  # of a library, about files that may hold anything
-        raise HskdError(f"{model_name}: no encoder can be loaded from it: {reason(error)}") from None
+    body, info = load_weights(model_name, AutoModel, "encoder")
     require_body(model_name, body, info)
-    return body.eval()  # type: ignore[no-any-return]
+    return body.eval()
 
 
 def general_distill(
