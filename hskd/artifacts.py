@@ -8,8 +8,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePath
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from hskd import processes
 from hskd.errors import CorruptionError, HskdError, MismatchError
 from hskd.hashing import file_sha256, fingerprint, known_sha256
@@ -184,6 +182,8 @@ def locked(folder: Path, progress: Progress | None = None) -> Iterator[None]:
     Raises:
         HskdError: the lock cannot be written.
     """
+    from filelock import FileLock, Timeout  # a usage error is answered without
+
     lock = FileLock(lock_path(folder))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

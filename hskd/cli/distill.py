@@ -13,7 +13,6 @@ from hskd.cli.progress import display
 from hskd.cli.setting import Machine, require_local, require_task, task_plan
 from hskd.cli.store_alone import store_alone_plan
 from hskd.errors import HskdError
-from hskd.heads.metrics import in_unit
 from hskd.trials.settings import DistillSettings
 
 
@@ -57,6 +56,7 @@ def command(
 
     parsed = HSKSpec.parse(spec) if spec else None
     from hskd import processes
+    from hskd.heads.metrics import in_unit
     from hskd.runtime import RunOptions
     from hskd.store.reader import Store
     from hskd.trials.config import GivenStudent, TeacherPlan, TrialConfig

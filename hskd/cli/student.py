@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_origin
 
 import typer
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
-from hskd import safe_yaml
 from hskd.cli.options import MachineOptions, TaskOptions, with_settings
 from hskd.cli.places import Output, readable
 from hskd.cli.plugin_option import plugin_option
@@ -83,8 +81,8 @@ def command(
     A student of kind tinybert has its checkpoint's sizes, and may learn from any teacher that shares its tokenizer.
     """
     # What can be refused is refused before PyTorch is imported.
-    require_task(task.task)
     student = _student(kind, options, settings or [], task.work)
+    require_task(task.task)
     require_local("--teacher", teacher, "hskd teacher")
     from hskd.artifacts import ArtifactFolders
     from hskd.teachers.loading import Teacher
@@ -149,10 +147,7 @@ def _student(kind: str, options: BaseModel, settings: list[str], work: Path) -> 
                 f"--set {text}: expected KEY=VALUE with a setting of kind {kind}: "
                 f"{', '.join(field for field in cls.model_fields if field != 'kind')}."
             )
-        try:
-            fields[name] = safe_yaml.parse(written)[0]
-        except yaml.YAMLError as error:
-            raise HskdError(f"--set {cut(text)}: the value is not valid YAML: {error}") from None
+        fields[name] = _value(text, written)
     try:
         return cls.model_validate(fields)
     except ValidationError as error:
@@ -160,6 +155,22 @@ def _student(kind: str, options: BaseModel, settings: list[str], work: Path) -> 
         where = next((_flag(option) for option, (name, _) in known.items() if name in first["loc"][:1]), "")
         message = first["msg"].removeprefix("Value error, ")
         raise HskdError(f"--kind {kind}: {where + ': ' if where else ''}{message} (got {first['input']!r}).") from None
+
+
+def _value(setting: str, written: str) -> Any:
+    """What the YAML in a ``--set KEY=VALUE`` says.
+
+    Raises:
+        HskdError: it is not YAML.
+    """
+    import yaml
+
+    from hskd import safe_yaml
+
+    try:
+        return safe_yaml.parse(written)[0]
+    except yaml.YAMLError as error:
+        raise HskdError(f"--set {cut(setting)}: the value is not valid YAML: {error}") from None
 
 
 def _flag(option: str) -> str:
