@@ -157,6 +157,7 @@ def run(
 def status(
     name: Name,
     out: Out = None,
+    work: Work = Path("work"),
     seeds: Seeds = None,
     data: Data = None,
     teacher: Model = None,
@@ -165,12 +166,13 @@ def status(
     threads: Threads = 1,
     dtype: Precision = "auto",
 ) -> None:
-    """Say which trials are done, which failed and why, and the scores so far."""
+    """Say which trials are done, which failed and why, which have other data or models now, and the scores so far."""
     grid, trials, folder = read(name, out, seeds, threads, dtype, data, teacher, checkpoint, changes)
     from hskd.grid.record import error_path
-    from hskd.grid.run import GridStatus
+    from hskd.grid.run import GridStatus, changed_contents
     from hskd.heads.metrics import in_unit
     from hskd.results import ResultsFolder, load
+    from hskd.trials.workspace import Workspace
 
     status = GridStatus.of(trials, folder)
     print(f"{grid.name}: {len(status.done)} done, {len(status.pending)} to do, of which {len(status.failed)} failed")
@@ -178,6 +180,11 @@ def status(
         if config.id in status.failed:
             print(f"failed: {config.title}: {status.failed[config.id]}  ({error_path(folder, config)})")
     if status.done:
+        with display() as progress:
+            changed = changed_contents(status.done, Workspace(work, trials), folder, progress) or {}
+        for config in status.done:
+            if names := changed.get(config.id):
+                print(f"changed: {config.title}: of other {', '.join(names)}; `hskd grid run {name}` does it anew")
         unit = next(iter(ResultsFolder(folder).results().values())).score_unit
         for (student, arm, spec), scores in load(folder).groupby(["student", "arm", "spec"], sort=False)["score"]:
             print(f"{student}  {arm:10} {spec:30} {in_unit(scores.mean(), unit)}  ({len(scores)} seeds)")

@@ -133,29 +133,48 @@ def run_grid(
 def _stale(status: GridStatus, workspace: Workspace, out: Path, progress: Progress) -> set[str]:
     """Make trials pending again whose result is of other contents than there are now, and say which, and why.
 
-    A result of a version that recorded no contents is taken as it is.
-
     Returns:
         The ids of these trials.
     """
-    results = ResultsFolder(out).results() if status.done else {}
-    recorded = {config.id: results[config.id].inputs for config in status.done if config.id in results}
-    if status.done and not any(recorded.values()):
+    changes = changed_contents(status.done, workspace, out, progress)
+    if changes is None:
         return set()
-    if not status.done and not (out / LABELS_FILE).is_file():
-        return set()  # Nothing to compare with: data and models are not read yet.
-    try:
-        changes = {config.id: workspace.inputs(config).changes(recorded.get(config.id)) for config in status.done}
-    except HskdError as error:
-        progress.say(f"what is done already cannot be compared with the data and models of now: {error}")
-        return set()
-    stale = {trial for trial, changed in changes.items() if changed}
+    stale = {trial for trial, names in changes.items() if names}
     for config in status.done:
         if config.id in stale:
             progress.say(f"{config.title}: is done anew, since it was of other {', '.join(changes[config.id])}")
     status.pending = [*status.pending, *(config for config in status.done if config.id in stale)]
     status.done = [config for config in status.done if config.id not in stale]
-    if all(recorded.get(config.id) is not None for config in status.done):
+    if all(config.id in changes for config in status.done):
         workspace.ensure_labels(progress)
         replace_labels(out, workspace.splits)
     return stale
+
+
+def changed_contents(
+    done: Sequence[TrialConfig], workspace: Workspace, out: Path, progress: Progress
+) -> dict[str, list[str]] | None:
+    """What the results of trials were made of, and is other now; nothing is made or trained to know it.
+
+    Args:
+        done: trials that have a result in ``out``.
+        workspace: where their data and models are read.
+        out: folder of results.
+        progress: is told if data or models cannot be read.
+
+    Returns:
+        By id of each trial whose result recorded contents: the names of those that changed. None where nothing can
+        be compared: no result recorded any, or data or models cannot be read.
+    """
+    results = ResultsFolder(out).results() if done else {}
+    recorded = {config.id: results[config.id].inputs for config in done if config.id in results}
+    if done and not any(recorded.values()):
+        return None  # A result of a version that recorded no contents is taken as it is.
+    if not done and not (out / LABELS_FILE).is_file():
+        return None  # Nothing to compare with: data and models are not read yet.
+    try:
+        changes = {config.id: workspace.inputs(config).changes(recorded.get(config.id)) for config in done}
+    except HskdError as error:
+        progress.say(f"what is done already cannot be compared with the data and models of now: {error}")
+        return None
+    return {trial: names for trial, names in changes.items() if recorded.get(trial) is not None}

@@ -85,6 +85,21 @@ def test_what_is_of_other_contents_is_done_anew(
         assert result.inputs is not None and result.inputs[part][name] != "0" * 16
 
 
+def test_status_names_what_is_of_other_contents(
+    undisturbed: Ran, grid_file: Path, cli: Cli, tmp_path: Path
+) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(undisturbed.root, root)
+    places = ["status", grid_file, "--out", root / "out", "--work", root / "work", *OPTIONS]
+    code, before, err = cli(*places)
+    assert code == 0 and "12 done, 0 to do" in before and "changed" not in before, err
+    edited(root / "out", "trained", "labels")
+    code, after, err = cli(*places)
+    assert code == 0, err
+    assert after.count("changed: ") == 12
+    assert "changed: none, seed 0: of other labels; `hskd grid run" in after
+
+
 def test_results_of_a_version_that_recorded_no_contents_are_taken(
     undisturbed: Ran, grid_file: Path, tmp_path: Path
 ) -> None:
