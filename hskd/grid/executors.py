@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -60,6 +61,10 @@ class InProcess(Executor):
     ) -> Iterator[Outcome]:
         for config in trials:
             yield _outcome(config, lambda config=config: publish(workspace, config, out, progress))  # type: ignore[misc]
+
+
+_UNSAID = "ignore:resource_tracker:UserWarning"
+"""A process that is killed leaves semaphores of its libraries. Python's tracker removes them, and need not say so."""
 
 
 class Workers(Executor):
@@ -136,6 +141,8 @@ class _Worker:
 
     def __init__(self, trials: list[str], work: Path, out: Path) -> None:
         context = multiprocessing.get_context("spawn")
+        if _UNSAID not in sys.warnoptions:  # what Python starts its tracker with
+            sys.warnoptions.append(_UNSAID)
         self.connection, worker_connection = context.Pipe()
         arguments = (worker_connection, os.getpid(), trials, str(work), str(out), Plugins.here())
         self._process = context.Process(target=_work, args=arguments)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,11 +16,12 @@ from pathlib import Path
 import psutil
 import pytest
 from grid.conftest import Cli, Write
-from support.grid_lab import TRIALS, Ran, Recorder, run, same_predictions, same_scores
+from support.grid_lab import CLI, TRIALS, Ran, Recorder, command, run, same_predictions, same_scores
 from support.mutations import times
 
 from hskd.errors import HskdError
 from hskd.grid.executors import RayCluster, Workers
+from hskd.results import ResultsFolder
 from hskd.selectors import LENGTH
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs hskd[cluster]")
@@ -65,6 +71,35 @@ def test_workers_give_the_same_bits_and_one_may_die(undisturbed: Ran, grid_file:
     [said] = [message for message in told.said if "died" in message]
     assert re.fullmatch(r".*, seed [01]: its process died by signal 9; it is run again", said)
     assert not list((tmp_path / "out").glob("trials/*"))
+    same_scores(ran.table, undisturbed.table)
+    same_predictions(ran.out, undisturbed.out)
+
+
+INTERRUPTIBLE = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {CLI}"
+"""The command line; what shells start in the background ignores Ctrl-C."""
+
+
+@pytest.mark.timeout(600)
+def test_ctrl_c_reaches_workers_and_the_grid_goes_on(undisturbed: Ran, grid_file: Path, tmp_path: Path) -> None:
+    """A terminal sends it to the command and its workers alike: one line, exit code 130, and nobody is left behind."""
+    words = [sys.executable, "-c", INTERRUPTIBLE, *command(grid_file, tmp_path, "--workers", "2")]
+    with (tmp_path / "output").open("w") as output:
+        process = subprocess.Popen(words, stdout=output, stderr=output, start_new_session=True)
+    give_up = time.monotonic() + 300
+    while not list((tmp_path / "out").glob("trials/*.json")):
+        assert process.poll() is None and time.monotonic() < give_up, (tmp_path / "output").read_text()
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(120) == 130
+    text = (tmp_path / "output").read_text()
+    assert "Traceback" not in text and text.count("interrupted") == 1
+    assert " ".join(text.split()).endswith("interrupted. Nothing is lost: run the same command again to resume.")
+    assert not named("spawn_main")
+    before = ResultsFolder(tmp_path / "out").done()
+    assert 0 < len(before) < TRIALS
+    told = Recorder()
+    ran = run(grid_file, tmp_path, Workers(2), told)
+    assert told.news[0][0] == len(before)
     same_scores(ran.table, undisturbed.table)
     same_predictions(ran.out, undisturbed.out)
 

@@ -85,9 +85,7 @@ def test_what_is_of_other_contents_is_done_anew(
         assert result.inputs is not None and result.inputs[part][name] != "0" * 16
 
 
-def test_status_names_what_is_of_other_contents(
-    undisturbed: Ran, grid_file: Path, cli: Cli, tmp_path: Path
-) -> None:
+def test_status_names_what_is_of_other_contents(undisturbed: Ran, grid_file: Path, cli: Cli, tmp_path: Path) -> None:
     root = tmp_path / "copy"
     shutil.copytree(undisturbed.root, root)
     places = ["status", grid_file, "--out", root / "out", "--work", root / "work", *OPTIONS]
