@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test torture bench lint format types notebook clean
+.PHONY: demo test torture bench docs lint format types notebook clean
 
 demo: .venv/installed          ## the main job on real data; ends with a marginal-utility figure
 	$(BIN)/hskd demo
@@ -19,6 +19,9 @@ torture: .venv/installed       ## attack files, input and running commands for h
 
 bench: .venv/installed         ## times of training, extraction and stores on this machine; on a quiet one
 	$(BIN)/hskd bench
+
+docs: .venv/installed          ## the documentation as a site, with its links checked: build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 lint: .venv/installed types    ## ruff, mypy and the order of imports
 	$(BIN)/ruff check .

@@ -30,13 +30,18 @@ def run_python(page: str) -> dict[str, object]:
     return names
 
 
+def run_shell(page: str, folder: Path) -> None:
+    """Run the one block of commands of a page in ``folder``."""
+    [code] = blocks(page, "bash")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(["bash", "-ec", code], cwd=folder, check=True, env=os.environ | {"PATH": path})
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the teacher and the student that the commands of docs/api.md make."""
     folder = tmp_path_factory.mktemp("docs")
-    [code] = blocks("docs/api.md", "bash")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    subprocess.run(["bash", "-ec", code], cwd=folder, check=True, env=os.environ | {"PATH": path})
+    run_shell("docs/api.md", folder)
     return folder
 
 
@@ -55,6 +60,8 @@ def test_the_page_on_the_python_interface_runs_from_top_to_bottom(
 
 def test_the_readme_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(folder)
+    run_shell("README.md", folder)  # its teacher and student are those of docs/api.md, so they are there
+    assert (folder / "runs/trial/student/model.safetensors").is_file()
     run_python("README.md")
     printed = capsys.readouterr().out
     assert "HSKAmount(kept_values=" in printed
