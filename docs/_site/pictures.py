@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from html import escape
+from io import StringIO
 from pathlib import Path
 
 from rich.console import Console
@@ -60,6 +61,7 @@ def spec() -> str:
 
 
 def box(x: int, y: int, width: int, title: str, lines: list[str], color: str = "#fff") -> list[str]:
+    """A frame with a heading and lines of text."""
     height = 34 + 18 * len(lines)
     parts = [
         f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="6" fill="{color}" stroke="{LINE}"/>',
@@ -69,6 +71,7 @@ def box(x: int, y: int, width: int, title: str, lines: list[str], color: str = "
 
 
 def arrow(x1: int, y1: int, x2: int, y2: int, label: str = "") -> list[str]:
+    """An arrow with a label above its middle."""
     parts = [
         f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" stroke="{INK}" stroke-width="1.5" marker-end="url(#tip)"/>'
     ]
@@ -113,7 +116,7 @@ COMMANDS = (
 
 def terminal() -> str:
     """What two real commands print, as a picture; it loads no font from elsewhere."""
-    console = Console(record=True, width=110, file=open(os.devnull, "w"), force_terminal=True)
+    console = Console(record=True, width=110, file=StringIO(), force_terminal=True)
     for command in COMMANDS:
         console.print(Text.assemble(("$ ", "bold green"), command))
         done = subprocess.run(
