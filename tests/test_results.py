@@ -23,7 +23,7 @@ MADE_HERE = ("demo", "demo-quick")
 COMMITTED = sorted(path.parent for path in RESULTS.glob("*/trials.parquet") if path.parent.name not in MADE_HERE)
 DRAWN = ("demo-3-seeds",)
 """Their reports are made with all figures; drawing every one would take minutes."""
-DOCS = sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))
+DOCS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md"))
 PAGES = ("README.md", "results/README.md", "results/rates/README.md", *DOCS)
 TREE = 15_000_000
 """Bytes that the tracked files may take."""
