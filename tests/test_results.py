@@ -24,7 +24,8 @@ COMMITTED = sorted(path.parent for path in RESULTS.glob("*/trials.parquet") if p
 DRAWN = ("demo-3-seeds",)
 """Their reports are made with all figures; drawing every one would take minutes."""
 DOCS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md"))
-PAGES = ("README.md", "results/README.md", "results/rates/README.md", *DOCS)
+FINDINGS = sorted(f"results/{path.name}" for path in ROOT.glob("results/*.md"))
+PAGES = ("README.md", "results/rates/README.md", *FINDINGS, *DOCS)
 TREE = 15_000_000
 """Bytes that the tracked files may take."""
 TRIED = pd.read_csv(RESULTS / "rates" / "none.csv")  # none at several rates, of several grids

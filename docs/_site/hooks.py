@@ -16,7 +16,13 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[2]
 
-OUTSIDE = ("CONTRIBUTING.md", "CHANGELOG.md", "notebooks/README.md", "results/README.md", "results/rates/README.md")
+OUTSIDE = (
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "notebooks/README.md",
+    "results/rates/README.md",
+    *sorted(f"results/{path.name}" for path in ROOT.glob("results/*.md")),
+)
 """Pages of the site that lie outside ``docs/``; they keep their paths."""
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s]+)(\))")
 
