@@ -25,6 +25,7 @@ from transformers import (
     RobertaTokenizerFast,
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hskd.distill.source import KnowledgeSource, OnlineSource, StoreSource
 from hskd.distill.trainer import HSKModule, HSKTrainer, PredictionTrainer
@@ -40,7 +41,7 @@ from hskd.students.rosita.create import create_rosita
 from hskd.students.rosita.settings import RositaSettings
 from hskd.tasks import Task, TaskData, TokenizedSplit, load_task, model_inputs, tokenize
 from hskd.teachers.finetune import TeacherSettings, finetune
-from hskd.teachers.forward import PROJECTIONS, teacher_forward
+from hskd.teachers.forward import ForwardOptions, teacher_forward
 from hskd.teachers.loading import Teacher
 from hskd.training import HeadModule, predict_rows
 from hskd.trials.prepare import Distillation, Student, from_store, from_teacher
@@ -237,37 +238,96 @@ def test_the_cls_row_is_that_of_eager_attention(world: World) -> None:
 
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-DISTIL = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48}
+READ: dict[str, dict[str, Any]] = {
+    "bert": SMALL,
+    "rosita": SMALL | {"num_attention_heads": 3, "attention_head_size": 8, "embedding_rank": 6},
+    "roberta": SMALL,
+    "roberta-prelayernorm": SMALL,
+    "xlm-roberta": SMALL,
+    "xlm-roberta-xl": SMALL,
+    "camembert": SMALL,
+    "data2vec-text": SMALL,
+    "electra": SMALL | {"embedding_size": 16},
+    "ernie": SMALL,
+    "megatron-bert": SMALL,
+    "rembert": SMALL,
+    "roformer": SMALL | {"embedding_size": 32},
+    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48},
+    "mpnet": SMALL,
+    "albert": SMALL | {"embedding_size": 16},
+    "albert-groups": SMALL | {"num_hidden_layers": 4, "num_hidden_groups": 2, "embedding_size": 16},
+    "deberta": SMALL | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": -1},
+    "deberta-v2": SMALL
+    | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 4, "share_att_key": True,
+       "norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0},
+    "deberta-v2-conv": SMALL | {"conv_kernel_size": 3, "relative_attention": True, "pos_att_type": ["c2p"]},
+    "modernbert": SMALL | {"local_attention": 4, "global_attn_every_n_layers": 2, "num_hidden_layers": 3},
+    "nomic_bert": SMALL,
+    "eurobert": SMALL | {"num_key_value_heads": 2},
+    "xmod": SMALL | {"languages": ["en_XX"], "default_language": "en_XX"},
+    "esm": SMALL | {"position_embedding_type": "rotary", "mask_token_id": 4},
+}  # fmt: skip
+"""Types of encoder whose attention is read, with sizes."""
 
 
-@pytest.mark.parametrize("model_type", PROJECTIONS)
-def test_the_cls_row_of_every_type_that_is_read(model_type: str) -> None:
-    sizes = DISTIL if model_type == "distilbert" else SMALL
+@pytest.mark.parametrize("kind", READ)
+@pytest.mark.parametrize("implementation", ["eager", None])
+def test_the_cls_row_of_every_type_that_is_read(kind: str, implementation: str | None) -> None:
+    model_type = next(name for name in (kind, kind.rpartition("-")[0]) if name in CONFIG_MAPPING)
     config = AutoConfig.for_model(
-        model_type, vocab_size=50, pad_token_id=1, max_position_embeddings=20, initializer_range=0.3, **sizes
+        model_type, vocab_size=50, pad_token_id=1, max_position_embeddings=20, initializer_range=0.3, **READ[kind]
     )
+    layers = config.num_hidden_layers
     torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
+    eager = AutoModel.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for name, weight in eager.named_parameters():
+            if "relative_attention_bias" in name or name.endswith("bias"):
+                weight.normal_(std=0.3)
     mask = torch.ones(3, 9, dtype=torch.long)
     mask[0, 6:], mask[1, 4:] = 0, 0
     batch = {"input_ids": torch.randint(5, 50, (3, 9)).where(mask.bool(), 1), "attention_mask": mask}
     with torch.no_grad():
-        weights = model(**batch, output_attentions=True).attentions
-    found = teacher_forward(model, batch | {"example_ids": torch.arange(3)}, 2, (), (1, 2))
-    for layer in (1, 2):
-        expected = weights[layer - 1][:, :, 0].mean(dim=1)[mask.bool()]
-        np.testing.assert_allclose(found.states.attention[layer], expected.numpy(), atol=1e-6)
+        output = eager(**batch, output_attentions=True, output_hidden_states=True)
+    model = AutoModel.from_config(config, attn_implementation=implementation).eval()
+    model.load_state_dict(eager.state_dict())
+    chosen = model.config._attn_implementation
+    every = range(1, layers + 1)
+    given = teacher_forward(model, batch | {"example_ids": torch.arange(3)}, 2, (0, *every), every)
+    assert model.config._attn_implementation == chosen
+    for layer in every:
+        expected = output.attentions[layer - 1][:, :, 0].mean(dim=1)[mask.bool()]
+        np.testing.assert_allclose(given.states.attention[layer], expected.numpy(), atol=1e-6)
+        assert expected.std() > 0.005, "it looks at some more than at others"
+    for layer in (0, *every):
+        torch.testing.assert_close(given.states.hidden[layer], output.hidden_states[layer][mask.bool()])
+    one = teacher_forward(model, batch | {"example_ids": torch.arange(3)}, 2, (), (2,)).states.attention
+    assert list(one) == [2]
+    np.testing.assert_array_equal(one[2], given.states.attention[2])
 
 
-def test_attention_of_another_kind_is_refused() -> None:
-    """RoFormer has a query and a key, too, and turns them by their positions."""
-    config = AutoConfig.for_model("roformer", vocab_size=50, embedding_size=32, max_position_embeddings=20, **SMALL)
-    model = AutoModelForSequenceClassification.from_config(config)
+@pytest.mark.parametrize(
+    ("model_type", "more"),
+    [("big_bird", {}), ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4}), ("fnet", {}), ("convbert", {})],
+)
+def test_attention_of_another_kind_is_refused(model_type: str, more: dict[str, int]) -> None:
+    """One looks at some tokens, one only back, one has none, and one is not asked for it."""
+    config = AutoConfig.for_model(model_type, vocab_size=50, max_position_embeddings=20, **(more or SMALL))
+    model = AutoModel.from_config(config)
     batch = {"input_ids": torch.full((1, 4), 7), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
     batch["example_ids"] = torch.arange(1)
-    with pytest.raises(HskdError, match=r"attention of a roformer model .*,length=left, .* --attention-layers none"):
+    with pytest.raises(HskdError, match=rf"attention of a {model_type} model .*,length=left, .* --attention-layers"):
         teacher_forward(model, batch, 2, (0,), (1,))
     assert teacher_forward(model, batch, 2, (0, 2), ()).states.hidden[2].shape == (4, 32)
+
+
+def test_scores_before_softmax_are_refused_where_there_are_none() -> None:
+    model = AutoModel.from_config(AutoConfig.for_model("mpnet", vocab_size=50, pad_token_id=1, **SMALL))
+    batch = {"input_ids": torch.full((1, 4), 7), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    with pytest.raises(HskdError, match="before softmax"):
+        teacher_forward(
+            model, batch | {"example_ids": torch.arange(1)}, 2, (), (1,), options=ForwardOptions(softmax=False)
+        )
 
 
 def test_hidden_states_are_those_of_the_model(world: World) -> None:
