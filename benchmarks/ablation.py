@@ -30,7 +30,8 @@ from hskd.distill.losses import hsk_loss
 from hskd.distill.trainer import HSKModule
 from hskd.fast.dropout import cheap_dropout
 from hskd.fast.embeddings import compact_embeddings
-from hskd.fast.encoder import LeanEncoder, compiled_layer, run_layer
+from hskd.fast.encoder import LeanEncoder, compiled_layer
+from hskd.fast.layers import run_layer
 from hskd.knowledge import KeptHSK
 from hskd.runtime import autocast, resolve_dtype
 

@@ -1,16 +1,18 @@
 """Where encoders keep the parts that hskd cuts, fits and runs one by one.
 
-One description serves pruning, narrowing and the lean forward pass. It imports nothing of hskd, and no models.
+One description serves pruning, narrowing and the lean forward pass. It imports nothing of hskd, and
+neither torch nor models.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 PRUNED = "rosita"
 """Model type of a pruned BERT, and what the types of other pruned encoders begin with: ``rosita-roberta``."""
@@ -72,6 +74,8 @@ class Parts:
 
 
 def _rows(indices: torch.Tensor, count: int, blocks: int) -> torch.Tensor:
+    import torch
+
     return torch.cat([indices + block * count for block in range(blocks)])
 
 

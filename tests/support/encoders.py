@@ -37,18 +37,19 @@ IDS = torch.randint(5, VOCABULARY, MASK.shape, generator=torch.Generator().manua
 
 def tiny(model_type: str, tagger: bool = False, **more: Any) -> PreTrainedModel:
     """A random classifier of sequences or of tokens, in eval mode; the same at every call."""
-    config = AutoConfig.for_model(
-        model_type,
-        vocab_size=VOCABULARY,
-        pad_token_id=PAD,
-        bos_token_id=0,
-        eos_token_id=2,
-        cls_token_id=0,
-        sep_token_id=2,
-        max_position_embeddings=40,
-        initializer_range=0.2,
-        **TINY[model_type] | {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}} | more,
-    )
+    fields = {
+        "vocab_size": VOCABULARY,
+        "pad_token_id": PAD,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "cls_token_id": 0,
+        "sep_token_id": 2,
+        "max_position_embeddings": 40,
+        "initializer_range": 0.2,
+        "id2label": {0: "no", 1: "yes"},
+        "label2id": {"no": 0, "yes": 1},
+    }
+    config = AutoConfig.for_model(model_type, **fields | TINY[model_type] | more)
     auto_class = AutoModelForTokenClassification if tagger else AutoModelForSequenceClassification
     with torch.random.fork_rng():
         torch.manual_seed(0)

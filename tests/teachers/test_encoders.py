@@ -20,6 +20,7 @@ from transformers import (
     AutoTokenizer,
     BertTokenizerFast,
     DistilBertTokenizerFast,
+    MPNetTokenizerFast,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     RobertaTokenizerFast,
@@ -30,6 +31,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from hskd.distill.source import KnowledgeSource, OnlineSource, StoreSource
 from hskd.distill.trainer import HSKModule, HSKTrainer, PredictionTrainer
 from hskd.errors import HskdError, MismatchError
+from hskd.fast import fast_training
 from hskd.fast.embeddings import compact_embeddings
 from hskd.spec import HSKSpec
 from hskd.store.derive import derive
@@ -68,6 +70,17 @@ def byte_pairs(folder: Path) -> PreTrainedTokenizerBase:
     pieces = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *bytes_to_unicode().values(), *map("".join, merges)]
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
     RobertaTokenizerFast(vocab=vocabulary, merges=merges).save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def mpnet_pieces(folder: Path) -> PreTrainedTokenizerBase:
+    """MPNet's kind: BERT's words with RoBERTa's special tokens."""
+    tokenizer = wordpiece(folder)
+    words = [word for word in sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get) if word[0] != "["]
+    (folder / "vocab.txt").write_text("\n".join(["<s>", "<pad>", "</s>", "<unk>", "[UNK]", *words, "<mask>"]))
+    for stale in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / stale).unlink()
+    MPNetTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder)
 
 
@@ -113,6 +126,8 @@ KINDS = {
     "distilbert": Kind("distilbert", distil_wordpiece, False),
     "electra": Kind("electra", wordpiece, True, (("embedding_size", 32),)),
     "electra-small": Kind("electra", wordpiece, True, (("embedding_size", 16),)),
+    "mpnet": Kind("mpnet", mpnet_pieces, False),
+    "modernbert": Kind("modernbert", distil_wordpiece, False, (("local_attention", 8), ("mlp_dropout", 0.1))),
 }
 
 
@@ -204,14 +219,14 @@ def test_special_tokens_are_the_tokenizers_own(world: World) -> None:
     expected = {"cls": tokenizer.cls_token_id, "sep": tokenizer.sep_token_id, "pad": tokenizer.pad_token_id}
     assert world.superset.manifest.special_ids == expected
     assert (train.cls_id, train.sep_id, train.pad_id) == tuple(expected.values())
-    byte_level = world.kind.tokenizer is byte_pairs
-    assert (tokenizer.cls_token, tokenizer.sep_token) == (("<s>", "</s>") if byte_level else ("[CLS]", "[SEP]"))
+    like_roberta = world.kind.tokenizer in (byte_pairs, mpnet_pieces)
+    assert (tokenizer.cls_token, tokenizer.sep_token) == (("<s>", "</s>") if like_roberta else ("[CLS]", "[SEP]"))
     for i in range(len(train)):
         ids = train.input_ids[train.offsets[i] : train.offsets[i + 1]]
         assert ids[0] == train.cls_id
         assert ids[-1] == train.sep_id
         inner = np.flatnonzero(ids == train.sep_id)[:-1]
-        assert len(inner) == (2 if byte_level else 1), "RoBERTa puts two of them between two sentences"
+        assert len(inner) == (2 if like_roberta else 1), "RoBERTa puts two of them between two sentences"
         assert (np.diff(inner) == 1).all()
 
 
@@ -410,13 +425,25 @@ def test_a_model_of_touched_rows_computes_the_same(world: World, name: str) -> N
     assert rows < model.get_input_embeddings().weight.shape[0]
 
 
-def test_rosita_prunes_bert_alone(world: World, tmp_path: Path) -> None:
-    settings = RositaSettings(layers=2, heads=2, ffn=24)
-    if world.kind.model_type == "bert":
-        create_rosita(world.teacher, world.train, settings, tmp_path / "student")
-        return
-    with pytest.raises(HskdError, match=r"ROSITA pruning needs a BERT-shaped teacher.*TinyBERT type takes any"):
-        create_rosita(world.teacher, world.train, settings, tmp_path / "student")
+def test_a_student_pruned_from_every_type(world: World, tmp_path: Path) -> None:
+    """Made, saved, loaded, and distilled from the store as from the teacher."""
+    settings = RositaSettings(layers=2, heads=3, ffn=24, rank=8, importance_examples=16)
+    folder = create_rosita(world.teacher, world.train, settings, tmp_path / "student")
+    pruned = Student.load(folder, world.task).model
+    assert pruned.config.model_type.startswith("rosita") and pruned.config.pad_token_id == world.train.pad_id
+    assert AutoTokenizer.from_pretrained(folder)("the film").input_ids[0] == world.train.cls_id
+
+    def trace(source: KnowledgeSource) -> list[float]:
+        student = Student.load(folder, world.task).model.eval()  # the same start, no dropout
+        module = HSKModule(student, 32, 0)
+        with fast_training(student, [split.input_ids for split in world.splits.values()]) as encoder:
+            module.encoder = encoder
+            return losses(HSKTrainer(module, arguments(tmp_path, batch_size=8, epochs=3), world.train, source))
+
+    parsed = HSKSpec.parse(SPECS[1])
+    online = trace(world.online(parsed, 2))
+    assert sum(online[-3:]) < sum(online[:3])
+    assert trace(world.offline(parsed, 2)) == pytest.approx(online, rel=1e-5)
 
 
 def test_a_student_of_another_tokenizer_is_refused(world: World, tmp_path: Path) -> None:
