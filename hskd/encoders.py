@@ -30,6 +30,7 @@ class Parts:
         attended: the linear map of the heads' outputs.
         neurons: linear maps to the FFN's neurons: two of one size where one gates the other, perhaps packed in one.
         packed: how many values of a neuron one of ``neurons`` gives.
+        embedding_norm: the LayerNorm of the embeddings, from the body.
         output: the linear map of the FFN's neurons.
         ffn_field: the field of the configuration that counts the neurons.
         head_size_field: the field that sets the size of a head, where heads need not fill the hidden size.
@@ -47,6 +48,7 @@ class Parts:
     output: str
     attended_norm: str
     output_norm: str
+    embedding_norm: str = "embeddings.LayerNorm"
     packed: int = 1
     ffn_field: str = "intermediate_size"
     head_size_field: str | None = None
@@ -120,6 +122,7 @@ ENCODERS = dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electr
         output="mlp.Wo",
         attended_norm="attn_norm",
         output_norm="mlp_norm",
+        embedding_norm="embeddings.norm",
         packed=2,
         is_pre_norm=True,
     ),
@@ -136,6 +139,10 @@ ENCODERS = dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electr
     ),
 }
 """The encoders that can be pruned, narrowed and run layer by layer, by the name of their type in ``transformers``."""
+
+
+ROTARY = ("modernbert", "nomic_bert")
+"""Those of them that turn queries and keys by their positions: a head's columns cannot be mixed."""
 
 
 def base_type(config: Any) -> str:

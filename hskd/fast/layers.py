@@ -105,13 +105,13 @@ def _run_mpnet(layer: Any, hidden: torch.Tensor, near: Surroundings, rows: torch
 def _run_modernbert(layer: Any, hidden: torch.Tensor, near: Surroundings, rows: torch.Tensor | None) -> torch.Tensor:
     attention = layer.attn
     normal = layer.attn_norm(hidden)
-    weights, bias = attention.Wqkv.weight.chunk(3), (None,) * 3
-    if attention.Wqkv.bias is not None:
-        bias = attention.Wqkv.bias.chunk(3)
-    query, key, value = (
-        _split(F.linear(states, weight, addend), attention.head_dim)
-        for states, weight, addend in zip((at(normal, rows), normal, normal), weights, bias, strict=True)
-    )
+    if rows is None:
+        packed = attention.Wqkv(normal).chunk(3, -1)
+    else:
+        biases = (None,) * 3 if attention.Wqkv.bias is None else attention.Wqkv.bias.chunk(3)
+        read = (at(normal, rows), normal, normal)
+        packed = [F.linear(*given) for given in zip(read, attention.Wqkv.weight.chunk(3), biases, strict=True)]
+    query, key, value = (_split(states, attention.head_dim) for states in packed)
     query, key = _turned(query, key, near, rows)
     dropped = attention.attention_dropout if attention.training else 0.0
     context = _attend(query, key, value, near.at(rows), attention.head_dim**-0.5, dropped)
