@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import nn
 from torch.nn import functional as F
 
-import hskd.fast.encoder
+import hskd.fast.layers
 from hskd.benchmarks.data import draw_lengths, vocabulary_of
 from hskd.benchmarks.models import student_of
 from hskd.benchmarks.shapes import SIZES
@@ -92,7 +92,8 @@ def _torch_attention(
     dropout: nn.Module,
 ) -> torch.Tensor:
     p = float(dropout.p) if dropout.training else 0.0  # type: ignore[arg-type]
-    return F.scaled_dot_product_attention(query, key, value, attended, p, scale=scaling)
+    context = F.scaled_dot_product_attention(query, key, value, attended, p, scale=scaling)
+    return context.transpose(1, 2).flatten(2)
 
 
 @contextlib.contextmanager
@@ -121,9 +122,9 @@ def stepper(variant: Variant, kind: str, pad_to: int | None, dtype: str) -> Iter
             return module(kept, **inputs)  # type: ignore[no-any-return]
 
         def step() -> float:
-            attend = hskd.fast.encoder._attend
+            attend = hskd.fast.layers._attend
             if variant.torch_attention:
-                hskd.fast.encoder._attend = _torch_attention
+                hskd.fast.layers._attend = _torch_attention
             try:
                 start = time.perf_counter()
                 with autocast(dtype, CPU):
@@ -134,7 +135,7 @@ def stepper(variant: Variant, kind: str, pad_to: int | None, dtype: str) -> Iter
                 optimizer.zero_grad()
                 return time.perf_counter() - start
             finally:
-                hskd.fast.encoder._attend = attend
+                hskd.fast.layers._attend = attend
 
         yield step
 

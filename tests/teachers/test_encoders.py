@@ -13,19 +13,15 @@ import pytest
 import torch
 from conftest import BAD, GOOD
 from support.distill_lab import CPU, arguments, losses
+from support.tokenizers import byte_pairs, distil_wordpiece, mpnet_pieces, wordpiece
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertTokenizerFast,
-    DistilBertTokenizerFast,
-    MPNetTokenizerFast,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    RobertaTokenizerFast,
 )
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hskd.distill.source import KnowledgeSource, OnlineSource, StoreSource
@@ -53,35 +49,6 @@ from hskd.trials.trial import About, run_prepared
 
 MAX_LENGTH = 24
 SPECS = ("all_all_all,precision=fp32", "2l_3t_0.5w,precision=fp32")
-
-
-def wordpiece(folder: Path, cls: type = BertTokenizerFast) -> PreTrainedTokenizerBase:
-    """BERT's kind of tokenizer, over the words of the data."""
-    words = sorted({word for sentence in GOOD + BAD for word in sentence.split()} | set("0123456789abcdefghijklmnopqr"))
-    folder.mkdir(parents=True)
-    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
-    cls(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder)
-
-
-def byte_pairs(folder: Path) -> PreTrainedTokenizerBase:
-    """RoBERTa's kind: bytes, and whatever they merge to; its padding is not token 0."""
-    merges = [("Ġ", word[0]) for word in ("the", "film", "and")] + [("Ġt", "h"), ("Ġth", "e"), ("i", "n"), ("l", "l")]
-    pieces = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *bytes_to_unicode().values(), *map("".join, merges)]
-    vocabulary = {piece: i for i, piece in enumerate(pieces)}
-    RobertaTokenizerFast(vocab=vocabulary, merges=merges).save_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder)
-
-
-def mpnet_pieces(folder: Path) -> PreTrainedTokenizerBase:
-    """MPNet's kind: BERT's words with RoBERTa's special tokens."""
-    tokenizer = wordpiece(folder)
-    words = [word for word in sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get) if word[0] != "["]
-    (folder / "vocab.txt").write_text("\n".join(["<s>", "<pad>", "</s>", "<unk>", "[UNK]", *words, "<mask>"]))
-    for stale in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / stale).unlink()
-    MPNetTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder)
 
 
 @dataclass(frozen=True)
@@ -114,10 +81,6 @@ class Kind:
         )
         torch.manual_seed(layers)
         return AutoModel.from_config(config)
-
-
-def distil_wordpiece(folder: Path) -> PreTrainedTokenizerBase:
-    return wordpiece(folder, DistilBertTokenizerFast)
 
 
 KINDS = {

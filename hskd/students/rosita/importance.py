@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +89,7 @@ def taylor_importance(
     done = 0
     # Per layer, in this order: attention output, FFN out, FFN in.
     paths = (parts.attended, parts.output, *parts.neurons)
-    weights = [linear.weight for layer in layers for linear in parts.linears(layer, paths)]
+    weights: list[Any] = [linear.weight for layer in layers for linear in parts.linears(layer, paths)]
     with _only_differentiable(model, weights), _seeded_dropout(model, dropout_seed):
         for batch in batches:
             loss = _task_loss(model, head, batch)
