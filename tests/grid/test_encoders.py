@@ -8,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from grid.conftest import Cli, Write
+from grid.conftest import Write
 from support.encoders import tiny
 from support.grid_lab import OPTIONS, run
 from support.tokenizers import byte_pairs, distil_wordpiece, mpnet_pieces
 from transformers import AutoConfig, PreTrainedTokenizerBase
+from typer.testing import CliRunner
+
+from hskd.cli.app import app
 
 Tokenizer = Callable[[Path], PreTrainedTokenizerBase]
 
@@ -30,9 +33,7 @@ def save(folder: Path, model_type: str, tokenizer: Tokenizer, **sizes: int) -> P
 @pytest.mark.parametrize(
     ("model_type", "pieces"), [("roberta", byte_pairs), ("modernbert", distil_wordpiece), ("mpnet", mpnet_pieces)]
 )
-def test_a_grid_of_another_encoder(
-    model_type: str, pieces: Tokenizer, write: Write, tmp_path: Path, data_folder: Path, cli: Cli
-) -> None:
+def test_a_grid_of_another_encoder(model_type: str, pieces: Tokenizer, write: Write, tmp_path: Path) -> None:
     body = save(tmp_path / "body", model_type, pieces)
     narrow = save(tmp_path / "narrow", model_type, pieces, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
     text = tmp_path / "text.txt"
@@ -62,7 +63,7 @@ def test_a_grid_of_another_encoder(
     [pruned] = [folder for folder in made if AutoConfig.from_pretrained(folder).model_type != model_type]
     options = ["--hsk-epochs", "1", "--prediction-epochs", "1", "--batch-size", "16", *OPTIONS]
     arguments = ["distill", "--student", pruned, "--store", store, "--no-data", "--out", tmp_path / "trial"]
-    code, _, err = cli(*arguments, *options)
-    assert code == 0, err
+    told = CliRunner().invoke(app, [str(argument) for argument in (*arguments, *options)])
+    assert told.exit_code == 0, told.output
     result = json.loads((tmp_path / "trial" / "result.json").read_text(encoding="utf-8"))
     assert np.isfinite(result["stages"]["hsk"]["last_loss"])
