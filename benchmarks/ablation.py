@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import nn
 from torch.nn import functional as F
 
-import hskd.fast.encoder
+import hskd.fast.layers
 from hskd.benchmarks.data import draw_lengths, vocabulary_of
 from hskd.benchmarks.models import student_of
 from hskd.benchmarks.shapes import SIZES
@@ -30,7 +30,8 @@ from hskd.distill.losses import hsk_loss
 from hskd.distill.trainer import HSKModule
 from hskd.fast.dropout import cheap_dropout
 from hskd.fast.embeddings import compact_embeddings
-from hskd.fast.encoder import LeanEncoder, compiled_layer, run_layer
+from hskd.fast.encoder import LeanEncoder, compiled_layer
+from hskd.fast.layers import run_layer
 from hskd.knowledge import KeptHSK
 from hskd.runtime import autocast, resolve_dtype
 
@@ -91,7 +92,8 @@ def _torch_attention(
     dropout: nn.Module,
 ) -> torch.Tensor:
     p = float(dropout.p) if dropout.training else 0.0  # type: ignore[arg-type]
-    return F.scaled_dot_product_attention(query, key, value, attended, p, scale=scaling)
+    context = F.scaled_dot_product_attention(query, key, value, attended, p, scale=scaling)
+    return context.transpose(1, 2).flatten(2)
 
 
 @contextlib.contextmanager
@@ -120,9 +122,9 @@ def stepper(variant: Variant, kind: str, pad_to: int | None, dtype: str) -> Iter
             return module(kept, **inputs)  # type: ignore[no-any-return]
 
         def step() -> float:
-            attend = hskd.fast.encoder._attend
+            attend = hskd.fast.layers._attend
             if variant.torch_attention:
-                hskd.fast.encoder._attend = _torch_attention
+                hskd.fast.layers._attend = _torch_attention
             try:
                 start = time.perf_counter()
                 with autocast(dtype, CPU):
@@ -133,7 +135,7 @@ def stepper(variant: Variant, kind: str, pad_to: int | None, dtype: str) -> Iter
                 optimizer.zero_grad()
                 return time.perf_counter() - start
             finally:
-                hskd.fast.encoder._attend = attend
+                hskd.fast.layers._attend = attend
 
         yield step
 

@@ -76,7 +76,7 @@ def command(
     options: BaseModel,
     run: MachineOptions,
 ) -> None:
-    """Initialise a student: prune a fine-tuned BERT by Taylor importance, or give a pretrained encoder a head.
+    """Initialise a student: prune a fine-tuned encoder by Taylor importance, or give a pretrained encoder a head.
 
     A student of kind tinybert has its checkpoint's sizes, and may learn from any teacher that shares its tokenizer.
     """

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 from hskd.fast.dropout import cheap_dropout
 from hskd.fast.embeddings import compact_embeddings
-from hskd.fast.encoder import LeanEncoder, compiled_layer, run_layer
+from hskd.fast.encoder import LeanEncoder, compiled_layer
+from hskd.fast.layers import run_layer
 
 
 @contextmanager

@@ -1,54 +1,37 @@
-"""The forward pass of a BERT-shaped encoder that computes no more than what is read of it."""
+"""The forward pass of an encoder that computes no more than what is read of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.nn import functional as F
-from transformers import BertForSequenceClassification, BertForTokenClassification, BertModel, PreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from hskd.fast.dropout import CheapDropout
-
-RunLayer = Callable[[Any, torch.Tensor, torch.Tensor | None, torch.Tensor | None], torch.Tensor]
-"""Runs one encoder layer as :func:`run_layer` does."""
+from hskd.encoders import Parts, base_type, parts_of
+from hskd.fast.layers import LAYERS, RunLayer, Surroundings, at, run_layer
 
 
-def is_bert_shaped(model: PreTrainedModel) -> bool:
-    """Whether the layers of ``model`` can be run one by one here: BERT itself and what is built of its layers."""
-    base = model.base_model
-    if not isinstance(base, BertModel) or base.config.is_decoder:
+def runs_by_layer(model: PreTrainedModel) -> bool:
+    """Whether the layers of ``model`` can be run one by one here: those of the types in :mod:`hskd.encoders` can."""
+    parts = parts_of(model)
+    if parts is None:
         return False
-    return not getattr(base.encoder.layer[0], "gradient_checkpointing", False)
-
-
-def run_layer(
-    layer: Any, hidden: torch.Tensor, attended: torch.Tensor | None, rows: torch.Tensor | None
-) -> torch.Tensor:
-    """One encoder layer, ``(B, T, d)`` to ``(B, T, d)``, or to ``(B, k, d)`` at ``rows``."""
-    attention = layer.attention.self
-    asking = hidden if rows is None else _at(hidden, rows)
-    query, key, value = (
-        projection(states).unflatten(2, (attention.num_attention_heads, -1)).transpose(1, 2)
-        for projection, states in ((attention.query, asking), (attention.key, hidden), (attention.value, hidden))
-    )
-    context = _attend(query, key, value, attended, attention.scaling, attention.dropout)
-    output: torch.Tensor = layer.attention.output(context.transpose(1, 2).flatten(2), asking)
-    output = layer.feed_forward_chunk(output)
-    return output
+    layer = parts.of(model.base_model)[0]
+    return type(layer).__name__ in LAYERS and not getattr(layer, "gradient_checkpointing", False)
 
 
 def compiled_layer(backend: str = "inductor") -> RunLayer:
-    """:func:`run_layer` through ``torch.compile``, for every length with one compilation."""
+    """:func:`~hskd.fast.layers.run_layer` through ``torch.compile``, for every length with one compilation."""
     return torch.compile(run_layer, dynamic=True, backend=backend)
 
 
 class LeanEncoder:
     """Runs a model no further than what is read of it.
 
-    A model that is not BERT-shaped runs whole, with the same result.
+    A model whose layers cannot be run one by one runs whole, with the same result.
 
     Args:
         model: any encoder, with or without a head.
@@ -62,8 +45,8 @@ class LeanEncoder:
     @property
     def reads_every_parameter(self) -> bool:
         """Whether all parameters of the model take part in :meth:`output`, as far as is known."""
-        heads = BertForSequenceClassification, BertForTokenClassification
-        return isinstance(self.model, heads) and is_bert_shaped(self.model)
+        heads = "ForSequenceClassification", "ForTokenClassification"
+        return type(self.model).__name__.endswith(heads) and runs_by_layer(self.model)
 
     def hidden_states(
         self,
@@ -84,20 +67,25 @@ class LeanEncoder:
         Returns:
             ``top + 1`` tensors ``(B, T, d)``, the last of them ``(B, k, d)`` where ``rows`` are given.
         """
-        base = self.model.base_model
-        if not is_bert_shaped(self.model):
+        base: Any = self.model.base_model
+        parts = parts_of(base)
+        if parts is None or not runs_by_layer(self.model):
             states = list(base(**inputs, output_hidden_states=True).hidden_states[: top + 1])
-            return states if rows is None else [*states[:-1], _at(states[-1], rows)]
+            return [*states[:-1], at(states[-1], rows)]
+        hidden = embedded(base, inputs)
         mask = inputs.get("attention_mask")
-        hidden = base.embeddings(inputs["input_ids"], inputs.get("token_type_ids"))
         if padded is None:
             padded = mask is not None and not bool(mask.all())
-        attended = mask[:, None, None].bool() if mask is not None and padded else None
+        near = surroundings(base, hidden, mask if padded else None)
+        layers = parts.of(base)
         states = [hidden]
         for index in range(top):
             last = index == top - 1
-            states.append(self._run_layer(base.encoder.layer[index], states[-1], attended, rows if last else None))
-        return states if top or rows is None else [_at(hidden, rows)]
+            kind = getattr(layers[index], "attention_type", "")
+            states.append(self._run_layer(layers[index], states[-1], near[kind], rows if last else None))
+        if top == len(layers) and (norm := final_norm(base, parts)) is not None:
+            states[-1] = norm(states[-1])
+        return states if top else [at(hidden, rows)]
 
     def output(
         self, inputs: dict[str, torch.Tensor], rows: torch.Tensor | None = None, padded: bool | None = None
@@ -107,38 +95,72 @@ class LeanEncoder:
         Args:
             inputs: see :meth:`hidden_states`.
             rows: positions ``(B, k)`` that the head reads in the top layer, the first of them that of ``[CLS]``; None
-                for all. The last layer of a BERT classifier is computed there alone.
+                for all. The last layer of a classifier is computed there alone.
             padded: see :meth:`hidden_states`.
         """
         model: Any = self.model
         if not self.reads_every_parameter:
             return model(**inputs)
+        if getattr(model.config, "classifier_pooling", "cls") != "cls":  # ModernBERT's may read all tokens
+            rows = None
         states = self.hidden_states(inputs, model.config.num_hidden_layers, rows, padded)
-        if isinstance(model, BertForTokenClassification):
-            return TokenClassifierOutput(logits=model.classifier(model.dropout(states[-1])))
-        pooled = model.base_model.pooler(states[-1])
-        return SequenceClassifierOutput(logits=model.classifier(model.dropout(pooled)))
+        with _answering(model.base_model, states[-1]):
+            return model(**inputs)
 
 
-def _at(states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """``(B, T, d)`` at positions ``(B, k)``: ``(B, k, d)``."""
-    return states.gather(1, rows[:, :, None].expand(-1, -1, states.shape[2]))
+def embedded(base: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Hidden state 0 of a body ``(B, T, d)``."""
+    takes_types = hasattr(base.embeddings, "token_type_embeddings")
+    types = (inputs.get("token_type_ids"),) if takes_types else ()
+    hidden: torch.Tensor = base.embeddings(inputs["input_ids"], *types)
+    return base.embeddings_project(hidden) if hasattr(base, "embeddings_project") else hidden  # ELECTRA's
 
 
-def _attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attended: torch.Tensor | None,
-    scaling: float,
-    dropout: Any,
-) -> torch.Tensor:
-    """Attention ``(B, heads, k, d)``; ``attended`` ``(B, 1, 1, T)`` is True where a token may be looked at."""
-    if not (dropout.training and isinstance(dropout, CheapDropout)):
-        p = dropout.p if dropout.training else 0.0
-        return F.scaled_dot_product_attention(query, key, value, attended, p, scale=scaling)
-    # With dropout, torch's own kernel on a CPU does just this, and draws a random number for every pair of tokens.
-    scores = torch.matmul(query * scaling, key.transpose(2, 3))
-    if attended is not None:
-        scores = scores.masked_fill(~attended, torch.finfo(scores.dtype).min)
-    return torch.matmul(dropout(scores.softmax(-1)), value)
+def final_norm(base: Any, parts: Parts) -> Any:
+    """The norm behind the last layer; None where there is none."""
+    return base.final_norm if parts.is_pre_norm else None
+
+
+def surroundings(base: Any, hidden: torch.Tensor, mask: torch.Tensor | None) -> dict[str, Surroundings]:
+    """What the layers of a body are told beside hidden states ``(B, T, d)``, by their ``attention_type``, else ``""``.
+
+    Args:
+        base: the body.
+        hidden: the embedding output.
+        mask: real tokens ``(B, T)``; None where there are no pads.
+    """
+    attended = mask[:, None, None].bool() if mask is not None else None
+    model_type = base_type(base.config)
+    if model_type == "mpnet":
+        bias = base.encoder.compute_position_bias(hidden[:1])
+        if attended is not None:
+            bias = bias.masked_fill(~attended, torch.finfo(bias.dtype).min)
+        return {"": Surroundings(bias.to(hidden.dtype))}
+    positions = torch.arange(hidden.shape[1], device=hidden.device)
+    if model_type == "nomic_bert":
+        return {"": Surroundings(attended, base.rotary_emb(hidden, positions[None]))}
+    if model_type != "modernbert":
+        return {"": Surroundings(attended)}
+    kinds = set(base.config.layer_types)
+    told = {kind: Surroundings(attended, base.rotary_emb(hidden, positions[None], kind)) for kind in kinds}
+    reach = base.config.sliding_window
+    if "sliding_attention" in kinds and hidden.shape[1] > reach + 1:
+        near = ((positions[:, None] - positions).abs() <= reach)[None, None]
+        told["sliding_attention"] = Surroundings(
+            near if attended is None else near & attended, told["sliding_attention"].turn
+        )
+    return told
+
+
+@contextmanager
+def _answering(base: Any, states: torch.Tensor) -> Iterator[None]:
+    """Within, a body answers every call with ``states``, and what its pooler makes of them: for its head to read."""
+    pooler: Callable[[torch.Tensor], torch.Tensor] | None = getattr(base, "pooler", None)
+    answer = BaseModelOutputWithPooling(
+        last_hidden_state=states, pooler_output=None if pooler is None else pooler(states)
+    )
+    base.forward = lambda *args, **options: answer
+    try:
+        yield
+    finally:
+        del base.forward

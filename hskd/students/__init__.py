@@ -1,4 +1,4 @@
-"""Students: ROSITA models pruned from a fine-tuned BERT, and loading students of any type.
+"""Students: ROSITA models pruned from a fine-tuned encoder, and loading students of any type.
 
 The names are imported when they are first used.
 """
@@ -9,7 +9,7 @@ from hskd.lazy import lazy_names
 
 if TYPE_CHECKING:
     from hskd.students.loading import load_student
-    from hskd.students.rosita.importance import Importance, require_bert_shaped, taylor_importance
+    from hskd.students.rosita.importance import Importance, require_prunable, taylor_importance
     from hskd.students.rosita.model import (
         FactorisedEmbedding,
         RositaConfig,
@@ -29,7 +29,7 @@ __all__ = [
     "load_student",
     "prune_rosita",
     "register_rosita",
-    "require_bert_shaped",
+    "require_prunable",
     "taylor_importance",
 ]
 
@@ -37,7 +37,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "hskd.students.loading": ("load_student",),
-        "hskd.students.rosita.importance": ("Importance", "require_bert_shaped", "taylor_importance"),
+        "hskd.students.rosita.importance": ("Importance", "require_prunable", "taylor_importance"),
         "hskd.students.rosita.model": (
             "FactorisedEmbedding",
             "RositaConfig",

@@ -21,7 +21,7 @@ from hskd.teachers.loading import checked_model, reason, require_every_weight
 
 
 def load_student(folder: str | Path, head: Head | None = None) -> PreTrainedModel:
-    """The student saved in ``folder``, of any registered model type, in float32 with SDPA attention, in eval mode.
+    """The student saved in ``folder``, of any registered model type, in float32, in eval mode.
 
     Code that a folder may carry is never run. Files with a checksum beside them are compared with it.
 
@@ -43,7 +43,6 @@ def load_student(folder: str | Path, head: Head | None = None) -> PreTrainedMode
             model, info = auto_class.from_pretrained(
                 folder,
                 dtype=torch.float32,
-                attn_implementation="sdpa",
                 ignore_mismatched_sizes=True,  # They are refused below, by name.
                 output_loading_info=True,
                 local_files_only=True,

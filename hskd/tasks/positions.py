@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from hskd.encoders import base_type
 from hskd.errors import HskdError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def max_tokens(config: PretrainedConfig) -> int | None:
         return None
     if not isinstance(positions, int) or positions < 1:
         return None
-    if config.model_type in _AFTER_PAD:
+    if base_type(config) in _AFTER_PAD:
         positions -= (config.pad_token_id or 0) + 1
     return positions
 

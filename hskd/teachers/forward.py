@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from hskd.errors import HskdError
@@ -18,14 +16,7 @@ from hskd.knowledge import TeacherStates
 from hskd.runtime import autocast
 from hskd.selectors import Tokens
 from hskd.tasks import head_inputs, model_inputs
-
-_LIKE_BERT = ("bert", "rosita", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert",
-              "data2vec-text", "electra", "ernie", "megatron-bert", "rembert")  # fmt: skip
-PROJECTIONS = dict.fromkeys(_LIKE_BERT, ("query", "key")) | {"distilbert": ("q_lin", "k_lin")}
-"""Types of model whose attention is the softmax of scaled products of these two projections, and nothing else.
-
-Others give them the same names, and turn them by their positions, or look at some tokens only.
-"""
+from hskd.teachers.attention import cls_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +103,7 @@ def teacher_forward(
     with (
         torch.set_grad_enabled(bool(gradient_layers)),
         autocast(options.dtype, device),
-        _cls_rows(model, attention_layers, mask, options.softmax) as rows,
+        cls_rows(model, attention_layers, mask, options.softmax) as rows,
     ):
         output = model(**model_inputs(inputs), output_hidden_states=bool(layers or gradient_layers))
         target = None if head is None else head.rows(output, inputs).float()
@@ -173,61 +164,3 @@ def require_finite(hidden: Mapping[int, torch.Tensor], tokens: Tokens) -> None:
                     f"the teacher's hidden state {layer} is not finite; its weights are damaged or overflow.",
                     int(tokens.example[np.flatnonzero(~finite)[0]]),
                 )
-
-
-@contextmanager
-def _cls_rows(
-    model: PreTrainedModel, attention_layers: Sequence[int], mask: torch.Tensor, softmax: bool
-) -> Iterator[dict[int, torch.Tensor]]:
-    """Collect, during a forward pass, the ``[CLS]`` row of attention layers: ``(B, T)``, mean over heads.
-
-    Fused attention returns no weights, and the eager kind is slow; one row per head follows from the query of
-    ``[CLS]`` and all keys, which hooks on the two projections see.
-    """
-    rows: dict[int, torch.Tensor] = {}
-    handles = []
-    heads = model.config.num_attention_heads
-    queries, keys = _projections(model) if attention_layers else ([], [])
-    for layer in attention_layers:
-        query, key = queries[layer - 1], keys[layer - 1]
-        seen: dict[str, torch.Tensor] = {}
-
-        def keep_query(
-            module: nn.Module, args: object, output: torch.Tensor, seen: dict[str, torch.Tensor] = seen
-        ) -> None:
-            seen["query"] = output[:, 0]
-
-        def keep_key(
-            module: nn.Module,
-            args: object,
-            output: torch.Tensor,
-            seen: dict[str, torch.Tensor] = seen,
-            layer: int = layer,
-        ) -> None:
-            seen["key"] = output
-            q = seen["query"].float().unflatten(1, (heads, -1))
-            k = seen["key"].float().unflatten(2, (heads, -1))
-            scores = torch.einsum("bhd,bthd->bht", q, k) / math.sqrt(q.shape[-1])
-            scores = scores.masked_fill(~mask[:, None], float("-inf"))
-            rows[layer] = (scores.softmax(dim=-1) if softmax else scores).mean(dim=1)
-
-        handles += [query.register_forward_hook(keep_query), key.register_forward_hook(keep_key)]
-    try:
-        yield rows
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _projections(model: PreTrainedModel) -> tuple[list[nn.Module], list[nn.Module]]:
-    """The query and the key projections of all attention layers, under the names that encoders give them."""
-    names = PROJECTIONS.get(model.config.model_type)
-    if names is None:
-        raise HskdError(
-            f"the attention of a {model.config.model_type} model cannot be read; use a length selector that needs none "
-            "(left, cls, random): --spec 1l_10t_0.1w,length=left, or length: [left] in a grid; and with "
-            "`hskd store extract` without --spec, --attention-layers none."
-        )
-    modules = list(model.named_modules())
-    query, key = ([module for path, module in modules if path.endswith(f".{name}")] for name in names)
-    return query, key

@@ -16,7 +16,7 @@ import torch
 from hskd import processes
 from hskd.artifacts import CHECKSUMS, RECIPE_FILE, SCHEMAS, claim, require_whole, seal
 from hskd.errors import CorruptionError, HskdError
-from hskd.fast.encoder import is_bert_shaped
+from hskd.fast.encoder import runs_by_layer
 from hskd.io import atomic_path
 from hskd.paper.departures import Departures
 from hskd.progress import Progress, Silent
@@ -102,7 +102,7 @@ def run_prepared(
             progress.say(f"{folder}: {', '.join(changed)} changed since; the trained student is scored anew")
             return _scored_anew(earlier_result, changed, inputs, folder, options, about)
         return earlier_result
-    if options.compile and not is_bert_shaped(inputs.student):
+    if options.compile and not runs_by_layer(inputs.student):
         raise HskdError(
             f"--compile: the layers of a {inputs.student.config.model_type} student cannot be run one by one."
         )

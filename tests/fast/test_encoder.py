@@ -2,16 +2,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_bert
-from transformers import DistilBertConfig, DistilBertForSequenceClassification, PreTrainedModel
+from support.encoders import TINY, tiny
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
+from hskd.encoders import ENCODERS, base_type, parts_of
 from hskd.fast import fast_training
 from hskd.fast.dropout import cheap_dropout
-from hskd.fast.encoder import LeanEncoder, compiled_layer
+from hskd.fast.encoder import LeanEncoder, compiled_layer, runs_by_layer
+from hskd.students import Importance, prune_rosita
 from hskd.students.rosita.model import RositaConfig, RositaForSequenceClassification
 
 LENGTHS = torch.tensor([9, 4, 12, 7])
@@ -42,21 +46,40 @@ def rosita() -> PreTrainedModel:
     return RositaForSequenceClassification(config).eval()
 
 
-def distilbert() -> PreTrainedModel:
-    torch.manual_seed(2)
-    config = DistilBertConfig(vocab_size=200, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=64)
-    return DistilBertForSequenceClassification(config).eval()
+def albert() -> PreTrainedModel:
+    """Of a type that runs whole."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = AutoConfig.for_model("albert", vocab_size=200, embedding_size=16, max_position_embeddings=64, **sizes)
+    return AutoModelForSequenceClassification.from_config(config).eval()
+
+
+def other(model_type: str, tagger: bool = False, **more: Any) -> Callable[[], PreTrainedModel]:
+    return lambda: tiny(model_type, tagger, vocab_size=200, pad_token_id=0, **more)
+
+
+def pruned(model_type: str) -> Callable[[], PreTrainedModel]:
+    def make() -> PreTrainedModel:
+        generator = torch.Generator().manual_seed(3)
+        importance = Importance(torch.rand(3, 4, generator=generator), torch.rand(3, 24, generator=generator))
+        return prune_rosita(other(model_type)(), importance, layers=3, heads=3, ffn=10, rank=6)
+
+    return make
 
 
 def inputs_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    return {name: INPUTS[name] for name in INPUTS if model.config.model_type != "distilbert" or name[:5] != "token"}
+    takes_types = base_type(model.config) in ("bert", "electra", "nomic_bert")
+    return {name: INPUTS[name] for name in INPUTS if takes_types or name != "token_type_ids"}
 
 
 def at(states: torch.Tensor) -> torch.Tensor:
     return torch.stack([states[i, rows] for i, rows in enumerate(ROWS)])
 
 
-MODELS = pytest.mark.parametrize("make", [bert, rosita, distilbert])
+OTHERS = [name for name in TINY if name != "bert"]
+MAKERS = {"bert": bert, "rosita": rosita}
+MAKERS |= {name: other(name) for name in OTHERS} | {f"rosita-{name}": pruned(name) for name in OTHERS}
+BY_LAYER = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+MODELS = pytest.mark.parametrize("make", [*MAKERS.values(), albert], ids=[*MAKERS, "albert"])
 
 
 @MODELS
@@ -98,36 +121,63 @@ def test_the_classifier_gives_the_same_logits(make: Callable[[], PreTrainedModel
     torch.testing.assert_close(encoder.output(inputs).logits, expected)
 
 
-@pytest.mark.parametrize("make", [bert, rosita])
+def test_every_type_that_is_described_runs_by_layer() -> None:
+    assert TINY.keys() == ENCODERS.keys()
+    assert all(runs_by_layer(make()) for make in (*map(other, TINY), *map(pruned, TINY)))
+    assert not runs_by_layer(albert())
+
+
+@pytest.mark.parametrize("model_type", OTHERS)
+def test_taggers_give_the_same_logits(model_type: str) -> None:
+    model = other(model_type, tagger=True)()
+    inputs = inputs_of(model)
+    assert LeanEncoder(model).reads_every_parameter
+    torch.testing.assert_close(
+        LeanEncoder(model).output(inputs).logits[MASK.bool()], model(**inputs).logits[MASK.bool()]
+    )
+
+
+def test_a_head_that_reads_all_tokens_is_given_them() -> None:
+    model = other("modernbert", classifier_pooling="mean")()
+    expected = model(**inputs_of(model)).logits
+    torch.testing.assert_close(LeanEncoder(model).output(inputs_of(model), CLS).logits, expected)
+
+
+@BY_LAYER
 def test_other_tokens_of_the_last_layer_are_not_computed(make: Callable[[], PreTrainedModel]) -> None:
     model = make()
+    parts = parts_of(model)
+    assert parts is not None
     seen: list[tuple[int, ...]] = []
-    last = model.base_model.encoder.layer[-1].intermediate
+    last = parts.of(model.base_model)[-1].get_submodule(parts.output)
     last.register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape[:2])))
-    LeanEncoder(model).hidden_states(INPUTS, model.config.num_hidden_layers, ROWS)
-    LeanEncoder(model).output(INPUTS, CLS)
+    LeanEncoder(model).hidden_states(inputs_of(model), model.config.num_hidden_layers, ROWS)
+    LeanEncoder(model).output(inputs_of(model), CLS)
     assert seen == [(4, 3), (4, 1)]
 
 
-@pytest.mark.parametrize("make", [bert, rosita])
+@BY_LAYER
 def test_layers_above_and_the_pooler_do_not_run(make: Callable[[], PreTrainedModel]) -> None:
     model = make()
-    for unread in (model.base_model.encoder.layer[-1], model.base_model.pooler, model.classifier):
+    parts = parts_of(model)
+    assert parts is not None
+    pooler = getattr(model.base_model, "pooler", None)
+    for unread in (parts.of(model.base_model)[-1], model.classifier, *([] if pooler is None else [pooler])):
         unread.register_forward_hook(lambda module, args, output: pytest.fail(f"{type(module).__name__} ran"))
-    LeanEncoder(model).hidden_states(INPUTS, model.config.num_hidden_layers - 1)
+    LeanEncoder(model).hidden_states(inputs_of(model), model.config.num_hidden_layers - 1)
 
 
-@pytest.mark.parametrize("make", [bert, rosita])
+@pytest.mark.parametrize("make", [bert, rosita, other("distilbert"), other("mpnet"), pruned("mpnet")])
 def test_attention_with_dropout_is_that_of_torch(make: Callable[[], PreTrainedModel]) -> None:
     """With a probability that rounds to nothing, the path with dropout gives what the path without gives."""
     model = make()
-    expected = LeanEncoder(model).hidden_states(INPUTS, 2)[-1]
+    expected = LeanEncoder(model).hidden_states(inputs_of(model), 2)[-1]
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 1e-9
     model.train()
     with cheap_dropout(model):
-        torch.testing.assert_close(LeanEncoder(model).hidden_states(INPUTS, 2)[-1], expected)
+        torch.testing.assert_close(LeanEncoder(model).hidden_states(inputs_of(model), 2)[-1], expected)
 
 
 def test_attention_dropout_drops_what_it_says() -> None:

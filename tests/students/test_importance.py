@@ -7,7 +7,7 @@ import torch
 from conftest import make_bert
 from support.calls import Calls
 from torch import Tensor
-from transformers import BertForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
+from transformers import AlbertConfig, AlbertForSequenceClassification, BertForSequenceClassification
 
 from hskd.errors import HskdError
 from hskd.heads import SequenceClassification, SequenceRegression
@@ -100,6 +100,7 @@ def test_it_refuses_what_it_cannot_answer() -> None:
     with pytest.raises(HskdError, match="not finite at batch 1"):
         taylor_importance(model, HEAD, make_batches())
     assert model.training, "restored after an error too"
-    other = DistilBertForSequenceClassification(DistilBertConfig(vocab_size=200, dim=32, n_layers=1, n_heads=2))
-    with pytest.raises(HskdError, match=r"DistilBertForSequenceClassification.*TinyBERT"):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    other = AlbertForSequenceClassification(AlbertConfig(vocab_size=200, **sizes))
+    with pytest.raises(HskdError, match=r"AlbertForSequenceClassification.*TinyBERT"):
         taylor_importance(other, HEAD, make_batches())

@@ -13,22 +13,21 @@ import pytest
 import torch
 from conftest import BAD, GOOD
 from support.distill_lab import CPU, arguments, losses
+from support.tokenizers import byte_pairs, distil_wordpiece, mpnet_pieces, wordpiece
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertTokenizerFast,
-    DistilBertTokenizerFast,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    RobertaTokenizerFast,
 )
-from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hskd.distill.source import KnowledgeSource, OnlineSource, StoreSource
 from hskd.distill.trainer import HSKModule, HSKTrainer, PredictionTrainer
 from hskd.errors import HskdError, MismatchError
+from hskd.fast import fast_training
 from hskd.fast.embeddings import compact_embeddings
 from hskd.spec import HSKSpec
 from hskd.store.derive import derive
@@ -40,7 +39,7 @@ from hskd.students.rosita.create import create_rosita
 from hskd.students.rosita.settings import RositaSettings
 from hskd.tasks import Task, TaskData, TokenizedSplit, load_task, model_inputs, tokenize
 from hskd.teachers.finetune import TeacherSettings, finetune
-from hskd.teachers.forward import PROJECTIONS, teacher_forward
+from hskd.teachers.forward import ForwardOptions, teacher_forward
 from hskd.teachers.loading import Teacher
 from hskd.training import HeadModule, predict_rows
 from hskd.trials.prepare import Distillation, Student, from_store, from_teacher
@@ -50,24 +49,6 @@ from hskd.trials.trial import About, run_prepared
 
 MAX_LENGTH = 24
 SPECS = ("all_all_all,precision=fp32", "2l_3t_0.5w,precision=fp32")
-
-
-def wordpiece(folder: Path, cls: type = BertTokenizerFast) -> PreTrainedTokenizerBase:
-    """BERT's kind of tokenizer, over the words of the data."""
-    words = sorted({word for sentence in GOOD + BAD for word in sentence.split()} | set("0123456789abcdefghijklmnopqr"))
-    folder.mkdir(parents=True)
-    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
-    cls(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder)
-
-
-def byte_pairs(folder: Path) -> PreTrainedTokenizerBase:
-    """RoBERTa's kind: bytes, and whatever they merge to; its padding is not token 0."""
-    merges = [("Ġ", word[0]) for word in ("the", "film", "and")] + [("Ġt", "h"), ("Ġth", "e"), ("i", "n"), ("l", "l")]
-    pieces = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *bytes_to_unicode().values(), *map("".join, merges)]
-    vocabulary = {piece: i for i, piece in enumerate(pieces)}
-    RobertaTokenizerFast(vocab=vocabulary, merges=merges).save_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder)
 
 
 @dataclass(frozen=True)
@@ -102,16 +83,14 @@ class Kind:
         return AutoModel.from_config(config)
 
 
-def distil_wordpiece(folder: Path) -> PreTrainedTokenizerBase:
-    return wordpiece(folder, DistilBertTokenizerFast)
-
-
 KINDS = {
     "minilm": Kind("bert", wordpiece, True),
     "roberta": Kind("roberta", byte_pairs, False, (("type_vocab_size", 1),)),
     "distilbert": Kind("distilbert", distil_wordpiece, False),
     "electra": Kind("electra", wordpiece, True, (("embedding_size", 32),)),
     "electra-small": Kind("electra", wordpiece, True, (("embedding_size", 16),)),
+    "mpnet": Kind("mpnet", mpnet_pieces, False),
+    "modernbert": Kind("modernbert", distil_wordpiece, False, (("local_attention", 8), ("mlp_dropout", 0.1))),
 }
 
 
@@ -203,14 +182,14 @@ def test_special_tokens_are_the_tokenizers_own(world: World) -> None:
     expected = {"cls": tokenizer.cls_token_id, "sep": tokenizer.sep_token_id, "pad": tokenizer.pad_token_id}
     assert world.superset.manifest.special_ids == expected
     assert (train.cls_id, train.sep_id, train.pad_id) == tuple(expected.values())
-    byte_level = world.kind.tokenizer is byte_pairs
-    assert (tokenizer.cls_token, tokenizer.sep_token) == (("<s>", "</s>") if byte_level else ("[CLS]", "[SEP]"))
+    like_roberta = world.kind.tokenizer in (byte_pairs, mpnet_pieces)
+    assert (tokenizer.cls_token, tokenizer.sep_token) == (("<s>", "</s>") if like_roberta else ("[CLS]", "[SEP]"))
     for i in range(len(train)):
         ids = train.input_ids[train.offsets[i] : train.offsets[i + 1]]
         assert ids[0] == train.cls_id
         assert ids[-1] == train.sep_id
         inner = np.flatnonzero(ids == train.sep_id)[:-1]
-        assert len(inner) == (2 if byte_level else 1), "RoBERTa puts two of them between two sentences"
+        assert len(inner) == (2 if like_roberta else 1), "RoBERTa puts two of them between two sentences"
         assert (np.diff(inner) == 1).all()
 
 
@@ -237,37 +216,96 @@ def test_the_cls_row_is_that_of_eager_attention(world: World) -> None:
 
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-DISTIL = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48}
+READ: dict[str, dict[str, Any]] = {
+    "bert": SMALL,
+    "rosita": SMALL | {"num_attention_heads": 3, "attention_head_size": 8, "embedding_rank": 6},
+    "roberta": SMALL,
+    "roberta-prelayernorm": SMALL,
+    "xlm-roberta": SMALL,
+    "xlm-roberta-xl": SMALL,
+    "camembert": SMALL,
+    "data2vec-text": SMALL,
+    "electra": SMALL | {"embedding_size": 16},
+    "ernie": SMALL,
+    "megatron-bert": SMALL,
+    "rembert": SMALL,
+    "roformer": SMALL | {"embedding_size": 32},
+    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48},
+    "mpnet": SMALL,
+    "albert": SMALL | {"embedding_size": 16},
+    "albert-groups": SMALL | {"num_hidden_layers": 4, "num_hidden_groups": 2, "embedding_size": 16},
+    "deberta": SMALL | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": -1},
+    "deberta-v2": SMALL
+    | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 4, "share_att_key": True,
+       "norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0},
+    "deberta-v2-conv": SMALL | {"conv_kernel_size": 3, "relative_attention": True, "pos_att_type": ["c2p"]},
+    "modernbert": SMALL | {"local_attention": 4, "global_attn_every_n_layers": 2, "num_hidden_layers": 3},
+    "nomic_bert": SMALL,
+    "eurobert": SMALL | {"num_key_value_heads": 2},
+    "xmod": SMALL | {"languages": ["en_XX"], "default_language": "en_XX"},
+    "esm": SMALL | {"position_embedding_type": "rotary", "mask_token_id": 4},
+}  # fmt: skip
+"""Types of encoder whose attention is read, with sizes."""
 
 
-@pytest.mark.parametrize("model_type", PROJECTIONS)
-def test_the_cls_row_of_every_type_that_is_read(model_type: str) -> None:
-    sizes = DISTIL if model_type == "distilbert" else SMALL
+@pytest.mark.parametrize("kind", READ)
+@pytest.mark.parametrize("implementation", ["eager", None])
+def test_the_cls_row_of_every_type_that_is_read(kind: str, implementation: str | None) -> None:
+    model_type = next(name for name in (kind, kind.rpartition("-")[0]) if name in CONFIG_MAPPING)
     config = AutoConfig.for_model(
-        model_type, vocab_size=50, pad_token_id=1, max_position_embeddings=20, initializer_range=0.3, **sizes
+        model_type, vocab_size=50, pad_token_id=1, max_position_embeddings=20, initializer_range=0.3, **READ[kind]
     )
+    layers = config.num_hidden_layers
     torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
+    eager = AutoModel.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for name, weight in eager.named_parameters():
+            if "relative_attention_bias" in name or name.endswith("bias"):
+                weight.normal_(std=0.3)
     mask = torch.ones(3, 9, dtype=torch.long)
     mask[0, 6:], mask[1, 4:] = 0, 0
     batch = {"input_ids": torch.randint(5, 50, (3, 9)).where(mask.bool(), 1), "attention_mask": mask}
     with torch.no_grad():
-        weights = model(**batch, output_attentions=True).attentions
-    found = teacher_forward(model, batch | {"example_ids": torch.arange(3)}, 2, (), (1, 2))
-    for layer in (1, 2):
-        expected = weights[layer - 1][:, :, 0].mean(dim=1)[mask.bool()]
-        np.testing.assert_allclose(found.states.attention[layer], expected.numpy(), atol=1e-6)
+        output = eager(**batch, output_attentions=True, output_hidden_states=True)
+    model = AutoModel.from_config(config, attn_implementation=implementation).eval()
+    model.load_state_dict(eager.state_dict())
+    chosen = model.config._attn_implementation
+    every = range(1, layers + 1)
+    given = teacher_forward(model, batch | {"example_ids": torch.arange(3)}, 2, (0, *every), every)
+    assert model.config._attn_implementation == chosen
+    for layer in every:
+        expected = output.attentions[layer - 1][:, :, 0].mean(dim=1)[mask.bool()]
+        np.testing.assert_allclose(given.states.attention[layer], expected.numpy(), atol=1e-6)
+        assert expected.std() > 0.005, "it looks at some more than at others"
+    for layer in (0, *every):
+        torch.testing.assert_close(given.states.hidden[layer], output.hidden_states[layer][mask.bool()])
+    one = teacher_forward(model, batch | {"example_ids": torch.arange(3)}, 2, (), (2,)).states.attention
+    assert list(one) == [2]
+    np.testing.assert_array_equal(one[2], given.states.attention[2])
 
 
-def test_attention_of_another_kind_is_refused() -> None:
-    """RoFormer has a query and a key, too, and turns them by their positions."""
-    config = AutoConfig.for_model("roformer", vocab_size=50, embedding_size=32, max_position_embeddings=20, **SMALL)
-    model = AutoModelForSequenceClassification.from_config(config)
+@pytest.mark.parametrize(
+    ("model_type", "more"),
+    [("big_bird", {}), ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4}), ("fnet", {}), ("convbert", {})],
+)
+def test_attention_of_another_kind_is_refused(model_type: str, more: dict[str, int]) -> None:
+    """One looks at some tokens, one only back, one has none, and one is not asked for it."""
+    config = AutoConfig.for_model(model_type, vocab_size=50, max_position_embeddings=20, **(more or SMALL))
+    model = AutoModel.from_config(config)
     batch = {"input_ids": torch.full((1, 4), 7), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
     batch["example_ids"] = torch.arange(1)
-    with pytest.raises(HskdError, match=r"attention of a roformer model .*,length=left, .* --attention-layers none"):
+    with pytest.raises(HskdError, match=rf"attention of a {model_type} model .*,length=left, .* --attention-layers"):
         teacher_forward(model, batch, 2, (0,), (1,))
     assert teacher_forward(model, batch, 2, (0, 2), ()).states.hidden[2].shape == (4, 32)
+
+
+def test_scores_before_softmax_are_refused_where_there_are_none() -> None:
+    model = AutoModel.from_config(AutoConfig.for_model("mpnet", vocab_size=50, pad_token_id=1, **SMALL))
+    batch = {"input_ids": torch.full((1, 4), 7), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    with pytest.raises(HskdError, match="before softmax"):
+        teacher_forward(
+            model, batch | {"example_ids": torch.arange(1)}, 2, (), (1,), options=ForwardOptions(softmax=False)
+        )
 
 
 def test_hidden_states_are_those_of_the_model(world: World) -> None:
@@ -350,13 +388,25 @@ def test_a_model_of_touched_rows_computes_the_same(world: World, name: str) -> N
     assert rows < model.get_input_embeddings().weight.shape[0]
 
 
-def test_rosita_prunes_bert_alone(world: World, tmp_path: Path) -> None:
-    settings = RositaSettings(layers=2, heads=2, ffn=24)
-    if world.kind.model_type == "bert":
-        create_rosita(world.teacher, world.train, settings, tmp_path / "student")
-        return
-    with pytest.raises(HskdError, match=r"ROSITA pruning needs a BERT-shaped teacher.*TinyBERT type takes any"):
-        create_rosita(world.teacher, world.train, settings, tmp_path / "student")
+def test_a_student_pruned_from_every_type(world: World, tmp_path: Path) -> None:
+    """Made, saved, loaded, and distilled from the store as from the teacher."""
+    settings = RositaSettings(layers=2, heads=3, ffn=24, rank=8, importance_examples=16)
+    folder = create_rosita(world.teacher, world.train, settings, tmp_path / "student")
+    pruned = Student.load(folder, world.task).model
+    assert pruned.config.model_type.startswith("rosita") and pruned.config.pad_token_id == world.train.pad_id
+    assert AutoTokenizer.from_pretrained(folder)("the film").input_ids[0] == world.train.cls_id
+
+    def trace(source: KnowledgeSource) -> list[float]:
+        student = Student.load(folder, world.task).model.eval()  # the same start, no dropout
+        module = HSKModule(student, 32, 0)
+        with fast_training(student, [split.input_ids for split in world.splits.values()]) as encoder:
+            module.encoder = encoder
+            return losses(HSKTrainer(module, arguments(tmp_path, batch_size=8, epochs=3), world.train, source))
+
+    parsed = HSKSpec.parse(SPECS[1])
+    online = trace(world.online(parsed, 2))
+    assert sum(online[-3:]) < sum(online[:3])
+    assert trace(world.offline(parsed, 2)) == pytest.approx(online, rel=1e-5)
 
 
 def test_a_student_of_another_tokenizer_is_refused(world: World, tmp_path: Path) -> None:

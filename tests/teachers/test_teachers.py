@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,7 @@ from conftest import make_bert
 from safetensors.torch import load_file
 from support.calls import CPU_RUN, Calls
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     BertForSequenceClassification,
     BertTokenizerFast,
@@ -301,11 +303,19 @@ def test_pads_change_nothing(data: Data) -> None:
         np.testing.assert_allclose(tight.states.attention[layer], wide.states.attention[layer], atol=1e-6)
 
 
-def test_hooks_do_not_stay(data: Data) -> None:
-    model = make_bert()
-    forward(model, data.splits["dev"])
-    layers = [layer.attention.self for layer in model.bert.encoder.layer]
-    assert not any(module._forward_hooks for layer in layers for module in (layer.query, layer.key))
+@pytest.mark.parametrize("model_type", ["bert", "mpnet"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_is_as_it_was(data: Data, model_type: str, fails: bool) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(model_type, vocab_size=300, **sizes))
+    batch = batch_of(data.splits["dev"])
+    if fails:
+        batch["input_ids"] = batch["input_ids"] + 10_000
+    with pytest.raises(IndexError) if fails else nullcontext():
+        teacher_forward(model, batch, 3, (2,), (1, 2))
+    assert model.config._attn_implementation == model.base_model.config._attn_implementation
+    assert model.config._attn_implementation == ("sdpa" if model_type == "bert" else "eager")
+    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 # ---- fine-tuning

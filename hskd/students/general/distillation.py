@@ -1,4 +1,4 @@
-"""A student of the TinyBERT type by general distillation: a narrow BERT learns a teacher's body on unlabelled text.
+"""A student of the TinyBERT type by general distillation: a narrow encoder learns a teacher's body on unlabelled text.
 
 TinyBERT (arXiv 1909.10351) publishes such students; where no hub can be reached, this makes one.
 """
@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
 from transformers import AutoModel, PreTrainedModel, set_seed
 
 from hskd.artifacts import SCHEMAS, build_artifact, read_record, write_record
@@ -107,7 +106,7 @@ def general_distill(
     options: RunOptions,
     progress: Progress | None = None,
 ) -> Path:
-    """Make a general student and save it as a checkpoint of a hub has it: a bare BERT, its tokenizer, ``fit_dense``.
+    """Make a general student and save it as a checkpoint of a hub has it: a bare encoder, its tokenizer, ``fit_dense``.
 
     Its start is cut out of the teacher's body; then its hidden states learn, through ``W``, those of the body on
     text without labels. A killed run goes on after its last checkpoint; a finished one is left as it is. The logs of a
@@ -143,8 +142,7 @@ def general_distill(
         set_seed(settings.seed)
         begin = time.perf_counter()
         start = narrow(body, settings.layers, settings.width, settings.heads, settings.ffn, split)
-        _set_dropout(start.student, settings.dropout)
-        module = HSKModule(start.student, body.config.hidden_size, settings.seed)
+        module = HSKModule(_with_dropout(start.student, settings.dropout), body.config.hidden_size, settings.seed)
         if module.projection is not None and start.projection is not None:
             module.projection.load_state_dict(start.projection.state_dict())
         source = BodySource(body.to(options.device), split.sep_id, settings.layers, options.dtype)
@@ -194,11 +192,20 @@ def general_record(folder: Path) -> dict[str, Any]:
     return read_record(folder / GENERAL_FILE, f"Delete {folder} and make the student again (hskd general).")
 
 
-def _set_dropout(student: PreTrainedModel, p: float) -> None:
-    student.config.hidden_dropout_prob = student.config.attention_probs_dropout_prob = p
-    for module in student.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = p
+_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "embedding_dropout",
+             "mlp_dropout")  # fmt: skip
+"""Fields of a configuration that say how much an encoder drops, of every type."""
+
+
+def _with_dropout(student: PreTrainedModel, p: float) -> PreTrainedModel:
+    """The student, built anew with dropout ``p``: some encoders have no module for a dropout of 0."""
+    for field in _DROPOUTS:
+        if hasattr(student.config, field):
+            setattr(student.config, field, p)
+    with torch.random.fork_rng(devices=[]):  # The fresh weights are all overwritten.
+        built: PreTrainedModel = type(student)(student.config)
+    built.load_state_dict(student.state_dict())
+    return built.eval()
 
 
 def _train(

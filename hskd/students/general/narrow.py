@@ -1,4 +1,4 @@
-"""Cut a narrower BERT out of a teacher's body: where a general student starts from.
+"""Cut a narrower encoder out of a teacher's body: where a general student starts from.
 
 Hidden states keep their largest principal components, in a rotation that LayerNorm puts up with; each layer keeps the
 heads and FFN neurons that do most in these; and least squares fits every matrix, from the embeddings up, to what the
@@ -16,10 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import BertConfig, BertModel, PreTrainedModel
+from transformers import AutoModel, BertConfig, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from hskd.encoders import ENCODERS, ROTARY, Parts, base_type, head_size, parts_of
 from hskd.errors import HskdError
-from hskd.fast.encoder import LeanEncoder, is_bert_shaped
+from hskd.fast.encoder import LeanEncoder, embedded, runs_by_layer, surroundings
+from hskd.fast.layers import run_layer
 from hskd.selectors.depth import uniform_mapping
 from hskd.students.rosita.prune import factorise
 from hskd.tasks import TokenizedSplit, model_inputs, sequential_batches
@@ -27,6 +30,8 @@ from hskd.tasks import TokenizedSplit, model_inputs, sequential_batches
 _RIDGE = 1e-6
 """Of least squares, as a share of the inputs' mean square."""
 _BATCH = 32
+_OF_PRUNED = ("attention_head_size", "embedding_rank")
+"""Fields that only the configuration of a pruned encoder has."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,10 +46,10 @@ class Start:
 def narrow(
     body: PreTrainedModel, layers: int, width: int, heads: int, ffn: int, split: TokenizedSplit, examples: int = 256
 ) -> Start:
-    """A BERT of these sizes whose hidden states, through the projection, resemble the body's.
+    """An encoder of these sizes, of the body's type, whose hidden states, through the projection, resemble the body's.
 
-    A body that is not BERT-shaped gives its word embeddings alone, by their largest principal components; the rest is
-    drawn from torch's random state, as is the rotation of the hidden states.
+    A body of a type that :mod:`hskd.encoders` does not describe gives a BERT, and only its word embeddings, by their
+    largest principal components; the rest is drawn from torch's random state, as is the rotation of the hidden states.
 
     Args:
         body: the teacher's body, on the CPU, in eval mode.
@@ -56,12 +61,13 @@ def narrow(
         examples: how many of its pieces are used.
 
     Raises:
-        HskdError: a size is larger than the body can fill.
+        HskdError: a size is larger than the body can fill, or the size of a head is another than the body's where
+            positions turn it.
     """
     full = body.config.hidden_size
     student = _empty(body, layers, width, heads, ffn)
     projection = nn.Linear(width, full) if width != full else None
-    if is_bert_shaped(body):
+    if runs_by_layer(body):
         _require("layers", layers, body.config.num_hidden_layers)
         _require("width", width, full)
         fit = _Fit(body, student, split.take(range(min(examples, len(split)))))
@@ -71,22 +77,50 @@ def narrow(
     return Start(student, projection)
 
 
-def _empty(body: PreTrainedModel, layers: int, width: int, heads: int, ffn: int) -> BertModel:
-    """A random BERT of these sizes; all that is not a size is the body's, where it is a BERT."""
-    config = body.config
-    given = config.to_dict() if isinstance(config, BertConfig) else {}
-    for stale in ("_name_or_path", "architectures", "transformers_version", "dtype", "model_type"):
+def narrow_config(teacher: PretrainedConfig, layers: int, width: int, heads: int, ffn: int) -> PretrainedConfig:
+    """The configuration of a narrow student of these sizes; all that is not a size is the teacher's.
+
+    It is of the teacher's type, if that is described in :mod:`hskd.encoders`, and else of BERT.
+
+    Raises:
+        HskdError: the size of a head would be another than the teacher's, where positions turn it.
+    """
+    model_type = base_type(teacher)
+    parts = ENCODERS.get(model_type)
+    made: type[PretrainedConfig] = BertConfig if parts is None else CONFIG_MAPPING[model_type]
+    is_similar = parts is not None or isinstance(teacher, BertConfig)
+    given = teacher.to_dict() if is_similar else {}
+    given.setdefault("max_position_embeddings", getattr(teacher, "max_position_embeddings", 512))
+    for stale in ("_name_or_path", "architectures", "transformers_version", "dtype", "model_type", *_OF_PRUNED):
         given.pop(stale, None)
-    given.update(
-        vocab_size=config.vocab_size,
-        max_position_embeddings=getattr(config, "max_position_embeddings", 512),
-        pad_token_id=config.pad_token_id,
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=ffn,
-    )
-    return BertModel(BertConfig(**given)).eval()
+    fields = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    given |= {made.attribute_map.get(name, name): value for name, value in fields.items()}
+    given |= {
+        "vocab_size": teacher.vocab_size,
+        "pad_token_id": teacher.pad_token_id,
+        "intermediate_size" if parts is None else parts.ffn_field: ffn,
+    }
+    if getattr(teacher, "embedding_size", None) == teacher.hidden_size and parts is not None:
+        given["embedding_size"] = width
+    if parts is not None and model_type in ROTARY:
+        size = getattr(teacher, "head_dim", None) or teacher.hidden_size // teacher.num_attention_heads
+        if heads * size != width:
+            raise HskdError(
+                f"heads: {heads} of {width // heads} each; positions turn the heads of a {teacher.model_type} model, "
+                f"so they keep their size of {size}. Give a width of {heads * size}, or other heads."
+            )
+        if parts.head_size_field is not None:
+            given[parts.head_size_field] = size
+    if given.get("layer_types") is not None:
+        tops = [teacher_layer for _, teacher_layer in sorted(uniform_mapping(layers, teacher.num_hidden_layers))[1:]]
+        given["layer_types"] = [teacher.layer_types[max(top, 1) - 1] for top in tops]
+    return made(**given)
+
+
+def _empty(body: PreTrainedModel, layers: int, width: int, heads: int, ffn: int) -> PreTrainedModel:
+    """A random encoder of these sizes."""
+    student: PreTrainedModel = AutoModel.from_config(narrow_config(body.config, layers, width, heads, ffn))
+    return student.eval()
 
 
 class _Fit:
@@ -98,6 +132,9 @@ class _Fit:
 
     def __init__(self, body: Any, student: Any, sample: TokenizedSplit) -> None:
         self.body, self.student = body, student
+        parts = parts_of(body)
+        assert parts is not None
+        self.parts: Parts = parts
         self.width = student.config.hidden_size
         layers = student.config.num_hidden_layers
         self.mapped = [teacher for _, teacher in sorted(uniform_mapping(layers, body.config.num_hidden_layers))]
@@ -106,14 +143,22 @@ class _Fit:
         self.real = [inputs["attention_mask"].bool() for inputs in self.inputs]
         self.below: list[Tensor] = []
         """The teacher's padded hidden states below the layer that is fitted."""
+        self.bias: list[Tensor] = []
+        """Of MPNet: what each layer's heads add to their scores by distance, ``(buckets, heads)``."""
 
     def run(self, projection: nn.Linear | None) -> None:
         """Fill the student, and the projection."""
         teacher_states = self._mapped_states()
-        self.mean, self.basis = _choose_basis(teacher_states, self.width)
+        self.mean, self.basis = _choose_basis(teacher_states, self.width, centred=not self.parts.is_pre_norm)
         student_states = [self._fit_embeddings(teacher_states[0])]
         for index in range(len(self.mapped) - 1):
             student_states.append(self._fit_layer(index, student_states[-1]))
+        if self.bias:
+            self.student.encoder.relative_attention_bias.weight.copy_(torch.stack(self.bias).mean(0))
+        if self.parts.is_pre_norm:
+            student_states[-1] = self._fit_norm(
+                self.student.final_norm, student_states[-1], self._reduced(teacher_states[-1])
+            )
         if projection is not None:
             _assign(projection, torch.cat(student_states), torch.cat(teacher_states))
 
@@ -142,26 +187,40 @@ class _Fit:
         return weight if self.basis is None else self.basis.T @ weight
 
     def _fit_embeddings(self, teacher_states: Tensor) -> Tensor:
-        teacher_embeddings, student_embeddings = self.body.embeddings, self.student.embeddings
-        for name in ("word_embeddings", "position_embeddings", "token_type_embeddings"):
-            getattr(student_embeddings, name).weight.copy_(
-                self._before_norm(getattr(teacher_embeddings, name).weight, teacher_embeddings.LayerNorm)
-            )
-        before = []
-        with _watched({"sum": student_embeddings.LayerNorm}, set(), lambda name, states: before.append(states)):
+        teacher_norm, student_norm = (
+            model.get_submodule(self.parts.embedding_norm) for model in (self.body, self.student)
+        )
+        # ELECTRA's may be projected behind their norm; then they keep their width.
+        is_kept = hasattr(self.student, "embeddings_project")
+        project = self.body.embeddings_project.weight if hasattr(self.body, "embeddings_project") else None
+        for (_, table), (_, own_table) in zip(_tables(self.body), _tables(self.student), strict=True):
+            every = table(torch.arange(table.num_embeddings))  # a pruned encoder's are factorised
+            wide = every if project is None or is_kept else every @ project.T
+            own_table.weight.copy_(wide if is_kept else self._before_norm(wide, _like(teacher_norm, wide)))
+        if is_kept:
+            student_norm.load_state_dict(teacher_norm.state_dict())
+        before: list[Tensor] = []
+        watched = {"states": self.student.embeddings_project if is_kept else student_norm}
+        with _watched(watched, set(), lambda name, states: before.append(states)):
             for inputs in self.inputs:
-                student_embeddings(inputs["input_ids"], inputs.get("token_type_ids"))
+                embedded(self.student, inputs)
         rows = torch.cat([states[real] for states, real in zip(before, self.real, strict=True)])
-        return self._fit_norm(student_embeddings.LayerNorm, rows, self._reduced(teacher_states))
+        if is_kept:
+            _assign(self.student.embeddings_project, rows, self._reduced(teacher_states))
+            return self.student.embeddings_project(rows)  # type: ignore[no-any-return]
+        return self._fit_norm(student_norm, rows, self._reduced(teacher_states))
 
     def _fit_norm(self, norm: nn.LayerNorm, before: Tensor, target_states: Tensor) -> Tensor:
         """Fit weight and bias, neuron by neuron, and return what comes out."""
         normal = F.layer_norm(before, (self.width,), eps=norm.eps).double()
         target = target_states.double()
-        spread = normal.var(0, unbiased=False)
-        weight = ((normal - normal.mean(0)) * (target - target.mean(0))).mean(0) / spread.clamp_min(norm.eps)
+        has_bias = norm.bias is not None
+        normal_mean, target_mean = (normal.mean(0), target.mean(0)) if has_bias else (0.0, 0.0)
+        spread = normal.var(0, unbiased=False) if has_bias else normal.square().mean(0)
+        weight = ((normal - normal_mean) * (target - target_mean)).mean(0) / spread.clamp_min(norm.eps)
         norm.weight.copy_(weight)
-        norm.bias.copy_(target.mean(0) - weight * normal.mean(0))
+        if has_bias:
+            norm.bias.copy_(target_mean - weight * normal_mean)
         return norm(before)  # type: ignore[no-any-return]
 
     def _fit_layer(self, index: int, states: Tensor) -> Tensor:
@@ -169,97 +228,164 @@ class _Fit:
 
         It stands for all teacher layers up to the mapped one: its heads and neurons are chosen among all of theirs.
         """
+        parts = self.parts
         span = range(self.mapped[index] + 1, self.mapped[index + 1] + 1)
         seen = self._run_teacher(span)
-        block, top = self.student.encoder.layer[index], self.body.encoder.layer[span[-1] - 1]
-        attention = block.attention.self
-        for name, targets in self._choose_heads(span, seen).items():
-            _assign(getattr(attention, name), states, targets)
+        block, top = parts.of(self.student)[index], parts.of(self.body)[span[-1] - 1]
+        normal = self._normal(block, parts.attended_norm, states)
+        projected = self._choose_heads(span, seen)
+        for linears, targets in zip(_grouped(parts.linears(block, parts.projections), 3), projected, strict=True):
+            _assign_rows(*linears, normal, targets)
+        attended = parts.linears(block, [parts.attended])[0]
         after = self._fit_output(
-            block.attention.output, self._context(attention, states), states, seen["attended"], top.attention.output
+            block, "attended", attended, self._inputs_of(index, states, attended), states, seen, top
         )
-        _assign(block.intermediate.dense, after, self._choose_neurons(span, seen))
-        return self._fit_output(block.output, block.intermediate(after), after, seen["output"], top.output)
+        normal = self._normal(block, parts.output_norm, after)
+        neurons = self._choose_neurons(span, seen)
+        for linears, targets in zip(_grouped(parts.linears(block, parts.neurons), len(neurons)), neurons, strict=True):
+            _assign_rows(*linears, normal, targets)
+        output = parts.linears(block, [parts.output])[0]
+        return self._fit_output(block, "output", output, self._inputs_of(index, states, output), after, seen, top)
+
+    def _normal(self, block: Any, norm: str, states: Tensor) -> Tensor:
+        """What attention or the FFN of a layer is given: the states, behind a norm in a pre-norm encoder."""
+        return block.get_submodule(norm)(states) if self.parts.is_pre_norm else states  # type: ignore[no-any-return]
 
     def _run_teacher(self, span: range) -> dict[str, Tensor]:
         """What the teacher computes in some layers.
 
-        ``query4``, ``key4``, ``value4``, ``context4``, ``ffn4`` (before the activation) of each; ``attended`` and
-        ``output``, before their LayerNorms, of the last.
+        ``query4``, ``key4``, ``value4``, ``context4``, ``neurons4`` (before the activation), ``active4`` of each; of
+        the last ``attended`` and ``output``, the states behind attention and FFN, before their LayerNorms.
         """
-        top = self.body.encoder.layer[span[-1] - 1]
+        parts, layers = self.parts, self.parts.of(self.body)
         places: dict[str, nn.Module] = {}
         for layer in span:
-            block = self.body.encoder.layer[layer - 1]
-            places |= {f"{name}{layer}": getattr(block.attention.self, name) for name in ("query", "key", "value")}
-            places |= {f"context{layer}": block.attention.output.dense, f"ffn{layer}": block.intermediate.dense}
-        outputs = {name for name in places if not name.startswith("context")}
-        places |= {"attended": top.attention.output.LayerNorm, "output": top.output.LayerNorm}
-        seen: dict[str, list[Tensor]] = defaultdict(list)
+            block = layers[layer - 1]
+            places |= {f"projection{i}.{layer}": block.get_submodule(path) for i, path in enumerate(parts.projections)}
+            places |= {f"neuron{i}.{layer}": block.get_submodule(path) for i, path in enumerate(parts.neurons)}
+            places |= {f"context{layer}": block.get_submodule(parts.attended)}
+            places |= {f"active{layer}": block.get_submodule(parts.output)}
+        outputs = {name for name in places if "." in name}
+        top = layers[span[-1] - 1]
+        places["attended"] = top.get_submodule(parts.output_norm if parts.is_pre_norm else parts.attended_norm)
+        if not parts.is_pre_norm:
+            places["output"] = top.get_submodule(parts.output_norm)
+        rows: dict[str, list[Tensor]] = defaultdict(list)
         for number, real in enumerate(self.real):
 
             def keep(name: str, states: Tensor, real: Tensor = real) -> None:
-                seen[name].append(states[real])
+                rows[name].append(states[real])
 
+            told = surroundings(self.body, self.below[number], real)
             with _watched(places, outputs, keep):
                 for layer in span:
-                    self.below[number] = self.body.encoder.layer[layer - 1](self.below[number], real[:, None, None])
-        return {name: torch.cat(parts) for name, parts in seen.items()}
+                    block = layers[layer - 1]
+                    near = told[getattr(block, "attention_type", "")]
+                    self.below[number] = run_layer(block, self.below[number], near)
+            if parts.is_pre_norm:
+                rows["output"].append(self.below[number][real])
+        seen = {name: torch.cat(batches) for name, batches in rows.items()}
+        for layer in span:
+            made = [seen.pop(f"projection{i}.{layer}") for i in range(len(parts.projections))]
+            for name, states in zip(("query", "key", "value"), parts.queries_keys_values(made), strict=True):
+                seen[f"{name}{layer}"] = states
+            seen[f"neurons{layer}"] = torch.cat([seen.pop(f"neuron{i}.{layer}") for i in range(len(parts.neurons))], 1)
+        return seen
 
-    def _choose_heads(self, span: range, seen: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Queries, keys and values ``(M, d_S)`` of the heads that move the student's states most."""
+    def _choose_heads(self, span: range, seen: dict[str, Tensor]) -> list[Tensor]:
+        """Queries, keys and values, ``(M, heads * size)`` each, of the heads that move the student's states most."""
         heads = self.body.config.num_attention_heads
-        size = self.width // self.student.config.num_attention_heads
-        parts = {name: torch.cat([seen[f"{name}{layer}"] for layer in span], 1) for name in ("query", "key", "value")}
+        size = head_size(self.parts.of(self.student)[0].get_submodule(self.parts.attention))
+        parts = [torch.cat([seen[f"{name}{layer}"] for layer in span], 1) for name in ("query", "key", "value")]
         context = torch.cat([seen[f"context{layer}"] for layer in span], 1)
-        blocks = [self.body.encoder.layer[layer - 1].attention.output.dense.weight for layer in span]
+        blocks = [
+            self.parts.linears(self.parts.of(self.body)[layer - 1], [self.parts.attended])[0].weight for layer in span
+        ]
         outward = torch.cat([self._outward(weight) for weight in blocks], 1).unflatten(1, (heads * len(span), -1))
         moved = (context - context.mean(0)).unflatten(1, (heads * len(span), -1))
         # E |out c|^2 of each head, from the covariance of c.
         covariance = torch.einsum("mhi,mhj->hij", moved, moved)
         scores = torch.einsum("dhi,hij,dhj->h", outward, covariance, outward)
         chosen = _largest("heads", scores, self.student.config.num_attention_heads)
-        query, key, value = (part.unflatten(1, (heads * len(span), -1)) for part in parts.values())
+        if base_type(self.body.config) == "mpnet":
+            table = self.body.encoder.relative_attention_bias.weight  # of all layers alike, or of each layer's heads
+            is_shared = table.shape[1] == heads
+            self.bias.append(table[:, chosen % heads if is_shared else chosen + (span[0] - 1) * heads])
+            self.student.encoder.relative_attention_bias.weight.copy_(self.bias[-1])
+        query, key, value = (part.unflatten(1, (heads * len(span), -1)) for part in parts)
         sized = [_resize(query[:, i], key[:, i], value[:, i], outward[:, i], size) for i in chosen.tolist()]
-        return {name: torch.cat(columns, 1) for name, columns in zip(parts, zip(*sized, strict=True), strict=True)}
+        return [torch.cat(columns, 1) for columns in zip(*sized, strict=True)]
 
-    def _choose_neurons(self, span: range, seen: dict[str, Tensor]) -> Tensor:
-        """FFN neurons before their activation, ``(M, n)``: those that move the student's states most."""
+    def _choose_neurons(self, span: range, seen: dict[str, Tensor]) -> list[Tensor]:
+        """FFN neurons before their activation, ``(M, n)`` and their gates: those that move the states most."""
         scores = []
         for layer in span:
-            block = self.body.encoder.layer[layer - 1]
-            active = block.intermediate.intermediate_act_fn(seen[f"ffn{layer}"])
-            scores.append(active.var(0) * self._outward(block.output.dense.weight).square().sum(0))
-        chosen = _largest("ffn", torch.cat(scores), self.student.config.intermediate_size)
-        return torch.cat([seen[f"ffn{layer}"] for layer in span], 1)[:, chosen]
+            [output] = self.parts.linears(self.parts.of(self.body)[layer - 1], [self.parts.output])
+            scores.append(seen[f"active{layer}"].var(0) * self._outward(output.weight).square().sum(0))
+        chosen = _largest("ffn", torch.cat(scores), getattr(self.student.config, self.parts.ffn_field))
+        values = len(self.parts.neurons) * self.parts.packed
+        by_layer = [seen[f"neurons{layer}"].chunk(values, 1) for layer in span]
+        return [torch.cat(columns, 1)[:, chosen] for columns in zip(*by_layer, strict=True)]
 
-    def _context(self, attention: Any, states: Tensor) -> Tensor:
-        """What the student's heads give, ``(M, d_S)``."""
-        contexts = []
+    def _inputs_of(self, index: int, states: Tensor, linear: nn.Module) -> Tensor:
+        """What a linear map of the student's layer ``index`` is given, where ``states`` are below it."""
+        layer = self.parts.of(self.student)[index]
+        given: list[Tensor] = []
         for real, rows in zip(self.real, states.split([int(real.sum()) for real in self.real]), strict=True):
             padded = torch.zeros((*real.shape, self.width))
             padded[real] = rows
-            contexts.append(attention(padded, real[:, None, None])[0][real])
-        return torch.cat(contexts)
+            near = surroundings(self.student, padded, real)[getattr(layer, "attention_type", "")]
+            with _watched({"inputs": linear}, set(), lambda name, inputs, real=real: given.append(inputs[real])):
+                run_layer(layer, padded, near)
+        return torch.cat(given)
 
-    def _fit_output(self, block: Any, inputs: Tensor, residual: Tensor, before: Tensor, top: Any) -> Tensor:
-        """Fit a matrix that adds to the residual stream, and the LayerNorm behind it; return what comes out."""
-        _assign(block.dense, inputs, self._before_norm(before, top.LayerNorm) - residual)
-        return self._fit_norm(block.LayerNorm, block.dense(inputs) + residual, self._reduced(top.LayerNorm(before)))
+    def _fit_output(
+        self, block: Any, name: str, linear: nn.Linear, inputs: Tensor, residual: Tensor, seen: Any, top: Any
+    ) -> Tensor:
+        """Fit a matrix that adds to the residual stream, and the LayerNorm behind it; return what comes out.
+
+        ``name`` is ``attended`` or ``output``; ``top`` is the teacher's layer.
+        """
+        target = seen[name]
+        if self.parts.is_pre_norm:
+            _assign(linear, inputs, self._reduced(target) - residual)
+            return linear(inputs) + residual  # type: ignore[no-any-return]
+        path = self.parts.attended_norm if name == "attended" else self.parts.output_norm
+        norm, own_norm = top.get_submodule(path), block.get_submodule(path)
+        _assign(linear, inputs, self._before_norm(target, norm) - residual)
+        return self._fit_norm(own_norm, linear(inputs) + residual, self._reduced(norm(target)))
 
 
-def _choose_basis(states: list[Tensor], width: int) -> tuple[Tensor, Tensor | None]:
+def _tables(body: Any) -> list[tuple[str, nn.Embedding]]:
+    """The tables whose rows are added up to the embeddings, by their names."""
+    return [(name, module) for name, module in body.embeddings.named_children() if isinstance(module, nn.Embedding)]
+
+
+def _like(norm: nn.LayerNorm, rows: Tensor) -> nn.LayerNorm:
+    """``norm`` for rows of its width; for rows of another width one that weighs all alike."""
+    return norm if norm.weight.shape[0] == rows.shape[1] else nn.LayerNorm(rows.shape[1])
+
+
+def _grouped(linears: list[nn.Linear], count: int) -> list[tuple[nn.Linear, int, int]]:
+    """``count`` equal parts of what some linear maps give: the map, the part's place in it, and how many it has."""
+    packed = count // len(linears)
+    return [(linear, place, packed) for linear in linears for place in range(packed)]
+
+
+def _choose_basis(states: list[Tensor], width: int, centred: bool = True) -> tuple[Tensor, Tensor | None]:
     """The mean ``(d_T,)`` and the basis ``(d_T, width)`` of hidden states; no basis where all is kept.
+
+    Without ``centred`` the mean is 0: behind embeddings without a bias nothing could add it again.
 
     A LayerNorm gives states whose neurons have mean 0 and, over tokens, a fixed length. Hence one direction fewer is
     kept than there are neurons, and directions are rotated so that the neurons have mean 0 and about equal variance.
     """
     every = torch.cat(states).double()
-    mean = every.mean(0)
+    mean = every.mean(0) if centred else torch.zeros(every.shape[1], dtype=torch.float64)
     if width == every.shape[1]:
         return torch.zeros_like(mean).float(), None
-    centred = every - mean
-    _, directions = torch.linalg.eigh(centred.T @ centred)
+    around = every - mean
+    _, directions = torch.linalg.eigh(around.T @ around)
     kept = directions.flip(1)[:, : width - 1]
     drawn = torch.cat([torch.ones(width, 1), torch.randn(width, width - 1)], 1).double()
     rotation = torch.linalg.qr(drawn).Q[:, 1:]  # orthonormal, and orthogonal to the constant
@@ -310,10 +436,14 @@ def _watched(places: dict[str, nn.Module], outputs: set[str], keep: Any) -> Iter
             handle.remove()
 
 
-def least_squares(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight ``(out, in)`` and bias ``(out,)`` of the best linear map from ``(M, in)`` to ``(M, out)``."""
-    x_mean, y_mean = inputs.double().mean(0), targets.double().mean(0)
-    x = inputs.double() - x_mean
+def least_squares(inputs: Tensor, targets: Tensor, intercept: bool = True) -> tuple[Tensor, Tensor]:
+    """Weight ``(out, in)`` and bias ``(out,)`` of the best linear map from ``(M, in)`` to ``(M, out)``.
+
+    Without ``intercept`` the bias is 0.
+    """
+    x, y = inputs.double(), targets.double()
+    x_mean, y_mean = (x.mean(0), y.mean(0)) if intercept else (torch.zeros_like(x[0]), torch.zeros_like(y[0]))
+    x = x - x_mean
     gram = x.T @ x
     gram.diagonal().add_(_RIDGE * gram.diagonal().mean())
     weight = torch.linalg.solve(gram, x.T @ (targets - y_mean)).T
@@ -321,9 +451,15 @@ def least_squares(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _assign(linear: nn.Linear, inputs: Tensor, targets: Tensor) -> None:
-    weight, bias = least_squares(inputs, targets)
-    linear.weight.copy_(weight)
-    linear.bias.copy_(bias)
+    _assign_rows(linear, 0, 1, inputs, targets)
+
+
+def _assign_rows(linear: nn.Linear, place: int, count: int, inputs: Tensor, targets: Tensor) -> None:
+    """Fit one of ``count`` equal parts of the rows of a linear map."""
+    weight, bias = least_squares(inputs, targets, linear.bias is not None)
+    linear.weight.chunk(count)[place].copy_(weight)
+    if linear.bias is not None:
+        linear.bias.chunk(count)[place].copy_(bias)
 
 
 def _largest(field: str, scores: Tensor, count: int) -> Tensor:

@@ -126,7 +126,6 @@ def load_checkpoint(name: str, head: Head) -> Loaded:
                 checked_model(name),
                 config=config,
                 dtype=torch.float32,
-                attn_implementation="sdpa",
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 weights_only=True,

@@ -148,7 +148,8 @@ def _draw_head(model: PreTrainedModel, seed: int, pooler: bool) -> None:
         for module in model.modules():
             if module not in body and isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=model.config.initializer_range)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
 
 def _require_width(name: str, fit_dense: dict[str, torch.Tensor], width: int) -> None:

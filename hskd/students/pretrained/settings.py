@@ -67,16 +67,11 @@ class TinyBertSettings(StudentKind):
         if self.general is None:
             config = self._checkpoint_config()
             return type(config).from_dict({**config.to_dict(), **head.config_fields()})
-        from transformers import BertConfig
+        from hskd.students.general.narrow import narrow_config
 
-        return BertConfig(
-            vocab_size=teacher.vocab_size,
-            hidden_size=self.general.width,
-            num_hidden_layers=self.general.layers,
-            num_attention_heads=self.general.heads,
-            intermediate_size=self.general.ffn,
-            **head.config_fields(),
-        )
+        sizes = self.general
+        config = narrow_config(teacher, sizes.layers, sizes.width, sizes.heads, sizes.ffn)
+        return type(config).from_dict({**config.to_dict(), **head.config_fields()})
 
     def _checkpoint_config(self) -> PretrainedConfig:
         from hskd.students.pretrained.checkpoint import checkpoint_config

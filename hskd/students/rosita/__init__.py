@@ -1,1 +1,1 @@
-"""ROSITA students: a fine-tuned BERT, pruned by Taylor importance."""
+"""ROSITA students: a fine-tuned encoder, pruned by Taylor importance."""

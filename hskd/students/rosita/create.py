@@ -12,7 +12,7 @@ from hskd.compat import importance_seed
 from hskd.progress import Progress, Silent
 from hskd.provenance import provenance
 from hskd.students.base import STUDENT_FILE
-from hskd.students.rosita.importance import require_bert_shaped, taylor_importance
+from hskd.students.rosita.importance import taylor_importance
 from hskd.students.rosita.prune import prune_rosita, require_sizes
 from hskd.students.rosita.settings import RositaSettings
 from hskd.tasks import TokenizedSplit, sequential_batches
@@ -32,7 +32,7 @@ def create_rosita(
     """Prune ``teacher`` to a ROSITA student and save it, tokenizer and ``student.json`` included, in ``folder``.
 
     Args:
-        teacher: a fine-tuned BERT.
+        teacher: a fine-tuned classifier, of a type in :data:`hskd.encoders.ENCODERS`.
         train: the task's training examples, with labels.
         settings: sizes, and how many examples importance is measured on.
         folder: where the student will lie; a finished one is left as it is.
@@ -40,7 +40,7 @@ def create_rosita(
         progress: is told the batches of the importance pass.
 
     Raises:
-        HskdError: the teacher is not BERT-shaped, a size is out of its range, or ``folder`` was not made here.
+        HskdError: the teacher cannot be pruned, a size is out of its range, or ``folder`` was not made here.
         MismatchError: ``folder`` holds another student.
     """
     count = settings.importance_examples
@@ -49,7 +49,7 @@ def create_rosita(
     def builder(partial: Path) -> None:
         sizes = settings.model_dump(exclude={"importance_examples", "compat"})
         # Before the pass over the data, which may take long.
-        require_sizes(require_bert_shaped(teacher.model), **sizes)
+        require_sizes(teacher.model, **sizes)
         dropout_seed = importance_seed(settings.compat)
         told = progress or Silent()
         told.begin("importance", -(-len(examples) // batch_size))

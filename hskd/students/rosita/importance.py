@@ -1,4 +1,4 @@
-"""How much each attention head and FFN neuron of a BERT matters to its task, by first-order Taylor expansion.
+"""How much each attention head and FFN neuron of an encoder matters to its task, by first-order Taylor expansion.
 
 Removing a weight changes the loss by about ``|d loss / d w| * |w|`` (Molchanov et al. 2017; the paper's ROSITA
 student is pruned by it).
@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BertForSequenceClassification, BertForTokenClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
+from hskd.encoders import ENCODERS, Parts, head_size, parts_of
 from hskd.errors import HskdError
 from hskd.heads import Head
 from hskd.progress import Progress
@@ -34,21 +35,27 @@ class Importance:
     neurons: Tensor
 
 
-BertClassifier: TypeAlias = "BertForSequenceClassification | BertForTokenClassification"
+_HEADS = ("ForSequenceClassification", "ForTokenClassification")
 
 
-def require_bert_shaped(model: PreTrainedModel) -> BertClassifier:
-    """``model`` itself, if ROSITA pruning knows its modules.
+def not_prunable(name: str) -> HskdError:
+    """The error of a model that ROSITA pruning does not know."""
+    return HskdError(
+        f"ROSITA pruning needs a classifier of sequences or tokens of one of the types {', '.join(ENCODERS)}, "
+        f"not {name}. A student of the TinyBERT type takes any encoder as its teacher."
+    )
+
+
+def require_prunable(model: PreTrainedModel) -> Parts:
+    """The parts of ``model``, if it is a classifier that ROSITA pruning knows.
 
     Raises:
-        HskdError: it is not a BERT classifier.
+        HskdError: it is not.
     """
-    if not isinstance(model, BertForSequenceClassification | BertForTokenClassification):
-        raise HskdError(
-            "ROSITA pruning needs a BERT-shaped teacher (BertForSequenceClassification or BertForTokenClassification), "
-            f"not {type(model).__name__}. A student of the TinyBERT type takes any encoder as its teacher."
-        )
-    return model
+    parts = parts_of(model)
+    if parts is None or not type(model).__name__.endswith(_HEADS):
+        raise not_prunable(type(model).__name__)
+    return parts
 
 
 def taylor_importance(
@@ -61,12 +68,11 @@ def taylor_importance(
 ) -> Importance:
     """Sum over ``batches`` of ``|d loss / d w| * |w|``, dropout off, summed over the weights of each head and neuron.
 
-    A head owns its columns of ``attention.output.dense.weight``; an FFN neuron its row of
-    ``intermediate.dense.weight`` and its column of ``output.dense.weight``. The loss is the head's against gold labels.
-    The model is left as it was found.
+    A head owns its columns of the attention's output matrix; an FFN neuron its row of each matrix that makes it and its
+    column of the FFN's output matrix. The loss is the head's against gold labels. The model is left as it was found.
 
     Args:
-        model: a BERT classifier, on the device to compute on.
+        model: a classifier (:func:`require_prunable`), on the device to compute on.
         head: the head of the model's task.
         batches: ``input_ids``, ``attention_mask``, optionally ``token_type_ids``, each ``(batch, tokens)``, and
             ``labels`` ``(batch,)``; anything else in a batch is ignored.
@@ -74,30 +80,29 @@ def taylor_importance(
         dropout_seed: leave dropout on, drawn from this seed (the caller's random state does not move).
 
     Raises:
-        HskdError: the model is not BERT-shaped, there are no batches, a batch has no labels, or a result is not
+        HskdError: the model cannot be pruned, there are no batches, a batch has no labels, or a result is not
             finite.
     """
-    bert = require_bert_shaped(model)
-    layers = list(bert.bert.encoder.layer)
+    parts = require_prunable(model)
+    layers = parts.of(model.base_model)
     heads = neurons = torch.zeros(())
     done = 0
-    # Per layer, in this order: attention output, FFN in, FFN out.
-    weights = [
-        dense.weight
-        for layer in layers
-        for dense in (layer.attention.output.dense, layer.intermediate.dense, layer.output.dense)
-    ]
-    with _only_differentiable(bert, weights), _seeded_dropout(bert, dropout_seed):
+    # Per layer, in this order: attention output, FFN out, FFN in.
+    paths = (parts.attended, parts.output, *parts.neurons)
+    weights: list[Any] = [linear.weight for layer in layers for linear in parts.linears(layer, paths)]
+    with _only_differentiable(model, weights), _seeded_dropout(model, dropout_seed):
         for batch in batches:
-            loss = _task_loss(bert, head, batch)
+            loss = _task_loss(model, head, batch)
             # Not .backward(): that would leave gradients on the model.
             gradients = torch.autograd.grad(loss, weights)
             terms = [(gradient * weight.detach()).abs() for gradient, weight in zip(gradients, weights, strict=True)]
-            head_scores = [
-                term.sum(0).view(layer.attention.self.num_attention_heads, -1).sum(1)
-                for layer, term in zip(layers, terms[0::3], strict=True)
-            ]
-            neuron_scores = [into.sum(1) + out.sum(0) for into, out in zip(terms[1::3], terms[2::3], strict=True)]
+            head_scores, neuron_scores = [], []
+            for index, layer in enumerate(layers):
+                attended, out, *into = terms[index * len(paths) : (index + 1) * len(paths)]
+                size = head_size(layer.get_submodule(parts.attention))
+                head_scores.append(attended.sum(0).view(-1, size).sum(1))
+                made = [block.sum(1) for term in into for block in term.chunk(parts.packed)]
+                neuron_scores.append(sum(made[1:], made[0]) + out.sum(0))
             # Many small batches may follow: float32 would lose them against the running sum.
             heads = heads + torch.stack(head_scores).cpu().double()
             neurons = neurons + torch.stack(neuron_scores).cpu().double()
@@ -114,7 +119,7 @@ def taylor_importance(
     return Importance(heads, neurons)
 
 
-def _task_loss(model: BertClassifier, head: Head, batch: Mapping[str, Tensor]) -> Tensor:
+def _task_loss(model: PreTrainedModel, head: Head, batch: Mapping[str, Tensor]) -> Tensor:
     """The task's loss, a scalar. Not the model's own: that writes ``problem_type`` into its configuration."""
     if "labels" not in batch:
         raise HskdError("Taylor importance needs gold labels: a batch has no 'labels'.")

@@ -1,10 +1,15 @@
-"""ROSITA: a BERT with fewer heads, narrower FFNs and factorised word embeddings, at the teacher's hidden size.
+"""ROSITA: an encoder with fewer heads, narrower FFNs and factorised word embeddings, at the teacher's hidden size.
 
-The pruned student of Liu et al. (ACL 2021, arXiv 2106.05691). With 6 layers, hidden size 768, 2 heads of 64, FFN 768
-and rank 128 it has 14,465,282 parameters (vocabulary 30,522, two labels).
+The pruned student of Liu et al. (ACL 2021, arXiv 2106.05691). Pruned from BERT with 6 layers, hidden size 768, 2 heads
+of 64, FFN 768 and rank 128 it has 14,465,282 parameters (vocabulary 30,522, two labels). Pruned from another encoder it
+is that encoder in all but these sizes, and of the model type ``rosita-`` and the encoder's.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +24,15 @@ from transformers import (
     BertForTokenClassification,
     BertModel,
     BertTokenizerFast,
+    PretrainedConfig,
+    PreTrainedModel,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
+
+from hskd.encoders import ENCODERS, PRUNED, base_type
+
+_AUTO_CLASSES = (AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification)
 
 
 class RositaConfig(BertConfig):  # type: ignore[misc]  # untyped base
@@ -29,7 +42,7 @@ class RositaConfig(BertConfig):  # type: ignore[misc]  # untyped base
     the rank of the word embeddings; None leaves them one full matrix.
     """
 
-    model_type = "rosita"
+    model_type = PRUNED
 
     attention_head_size: int = 64
     embedding_rank: int | None = None
@@ -59,22 +72,82 @@ class FactorisedEmbedding(nn.Embedding):
         return output
 
 
-def _reshape(bert: BertModel, config: RositaConfig) -> None:
-    """Swap, in place, the modules of ``bert`` that BERT shapes otherwise than ``config`` says."""
-    if config.embedding_rank is not None:
-        bert.embeddings.word_embeddings = FactorisedEmbedding(
-            config.vocab_size, config.embedding_rank, config.hidden_size, config.pad_token_id
+class SlicedBiasAttention(MPNetSelfAttention):  # type: ignore[misc]  # untyped base
+    """MPNet's attention in one layer of a pruned MPNet, where each layer keeps other heads.
+
+    MPNet's heads have a bias for each distance, which its layers share. The pruned model has those of its layers' heads
+    side by side, ``(buckets, layers * heads)``, and each layer takes its own.
+    """
+
+    def __init__(self, config: PretrainedConfig, index: int) -> None:
+        super().__init__(config)
+        self.index = index
+
+    def sliced(self, position_bias: torch.Tensor) -> torch.Tensor:
+        """The part of all layers' bias ``(B, layers * heads, T, T)`` that is this layer's."""
+        return position_bias.narrow(1, self.index * self.num_attention_heads, self.num_attention_heads)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_bias: torch.Tensor | None = None,
+        output_attentions: bool = False,
+        **options: Any,
+    ) -> tuple[torch.Tensor, ...]:
+        """As MPNet's, given the bias of all layers."""
+        own_bias = None if position_bias is None else self.sliced(position_bias)
+        output: tuple[torch.Tensor, ...] = super().forward(
+            hidden_states, attention_mask, own_bias, output_attentions, **options
         )
-    width = config.num_attention_heads * config.attention_head_size
-    for layer in bert.encoder.layer:
-        attention = layer.attention.self
-        attention.attention_head_size = config.attention_head_size
-        attention.all_head_size = width
-        attention.scaling = config.attention_head_size**-0.5
-        attention.query = nn.Linear(config.hidden_size, width)
-        attention.key = nn.Linear(config.hidden_size, width)
-        attention.value = nn.Linear(config.hidden_size, width)
-        layer.attention.output.dense = nn.Linear(width, config.hidden_size)
+        return output
+
+
+@contextmanager
+def _one_head(config: PretrainedConfig) -> Iterator[None]:
+    """Within, the heads of ``config`` divide the hidden size, as encoders demand when they are built."""
+    heads = config.num_attention_heads
+    config.num_attention_heads = 1
+    try:
+        yield
+    finally:
+        config.num_attention_heads = heads
+
+
+def _reshape(body: Any, config: Any) -> None:
+    """Swap, in place, the modules of ``body`` that its type shapes otherwise than ``config`` says."""
+    parts = ENCODERS[base_type(config)]
+    words = body.get_input_embeddings()
+    if config.embedding_rank is not None:
+        body.set_input_embeddings(
+            FactorisedEmbedding(
+                words.num_embeddings, config.embedding_rank, words.embedding_dim, padding_idx=words.padding_idx
+            )
+        )
+    heads, size = config.num_attention_heads, config.attention_head_size
+    width = heads * size
+    for index, layer in enumerate(parts.of(body)):
+        if base_type(config) == "mpnet":
+            with _one_head(config):
+                layer.attention.attn = SlicedBiasAttention(config, index)
+        attention = layer.get_submodule(parts.attention)
+        sizes = {"num_attention_heads": heads, "n_heads": heads, "attention_head_size": size, "head_dim": size}
+        for name, value in (sizes | {"all_head_size": width, "scaling": size**-0.5}).items():
+            if hasattr(attention, name):
+                setattr(attention, name, value)
+        for path in parts.projections:
+            _swap(layer, path, config.hidden_size, width * (3 // len(parts.projections)))
+        _swap(layer, parts.attended, width, config.hidden_size)
+    if base_type(config) == "mpnet":
+        bias = body.encoder.relative_attention_bias
+        body.encoder.relative_attention_bias = nn.Embedding(bias.num_embeddings, config.num_hidden_layers * heads)
+
+
+def _swap(layer: nn.Module, path: str, inputs: int, outputs: int) -> None:
+    """Put a linear map of these sizes, with a bias if the old one has one, where one is."""
+    parent, _, name = path.rpartition(".")
+    bias = layer.get_submodule(path).bias is not None
+    setattr(layer.get_submodule(parent), name, nn.Linear(inputs, outputs, bias=bias))
 
 
 class RositaModel(BertModel):  # type: ignore[misc]  # untyped base
@@ -113,13 +186,58 @@ class RositaForTokenClassification(BertForTokenClassification):  # type: ignore[
         self.post_init()
 
 
+def _pruned_config(base: type[PretrainedConfig]) -> type[PretrainedConfig]:
+    """The configuration of a pruned encoder whose own is ``base``: see :class:`RositaConfig`."""
+
+    class Config(base):  # type: ignore[valid-type,misc]  # a base that is given
+        model_type = f"{PRUNED}-{base.model_type}"
+
+        attention_head_size: int = 64
+        embedding_rank: int | None = None
+
+    if not hasattr(base, "head_dim"):
+        # Rotary embeddings are of this size.
+        Config.head_dim = property(lambda config: config.attention_head_size)  # type: ignore[attr-defined]
+    return _named(Config, f"Rosita{base.__name__}")
+
+
+def _pruned_model(base: type[PreTrainedModel], config_class: type[PretrainedConfig]) -> type[PreTrainedModel]:
+    """``base``, with or without a head, in the shape that a configuration of ``config_class`` says."""
+
+    class Model(base):  # type: ignore[valid-type,misc]  # a base that is given
+        def __init__(self, config: PretrainedConfig, **options: Any) -> None:
+            with _one_head(config):
+                super().__init__(config, **options)
+            _reshape(self.base_model, config)
+            self.post_init()
+
+    Model.config_class = config_class
+    return _named(Model, f"Rosita{base.__name__}")
+
+
+def _named(made: type, name: str) -> type:
+    """``made``, under its own name in this module: a config.json names it, and pickle asks for it."""
+    made.__name__ = made.__qualname__ = name
+    made.__module__ = __name__
+    globals()[name] = made
+    return made
+
+
 def register_rosita() -> None:
-    """Make the Auto classes and ``pipeline`` know the ``rosita`` model type, so that no remote code is needed."""
-    AutoConfig.register("rosita", RositaConfig, exist_ok=True)
-    AutoModel.register(RositaConfig, RositaModel, exist_ok=True)
-    AutoModelForSequenceClassification.register(RositaConfig, RositaForSequenceClassification, exist_ok=True)
-    AutoModelForTokenClassification.register(RositaConfig, RositaForTokenClassification, exist_ok=True)
+    """Make the Auto classes and ``pipeline`` know the pruned model types, so that no remote code is needed."""
+    bert = (RositaModel, RositaForSequenceClassification, RositaForTokenClassification)
+    AutoConfig.register(PRUNED, RositaConfig, exist_ok=True)
+    for auto_class, model in zip(_AUTO_CLASSES, bert, strict=True):
+        auto_class.register(RositaConfig, model, exist_ok=True)
     AutoTokenizer.register(RositaConfig, fast_tokenizer_class=BertTokenizerFast, exist_ok=True)
+    for model_type in ENCODERS:
+        if model_type != "bert":
+            base = CONFIG_MAPPING[model_type]
+            config_class = _pruned_config(base)
+            AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+            for auto_class in _AUTO_CLASSES:
+                model = _pruned_model(auto_class._model_mapping[base], config_class)
+                auto_class.register(config_class, model, exist_ok=True)
 
 
 register_rosita()

@@ -1,17 +1,18 @@
-"""Cut a ROSITA student out of a fine-tuned BERT."""
+"""Cut a ROSITA student out of a fine-tuned encoder."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from transformers import BertForTokenClassification, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+)
 
+from hskd.encoders import ENCODERS, PRUNED, Parts, base_type, head_size
 from hskd.errors import HskdError
-from hskd.students.rosita.importance import BertClassifier, Importance, require_bert_shaped
-from hskd.students.rosita.model import RositaConfig, RositaForSequenceClassification, RositaForTokenClassification
-
-RositaClassifier = RositaForSequenceClassification | RositaForTokenClassification
-WORD_EMBEDDINGS = "bert.embeddings.word_embeddings"
+from hskd.students.rosita.importance import Importance, not_prunable, require_prunable
 
 
 def prune_rosita(
@@ -22,7 +23,7 @@ def prune_rosita(
     heads: int,
     ffn: int,
     rank: int | None,
-) -> RositaClassifier:
+) -> PreTrainedModel:
     """A ROSITA student with the weights of ``teacher``'s most important parts, in eval mode on the teacher's device.
 
     Keeps the first ``layers`` layers and, in each, the ``heads`` heads and ``ffn`` neurons of largest importance
@@ -30,58 +31,98 @@ def prune_rosita(
     that is None. Everything else, label names and dropout included, is the teacher's.
 
     Raises:
-        HskdError: the teacher is not BERT-shaped, ``importance`` is of another shape than the teacher, or an amount
+        HskdError: the teacher cannot be pruned, ``importance`` is of another shape than the teacher, or an amount
             is out of range.
     """
-    bert = require_bert_shaped(teacher)
-    if isinstance(bert, RositaClassifier):
-        raise HskdError("The teacher is a ROSITA student already: prune the BERT it came from.")
-    config = bert.config
+    parts = require_prunable(teacher)
+    config = teacher.config
+    if config.model_type.startswith(PRUNED):
+        raise HskdError("The teacher is a ROSITA student already: prune the encoder that it came from.")
     shapes = (tuple(importance.heads.shape), tuple(importance.neurons.shape))
-    require_sizes(bert, layers=layers, heads=heads, ffn=ffn, rank=rank)
-    depth = config.num_hidden_layers
-    expected = ((depth, config.num_attention_heads), (depth, config.intermediate_size))
+    require_sizes(teacher, layers=layers, heads=heads, ffn=ffn, rank=rank)
+    depth, count, neurons = config.num_hidden_layers, config.num_attention_heads, getattr(config, parts.ffn_field)
+    expected = ((depth, count), (depth, neurons))
     if shapes != expected:
         raise HskdError(
             f"importance: heads and neurons have shapes {shapes}; this teacher's are {expected}. "
             "Compute the importance on the teacher that is pruned."
         )
-    head_size = config.hidden_size // config.num_attention_heads
-    settings = config.to_dict()
-    for stale in ("_name_or_path", "model_type", "architectures", "transformers_version", "dtype"):
-        settings.pop(stale, None)
-    settings.update(
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        attention_head_size=head_size,
-        intermediate_size=ffn,
-        embedding_rank=rank,
-    )
-    weights = {name: weight.detach() for name, weight in bert.state_dict().items()}
+    pruned = pruned_config(config, layers=layers, heads=heads, ffn=ffn, rank=rank)
+    body = f"{teacher.base_model_prefix}."
+    weights = {name: weight.detach() for name, weight in teacher.state_dict().items()}
+    stack = f"{body}{parts.layers}."
     for name in list(weights):
-        if name.startswith("bert.encoder.layer.") and int(name.split(".")[3]) >= layers:
+        if name.startswith(stack) and int(name.removeprefix(stack).split(".")[0]) >= layers:
             del weights[name]
-    for index in range(layers):
-        kept_heads = _largest(importance.heads[index], heads)
-        columns = (kept_heads[:, None] * head_size + torch.arange(head_size)).flatten()
-        _prune_layer(weights, index, columns, _largest(importance.neurons[index], ffn))
+    size = head_size(parts.of(teacher.base_model)[0].get_submodule(parts.attention))
+    kept_heads = [_largest(importance.heads[index], heads) for index in range(layers)]
+    for index, kept in enumerate(kept_heads):
+        columns = (kept[:, None] * size + torch.arange(size)).flatten()
+        _prune_heads(weights, f"{stack}{index}", parts, columns, count * size)
+        _prune_neurons(weights, f"{stack}{index}", parts, _largest(importance.neurons[index], ffn), neurons)
+    bias = f"{body}encoder.relative_attention_bias.weight"  # MPNet's, one column for a head
+    if bias in weights and pruned.model_type != config.model_type:
+        weights[bias] = weights[bias][:, torch.cat(kept_heads).to(weights[bias].device)]
     if rank is not None:
-        table, projection = factorise(weights[f"{WORD_EMBEDDINGS}.weight"], rank)
-        weights[f"{WORD_EMBEDDINGS}.weight"] = table
-        weights[f"{WORD_EMBEDDINGS}.projection.weight"] = projection
+        words = next(name for name, module in teacher.named_modules() if module is teacher.get_input_embeddings())
+        table, projection = factorise(weights[f"{words}.weight"], rank)
+        weights[f"{words}.weight"] = table
+        weights[f"{words}.projection.weight"] = projection
 
     # The fresh weights are all overwritten: drawing them must not move the caller's random state.
     with torch.random.fork_rng(devices=[]):
-        student = _student_class(bert)(RositaConfig(**settings))
+        student: PreTrainedModel = _student_class(teacher, pruned)(pruned)
     student.load_state_dict(weights)  # strict: no weight of the student stays random
-    student.to(bert.device).eval()
+    student.to(teacher.device).eval()
     return student
 
 
-def _student_class(teacher: BertClassifier) -> type[RositaClassifier]:
+def pruned_config(
+    teacher: PretrainedConfig, *, layers: int, heads: int, ffn: int, rank: int | None
+) -> PretrainedConfig:
+    """The configuration of a student of these sizes; all that is not a size is the teacher's.
+
+    A student that ``transformers`` can build from the teacher's own type is of that type. Others, and those of BERT,
+    are of a type of ours.
+
+    Raises:
+        HskdError: an encoder of the teacher's type cannot be pruned.
+    """
+    parts = ENCODERS.get(base_type(teacher))
+    if parts is None:
+        raise not_prunable(f"a {teacher.model_type} model")
+    settings = teacher.to_dict()
+    for stale in ("_name_or_path", "model_type", "architectures", "transformers_version", "dtype"):
+        settings.pop(stale, None)
+    size = getattr(teacher, "head_dim", None) or teacher.hidden_size // teacher.num_attention_heads
+    is_own_type = (
+        teacher.model_type != "bert"
+        and rank is None
+        and (heads == teacher.num_attention_heads or parts.head_size_field is not None)
+    )
+    # Under their own names: a configuration does not take others.
+    names = teacher.attribute_map
+    settings[names.get("num_hidden_layers", "num_hidden_layers")] = layers
+    settings[names.get("num_attention_heads", "num_attention_heads")] = heads
+    settings[parts.ffn_field] = ffn
+    if parts.head_size_field is not None:
+        settings[parts.head_size_field] = size
+    if settings.get("layer_types") is not None:
+        settings["layer_types"] = settings["layer_types"][:layers]
+    if is_own_type:
+        return type(teacher)(**settings)
+    model_type = PRUNED if teacher.model_type == "bert" else f"{PRUNED}-{teacher.model_type}"
+    config: PretrainedConfig = AutoConfig.for_model(
+        model_type, **settings, attention_head_size=size, embedding_rank=rank
+    )
+    return config
+
+
+def _student_class(teacher: PreTrainedModel, config: PretrainedConfig) -> type[PreTrainedModel]:
     """The student with the teacher's kind of head."""
-    is_tagger = isinstance(teacher, BertForTokenClassification)
-    return RositaForTokenClassification if is_tagger else RositaForSequenceClassification
+    is_tagger = type(teacher).__name__.endswith("ForTokenClassification")
+    mapping = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING if is_tagger else MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    return mapping[type(config)]  # type: ignore[no-any-return]
 
 
 def require_sizes(teacher: PreTrainedModel, *, layers: int, heads: int, ffn: int, rank: int | None) -> None:
@@ -93,9 +134,9 @@ def require_sizes(teacher: PreTrainedModel, *, layers: int, heads: int, ffn: int
     config = teacher.config
     _require_range("layers", layers, config.num_hidden_layers)
     _require_range("heads", heads, config.num_attention_heads)
-    _require_range("ffn", ffn, config.intermediate_size)
+    _require_range("ffn", ffn, getattr(config, require_prunable(teacher).ffn_field))
     if rank is not None:
-        _require_range("rank", rank, config.hidden_size)
+        _require_range("rank", rank, teacher.get_input_embeddings().embedding_dim)
 
 
 def factorise(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -117,18 +158,30 @@ def factorise(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return (wide @ kept).to(matrix.dtype), kept.to(matrix.dtype)
 
 
-def _prune_layer(weights: dict[str, Tensor], index: int, columns: Tensor, neurons: Tensor) -> None:
-    """Keep, in place, the attention ``columns`` and FFN ``neurons`` of layer ``index``."""
-    layer = f"bert.encoder.layer.{index}"
-    producers = {f"attention.self.{name}": columns for name in ("query", "key", "value")}
-    producers["intermediate.dense"] = neurons
-    for name, kept in producers.items():
-        for part in ("weight", "bias"):
-            key = f"{layer}.{name}.{part}"
-            weights[key] = weights[key][kept.to(weights[key].device)]
-    for name, kept in (("attention.output.dense", columns), ("output.dense", neurons)):
-        key = f"{layer}.{name}.weight"
-        weights[key] = weights[key][:, kept.to(weights[key].device)]
+def _prune_heads(weights: dict[str, Tensor], layer: str, parts: Parts, columns: Tensor, width: int) -> None:
+    """Keep, in place, some of the ``width`` columns of the heads' outputs."""
+    for path in parts.projections:
+        _keep(weights, f"{layer}.{path}", rows=parts.head_rows(columns, width))
+    _keep(weights, f"{layer}.{parts.attended}", columns=columns)
+
+
+def _prune_neurons(weights: dict[str, Tensor], layer: str, parts: Parts, neurons: Tensor, count: int) -> None:
+    """Keep, in place, some of ``count`` FFN neurons."""
+    for path in parts.neurons:
+        _keep(weights, f"{layer}.{path}", rows=parts.neuron_rows(neurons, count))
+    _keep(weights, f"{layer}.{parts.output}", columns=neurons)
+
+
+def _keep(weights: dict[str, Tensor], linear: str, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
+    """Keep, in place, rows or columns of a linear map, and the same of its bias where it has one."""
+    weight = weights[f"{linear}.weight"]
+    if columns is not None:
+        weights[f"{linear}.weight"] = weight[:, columns.to(weight.device)]
+        return
+    assert rows is not None
+    for part in ("weight", "bias"):
+        if (key := f"{linear}.{part}") in weights:
+            weights[key] = weights[key][rows.to(weights[key].device)]
 
 
 def _largest(scores: Tensor, count: int) -> Tensor:

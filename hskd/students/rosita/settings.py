@@ -1,4 +1,4 @@
-"""Settings of a ROSITA student: a fine-tuned BERT, pruned."""
+"""Settings of a ROSITA student: a fine-tuned encoder, pruned."""
 
 from __future__ import annotations
 
@@ -51,20 +51,11 @@ class RositaSettings(StudentKind):
         return "-".join([f"rosita-{self.layers}l-{self.heads}h-{self.ffn}ffn{rank}", *self.compat])
 
     def config(self, teacher: PretrainedConfig, head: Head) -> PretrainedConfig:
-        """The configuration of a student with that head, pruned from a BERT of configuration ``teacher``."""
-        from hskd.students.rosita.model import RositaConfig
+        """The configuration of a student with that head, pruned from an encoder of configuration ``teacher``."""
+        from hskd.students.rosita.prune import pruned_config
 
-        return RositaConfig(
-            **{
-                **teacher.to_diff_dict(),
-                "num_hidden_layers": self.layers,
-                "num_attention_heads": self.heads,
-                "attention_head_size": teacher.hidden_size // teacher.num_attention_heads,
-                "intermediate_size": self.ffn,
-                "embedding_rank": self.rank,
-                **head.config_fields(),
-            }
-        )
+        config = pruned_config(teacher, layers=self.layers, heads=self.heads, ffn=self.ffn, rank=self.rank)
+        return type(config).from_dict({**config.to_dict(), **head.config_fields()})
 
     @override
     def create(self, context: StudentContext, folder: Path, progress: Progress) -> Path:

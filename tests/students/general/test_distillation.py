@@ -17,15 +17,19 @@ from conftest import BAD, GOOD
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from support.calls import CPU_RUN, Calls
-from transformers import AutoModel, BertTokenizerFast, DistilBertConfig, DistilBertModel
+from support.encoders import tiny
+from transformers import AutoConfig, AutoModel, BertTokenizerFast
 from typer.testing import CliRunner
 
 from hskd.cli.app import app
 from hskd.distill.projection import PROJECTION_FILE
 from hskd.errors import HskdError, MismatchError
+from hskd.heads import SequenceClassification
 from hskd.students.general import distillation as general
-from hskd.students.general.distillation import GENERAL_FILE, general_distill, general_record, load_body
+from hskd.students.general.distillation import _DROPOUTS, GENERAL_FILE, general_distill, general_record, load_body
 from hskd.students.general.settings import GeneralSettings
+from hskd.students.pretrained.checkpoint import load_checkpoint
+from hskd.students.pretrained.settings import TinyBertSettings
 from hskd.tasks.text import SHORTEST, chunks, documents, imdb_reviews
 from hskd.teachers.loading import load_tokenizer, model_fingerprint
 from hskd.training import last_checkpoint
@@ -121,13 +125,35 @@ def test_its_record_says_what_was_done(made: Path, teacher_folder: Path, setting
 def test_it_learns_from_random_weights_too(
     tmp_path: Path, tokenizer: BertTokenizerFast, settings: GeneralSettings
 ) -> None:
-    """A teacher that is not BERT-shaped gives word embeddings alone; the loss goes down all the same."""
+    """A teacher of a type that is not described gives word embeddings alone; the loss goes down all the same."""
     torch.manual_seed(0)
-    config = DistilBertConfig(vocab_size=200, dim=32, n_layers=2, n_heads=2, hidden_dim=64, max_position_embeddings=64)
-    DistilBertModel(config).save_pretrained(tmp_path / "teacher")
+    sizes = {"hidden_size": 32, "embedding_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = AutoConfig.for_model("roformer", vocab_size=200, max_position_embeddings=64, **sizes)
+    AutoModel.from_config(config).save_pretrained(tmp_path / "teacher")
     tokenizer.save_pretrained(tmp_path / "teacher")
     record = general_record(make(tmp_path / "teacher", settings.model_copy(update={"lr": 1e-2}), tmp_path / "student"))
     assert record["last_loss"] < 0.9 * record["first_loss"]
+
+
+@pytest.mark.parametrize("model_type", ["roberta", "mpnet", "modernbert"])
+def test_a_student_of_the_teachers_type(
+    tmp_path: Path, tokenizer: BertTokenizerFast, settings: GeneralSettings, model_type: str
+) -> None:
+    """Made, trained, saved, and a checkpoint that a student with a head is made of."""
+    tiny(model_type, vocab_size=len(tokenizer), pad_token_id=0).base_model.save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    sizes = {"width": 16, "heads": 2, "ffn": 20, "dropout": 0.1, "lr": 1e-2}
+    folder = make(tmp_path / "teacher", settings.model_copy(update=sizes), tmp_path / "student")
+    record = general_record(folder)
+    assert record["last_loss"] < record["first_loss"]
+    student = AutoModel.from_pretrained(folder)
+    assert student.config.model_type == model_type and student.config.hidden_size == 16
+    assert all(getattr(student.config, field) == 0.1 for field in _DROPOUTS if hasattr(student.config, field))
+    head = SequenceClassification(("no", "yes"))
+    loaded = load_checkpoint(str(folder), head).model
+    assert loaded.config.model_type == model_type
+    config = TinyBertSettings(general=settings.model_copy(update=sizes)).config(student.config, head)
+    assert type(config) is type(student.config) and config.hidden_size == 16
 
 
 def test_without_training_it_is_as_it_was_fitted(

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_bert
+from support.encoders import TINY, tiny
 from torch import Tensor
-from transformers import DistilBertConfig, DistilBertModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from hskd.errors import HskdError
 from hskd.fast import LeanEncoder
+from hskd.students import Importance, prune_rosita
 from hskd.students.general import narrow as narrow_module
 from hskd.students.general.narrow import Start, _choose_basis, _resize, least_squares, narrow
 from hskd.tasks import TokenizedSplit, model_inputs
@@ -113,20 +115,22 @@ def test_the_basis_holds_the_principal_components() -> None:
 
 def test_the_heads_and_neurons_that_do_most_are_kept(body: torch.nn.Module, split: TokenizedSplit) -> None:
     """Against a plain reference: without a head or a neuron, how far does the layer's output move?"""
-    fit = narrow_module._Fit(body, narrow_module._empty(body, 4, 32, 2, 16), split)
+    fit = narrow_module._Fit(body, narrow_module._empty(body, 4, 16, 2, 16), split)
     fit._mapped_states()
     fit.basis = None
     with torch.no_grad():
         seen = fit._run_teacher(range(1, 2))
         block = body.encoder.layer[0]
-        active = block.intermediate.intermediate_act_fn(seen["ffn1"])
+        active = seen["active1"]
+        torch.testing.assert_close(active, block.intermediate.intermediate_act_fn(seen["neurons1"]))
         moved = []
         for neuron in range(64):
             without = active.clone()
             without[:, neuron] = active[:, neuron].mean()
             moved.append(float((block.output.dense(without) - block.output.dense(active)).square().sum()))
         expected = sorted(sorted(range(64), key=lambda i: -moved[i])[:16])
-        torch.testing.assert_close(fit._choose_neurons(range(1, 2), seen), seen["ffn1"][:, expected])
+        [neurons] = fit._choose_neurons(range(1, 2), seen)
+        torch.testing.assert_close(neurons, seen["neurons1"][:, expected])
 
         context, dense = seen["context1"], block.attention.output.dense
         by_head = []
@@ -135,9 +139,8 @@ def test_the_heads_and_neurons_that_do_most_are_kept(body: torch.nn.Module, spli
             without[:, 8 * head : 8 * head + 8] = context[:, 8 * head : 8 * head + 8].mean(0)
             by_head.append(float((dense(without) - dense(context)).square().sum()))
         kept = sorted(sorted(range(4), key=lambda i: -by_head[i])[:2])
-        fit.width = 16  # two heads of the teacher's size
         columns = [column for head in kept for column in range(8 * head, 8 * head + 8)]
-        torch.testing.assert_close(fit._choose_heads(range(1, 2), seen)["key"], seen["key1"][:, columns])
+        torch.testing.assert_close(fit._choose_heads(range(1, 2), seen)[1], seen["key1"][:, columns])
 
 
 def test_a_head_of_low_rank_loses_nothing() -> None:
@@ -176,9 +179,73 @@ def test_sizes_that_the_teacher_cannot_fill_are_refused(
         cut(body, split, *sizes)
 
 
+OTHERS = [name for name in TINY if name != "bert"]
+
+
+def tiny_body(model_type: str) -> PreTrainedModel:
+    """Four layers, width 32, of another type; norms and biases as they are not drawn."""
+    layers = "n_layers" if model_type == "distilbert" else "num_hidden_layers"
+    more = {"embedding_size": 32} if model_type == "electra" else {}
+    return tiny(model_type, vocab_size=200, pad_token_id=0, **{layers: 4}, **more).base_model
+
+
+@pytest.mark.parametrize("model_type", OTHERS)
+def test_at_full_size_every_type_is_the_teacher(model_type: str, split: TokenizedSplit) -> None:
+    body = tiny_body(model_type)
+    start = cut(body, split, 4, 32, 4, 24)
+    assert start.projection is None and type(start.student) is type(body)
+    for own, other in zip(states(start.student, split, 4), states(body, split, 4), strict=True):
+        torch.testing.assert_close(own, other, atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("model_type", OTHERS)
+def test_a_narrow_student_of_every_type_follows_the_teacher(model_type: str, split: TokenizedSplit) -> None:
+    body = tiny_body(model_type)
+    start = cut(body, split, 2, 24, 3, 20)
+    assert type(start.student) is type(body) and start.student.config.hidden_size == 24
+    missed = share_missed(start, body, split, [0, 2, 4])
+    assert missed[0] < 0.4
+    torch.manual_seed(0)
+    drawn = type(start.student)(start.student.config).eval()
+    every = states(body, split, 4)
+    for layer, own, ours in zip((2, 4), states(drawn, split, 2)[1:], missed[1:], strict=True):
+        weight, bias = least_squares(own, every[layer])
+        best = (own.double() @ weight.T + bias - every[layer]).square().mean() / every[layer].var(0).mean()
+        assert ours < best
+
+
+@pytest.mark.parametrize("model_type", ["bert", "mpnet", "modernbert"])
+def test_a_pruned_body_is_cut_as_well(model_type: str, split: TokenizedSplit) -> None:
+    importance = Importance(torch.rand(3, 4), torch.rand(3, 24))
+    whole = tiny(model_type, vocab_size=200, pad_token_id=0)
+    body = prune_rosita(whole, importance, layers=3, heads=3, ffn=20, rank=16).base_model
+    start = cut(body, split, 3, 24, 3, 20)
+    assert start.student.config.model_type == model_type and not hasattr(start.student.config, "embedding_rank")
+    assert share_missed(start, body, split, [0, 1, 2, 3])[1] < 0.5
+
+
+@pytest.mark.parametrize("width", [16, 24])
+def test_embeddings_of_another_width_are_projected(width: int, split: TokenizedSplit) -> None:
+    """ELECTRA's small one: of the embeddings' own width, a student has no projection."""
+    body = tiny("electra", vocab_size=200, pad_token_id=0, num_hidden_layers=4).base_model
+    assert body.config.embedding_size == 16
+    start = cut(body, split, 2, width, 2, 20)
+    assert hasattr(start.student, "embeddings_project") == (width != 16)
+    assert share_missed(start, body, split, [0, 2, 4])[0] < 0.6
+
+
+@pytest.mark.parametrize("model_type", ["modernbert", "nomic_bert"])
+def test_heads_that_are_turned_keep_their_size(model_type: str, split: TokenizedSplit) -> None:
+    with pytest.raises(HskdError, match=r"heads: 2 of 12 each.* size of 8\. Give a width of 16"):
+        cut(tiny_body(model_type), split, 2, 24, 2, 20)
+
+
 def test_another_encoder_gives_its_word_embeddings(split: TokenizedSplit) -> None:
     torch.manual_seed(0)
-    other = DistilBertModel(DistilBertConfig(vocab_size=200, dim=32, n_layers=2, n_heads=2, hidden_dim=64)).eval()
+    config = AutoConfig.for_model(
+        "roformer", vocab_size=200, embedding_size=32, hidden_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
+    other = AutoModel.from_config(config).eval()
     start = cut(other, split, 2, 24, 3, 48)
     table = other.get_input_embeddings().weight.detach().double()
     mine = start.student.embeddings.word_embeddings.weight.detach().double()

@@ -1,0 +1,197 @@
+"""The attention that ``[CLS]`` pays in a forward pass, read where the model computes it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from hskd.encoders import base_type
+from hskd.errors import HskdError
+
+OWN_ATTENTION = {
+    "deberta": "DisentangledSelfAttention",
+    "deberta-v2": "DisentangledSelfAttention",
+    "megatron-bert": "MegatronBertSelfAttention",
+    "mpnet": "MPNetSelfAttention",
+    "rembert": "RemBertSelfAttention",
+    "roformer": "RoFormerSelfAttention",
+}
+"""Types of model that compute all weights ``(B, heads, T, T)`` themselves, by the class that hands them to ``dropout``.
+
+All others that can be read ask the attention interface of ``transformers``.
+"""
+
+_READING = "hskd_reading"
+_ANSWERED = ("sdpa", "eager")
+"""Implementations of attention for which the fused one may stand in: they compute the same."""
+
+
+def cls_rows(
+    model: PreTrainedModel, layers: Sequence[int], mask: torch.Tensor, softmax: bool
+) -> AbstractContextManager[dict[int, torch.Tensor]]:
+    """Collect, during a forward pass, the ``[CLS]`` row of attention layers: ``(B, T)``, mean over heads.
+
+    Args:
+        model: any encoder, with or without a head. A layer that it uses several times, as ALBERT does, counts as
+            often as it is used.
+        layers: attention layers, counted from 1.
+        mask: real tokens ``(B, T)``, bool.
+        softmax: the attention after softmax; otherwise the scores before it.
+
+    Raises:
+        HskdError: the model's attention cannot be read (when the context is entered or left).
+    """
+    if not layers:
+        return _nothing()
+    if name := OWN_ATTENTION.get(base_type(model.config)):
+        if not softmax:
+            raise HskdError(
+                f"the attention scores of a {model.config.model_type} model cannot be read before softmax; "
+                "leave out the --compat switch that asks for them."
+            )
+        return _own_rows(model, name, layers)
+    if not model.base_model._supports_sdpa or model.config._attn_implementation not in _ANSWERED:
+        raise unreadable(model)
+    return _interface_rows(model, layers, mask, softmax)
+
+
+def unreadable(model: PreTrainedModel) -> HskdError:
+    """The error of a model whose attention cannot be read."""
+    return HskdError(
+        f"the attention of a {model.config.model_type} model cannot be read; use a length selector that needs none "
+        "(left, cls, random): --spec 1l_10t_0.1w,length=left, or length: [left] in a grid; and with "
+        "`hskd store extract` without --spec, --attention-layers none."
+    )
+
+
+@contextmanager
+def _nothing() -> Iterator[dict[int, torch.Tensor]]:
+    yield {}
+
+
+@contextmanager
+def _own_rows(model: PreTrainedModel, name: str, layers: Sequence[int]) -> Iterator[dict[int, torch.Tensor]]:
+    """Of a model that computes all weights: they are what it gives to its attention's dropout."""
+    rows: dict[int, torch.Tensor] = {}
+    calls = 0
+
+    def keep(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        nonlocal calls
+        calls += 1
+        if calls in layers:
+            rows[calls] = args[0][:, :, 0].detach().float().mean(dim=1)
+
+    handles = [
+        module.dropout.register_forward_pre_hook(keep)  # type: ignore[operator,union-attr]
+        for module in model.modules()
+        if any(cls.__name__ == name for cls in type(module).__mro__)
+    ]
+    try:
+        yield rows
+    finally:
+        for handle in handles:
+            handle.remove()
+    _require_all(model, calls)
+
+
+class _Reader:
+    """Answers the attention interface of ``transformers`` with torch's fused attention, and keeps rows.
+
+    Fused attention returns no weights, and all weights are much for one row. The row of ``[CLS]`` follows from the
+    queries, keys and mask that the model hands to the interface: turned by their positions, where it turns them.
+    """
+
+    def __init__(self, layers: Sequence[int], mask: torch.Tensor, softmax: bool) -> None:
+        self.rows: dict[int, torch.Tensor] = {}
+        self.calls = 0
+        self.causal = False
+        self._layers, self._mask, self._softmax = frozenset(layers), mask, softmax
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **options: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the fused attention gives, ``(B, T, heads, d)``, and no weights."""
+        self.calls += 1
+        is_causal = options.get("is_causal")
+        self.causal |= bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+        if self.calls in self._layers:
+            self.rows[self.calls] = self._row(query, key, attention_mask, options)
+        output: tuple[torch.Tensor, torch.Tensor | None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, **options
+        )
+        return output
+
+    @torch.no_grad()
+    def _row(
+        self, query: torch.Tensor, key: torch.Tensor, attention_mask: torch.Tensor | None, options: dict[str, Any]
+    ) -> torch.Tensor:
+        """The row ``(B, T)`` of the first token, of queries and keys ``(B, heads, T, d)``."""
+        scaling = options.get("scaling")
+        divisor = math.sqrt(query.shape[-1]) if scaling is None else 1 / scaling
+        # Keys and values may have fewer heads, each of which serves several queries.
+        keys = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1) if key.shape[1] != query.shape[1] else key
+        scores = torch.einsum("bhd,bthd->bht", query[:, :, 0].float(), keys.transpose(1, 2).float()) / divisor
+        if (bias := options.get("position_bias")) is not None:
+            scores = scores + bias[:, :, 0]
+        if attention_mask is not None:
+            row = attention_mask[:, :, 0]
+            scores = scores.masked_fill(~row, float("-inf")) if row.dtype == torch.bool else scores + row
+        scores = scores.masked_fill(~self._mask[:, None], float("-inf"))
+        return (scores.softmax(dim=-1) if self._softmax else scores).mean(dim=1)
+
+
+_reader: ContextVar[_Reader] = ContextVar("reader of attention")
+
+
+def _attend(*args: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    return _reader.get().attend(*args, **options)
+
+
+ALL_ATTENTION_FUNCTIONS.register(_READING, _attend)
+ALL_MASK_ATTENTION_FUNCTIONS.register(_READING, sdpa_mask)
+
+
+@contextmanager
+def _interface_rows(
+    model: PreTrainedModel, layers: Sequence[int], mask: torch.Tensor, softmax: bool
+) -> Iterator[dict[int, torch.Tensor]]:
+    reader = _Reader(layers, mask, softmax)
+    # A head and its body may have a configuration each.
+    configs: list[PretrainedConfig] = list(
+        {id(module.config): module.config for module in model.modules() if isinstance(module, PreTrainedModel)}.values()
+    )
+    implementations = [config._attn_implementation for config in configs]
+    token = _reader.set(reader)
+    try:
+        for config in configs:
+            config._attn_implementation = _READING
+        yield reader.rows
+    finally:
+        for config, implementation in zip(configs, implementations, strict=True):
+            config._attn_implementation = implementation
+        _reader.reset(token)
+    if reader.causal:
+        raise unreadable(model)
+    _require_all(model, reader.calls)
+
+
+def _require_all(model: PreTrainedModel, calls: int) -> None:
+    """Refuse a model that computed attention another number of times than it has layers: which is which?"""
+    if calls != model.config.num_hidden_layers:
+        raise unreadable(model)

@@ -1,0 +1,69 @@
+"""Grids of other encoders than BERT: a teacher, and students that are pruned, pretrained and distilled in general."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from grid.conftest import Write
+from support.encoders import tiny
+from support.grid_lab import OPTIONS, run
+from support.tokenizers import byte_pairs, distil_wordpiece, mpnet_pieces
+from transformers import AutoConfig, PreTrainedTokenizerBase
+from typer.testing import CliRunner
+
+from hskd.cli.app import app
+
+Tokenizer = Callable[[Path], PreTrainedTokenizerBase]
+
+
+def save(folder: Path, model_type: str, tokenizer: Tokenizer, **sizes: int) -> Path:
+    """An encoder without a head, and its tokenizer, whose start token and pad it has."""
+    made = tokenizer(folder)
+    ids = {"pad_token_id": made.pad_token_id, "cls_token_id": made.cls_token_id, "sep_token_id": made.sep_token_id}
+    tiny(model_type, vocab_size=len(made), max_position_embeddings=130, **ids, **sizes).base_model.save_pretrained(
+        folder
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("model_type", "pieces"), [("roberta", byte_pairs), ("modernbert", distil_wordpiece), ("mpnet", mpnet_pieces)]
+)
+def test_a_grid_of_another_encoder(model_type: str, pieces: Tokenizer, write: Write, tmp_path: Path) -> None:
+    body = save(tmp_path / "body", model_type, pieces)
+    narrow = save(tmp_path / "narrow", model_type, pieces, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
+    text = tmp_path / "text.txt"
+    text.write_text("the story is moving and the film is warm and bright\n" * 12, encoding="utf-8")
+    general = f'{{layers: 2, width: 16, heads: 2, ffn: 16, text: "{text}", chunk_tokens: 12, epochs: 1}}'
+    students = (
+        "{layers: 2, heads: 3, ffn: 16, rank: 8, importance_examples: 32}",
+        f'{{kind: tinybert, checkpoint: "{narrow}"}}',
+        f"{{kind: tinybert, general: {general}}}",
+    )
+    file = write(
+        f'teacher: {{model: "{body}", settings: {{epochs: 1, lr: 3.0e-3, batch_size: 16}}}}',
+        f"students: [{', '.join(students)}]",
+        "seeds: 1",
+        "sweeps: [{n: [2], k: [3], w: [0.25]}]",
+        name=model_type.replace("bert", ""),
+    )
+    ran = run(file, tmp_path)
+    assert not ran.progress.failed
+    assert len(ran.table) == 9
+    made = sorted(config.parent for config in (ran.work / "students").glob("*/config.json"))
+    types = {AutoConfig.from_pretrained(folder).model_type for folder in made}
+    assert types == {model_type, f"rosita-{model_type}"}
+    # The pruned one once more, from the store alone.
+    manifests = (ran.work / "stores").glob("*/manifest.json")
+    [store] = [file.parent for file in manifests if '"attention_no_sep"' in file.read_text(encoding="utf-8")]
+    [pruned] = [folder for folder in made if AutoConfig.from_pretrained(folder).model_type != model_type]
+    options = ["--hsk-epochs", "1", "--prediction-epochs", "1", "--batch-size", "16", *OPTIONS]
+    arguments = ["distill", "--student", pruned, "--store", store, "--no-data", "--out", tmp_path / "trial"]
+    told = CliRunner().invoke(app, [str(argument) for argument in (*arguments, *options)])
+    assert told.exit_code == 0, told.output
+    result = json.loads((tmp_path / "trial" / "result.json").read_text(encoding="utf-8"))
+    assert np.isfinite(result["stages"]["hsk"]["last_loss"])
