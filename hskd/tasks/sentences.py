@@ -47,7 +47,7 @@ def load_sentences(
     """
     if data is None:
         raise HskdError(f"Task {task.name} needs --data: a file of texts, or a folder with train, dev and test files.")
-    path = Path(data).expanduser()
+    path = Path(data)
     if path.is_file():
         return TaskData(_by_agreement(task), _cut(path, *_texts(_table(path))))
     if not path.is_dir():

@@ -91,7 +91,7 @@ def load_tagged(task: Task, data: str | None, files: Mapping[str, str] | None = 
     """
     if data is None:
         raise HskdError(f"Task {task.name} needs --data: a folder with train and dev files of words and tags.")
-    folder = Path(data).expanduser()
+    folder = Path(data)
     if not folder.is_dir():
         raise HskdError(f"{folder}: no such folder; task {task.name} expects one with train and dev files.")
     tables, names = _read(folder, files or {})
