@@ -165,7 +165,7 @@ def _in_folder(place: DataPlace, folder: Path) -> dict[str, Table]:
     for split in SPLITS:
         stems = (place.parts[split],) if split in (place.parts or {}) else ALIASES[split]  # type: ignore[index]
         if files := split_files(folder, stems):
-            tables[split] = _declared(folder, _joined([read_table(file) for file in files]))
+            tables[split] = _declared(folder, joined([read_table(file) for file in files]))
         elif split == "train":
             raise HskdError(
                 f"{folder}: no train file; expected {' or '.join(stems)} with one of the endings {', '.join(FORMATS)}, "
@@ -199,7 +199,7 @@ def split_files(folder: Path, stems: Sequence[str], endings: Sequence[str] = FOR
     return files
 
 
-def _joined(tables: list[Table]) -> Table:
+def joined(tables: list[Table]) -> Table:
     """Tables of one split, end to end.
 
     Raises:

@@ -206,5 +206,5 @@ def test_a_grid_says_the_label_type(tmp_path: Path) -> None:
     ):
         load_grid(str(file))
     assert "label_type" not in TaskPlan().model_dump(), "the names of recorded trials stay as they are"
-    with pytest.raises(HskdError, match="only task custom takes"):
+    with pytest.raises(HskdError, match="only custom a label type"):
         load_task("mr", label_type="regression")
