@@ -273,7 +273,7 @@ def describe_imbalance(head: Head, labels: Sequence[Any]) -> str:
         return ""
     few = ranked if len(ranked) <= 6 else [*ranked[:3], "...", *ranked[-3:]]
     shares = [
-        name if name == "..." else f"{short_repr(name)} {100 * counts[name] / len(labels):.2g} % ({counts[name]:,})"
+        name if name == "..." else f"{short_repr(name)} {100 * counts[name] / len(labels):.3g} % ({counts[name]:,})"
         for name in few
     ]
     return f"uneven classes in train: {', '.join(shares)}"

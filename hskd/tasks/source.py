@@ -24,7 +24,7 @@ SAVED = "dataset_dict.json"
 INFOS = "dataset_infos.json"
 """Beside the files of a data set of the hub: it may say what whole numbers mean."""
 
-_HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.+-]+))?")
+_HUB_NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(/[\w.-]+)?)(:(?P<config>[\w.+-]+))?")
 _log = logging.getLogger(__name__)
 
 
