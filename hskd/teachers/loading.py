@@ -159,7 +159,10 @@ def model_content(name: str, modules: bool = False) -> str:
 
 def _modules(name: str) -> list[tuple[str, Path]]:
     """The files of a model's further modules, and the one that names them."""
-    folder = modules_folder(resolve_model(name))
+    try:
+        folder = modules_folder(resolve_model(name))
+    except HskdError:  # Only a sentence embedding reads modules, and of such a model it will be refused.
+        folder = None
     if folder is None:
         return []
     parts = [

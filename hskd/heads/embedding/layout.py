@@ -74,17 +74,19 @@ def modules_folder(model: str) -> Path | None:
     """
     if Path(model).is_dir():
         return Path(model) if (Path(model) / MODULES).is_file() else None
-    from huggingface_hub import snapshot_download
-    from transformers.utils import cached_file
+    from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
-        file = cached_file(model, MODULES, _raise_exceptions_for_missing_entries=False)
-        if file is None:
-            return None
+        file = hf_hub_download(model, MODULES)
         parts = [str(module["path"]) for module in read_json(Path(file)) if module["path"]]
         patterns = [f"{part}/*{ending}" for part in parts for ending in (".json", ".safetensors")]
         return Path(snapshot_download(model, allow_patterns=[MODULES, *patterns]))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EntryNotFoundError) as error:
+        is_absent = isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
+        # The cache remembers that there is none by something that is no path.
+        if is_absent or not isinstance(try_to_load_from_cache(model, MODULES), str | None):
+            return None
         raise HskdError(
             f"{model}: its {MODULES} says how it pools, and it can be read neither from the hub nor from the cache of "
             f"this machine ({str(error).strip().splitlines()[0]}). Fetch the whole model, and give its folder."
