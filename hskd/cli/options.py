@@ -45,7 +45,7 @@ class TaskOptions(BaseModel):
             "(or validation), perhaps test, or one file: CSV, TSV, JSON or Parquet, or a data set of the hub, "
             "owner/name or owner/name:config, with ?dev=NAME where a split has another name there; (tagging, wnut17) "
             "a folder of CoNLL-style, JSON Lines or Parquet files, or the hub; (embedding) a file of texts, or a "
-            "folder with train and texts, rated pairs or a corpus with queries; (imdb_sick) the folder of SICK."
+            "folder with train and texts, rated pairs or a corpus with queries, or the hub; (imdb_sick) SICK's folder."
         ),
     ] = None
     text_columns: Annotated[

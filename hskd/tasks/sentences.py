@@ -12,7 +12,7 @@ from hskd.heads.embedding.retrieval import MRR, NDCG
 from hskd.tasks.files import FORMATS, Table, listed, read_table, read_text, short_repr
 from hskd.tasks.labels import number_of
 from hskd.tasks.retrieval import CORPUS, Retrieval
-from hskd.tasks.source import ALIASES, split_files
+from hskd.tasks.source import ALIASES, DataPlace, read_tables, split_files
 from hskd.tasks.task import SPLITS, FileRows, Split, Task, TaskData, text_hash
 
 TEXT_COLUMNS = ("text", "sentence", "sentence1", "sentence_A")
@@ -29,9 +29,9 @@ def load_sentences(
 ) -> TaskData:
     """The splits of a task whose head is a sentence embedding.
 
-    ``data`` is one file of texts, or a folder with ``train`` and, as you like, ``dev`` and ``test``. A ``.txt`` file
-    has a text a line; one of the formats of :data:`~hskd.tasks.files.FORMATS` has a column ``text``, ``sentence`` or
-    ``sentence1``.
+    ``data`` is one file of texts, a data set of the hub, or a folder with ``train`` and, as you like, ``dev`` and
+    ``test``. A ``.txt`` file has a text a line; one of the formats of :data:`~hskd.tasks.files.FORMATS` has a column
+    ``text``, ``sentence`` or ``sentence1``.
 
     A dev or test file with pairs (``sentence1`` and ``sentence2``, or SICK's ``sentence_A`` and ``sentence_B``) and
     ratings (``score``, ``relatedness_score``, ``rating`` or ``similarity``) is scored by rank correlation; one of texts
@@ -41,7 +41,7 @@ def load_sentences(
 
     Args:
         task: name, epochs and length.
-        data: the file or folder.
+        data: the file, folder or name.
         files: names of the splits' files, where they have others.
         train: the texts to learn from, where no file has them.
 
@@ -50,10 +50,14 @@ def load_sentences(
     """
     if data is None:
         raise HskdError(f"Task {task.name} needs --data: a file of texts, or a folder with train, dev and test files.")
-    path = Path(data)
+    place = DataPlace.of(data)
+    path = Path(place.name)
     if path.is_file():
-        return TaskData(_by_agreement(task), _cut(path, *_texts(_table(path))))
-    if not path.is_dir():
+        return _of_one(task, _table(path))
+    on_hub = read_tables(data) if place.is_on_hub else {}
+    if "all" in on_hub and train is None:
+        return _of_one(task, on_hub["all"])
+    if not on_hub and not path.is_dir():
         raise HskdError(f"{path}: no such file or folder.")
     splits: dict[str, Split] = {}
     if train is not None:
@@ -61,18 +65,18 @@ def load_sentences(
     if (path / CORPUS).is_file():
         return TaskData(_by_retrieval(task), _retrieval_splits(path, splits, files or {}))
     for name in SPLITS:
-        file = _file(path, name, files or {})
         if name in splits:
             continue
-        if file is None:
+        file = None if on_hub else _file(path, name, files or {})
+        table = on_hub.get(name) if file is None else _table(file)
+        if table is None:
             if name == "train":
                 raise HskdError(f"{path}: no train file; expected train with one of the endings {', '.join(ENDINGS)}.")
             continue
-        table = _table(file)
         pair = next((pair for pair in PAIR_COLUMNS if set(pair) <= set(table.names)), None)
         if name == "train" or pair is None:
             texts, rows = _texts(table)
-            splits[name] = Split.of(name, [texts], None, FileRows(str(file), rows))
+            splits[name] = Split.of(name, [texts], None, FileRows(str(table.file), rows))
         else:
             splits[name] = _pairs(table, pair, name)
     rated = [split.labels is not None for name, split in splits.items() if name != "train"]
@@ -81,6 +85,11 @@ def load_sentences(
             raise HskdError(f"{path}: dev and test must both hold pairs with ratings, or both texts.")
         task = _by_agreement(task)
     return TaskData(task, splits)
+
+
+def _of_one(task: Task, table: Table) -> TaskData:
+    """The splits of one table of texts."""
+    return TaskData(_by_agreement(task), _cut(table.file, *_texts(table)))
 
 
 def _by_agreement(task: Task) -> Task:

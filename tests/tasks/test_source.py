@@ -113,6 +113,8 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     splits = load_task("custom", "owner/name:small?dev=heldout").splits
     assert asked == [("owner/name", "small")] and len(splits["dev"]) == 10 and "test" not in splits
     assert splits["dev"].where(3) == "owner/name/heldout, row 3"
+    embedding = load_task("embedding", "owner/name?dev=heldout")
+    assert len(embedding.splits["dev"]) == 10 and embedding.task.head.metric_names == ("agreement",)
 
 
 def test_what_a_place_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
