@@ -79,7 +79,7 @@ class Retrieval:
         Queries without a relevant passage are left out, and counted for the logger.
         """
         rows = {passage: row for row, passage in enumerate(self.passages)}
-        splits = {}
+        splits: dict[str, Split] = {}
         for split in ("dev", "test"):
             if split not in self.judgements:
                 continue

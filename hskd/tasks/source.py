@@ -326,7 +326,7 @@ def guessed_columns(
     if not given:
         matches = [names for names in known_texts if set(names) <= set(table.names) - {label}]
         matches = [names for names in matches if not any(set(names) < set(others) for others in matches)]
-        others = [(name,) for name in table.names if name != label]
+        others: list[tuple[str, ...]] = [(name,) for name in table.names if name != label]
         if len(matches) != 1 and len(others) == 1:
             matches = others
         if len(matches) != 1:
