@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -162,6 +162,6 @@ class Reranking(SequenceHead):
             )
 
 
-def is_rankable(grades: NDArray[np.integer]) -> bool:
+def is_rankable(grades: Collection[int] | NDArray[np.integer]) -> bool:
     """Whether one ranking of passages of these grades is better than another: some are relevant, and some are not."""
-    return bool((grades > 0).any() and (grades <= 0).any())
+    return any(grade > 0 for grade in grades) and any(grade <= 0 for grade in grades)

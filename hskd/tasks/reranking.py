@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from hskd.errors import HskdError
 from hskd.heads.reranking import Reranking, is_rankable
 from hskd.tasks.files import Table, short_repr
@@ -128,7 +126,7 @@ def _say_unscored(task: str, splits: dict[str, Split]) -> None:
         grades: dict[int, list[int]] = {}
         for grade, query in split.labels:
             grades.setdefault(query, []).append(grade)
-        unscored = sum(not is_rankable(np.array(of_query)) for of_query in grades.values())
+        unscored = sum(not is_rankable(of_query) for of_query in grades.values())
         if unscored == len(grades):
             raise HskdError(f"task {task}: no query of {name} has both a relevant and an irrelevant passage.")
         if unscored:
