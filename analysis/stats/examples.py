@@ -125,8 +125,8 @@ class Answers:
         None where each example has one label, which is a class: then each is left out by itself.
         """
         example = self.head.examples(self.labels)
-        count = int(example[-1]) + 1
-        if count == len(self.labels) and np.issubdtype(self.labels.dtype, np.integer):
+        count = int(example.max()) + 1
+        if count == len(self.labels) and self.labels.ndim == 1 and np.issubdtype(self.labels.dtype, np.integer):
             return None
         # Drawn, not cut: neighbours in a file may be alike.
         order = np.random.default_rng(0).permutation(count)

@@ -56,7 +56,7 @@ def command(
 
     parsed = HSKSpec.parse(spec) if spec else None
     from hskd import processes
-    from hskd.heads.metrics import in_unit
+    from hskd.heads.metrics import metrics_line
     from hskd.runtime import RunOptions
     from hskd.store.reader import Store
     from hskd.trials.config import GivenStudent, TeacherPlan, TrialConfig
@@ -93,9 +93,7 @@ def command(
         size = f"{result.bytes_per_example:,.0f} bytes an example"
         print(f"{result.spec}: {100 * result.fraction:.3g} % of full HSK, {size}")
     for split, metrics in result.metrics.items():
-        print(
-            f"{split}: " + ", ".join(f"{name} {in_unit(value, result.score_unit)}" for name, value in metrics.items())
-        )
+        print(f"{split}: {metrics_line(metrics, result.score_unit)}")
     if result.scores:
         print(f"scores: {result.scores}")
     print(f"trial: {out}")

@@ -33,23 +33,35 @@ class TaskOptions(BaseModel):
     task: Annotated[
         str,
         Field(
-            description="mr; cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb (GLUE); wnut17 (named entities); imdb_sick "
-            "(sentence embeddings); your own files: custom, tagging (words with tags), embedding (texts)."
+            description="mr; cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb (GLUE); banking77 (intents); wnut17 (named "
+            "entities); trecqa (reranking); imdb_sick (sentence embeddings); your own data: custom, tagging (words "
+            "with tags), reranking (queries and passages), embedding (texts)."
         ),
     ] = "mr"
     data: Annotated[
         str | None,
         Field(
-            description="Folder of official TSV files, or (custom) a folder with train and dev (or validation), "
-            "perhaps test, or one file: CSV, TSV, JSON or Parquet; (tagging, wnut17) a folder of CoNLL-style, JSON "
-            "Lines or Parquet files; (embedding) a file of texts, or a folder with train and texts or rated pairs; "
-            "(imdb_sick) the folder of SICK."
+            description="Folder of official files, or a URL of one; (custom, reranking) a folder with train and dev "
+            "(or validation), perhaps test, or one file: CSV, TSV, JSON or Parquet, or a data set of the hub, "
+            "owner/name or owner/name:config, with ?dev=NAME where a split has another name there; (tagging, wnut17) "
+            "a folder of CoNLL-style, JSON Lines or Parquet files, or the hub; (embedding) a file of texts, or a "
+            "folder with train and texts, rated pairs or a corpus with queries, or the hub; (imdb_sick) SICK's folder."
         ),
     ] = None
-    text_columns: Annotated[str | None, Field(description="custom: the text column, or two, separated by a comma.")] = (
-        None
-    )
-    label_column: Annotated[str | None, Field(description="custom: the label column.")] = None
+    text_columns: Annotated[
+        str | None,
+        Field(
+            description="custom, reranking: the text column, or two, separated by a comma [default: those that can "
+            "only be meant; the command says which]."
+        ),
+    ] = None
+    label_column: Annotated[
+        str | None,
+        Field(
+            description="custom, reranking: the label column [default: the one that can only be meant]; with "
+            "--label-type multilabel also several of 0 and 1, separated by commas."
+        ),
+    ] = None
     label_type: Annotated[
         LabelType | None,
         Field(description="custom: what the labels are [default: as they look; the command says which and why]."),

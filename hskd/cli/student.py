@@ -91,7 +91,7 @@ def command(
     machine = Machine.of(run)
     output = Output.of(out, task.work)
     teacher = str(readable("--teacher", teacher, task.work, "hskd teacher"))
-    data = load_data(task_plan(task), augmented=False)
+    data = load_data(task_plan(task), task.work, augmented=False)
     data = replace(data, task=for_teacher(data.task, teacher))
 
     @cache

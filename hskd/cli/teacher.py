@@ -33,6 +33,7 @@ def command(
     """Fine-tune a teacher: model, tokenizer and metrics.json end up in --out. Run again to resume."""
     require_task(task.task)
     from hskd import processes
+    from hskd.heads.metrics import metrics_line
     from hskd.runtime import RunOptions
     from hskd.teachers.finetune import finetune, teacher_metrics
 
@@ -55,5 +56,5 @@ def command(
     if not processes.is_main():
         return
     for split, metrics in teacher_metrics(output.folder)["metrics"].items():
-        print(f"{split}: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in metrics.items()))
+        print(f"{split}: {metrics_line(metrics, examples.task.head.unit)}")
     print(f"teacher: {out}")

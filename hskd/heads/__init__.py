@@ -4,10 +4,12 @@ Every module of this folder is imported: a head is one file.
 """
 
 from hskd.heads.base import BEGINS, HEAD_FIELDS, IGNORED, Head, output_names
+from hskd.heads.classes import soft_cross_entropy
 from hskd.heads.embedding import SentenceEmbedding
 from hskd.heads.metrics import METRICS
 from hskd.heads.registry import HEADS, head_of
-from hskd.heads.sequence import SequenceClassification, SequenceRegression, head_of_rows, soft_cross_entropy
+from hskd.heads.reranking import Reranking
+from hskd.heads.sequence import MultiLabel, SequenceClassification, SequenceRegression, head_of_rows
 from hskd.heads.token import TokenClassification
 from hskd.registry import import_all
 
@@ -18,6 +20,8 @@ __all__ = [
     "IGNORED",
     "METRICS",
     "Head",
+    "MultiLabel",
+    "Reranking",
     "SentenceEmbedding",
     "SequenceClassification",
     "SequenceRegression",

@@ -50,6 +50,9 @@ class Head(ABC):
     has_gold_labels: ClassVar[bool] = True
     """Whether there are labels to learn from. Where not, the teacher is used as it is, and says what is scored."""
 
+    kept_type: ClassVar[str] = "float16"
+    """Type in which :meth:`answers` are kept: numpy's name of a float that is exact enough for the score."""
+
     label_names: tuple[str, ...] = ()
     metric_names: tuple[str, ...] = ()
 

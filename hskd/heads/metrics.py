@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from hskd.errors import HskdError
@@ -25,6 +25,18 @@ def _f1(labels: NDArray[np.generic], predictions: NDArray[np.generic]) -> float:
     from sklearn.metrics import f1_score
 
     return float(f1_score(labels, predictions, zero_division=0.0))
+
+
+def _micro_f1(labels: NDArray[np.generic], predictions: NDArray[np.generic]) -> float:
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predictions, average="micro", zero_division=0.0))
+
+
+def _macro_f1(labels: NDArray[np.generic], predictions: NDArray[np.generic]) -> float:
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predictions, average="macro", zero_division=0.0))
 
 
 def _matthews(labels: NDArray[np.generic], predictions: NDArray[np.generic]) -> float:
@@ -59,17 +71,29 @@ def _correlation(
 METRICS: dict[str, Metric] = {
     "accuracy": _accuracy,
     "f1": _f1,
+    "macro_f1": _macro_f1,
     "matthews": _matthews,
+    "micro_f1": _micro_f1,
     "pearson": _pearson,
     "spearman": _spearman,
 }
-"""Every metric by name: a function of labels and predictions. 1 is perfect; F1 is that of class 1."""
+"""Every metric by name: a function of labels and predictions. 1 is perfect.
+
+``f1`` is that of class 1; ``micro_f1`` and ``macro_f1`` are over all labels.
+"""
 
 
 def in_unit(score: float, unit: str, digits: int = 1) -> str:
     """100 times a score, with its unit (:attr:`hskd.heads.Head.unit`)."""
     text = f"{100 * score:.{digits}f}"
     return f"{text} %" if unit == "%" else f"{text} ({unit})"
+
+
+def metrics_line(metrics: Mapping[str, float], unit: str) -> str:
+    """Every metric and the score, 100 times each, in a line; ``unit`` is that of the score."""
+    percent = " %" if unit == "%" else ""
+    others = (f"{name} {100 * value:.1f}{percent}" for name, value in metrics.items() if name != "score")
+    return ", ".join((*others, f"score {in_unit(metrics['score'], unit)}"))
 
 
 def named_metrics(

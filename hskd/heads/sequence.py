@@ -1,4 +1,4 @@
-"""Heads with one prediction for each example: a class, or a number."""
+"""Heads with one prediction for each example: a class, several labels, or a number."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from hskd.errors import MismatchError
 from hskd.heads.base import Batch, Head, output_names
-from hskd.heads.labels import label_permutation, permute_outputs
+from hskd.heads.classes import NamedOutputs, OneOfClasses, output_fields
 from hskd.heads.metrics import named_metrics, require_scorable
 from hskd.heads.registry import HEADS
 from hskd.store_format.layout import ArraySpec
@@ -35,16 +35,10 @@ class SequenceHead(Head):
 
     @override
     def config_fields(self) -> dict[str, Any]:
-        names = self._output_names
-        return {
-            "num_labels": len(names),
-            "id2label": dict(enumerate(names)),
-            "label2id": {name: i for i, name in enumerate(names)},
-            "problem_type": self._problem_type,
-        }
+        return {**output_fields(self._output_names), "problem_type": self._problem_type}
 
     @property
-    def _problem_type(self) -> str:
+    def _problem_type(self) -> str | None:
         """What ``transformers`` calls such a head: ``pipeline`` reads from it how outputs become scores."""
         return "single_label_classification"
 
@@ -86,17 +80,12 @@ class SequenceHead(Head):
 
 @HEADS.register
 @dataclass(frozen=True)
-class SequenceClassification(SequenceHead):
+class SequenceClassification(OneOfClasses, SequenceHead):
     """One of several classes for each example; rows are logits."""
 
     kind: ClassVar[str] = "classification"
 
     metric_names: tuple[str, ...] = ("accuracy",)
-
-    @property
-    @override
-    def outputs(self) -> int:
-        return len(self.label_names)
 
     @override
     def gold_loss(self, rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -104,33 +93,64 @@ class SequenceClassification(SequenceHead):
 
         return F.cross_entropy(rows.float(), labels)
 
+
+@HEADS.register
+@dataclass(frozen=True)
+class MultiLabel(NamedOutputs, SequenceHead):
+    """Any number of several labels for each example; rows are logits, and a label is predicted where its is over 0.
+
+    An example's label is the list of the indices of its labels. The score is ``micro_f1``.
+    """
+
+    kind: ClassVar[str] = "multilabel"
+
+    metric_names: tuple[str, ...] = ("micro_f1", "macro_f1")
+
+    @property
+    @override
+    def unit(self) -> str:
+        return "F1 x 100"
+
+    @property
+    @override
+    def _problem_type(self) -> str | None:
+        return "multi_label_classification"
+
+    @override
+    def gold_loss(self, rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        from torch.nn import functional as F
+
+        return F.binary_cross_entropy_with_logits(rows.float(), labels.float())
+
     @override
     def distil_loss(self, rows: torch.Tensor, target_rows: torch.Tensor, tau: float = 1.0) -> torch.Tensor:
-        return soft_cross_entropy(rows, target_rows, tau)
+        return soft_binary_cross_entropy(rows, target_rows, tau)
+
+    @override
+    def predicted_loss(self, rows: torch.Tensor) -> torch.Tensor:
+        from torch.nn import functional as F
+
+        return F.softplus(-rows.abs()).sum()
 
     @override
     def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
         import numpy as np
 
-        return np.array(labels, dtype=np.int64)
+        array = np.zeros((len(labels), self.outputs), np.int64)
+        for row, indices in enumerate(labels):
+            array[row, list(indices)] = 1
+        return array
 
     @override
     def predict(self, rows: NDArray[np.floating]) -> NDArray[Any]:
         import numpy as np
 
-        return np.asarray(rows).argmax(axis=1)
+        return (np.asarray(rows) > 0).astype(np.int64)
 
     @override
-    def align(self, model: PreTrainedModel, where: str) -> None:
-        names = output_names(model.config)
-        if len(names) != self.outputs:
-            raise MismatchError(
-                f"{where}: the model has {len(names)} labels, {list(names)}, and the task has {self.outputs}, "
-                f"{list(self.label_names)}; use a model that was fine-tuned on this task."
-            )
-        permute_outputs(model, label_permutation(self.label_names, names, where), where)
-        fields = self.config_fields()
-        model.config.id2label, model.config.label2id = fields["id2label"], fields["label2id"]
+    def metrics(self, rows: NDArray[np.floating], labels: Sequence[Any] | NDArray[Any]) -> dict[str, float]:
+        values = super().metrics(rows, labels)
+        return {**values, "score": values[self.metric_names[0]]}
 
 
 @HEADS.register
@@ -200,14 +220,14 @@ def head_of_rows(columns: int, metric_names: Sequence[str]) -> Head:
     return SequenceClassification(tuple(map(str, range(columns))), tuple(metric_names))
 
 
-def soft_cross_entropy(rows: torch.Tensor, target_rows: torch.Tensor, tau: float = 1.0) -> torch.Tensor:
-    """Cross-entropy with the teacher's distribution (arXiv 2106.05691): sum over classes, mean over rows.
+def soft_binary_cross_entropy(rows: torch.Tensor, target_rows: torch.Tensor, tau: float = 1.0) -> torch.Tensor:
+    """Binary cross-entropy with the teacher's sigmoids, mean over rows and columns.
 
     Args:
         rows: the student's logits, ``(R, C)``.
         target_rows: the teacher's logits, ``(R, C)``.
-        tau: temperature of both.
+        tau: temperature of both: logits are divided by it before the sigmoid.
     """
     from torch.nn import functional as F
 
-    return F.cross_entropy(rows.float() / tau, F.softmax(target_rows.float() / tau, dim=-1))
+    return F.binary_cross_entropy_with_logits(rows.float() / tau, (target_rows.float() / tau).sigmoid())

@@ -9,18 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from typing_extensions import override
 
 from hskd.errors import HskdError
-from hskd.heads.base import BEGINS, IGNORED, Batch, Head, output_names
-from hskd.heads.labels import label_permutation, permute_outputs
+from hskd.heads.base import BEGINS, IGNORED, Batch
+from hskd.heads.classes import OneOfClasses, output_fields
 from hskd.heads.metrics import METRICS, require_scorable
 from hskd.heads.registry import HEADS
-from hskd.heads.sequence import soft_cross_entropy
 from hskd.store_format.layout import ArraySpec
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
-    from transformers import PreTrainedModel
 
 ENTITY_F1, TOKEN_ACCURACY = "entity_f1", "token_accuracy"
 
@@ -40,7 +38,7 @@ class EntityCounts(NamedTuple):
 
 @HEADS.register
 @dataclass(frozen=True)
-class TokenClassification(Head):
+class TokenClassification(OneOfClasses):
     """One of several tags for each word, read from its first token; rows are logits.
 
     The score is the first of the metrics: ``entity_f1`` (micro F1 of whole entities, as CoNLL counts them) where tags
@@ -58,19 +56,9 @@ class TokenClassification(Head):
 
         return AutoModelForTokenClassification
 
-    @property
-    @override
-    def outputs(self) -> int:
-        return len(self.label_names)
-
     @override
     def config_fields(self) -> dict[str, Any]:
-        names = self.label_names
-        return {
-            "num_labels": len(names),
-            "id2label": dict(enumerate(names)),
-            "label2id": {name: i for i, name in enumerate(names)},
-        }
+        return output_fields(self.label_names)
 
     @override
     def target(self) -> ArraySpec:
@@ -98,26 +86,10 @@ class TokenClassification(Head):
         return F.cross_entropy(rows.float(), labels, ignore_index=IGNORED)
 
     @override
-    def distil_loss(self, rows: torch.Tensor, target_rows: torch.Tensor, tau: float = 1.0) -> torch.Tensor:
-        return soft_cross_entropy(rows, target_rows, tau)
-
-    @override
-    def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
-        import numpy as np
-
-        return np.array(labels, dtype=np.int64)
-
-    @override
     def examples(self, labels: NDArray[Any]) -> NDArray[np.int64]:
         import numpy as np
 
         return np.cumsum(np.asarray(labels) == BEGINS) - 1
-
-    @override
-    def predict(self, rows: NDArray[np.floating]) -> NDArray[Any]:
-        import numpy as np
-
-        return np.asarray(rows).argmax(axis=1)
 
     @override
     def metrics(self, rows: NDArray[np.floating], labels: Sequence[Any] | NDArray[Any]) -> dict[str, float]:
@@ -171,12 +143,6 @@ class TokenClassification(Head):
         ]
         total = np.sum(counts, axis=0)
         return np.array([EntityCounts(*(total - block)).f1 for block in counts[:-1]])
-
-    @override
-    def align(self, model: PreTrainedModel, where: str) -> None:
-        permute_outputs(model, label_permutation(self.label_names, output_names(model.config), where), where)
-        fields = self.config_fields()
-        model.config.id2label, model.config.label2id = fields["id2label"], fields["label2id"]
 
 
 def _as_iob2(name: str) -> str:

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 from hskd.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from hskd.remote.copies import contents_of, fetch, local_copy, publish, pull, verify
+    from hskd.remote.copies import contents_of, fetch, fetch_data, local_copy, publish, pull, verify
     from hskd.remote.place import is_url
 
-__all__ = ["contents_of", "fetch", "is_url", "local_copy", "publish", "pull", "verify"]
+__all__ = ["contents_of", "fetch", "fetch_data", "is_url", "local_copy", "publish", "pull", "verify"]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "hskd.remote.copies": ("contents_of", "fetch", "local_copy", "publish", "pull", "verify"),
+        "hskd.remote.copies": ("contents_of", "fetch", "fetch_data", "local_copy", "publish", "pull", "verify"),
         "hskd.remote.place": ("is_url",),
     },
 )

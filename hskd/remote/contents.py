@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -148,6 +149,30 @@ def remote_contents(place: Place) -> Contents:
             f"{place.url}: there is no store, teacher, student or trial (neither {MANIFEST}, {CHECKSUMS} nor {_MODEL})."
         )
     files = tuple(File(_inside(place, name), size, None) for name, (size, _) in sorted(listing.items()))
+    return Contents(files, fingerprint(sorted(listing.items())))
+
+
+def data_contents(place: Place, name: str | None) -> Contents:
+    """The files of examples at ``place``, of which nothing says what they are.
+
+    Args:
+        place: the folder.
+        name: of one file in it; None for all of them but hidden ones.
+
+    Raises:
+        HskdError: there are none.
+    """
+    if name is not None:
+        stamp = place.stamp(name)
+        if stamp is None:
+            raise HskdError(f"{place / name}: no such file.")
+        listing = {_inside(place, name): stamp}
+    else:
+        hidden = re.compile(r"(^|/)\.")
+        listing = {_inside(place, path): stamp for path, stamp in place.listing().items() if not hidden.search(path)}
+    if not listing:
+        raise HskdError(f"{place.url}: no files lie there; expected a file or folder of examples.")
+    files = tuple(File(path, size, None) for path, (size, _) in sorted(listing.items()))
     return Contents(files, fingerprint(sorted(listing.items())))
 
 

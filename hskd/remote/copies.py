@@ -14,7 +14,15 @@ from hskd.errors import CorruptionError, HskdError, MismatchError
 from hskd.hashing import file_sha256
 from hskd.io import atomic_path, require_space, with_home
 from hskd.progress import Progress, Silent
-from hskd.remote.contents import UPLOAD, Contents, File, finished_contents, local_contents, remote_contents
+from hskd.remote.contents import (
+    UPLOAD,
+    Contents,
+    File,
+    data_contents,
+    finished_contents,
+    local_contents,
+    remote_contents,
+)
 from hskd.remote.place import Place, is_url
 
 CACHE = "remote"
@@ -45,7 +53,27 @@ def fetch(url: str, work: Path = WORK, progress: Progress = _SILENT) -> Path:
         CorruptionError: a file is not what was published; it is not kept.
     """
     place = Place(url)
-    contents = remote_contents(place)
+    return _cached(place, remote_contents(place), work, progress)
+
+
+def fetch_data(url: str, work: Path = WORK, progress: Progress = _SILENT) -> Path:
+    """Copy the file or folder of examples at ``url`` into the cache, as :func:`fetch` does, and say where it is.
+
+    A URL whose last part has a dot names a file. Hidden files of a folder are left out.
+
+    Raises:
+        HskdError: nothing is there, it cannot be reached, or the disk is too full.
+    """
+    parent, _, name = url.rstrip("/").rpartition("/")
+    is_file = "." in name and not parent.endswith(":/")
+    place = Place(parent if is_file else url)
+    contents = data_contents(place, name if is_file else None)
+    folder = _cached(place, contents, work, progress)
+    return folder / name if is_file else folder
+
+
+def _cached(place: Place, contents: Contents, work: Path, progress: Progress) -> Path:
+    """A whole copy of ``contents`` in the cache."""
     folder = ArtifactFolders(work).folder(CACHE, {"url": place.url, "content": contents.fingerprint})
     try:
         if folder.is_dir() and (_lacks(contents, folder) or not _has_manifest(contents, folder)):

@@ -106,6 +106,15 @@ class Place:
             except FileNotFoundError:
                 return None
 
+    def stamp(self, name: str) -> tuple[int | None, str] | None:
+        """A file's size, where that is known, and a token that changes with it; None where there is no such file."""
+        with self._reached(name, "read"):
+            try:
+                info = self._files.info(self._path(name))
+            except FileNotFoundError:
+                return None
+            return info.get("size"), str(self._files.checksum(self._path(name)))
+
     def listing(self) -> dict[str, tuple[int | None, str]]:
         """Every file below the folder: its size, where that is known, and a token that changes with the file."""
         with self._reached("", "listed"):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-LabelType = Literal["classification", "regression"]
-LABEL_TYPES: tuple[LabelType, ...] = ("classification", "regression")
+LabelType = Literal["classification", "regression", "multilabel"]
+LABEL_TYPES: tuple[LabelType, ...] = ("classification", "regression", "multilabel")
 
 MAX_TOKENS = 2**16 - 1
 """Tokens of one example that a store can count: lengths and positions take 16 bits."""

@@ -42,7 +42,8 @@ class Table:
         rows: how many.
         get: gives a column's values: strings in CSV and TSV files, with None for an empty field.
         is_text: every value is text, as in CSV and TSV files, so that ``1`` may be a number.
-        class_names: names of the classes of the columns that a schema of ``datasets`` declares as ``ClassLabel``.
+        class_names: names of the classes of the columns that a schema of ``datasets`` declares as ``ClassLabel``, or as
+            lists of them.
     """
 
     file: Path
@@ -336,13 +337,27 @@ def _pythonic(path: Path, table: pa.Table, name: str) -> list[Any]:
 
 
 def _class_names(metadata: dict[bytes, bytes]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The columns that ``datasets`` declares as ``ClassLabel``, with the names of their classes, in order."""
+    """The columns that ``datasets`` declares as ``ClassLabel`` in the metadata of a Parquet file."""
     try:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        for name, feature in features.items():
-            names = feature["names"] if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else ()
+        info = json.loads(metadata[b"huggingface"])["info"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return  # not written by datasets: the column holds whole numbers
+    yield from class_names_of(info)
+
+
+def class_names_of(info: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The columns that ``datasets`` declares as ``ClassLabel``, or lists of them, with the names of their classes.
+
+    Args:
+        info: a data set's description as JSON, with ``features``; anything else declares nothing.
+    """
+    try:
+        for name, feature in info["features"].items():
+            inner = feature[0] if isinstance(feature, list) else feature
+            inner = inner.get("feature", inner) if isinstance(inner, dict) else inner
+            names = inner["names"] if isinstance(inner, dict) and inner.get("_type") == "ClassLabel" else ()
             whole = all(isinstance(text, str) and fault_of(text) is None for text in names)
             if names and whole and len(set(names)) == len(names):
                 yield name, tuple(names)
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
-        return  # not written by datasets: the column holds whole numbers
+    except (KeyError, IndexError, TypeError, AttributeError):
+        return

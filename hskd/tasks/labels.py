@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
 from hskd.errors import HskdError
-from hskd.heads import Head, SequenceClassification, SequenceRegression
+from hskd.heads import Head, MultiLabel, Reranking, SequenceClassification, SequenceRegression
 from hskd.tasks.choices import LABEL_TYPES, LabelType
 from hskd.tasks.files import Table, fault_of, listed, short_repr
 
@@ -23,6 +24,8 @@ _LARGEST = 3.4028234663852886e38
 """The largest number that float32 holds: a regression learns in it."""
 _DIGITS = 4000
 """Python reads whole numbers of up to 4,300 digits."""
+_UNEVEN = 10
+"""How many times as common as the rarest class the commonest is where this is worth a word."""
 _CHOOSE = "--label-type (label_type) decides otherwise"
 
 
@@ -247,3 +250,30 @@ def describe_labels(head: Head, labels: Sequence[Any] | None, why: str = "") -> 
     names = [name if len(name) <= 40 else f"{name[:40]}..." for name in names]
     more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""
     return f"{head.kind}, {len(names):,} classes: {', '.join(names[:10])}{more}{because}"
+
+
+def describe_imbalance(head: Head, labels: Sequence[Any]) -> str:
+    """How uneven the labels of train are, in a line; empty where the rarest is not ten times as rare as the commonest.
+
+    Where an example has several labels, shares are of the examples that have each; of a reranker's pairs, the relevant.
+    """
+    if isinstance(head, Reranking):
+        counts = Counter("relevant" if grade > 0 else "irrelevant" for grade, _ in labels)
+        names: Sequence[str] = ("relevant", "irrelevant")
+    elif isinstance(head, MultiLabel):
+        counts = Counter(head.label_names[index] for indices in labels for index in indices)
+        names = head.label_names
+    elif isinstance(head, SequenceClassification):
+        counts = Counter(head.label_names[index] for index in labels)
+        names = head.label_names
+    else:
+        return ""
+    ranked = sorted(names, key=lambda name: -counts[name])
+    if len(ranked) < 2 or counts[ranked[0]] < _UNEVEN * counts[ranked[-1]]:
+        return ""
+    few = ranked if len(ranked) <= 6 else [*ranked[:3], "...", *ranked[-3:]]
+    shares = [
+        name if name == "..." else f"{short_repr(name)} {100 * counts[name] / len(labels):.3g} % ({counts[name]:,})"
+        for name in few
+    ]
+    return f"uneven classes in train: {', '.join(shares)}"

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from hskd.errors import HskdError
 from hskd.io import with_home
+from hskd.remote import is_url
+from hskd.remote.copies import WORK, fetch_data
 from hskd.tasks.augment import with_augmented
 from hskd.tasks.choices import LabelType
 from hskd.tasks.custom import load_custom
-from hskd.tasks.labels import describe_labels
+from hskd.tasks.labels import describe_imbalance, describe_labels
 from hskd.tasks.registry import CUSTOM, TASKS
 from hskd.tasks.task import TaskData
 
@@ -25,25 +27,34 @@ def load_task(
     label_column: str | None = None,
     augment: str | None = None,
     label_type: LabelType | None = None,
+    work: Path = WORK,
 ) -> TaskData:
     """Load a task's examples.
 
-    The logger ``hskd`` is told what kind of task it is and, as a warning, how many rows dev and test share with train.
+    The logger ``hskd`` is told what kind of task it is, whether its classes are uneven and, as a warning, how many rows
+    dev and test share with train.
 
     Args:
         name: one of :data:`TASKS`.
-        data: a file or folder; None takes the task's default place (a package, the hub).
-        text_columns: one name or two, for ``custom`` only.
-        label_column: for ``custom`` only.
+        data: a file or folder, a URL of one, or the name of a data set on the hub; None takes the task's default place
+            (a package, the hub).
+        text_columns: one name or two, for ``custom`` and ``reranking`` only.
+        label_column: for ``custom`` and ``reranking`` only.
         augment: a file of further sentences (see :func:`~hskd.tasks.augment.with_augmented`).
-        label_type: ``classification`` or ``regression``, for ``custom`` only [default: as the labels look].
+        label_type: ``classification``, ``regression`` or ``multilabel``, for ``custom`` only [default: as the labels
+            look].
+        work: the work folder, in which copies of URLs lie.
 
     Raises:
         HskdError: an unknown task, arguments it has no use for, or data that is missing or malformed.
     """
-    loaded = _load(name, None if data is None else with_home(data), text_columns, label_column, label_type)
+    if data is not None:
+        data = str(fetch_data(data, work)) if is_url(data) else with_home(data)
+    loaded = _load(name, data, text_columns, label_column, label_type)
     head, train = loaded.task.head, loaded.splits.get("train")
     _log.info("task %s: %s", name, describe_labels(head, None if train is None else train.labels, loaded.why))
+    if train is not None and train.labels is not None and (uneven := describe_imbalance(head, train.labels)):
+        _log.info("task %s: %s", name, uneven)
     _say_shared(loaded)
     return loaded if augment is None else with_augmented(loaded, Path(with_home(augment)))
 
@@ -57,12 +68,15 @@ def _load(
 ) -> TaskData:
     if name == CUSTOM:
         return load_custom(data, text_columns, label_column, label_type)
-    load = TASKS[name].load
+    entry = TASKS[name]
+    if entry.takes_columns and not label_type:
+        return entry.load(data, text_columns=text_columns, label_column=label_column)
     if text_columns or label_column or label_type:
         raise HskdError(
-            f"Task {name} has columns of its own; only task {CUSTOM} takes text and label columns, and a label type."
+            f"Task {name} has columns of its own; only tasks {CUSTOM} and reranking take text and label columns, and "
+            f"only {CUSTOM} a label type."
         )
-    return load(data)
+    return entry.load(data)
 
 
 def _say_shared(data: TaskData) -> None:

@@ -13,7 +13,7 @@ from hskd.tasks.task import Task, TaskData
 
 CUSTOM = "custom"
 """The task of the user's own files: its columns and labels are known once it is loaded."""
-Load = Callable[[str | None], TaskData]
+Load = Callable[..., TaskData]
 
 
 @dataclass(frozen=True)
@@ -23,16 +23,18 @@ class TaskEntry:
     Attributes:
         task: what is known of it without loading any data.
         load: loads its examples, given ``data``: a file or folder, or None for their default place.
+        takes_columns: whether ``load`` takes ``text_columns`` and ``label_column``, too.
     """
 
     task: Task
     load: Load
+    takes_columns: bool = False
 
 
 class TaskRegistry(registry.Registry[TaskEntry]):
     """The tasks of fixed columns, and the name of the one that has none. ``@TASKS.register(task)`` adds one."""
 
-    def register(self, task: Task) -> Callable[[Load], Load]:
+    def register(self, task: Task, takes_columns: bool = False) -> Callable[[Load], Load]:
         """Add ``task``; the function below loads its examples (see :class:`TaskEntry`).
 
         Raises:
@@ -40,7 +42,7 @@ class TaskRegistry(registry.Registry[TaskEntry]):
         """
 
         def decorate(load: Load) -> Load:
-            self.add(task.name, TaskEntry(task, load), load)
+            self.add(task.name, TaskEntry(task, load, takes_columns), load)
             return load
 
         if task.name == CUSTOM:

@@ -1,4 +1,4 @@
-"""Texts to embed: any file of texts to learn from, and texts or pairs with ratings to score on."""
+"""Texts to embed: any file of texts to learn from, and texts, rated pairs, or a corpus with queries to score on."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from pathlib import Path
 
 from hskd.errors import HskdError
 from hskd.heads.embedding import AGREEMENT
+from hskd.heads.embedding.retrieval import MRR, NDCG
 from hskd.tasks.files import FORMATS, Table, listed, read_table, read_text, short_repr
 from hskd.tasks.labels import number_of
+from hskd.tasks.retrieval import CORPUS, Retrieval
+from hskd.tasks.source import ALIASES, DataPlace, read_tables, split_files
 from hskd.tasks.task import SPLITS, FileRows, Split, Task, TaskData, text_hash
 
 TEXT_COLUMNS = ("text", "sentence", "sentence1", "sentence_A")
 PAIR_COLUMNS = (("sentence1", "sentence2"), ("sentence_A", "sentence_B"), ("text1", "text2"))
 RATING_COLUMNS = ("score", "relatedness_score", "rating", "similarity")
 ENDINGS = (".txt", *FORMATS)
-ALIASES = {"train": ("train",), "dev": ("dev", "validation", "valid"), "test": ("test",)}
 
 
 def load_sentences(
@@ -27,18 +29,19 @@ def load_sentences(
 ) -> TaskData:
     """The splits of a task whose head is a sentence embedding.
 
-    ``data`` is one file of texts, or a folder with ``train`` and, as you like, ``dev`` and ``test``. A ``.txt`` file
-    has a text a line; one of the formats of :data:`~hskd.tasks.files.FORMATS` has a column ``text``, ``sentence`` or
-    ``sentence1``.
+    ``data`` is one file of texts, a data set of the hub, or a folder with ``train`` and, as you like, ``dev`` and
+    ``test``. A ``.txt`` file has a text a line; one of the formats of :data:`~hskd.tasks.files.FORMATS` has a column
+    ``text``, ``sentence`` or ``sentence1``.
 
     A dev or test file with pairs (``sentence1`` and ``sentence2``, or SICK's ``sentence_A`` and ``sentence_B``) and
     ratings (``score``, ``relatedness_score``, ``rating`` or ``similarity``) is scored by rank correlation; one of texts
-    by the agreement with the teacher. One file of texts is split by content: about 90 % to learn from, 5 % dev and
-    5 % test.
+    by the agreement with the teacher. A folder with ``corpus.jsonl`` is scored by what its queries find in it
+    (see :class:`~hskd.tasks.retrieval.Retrieval`). One file of texts is split by content: about 90 % to learn from,
+    5 % dev and 5 % test.
 
     Args:
         task: name, epochs and length.
-        data: the file or folder.
+        data: the file, folder or name.
         files: names of the splits' files, where they have others.
         train: the texts to learn from, where no file has them.
 
@@ -47,27 +50,33 @@ def load_sentences(
     """
     if data is None:
         raise HskdError(f"Task {task.name} needs --data: a file of texts, or a folder with train, dev and test files.")
-    path = Path(data).expanduser()
+    place = DataPlace.of(data)
+    path = Path(place.name)
     if path.is_file():
-        return TaskData(_by_agreement(task), _cut(path, *_texts(_table(path))))
-    if not path.is_dir():
+        return _of_one(task, _table(path))
+    on_hub = read_tables(data) if place.is_on_hub else {}
+    if "all" in on_hub and train is None:
+        return _of_one(task, on_hub["all"])
+    if not on_hub and not path.is_dir():
         raise HskdError(f"{path}: no such file or folder.")
     splits: dict[str, Split] = {}
     if train is not None:
         splits["train"] = Split.of("train", [train], None)
+    if (path / CORPUS).is_file():
+        return TaskData(_by_retrieval(task), _retrieval_splits(path, splits, files or {}))
     for name in SPLITS:
-        file = _file(path, name, files or {})
         if name in splits:
             continue
-        if file is None:
+        file = None if on_hub else _file(path, name, files or {})
+        table = on_hub.get(name) if file is None else _table(file)
+        if table is None:
             if name == "train":
                 raise HskdError(f"{path}: no train file; expected train with one of the endings {', '.join(ENDINGS)}.")
             continue
-        table = _table(file)
         pair = next((pair for pair in PAIR_COLUMNS if set(pair) <= set(table.names)), None)
         if name == "train" or pair is None:
             texts, rows = _texts(table)
-            splits[name] = Split.of(name, [texts], None, FileRows(str(file), rows))
+            splits[name] = Split.of(name, [texts], None, FileRows(str(table.file), rows))
         else:
             splits[name] = _pairs(table, pair, name)
     rated = [split.labels is not None for name, split in splits.items() if name != "train"]
@@ -78,17 +87,39 @@ def load_sentences(
     return TaskData(task, splits)
 
 
+def _of_one(task: Task, table: Table) -> TaskData:
+    """The splits of one table of texts."""
+    return TaskData(_by_agreement(task), _cut(table.file, *_texts(table)))
+
+
 def _by_agreement(task: Task) -> Task:
     return replace(task, head=replace(task.head, metric_names=(AGREEMENT,)))
+
+
+def _by_retrieval(task: Task) -> Task:
+    return replace(task, head=replace(task.head, metric_names=(NDCG, MRR)))
+
+
+def _retrieval_splits(folder: Path, given: dict[str, Split], files: Mapping[str, str]) -> dict[str, Split]:
+    """Texts to learn from, those of a train file or of the corpus, and the corpus with the queries of dev and test."""
+    retrieval = Retrieval.read(folder)
+    splits = dict(given)
+    if not splits:
+        file = _file(folder, "train", files)
+        if file is None:
+            splits["train"] = retrieval.training_texts()
+        else:
+            texts, rows = _texts(_table(file))
+            splits["train"] = Split.of("train", [texts], None, FileRows(str(file), rows))
+    return splits | retrieval.scored()
 
 
 def _file(folder: Path, split: str, files: Mapping[str, str]) -> Path | None:
     if split in files and (folder / files[split]).is_file():
         return folder / files[split]
-    there = [folder / f"{alias}{ending}" for alias in ALIASES[split] for ending in ENDINGS]
-    there = [file for file in there if file.is_file()]
+    there = split_files(folder, ALIASES[split], ENDINGS)
     if len(there) > 1:
-        raise HskdError(f"{folder}: {' and '.join(file.name for file in there)} are both there; leave one.")
+        raise HskdError(f"{folder}: {split} is in {len(there)} parts; expected one file of texts.")
     return there[0] if there else None
 
 

@@ -9,16 +9,20 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hskd.errors import HskdError
 from hskd.heads import TokenClassification
 from hskd.heads.token import ENTITY_F1, TOKEN_ACCURACY
+from hskd.tasks.files import Table, read_table
+from hskd.tasks.source import ALIASES, SAVED, DataPlace, as_table, joined, load_hub, load_saved, split_files
 from hskd.tasks.task import SPLITS, FileRows, Split, Task, TaskData
 
-ALIASES = {"train": ("train",), "dev": ("dev", "valid", "validation", "val"), "test": ("test",)}
-"""What the files of a split may be called."""
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 CONLL = (".conll", ".iob", ".iob2", ".bio", ".txt", ".tsv")
+ENDINGS = (*CONLL, ".jsonl", ".json", ".parquet")
 WORD_COLUMNS = ("tokens", "words")
 TAG_COLUMNS = ("ner_tags", "tags", "labels")
 NAMES_FILE = "labels.txt"
@@ -75,7 +79,8 @@ def load_tagged(task: Task, data: str | None, files: Mapping[str, str] | None = 
       ``-DOCSTART-`` and comments are left out.
     * JSON Lines or Parquet with lists, ``tokens`` (or ``words``) and ``ner_tags`` (or ``tags``, ``labels``). Tags are
       names, or whole numbers whose names a Parquet file of ``datasets`` or ``labels.txt`` gives.
-    * A data set saved by ``datasets``, or a copy of one from the hub (``data/train-00000-of-00001.parquet``).
+    * A data set saved by ``datasets``, a copy of one from the hub (``data/train-00000-of-00001.parquet``), or the name
+      of one there.
 
     Tags that mark entities are in IOB2 (also called BIO), BILOU or BIOES, and every sequence of them is checked; IOB1
     is turned into IOB2 with a warning. Their names are all tags of the scheme for the types in ``train``. Other tags,
@@ -83,7 +88,7 @@ def load_tagged(task: Task, data: str | None, files: Mapping[str, str] | None = 
 
     Args:
         task: name, epochs and length; its head gets the names of the tags.
-        data: the folder.
+        data: the folder, or the name.
         files: names of the splits' files, where they have others.
 
     Raises:
@@ -91,10 +96,14 @@ def load_tagged(task: Task, data: str | None, files: Mapping[str, str] | None = 
     """
     if data is None:
         raise HskdError(f"Task {task.name} needs --data: a folder with train and dev files of words and tags.")
-    folder = Path(data).expanduser()
-    if not folder.is_dir():
+    place = DataPlace.of(data)
+    folder = Path(place.name)
+    if place.is_on_hub:
+        tables, names = _of_parts(place, load_hub(place))
+    elif not folder.is_dir():
         raise HskdError(f"{folder}: no such folder; task {task.name} expects one with train and dev files.")
-    tables, names = _read(folder, files or {})
+    else:
+        tables, names = _read(place, folder, files or {})
     head, tables = _head(tables, names)
     index = {name: i for i, name in enumerate(head.label_names)}
     splits = {}
@@ -106,15 +115,15 @@ def load_tagged(task: Task, data: str | None, files: Mapping[str, str] | None = 
     return TaskData(replace(task, head=head), splits)
 
 
-def _read(folder: Path, files: Mapping[str, str]) -> tuple[dict[str, Tagged], list[str] | None]:
+def _read(place: DataPlace, folder: Path, files: Mapping[str, str]) -> tuple[dict[str, Tagged], list[str] | None]:
     """The splits, and the names of the tags where they are given."""
-    if (folder / "dataset_dict.json").is_file():
-        return _read_saved(folder)
+    if (folder / SAVED).is_file():
+        return _of_parts(place, load_saved(folder))
     tables: dict[str, Tagged] = {}
     names: list[str] | None = None
     for split in SPLITS:
         paths = [folder / files[split]] if split in files and (folder / files[split]).is_file() else []
-        paths = paths or _files(folder, split)
+        paths = paths or split_files(folder, ALIASES[split], ENDINGS)
         if not paths:
             if split == "test":
                 continue
@@ -122,28 +131,13 @@ def _read(folder: Path, files: Mapping[str, str]) -> tuple[dict[str, Tagged], li
             raise HskdError(f"{folder}: no {split} file; expected {split} with one of the endings {expected}.")
         match paths[0].suffix:
             case ".parquet":
-                tables[split], names = _read_parquet(paths)
+                tables[split], names = _of_table(joined([read_table(path) for path in paths]), split)
             case ".jsonl" | ".json":
                 names = _names_of(folder / NAMES_FILE)
                 tables[split] = _read_jsonl(paths[0], split, names)
             case _:
                 tables[split] = _read_conll(paths[0])
     return tables, names
-
-
-def _files(folder: Path, split: str) -> list[Path]:
-    """The files of a split: one, or the parts of a Parquet one."""
-    for alias in ALIASES[split]:
-        parts = sorted([*folder.glob(f"{alias}-*-of-*.parquet"), *folder.glob(f"data/{alias}-*-of-*.parquet")])
-        if parts:
-            return parts
-        there = [folder / f"{alias}{suffix}" for suffix in (*CONLL, ".jsonl", ".json", ".parquet")]
-        there = [file for file in there if file.is_file()]
-        if len(there) > 1:
-            raise HskdError(f"{folder}: {' and '.join(file.name for file in there)} are both there; leave one.")
-        if there:
-            return there
-    return []
 
 
 def _lines(path: Path) -> list[str]:
@@ -221,42 +215,24 @@ def _read_jsonl(path: Path, split: str, names: list[str] | None) -> Tagged:
     )
 
 
-def _read_parquet(paths: Sequence[Path]) -> tuple[Tagged, list[str] | None]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pa.concat_tables([pq.read_table(path) for path in paths])
-    except (OSError, pa.ArrowException) as error:
-        raise HskdError(f"{paths[0]}: cannot be read: {error}.") from error
-    word_column, tag_column = _columns(paths[0], table.column_names, "test")
-    told = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
-    feature = told.get("info", {}).get("features", {}).get(tag_column) or {}
-    feature = feature[0] if isinstance(feature, list) else feature.get("feature", feature)
-    names = feature.get("names")
-    tags = None if tag_column is None else table[tag_column].to_pylist()
-    return _table(paths[0], table[word_column].to_pylist(), tags, names, list(range(table.num_rows)), "row"), names
+def _of_table(table: Table, split: str) -> tuple[Tagged, list[str] | None]:
+    """The sentences of a table with columns of lists, and the names of its tags where its schema gives them."""
+    word_column, tag_column = _columns(table.file, table.names, split)
+    names = list(table.class_names.get(tag_column or "", ())) or None
+    tags = None if tag_column is None else table.column(tag_column)
+    return _table(table.file, table.column(word_column), tags, names, list(range(table.rows)), "row"), names
 
 
-def _read_saved(folder: Path) -> tuple[dict[str, Tagged], list[str] | None]:
-    """A data set of several splits as ``datasets`` saves it."""
-    import datasets
-
-    saved = datasets.load_from_disk(str(folder))
+def _of_parts(place: DataPlace, parts: Mapping[str, Dataset]) -> tuple[dict[str, Tagged], list[str] | None]:
+    """A data set of several parts as ``datasets`` loads it."""
     tables, names = {}, None
     for split in SPLITS:
-        alias = next((alias for alias in ALIASES[split] if alias in saved), None)
-        if alias is None:
+        part = place.part_of(split, parts)
+        if part is None:
             if split == "test":
                 continue
-            raise HskdError(f"{folder}: no split {split}; it has {list(saved)}.")
-        table = saved[alias]
-        word_column, tag_column = _columns(folder / alias, table.column_names, split)
-        if tag_column is not None:
-            names = getattr(getattr(table.features[tag_column], "feature", None), "names", None)
-        tags = None if tag_column is None else list(table[tag_column])
-        places = list(range(len(table)))
-        tables[split] = _table(folder / alias, list(table[word_column]), tags, names, places, "row")
+            raise HskdError(f"{place.name}: no split {split}; it has {list(parts)}.")
+        tables[split], names = _of_table(as_table(f"{place.name}/{part}", parts[part]), split)
     return tables, names
 
 

@@ -9,11 +9,8 @@ import datasets
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from hskd.artifacts import CHECKSUMS, require_whole, seal
 from hskd.errors import CorruptionError
-from hskd.hashing import file_sha256
-from hskd.io import read_json, write_json
-
-CHECKSUMS = "checksums.json"
 
 
 def write_arrays(folder: Path, arrays: dict[str, NDArray[Any]]) -> None:
@@ -29,8 +26,7 @@ def write_arrays(folder: Path, arrays: dict[str, NDArray[Any]]) -> None:
     }
     table = datasets.table.InMemoryTable(pa.table(columns, schema=features.arrow_schema))
     datasets.Dataset(table).save_to_disk(folder, num_shards=1)
-    files = sorted(path.name for path in folder.iterdir() if path.name != CHECKSUMS)
-    write_json(folder / CHECKSUMS, {name: file_sha256(folder / name) for name in files})
+    seal(folder)
 
 
 def read_arrays(folder: Path) -> dict[str, NDArray[Any]]:
@@ -39,13 +35,8 @@ def read_arrays(folder: Path) -> dict[str, NDArray[Any]]:
     Raises:
         CorruptionError: a file is not what was written there.
     """
-    advice = f"Delete {folder} to tokenise again."
-    checksums = folder / CHECKSUMS
-    if not checksums.is_file():
-        raise CorruptionError(f"{checksums}: missing. {advice}")
-    for name, expected in read_json(checksums).items():
-        path = folder / name
-        if not path.is_file() or file_sha256(path) != expected:
-            raise CorruptionError(f"{path}: not the file that was written there. {advice}")
+    if not (folder / CHECKSUMS).is_file():
+        raise CorruptionError(f"{folder / CHECKSUMS}: missing. Delete {folder} to tokenise again.")
+    require_whole(folder)
     table = datasets.load_from_disk(str(folder)).data
     return {name: table.column(name).chunk(0).flatten().to_numpy() for name in table.column_names}

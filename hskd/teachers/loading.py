@@ -25,6 +25,7 @@ from hskd.artifacts import MODULES, module_folders, require_whole
 from hskd.errors import CorruptionError, HskdError, MismatchError
 from hskd.hashing import canonical_json, fingerprint, known_sha256
 from hskd.heads import Head, output_names
+from hskd.heads.embedding.layout import modules_folder
 from hskd.io import read_json, saving, with_home
 from hskd.remote import fetch, is_url
 from hskd.spec import Shape
@@ -158,8 +159,11 @@ def model_content(name: str, modules: bool = False) -> str:
 
 def _modules(name: str) -> list[tuple[str, Path]]:
     """The files of a model's further modules, and the one that names them."""
-    folder = Path(resolve_model(name))
-    if not (folder / MODULES).is_file():
+    try:
+        folder = modules_folder(resolve_model(name))
+    except HskdError:  # Only a sentence embedding reads modules, and of such a model it will be refused.
+        folder = None
+    if folder is None:
         return []
     parts = [
         path for part in module_folders(folder) for path in sorted(part.iterdir()) if path.suffix in _FILES_OF_MODELS

@@ -50,12 +50,10 @@ class TaskPlan(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Annotated[str, Field(description="mr, wnut17, imdb_sick, a task of GLUE, custom, tagging or embedding.")] = (
-        "mr"
-    )
-    data: Annotated[Place | None, Field(description="Folder or file of the examples.")] = None
-    text_columns: Annotated[tuple[str, ...] | None, Field(description="custom: the text columns.")] = None
-    label_column: Annotated[str | None, Field(description="custom: the label column.")] = None
+    name: Annotated[str, Field(description="A task by its name (hskd teacher --help lists them).")] = "mr"
+    data: Annotated[Place | None, Field(description="Folder, file, URL or hub name of the examples.")] = None
+    text_columns: Annotated[tuple[str, ...] | None, Field(description="custom, reranking: the text columns.")] = None
+    label_column: Annotated[str | None, Field(description="custom, reranking: the label column.")] = None
     label_type: Annotated[
         LabelType | None,
         # Left out where it is not given, as in the trials recorded so far.

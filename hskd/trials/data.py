@@ -36,14 +36,16 @@ class Examples:
         return self.splits | {"train": self.train}
 
 
-def load_data(plan: TaskPlan, augmented: bool = True) -> TaskData:
+def load_data(plan: TaskPlan, work: Path, augmented: bool = True) -> TaskData:
     """The task's examples as text, with augmented sentences if the plan names some and they are asked for.
+
+    Copies of URLs lie in ``work``.
 
     Raises:
         HskdError: the task or its files cannot be read.
     """
     augment = plan.augment if augmented else None
-    return load_task(plan.name, plan.data, plan.text_columns, plan.label_column, augment, plan.label_type)
+    return load_task(plan.name, plan.data, plan.text_columns, plan.label_column, augment, plan.label_type, work)
 
 
 def task_examples(plan: TaskPlan, tokenizer: str, work: Path, augmented: bool = True) -> Examples:
@@ -57,7 +59,7 @@ def task_examples(plan: TaskPlan, tokenizer: str, work: Path, augmented: bool = 
         raise HskdError(
             f"--max-length {plan.max_length}: {tokenizer} has positions for {positions} tokens; give at most that."
         )
-    data = load_data(plan, augmented)
+    data = load_data(plan, work, augmented)
     task = for_teacher(data.task, tokenizer)
     splits = tokenize(data, load_tokenizer(tokenizer), work / "tokens", plan.max_length, positions)
     sentences = splits.pop(AUGMENTED, None)

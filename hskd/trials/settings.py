@@ -56,7 +56,7 @@ class DistillSettings(BaseModel):
         str | None,
         Field(
             description="Loss of the prediction stage, where a task has several: cosine, mse or similarity for "
-            "embeddings [default: the task's].",
+            "embeddings, bce or mse for rerankers [default: the task's].",
             # Absent where it is not chosen, as compat is.
             exclude_if=lambda name: name is None,
         ),

@@ -213,7 +213,8 @@ def _kept(inputs: TrialInputs, split: str, rows: np.ndarray) -> np.ndarray:
     """What is written of the rows of a scored split."""
     labels = inputs.splits[split].labels
     assert labels is not None
-    return inputs.task.head.answers(rows, labels).astype(np.float16)
+    head = inputs.task.head
+    return head.answers(rows, labels).astype(head.kept_type)
 
 
 def _peak_memory() -> int:

@@ -192,7 +192,7 @@ def test_missing_file_and_file_of_bytes(tmp_path: Path) -> None:
 
 def test_the_presets_are_there() -> None:
     mine = {"demo", "demo-quick", "mr-depth", "mr-length", "mr-width", "mr-joint", "mr-precision", "mr-tinybert"}
-    mine |= {"wnut17", "embed-minilm"}
+    mine |= {"wnut17", "embed-minilm", "trecqa", "banking77"}
     assert mine | {f"paper-{task}" for task in GLUE_TASKS} == set(PRESET_NAMES)
 
 

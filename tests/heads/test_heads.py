@@ -94,7 +94,9 @@ def test_results_say_their_head() -> None:
 def test_the_registry() -> None:
     assert head_of("classification", ("a", "b")) == SequenceClassification(("a", "b"))
     assert head_of("regression", metric_names=("pearson",)) == SequenceRegression(metric_names=("pearson",))
-    with pytest.raises(HskdError, match=r"unknown head 'ranks'; known: .*classification, regression"):
+    with pytest.raises(
+        HskdError, match=r"unknown head 'ranks'; known: .*classification, multilabel, regression, reranking"
+    ):
         head_of("ranks")
 
     class Other(Ranks):

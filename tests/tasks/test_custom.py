@@ -107,8 +107,11 @@ def test_missing_files_and_arguments(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("text,label\na,0\nb,1\n")
     with pytest.raises(HskdError, match="no dev file"):
         load(tmp_path)
-    with pytest.raises(HskdError, match=r"needs one or two text columns.*has \['text', 'label'\]"):
-        load_task("custom", str(tmp_path / "train.csv"))
+    (tmp_path / "odd.csv").write_text("a,b,label\nx,y,0\ny,x,1\n")
+    with pytest.raises(
+        HskdError, match=r"needs one or two text columns.*has \['a', 'b', 'label'\], .*which hold texts"
+    ):
+        load_task("custom", str(tmp_path / "odd.csv"))
     with pytest.raises(HskdError, match="needs --data"):
         load_task("custom")
     with pytest.raises(HskdError, match=r"unknown format '\.txt'"):

@@ -202,9 +202,9 @@ def test_a_grid_says_the_label_type(tmp_path: Path) -> None:
     assert (plan.label_type, plan.text_columns) == ("regression", ("text",))
     file.write_text(f"name: g\n{task.replace('LABELS', 'ranking')}\n")
     with pytest.raises(
-        HskdError, match=r"g\.yaml, line 2: task\.label_type: Input should be 'classification' or 'regr"
+        HskdError, match=r"g\.yaml, line 2: task\.label_type: Input should be 'classification', 'regression' or"
     ):
         load_grid(str(file))
     assert "label_type" not in TaskPlan().model_dump(), "the names of recorded trials stay as they are"
-    with pytest.raises(HskdError, match="only task custom takes"):
+    with pytest.raises(HskdError, match="only custom a label type"):
         load_task("mr", label_type="regression")

@@ -34,6 +34,7 @@ def test_where_one_text_ends_matters() -> None:
 
 def test_unknown_task_lists_the_names() -> None:
     assert tuple(TASKS) == (
+        "banking77",
         "cola",
         "rte",
         "sst2",
@@ -43,13 +44,15 @@ def test_unknown_task_lists_the_names() -> None:
         "mnli",
         "qnli",
         "mr",
+        "reranking",
+        "trecqa",
         "embedding",
         "imdb_sick",
         "tagging",
         "wnut17",
         "custom",
     )
-    with pytest.raises(HskdError, match="unknown task 'cloa'; known: cola, rte, sst2, mrpc"):
+    with pytest.raises(HskdError, match="unknown task 'cloa'; known: banking77, cola, rte, sst2, mrpc"):
         load_task("cloa")
     with pytest.raises(HskdError, match="Task mr has columns of its own"):
         load_task("mr", text_columns=("text",))

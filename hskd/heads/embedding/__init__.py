@@ -11,6 +11,7 @@ from typing_extensions import override
 from hskd.errors import HskdError, MismatchError
 from hskd.heads.base import Batch, Head
 from hskd.heads.embedding.layout import embedding_size
+from hskd.heads.embedding.retrieval import MRR, NDCG, corpus_size, query_scores
 from hskd.heads.metrics import METRICS, require_scorable
 from hskd.heads.registry import HEADS
 from hskd.store_format.layout import ArraySpec
@@ -32,11 +33,14 @@ SIMILARITY_TAU = 0.05
 class SentenceEmbedding(Head):
     """A normalised vector of the teacher's size for each text; rows are vectors.
 
-    The teacher is used as it is, and no labels are learnt. Scores are of one of two kinds:
+    The teacher is used as it is, and no labels are learnt. Scores are of one of three kinds:
 
     * Pairs with ratings: the texts of a pair follow each other, and both have its rating. ``spearman`` is the rank
       correlation of the cosines with the ratings.
     * Texts without labels: their labels are the teacher's vectors. ``agreement`` is the mean cosine with them.
+    * A corpus and queries that find passages of it: labels are as
+      :func:`~hskd.heads.embedding.retrieval.retrieval_labels` makes them. ``ndcg_10`` and ``mrr_10`` are means over
+      queries of what is among the ten passages of the largest cosines; the score is the first.
 
     Attributes:
         size: numbers of the teacher's vectors; 0 where no teacher is known yet.
@@ -55,7 +59,8 @@ class SentenceEmbedding(Head):
     @property
     @override
     def unit(self) -> str:
-        return "cosine x 100" if self.metric_names == (AGREEMENT,) else "correlation x 100"
+        units = {AGREEMENT: "cosine x 100", NDCG: "nDCG x 100"}
+        return units.get(self.metric_names[0], "correlation x 100")
 
     @property
     @override
@@ -139,17 +144,20 @@ class SentenceEmbedding(Head):
     def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
         import numpy as np
 
-        return np.array(labels, dtype=np.float32)
+        retrieves = len(labels) > 0 and isinstance(labels[0], list)
+        return np.array(labels, dtype=np.int64 if retrieves else np.float32)
 
     @override
     def examples(self, labels: NDArray[Any]) -> NDArray[np.int64]:
         import numpy as np
 
+        if _retrieves(labels):  # A query is an example; documents are part of the first, as they belong to all.
+            return np.maximum(np.arange(len(labels)) - corpus_size(labels), 0)
         return np.arange(len(labels)) // (1 if labels.ndim == 2 else 2)
 
     @override
     def labels_come_from_teacher(self, labels: NDArray[Any] | None) -> bool:
-        return labels is None or labels.ndim == 2
+        return labels is None or (labels.ndim == 2 and not _retrieves(labels))
 
     @override
     def predict(self, rows: NDArray[np.floating]) -> NDArray[Any]:
@@ -161,6 +169,8 @@ class SentenceEmbedding(Head):
     def answers(self, rows: NDArray[np.floating], labels: NDArray[Any]) -> NDArray[np.floating]:
         import numpy as np
 
+        if _retrieves(labels):
+            return query_scores(rows, labels)
         if labels.ndim == 2:
             return np.asarray((rows * labels).sum(axis=1, keepdims=True))
         cosines = (rows[0::2] * rows[1::2]).sum(axis=1, keepdims=True)
@@ -172,12 +182,32 @@ class SentenceEmbedding(Head):
 
         rows, truth = np.asarray(rows), np.asarray(labels)
         require_scorable(rows, truth)
+        if _retrieves(truth):
+            ndcg, rank = self._query_scores(rows, truth)[corpus_size(truth) :].mean(axis=0, dtype=np.float64).tolist()
+            return {NDCG: ndcg, MRR: rank, "score": ndcg}
         answers = rows if rows.shape[1] == 1 else self.answers(rows, truth)
         if truth.ndim == 2:
             values = {AGREEMENT: float(answers.mean())}
         else:
             values = {SPEARMAN: METRICS[SPEARMAN](truth[0::2], answers[0::2, 0])}
         return {**values, "score": next(iter(values.values()))}
+
+    @override
+    def scores_without(
+        self, rows: NDArray[np.floating], labels: NDArray[Any], blocks: Sequence[NDArray[np.int64]]
+    ) -> NDArray[np.float64]:
+        import numpy as np
+
+        if not _retrieves(labels):
+            return super().scores_without(rows, labels, blocks)
+        # The corpus stays whole, whichever queries are left out.
+        queries = np.arange(corpus_size(labels), len(labels))
+        scores = self._query_scores(rows, labels)[:, 0]
+        return np.array([scores[np.setdiff1d(queries, block)].mean(dtype=np.float64) for block in blocks])
+
+    def _query_scores(self, rows: NDArray[np.floating], labels: NDArray[Any]) -> NDArray[np.floating]:
+        """Of vectors, or of the scores that are kept in their place."""
+        return rows if rows.shape[1] == 2 else query_scores(rows, labels)
 
     @override
     def align(self, model: PreTrainedModel, where: str) -> None:
@@ -190,6 +220,11 @@ class SentenceEmbedding(Head):
     @override
     def matches(self, model: PreTrainedModel) -> bool:
         return bool(model.embedding_size == self.size)
+
+
+def _retrieves(labels: NDArray[Any]) -> bool:
+    """Whether these are the labels of a corpus and queries: whole numbers, where vectors are of floats."""
+    return labels.ndim == 2 and labels.dtype.kind == "i"
 
 
 def _log_similarities(rows: torch.Tensor, tau: float) -> torch.Tensor:

@@ -32,18 +32,20 @@ class Layout:
 def read_layout(model: str) -> Layout:
     """The layout of a model's folder; without ``modules.json``, that of an encoder whose states are averaged.
 
+    Of a model of the hub, the files of its modules are read from the cache, or fetched.
+
     Raises:
-        HskdError: it has a module, a pooling or an activation that is not known here.
+        HskdError: it has a module, a pooling or an activation that is not known here, or cannot be read.
     """
-    folder = Path(model)
-    if not (folder / MODULES).is_file():
+    folder = modules_folder(model)
+    if folder is None:
         return Layout(model)
     layout = Layout(model)
     for module in read_json(folder / MODULES):
         kind, place = module["type"].rpartition(".")[2], folder / module["path"]
         match kind:
             case "Transformer":
-                layout = Layout(str(place))
+                layout = Layout(str(place) if module["path"] else model)
             case "Pooling":
                 layout = Layout(layout.encoder, _pooling(place / "config.json"))
             case "Dense":
@@ -59,6 +61,36 @@ def read_layout(model: str) -> Layout:
                     "Pooling, Dense and Normalize."
                 )
     return layout
+
+
+def modules_folder(model: str) -> Path | None:
+    """Where the modules that follow a model's encoder lie on this machine; None where it has no ``modules.json``.
+
+    Args:
+        model: a folder, or the name of a model of the hub, whose modules are fetched into the cache if need be.
+
+    Raises:
+        HskdError: neither the hub nor the cache says whether it has modules.
+    """
+    if Path(model).is_dir():
+        return Path(model) if (Path(model) / MODULES).is_file() else None
+    from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        file = hf_hub_download(model, MODULES)
+        parts = [str(module["path"]) for module in read_json(Path(file)) if module["path"]]
+        patterns = [f"{part}/*{ending}" for part in parts for ending in (".json", ".safetensors")]
+        return Path(snapshot_download(model, allow_patterns=[MODULES, *patterns]))
+    except (OSError, ValueError, EntryNotFoundError) as error:
+        is_absent = isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
+        # The cache remembers that there is none by something that is no path.
+        if is_absent or not isinstance(try_to_load_from_cache(model, MODULES), str | None):
+            return None
+        raise HskdError(
+            f"{model}: its {MODULES} says how it pools, and it can be read neither from the hub nor from the cache of "
+            f"this machine ({str(error).strip().splitlines()[0]}). Fetch the whole model, and give its folder."
+        ) from None
 
 
 def _pooling(file: Path) -> str:

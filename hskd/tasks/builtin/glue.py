@@ -163,7 +163,7 @@ def load_glue(glue: GlueTask, data: str | None) -> TaskData:
     """
     if data is None:
         return TaskData(glue.task, _from_hub(glue))
-    root = Path(data).expanduser()
+    root = Path(data)
     for folder in (root, root / glue.folder):
         if (folder / "train.tsv").is_file():
             present = [

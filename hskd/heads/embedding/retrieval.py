@@ -1,0 +1,72 @@
+"""Scores of retrieval: which passages of a corpus the vectors of queries find first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hskd.heads.ranking import CUTOFF, ndcg
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+NDCG, MRR = "ndcg_10", "mrr_10"
+_NONE = -1
+_AT_A_TIME = 256
+"""Queries that are compared with the corpus at a time."""
+
+
+def retrieval_labels(documents: int, queries: Sequence[tuple[int, Sequence[tuple[int, int]]]]) -> list[list[int]]:
+    """The labels of a corpus and its queries, which follow it: equally long lists, ``1 + 2 J`` numbers each.
+
+    Args:
+        documents: texts of the corpus.
+        queries: of each query, the document that is the query itself and is left out of its ranking, or -1; and the
+            relevant documents, at least one, each with its grade.
+
+    Returns:
+        For each document -1 throughout; for each query its own document, then document and grade in turn, padded with
+        -1.
+    """
+    width = 1 + 2 * max(len(relevant) for _, relevant in queries)
+    rows = [[_NONE] * width for _ in range(documents)]
+    for itself, relevant in queries:
+        numbers = [itself, *(number for pair in relevant for number in pair)]
+        rows.append(numbers + [_NONE] * (width - len(numbers)))
+    return rows
+
+
+def corpus_size(labels: NDArray[np.integer]) -> int:
+    """How many of the rows, from the first, are documents."""
+    import numpy as np
+
+    return int(np.argmax(labels[:, 1] != _NONE))
+
+
+def query_scores(vectors: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.float32]:
+    """nDCG and reciprocal rank at 10 of each query, ``(R, 2)``; 0 in the rows of documents.
+
+    Args:
+        vectors: normalised, ``(R, D)``: the corpus, then the queries.
+        labels: see :func:`retrieval_labels`.
+    """
+    import numpy as np
+
+    size = corpus_size(labels)
+    scores = np.zeros((len(labels), 2), np.float32)
+    most = min(CUTOFF, size)
+    for start in range(size, len(labels), _AT_A_TIME):
+        similarities = vectors[start : start + _AT_A_TIME] @ vectors[:size].T
+        for row, cosines in enumerate(similarities, start):
+            itself, relevant = labels[row, 0], labels[row, 1:].reshape(-1, 2)
+            if itself != _NONE:
+                cosines[itself] = -np.inf
+            first = np.argpartition(-cosines, most - 1)[:most]
+            first = first[np.lexsort((first, -cosines[first]))]
+            grades = {document: grade for document, grade in relevant.tolist() if document != _NONE}
+            ranked = np.array([grades.get(document, 0) for document in first.tolist()])
+            hits = np.flatnonzero(ranked)
+            reciprocal_rank = 1 / (hits[0] + 1) if len(hits) else 0.0
+            scores[row] = ndcg(ranked, np.array(list(grades.values()))), reciprocal_rank
+    return scores
