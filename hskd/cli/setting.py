@@ -73,9 +73,9 @@ def require_local(flag: str, place: str, command: str) -> None:
         HskdError: names the flag, the folder, and the command that makes one.
     """
     from hskd.remote.place import is_url
-    from hskd.teachers.settings import OFFLINE_MINILM
+    from hskd.teachers.settings import is_offline
 
-    if not is_url(place) and place != OFFLINE_MINILM:
+    if not is_url(place) and not is_offline(place):
         require_folder(flag, Path(place), command)
 
 

