@@ -79,7 +79,9 @@ def require_local(flag: str, place: str, command: str) -> None:
         require_folder(flag, Path(place), command)
 
 
-def load_examples(options: TaskOptions, tokenizer: str, augmented: bool = False) -> Examples:
+def load_examples(
+    options: TaskOptions, tokenizer: str, augmented: bool = False, teacher: str | None = None
+) -> Examples:
     """The task's examples, tokenised by the tokenizer of the model ``tokenizer``.
 
     Args:
@@ -87,13 +89,14 @@ def load_examples(options: TaskOptions, tokenizer: str, augmented: bool = False)
         tokenizer: a model.
         augmented: whether augmented sentences, if there are any, follow the training examples: they are for students
             and stores; fine-tuning and pruning need labels.
+        teacher: the teacher, where it is another model than ``tokenizer``: its tokens are aligned with these.
 
     Raises:
         HskdError: the task, its files, or the tokenizer cannot be read.
     """
     from hskd.trials.data import task_examples
 
-    return task_examples(task_plan(options), tokenizer, options.work, augmented)
+    return task_examples(task_plan(options), tokenizer, options.work, augmented, teacher)
 
 
 def require_folder(flag: str, folder: Path, command: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,9 @@ from hskd.cli.store_size import size
 from hskd.errors import HskdError
 from hskd.io import format_bytes
 from hskd.remote.place import is_url
+
+if TYPE_CHECKING:
+    from hskd.store_format.manifest import AlignmentNote
 
 app = typer.Typer(help="The teacher's knowledge on disk: extract once, derive many.", no_args_is_help=True)
 app.command()(plugin_option(size))
@@ -63,6 +66,13 @@ def extract(
             help="A superset of some of the examples: it is taken over, the teacher runs on the others alone."
         ),
     ] = None,
+    student_tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="Students have another tokenizer: that of this model (folder, URL or hub name). The store is in their "
+            "tokens, and the teacher's are aligned with these (docs/tokenizers.md)."
+        ),
+    ] = None,
     *,
     task: TaskOptions,
     run: MachineOptions,
@@ -93,7 +103,12 @@ def extract(
     machine = Machine.of(run)
     output = Output.of(out, task.work)
     teacher = str(readable("--teacher", teacher, task.work, "hskd teacher"))
-    examples = load_examples(task, teacher, augmented=True)
+    if student_tokenizer is None:
+        examples = load_examples(task, teacher, augmented=True)
+    else:
+        if is_url(student_tokenizer):
+            student_tokenizer = str(readable("--student-tokenizer", student_tokenizer, task.work))
+        examples = load_examples(task, student_tokenizer, augmented=True, teacher=teacher)
     old = Store.open(readable("--extend", extend, task.work)) if extend else None
     loaded = Teacher.load(teacher, examples.task)
     loaded.model.to(machine.device)
@@ -174,6 +189,7 @@ def inspect(
         "precision": manifest.precision,
         "examples": f"{manifest.examples:,}",
         "real tokens": f"{tokens:,}",
+        "tokens with a target": _aligned(manifest.origin.alignment),
         "kept tokens a layer": f"{kept:,}",
         "on disk": f"{format_bytes(manifest.bytes)} in {len(manifest.shards)} shards",
         "held once for all": manifest.codec and f"{format_bytes(manifest.codec.bytes)} in {manifest.codec.file}",
@@ -182,6 +198,7 @@ def inspect(
         "teacher computed in": manifest.origin.dtype,
         "teacher fingerprint": manifest.origin.teacher,
         "tokenizer fingerprint": manifest.origin.tokenizer,
+        "teacher's tokenizer": manifest.origin.alignment and manifest.origin.alignment.teacher_tokenizer,
         "data fingerprint": manifest.origin.data,
         "made by": ", ".join(f"{name} {value}" for name, value in manifest.made_by.items() if value is not None),
     }
@@ -214,6 +231,14 @@ def verify(
     store = Store.open(path)
     store.verify()
     print(f"{path}: {len(store.manifest.shards)} shards, {len(store)} examples: as written")
+
+
+def _aligned(note: AlignmentNote | None) -> str | None:
+    """How many tokens have something to learn from; None where the teacher has the same tokenizer."""
+    if note is None:
+        return None
+    share = 100 * note.with_target / note.tokens
+    return f"{note.with_target:,} ({share:.2f} %), {note.means:,} of them the mean of several of the teacher's"
 
 
 def _numbers(flag: str, text: str | None, every: range) -> tuple[int, ...]:

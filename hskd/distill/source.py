@@ -15,6 +15,7 @@ from hskd.knowledge import KeptHSK, Spread, TeacherStates, fit_codec, kept_neuro
 from hskd.spec import HSKSpec
 from hskd.store.reader import Store
 from hskd.tasks import TokenizedSplit, sequential_batches
+from hskd.tasks.alignment import carried
 from hskd.teachers.forward import ForwardOptions, TeacherOutput, teacher_forward
 from hskd.teachers.loading import Teacher
 
@@ -43,11 +44,20 @@ class OnlineSource(KnowledgeSource):
         spec: what to keep; None if only targets will be asked for.
         student_layers: ``L_S``.
         dtype: precision of the teacher's forward pass, resolved.
+        aligned: the student's examples, where the teacher has another tokenizer (:func:`hskd.tasks.align`): it runs on
+            its own tokens of them.
     """
 
     def __init__(
-        self, teacher: Teacher, sep_id: int, spec: HSKSpec | None, student_layers: int, dtype: str = "fp32"
+        self,
+        teacher: Teacher,
+        sep_id: int,
+        spec: HSKSpec | None,
+        student_layers: int,
+        dtype: str = "fp32",
+        aligned: TokenizedSplit | None = None,
     ) -> None:
+        self._aligned = aligned
         self._model = teacher.model
         self._head = teacher.head
         self._sep_id = sep_id
@@ -113,7 +123,16 @@ class OnlineSource(KnowledgeSource):
 
     def _forward(self, batch: Batch, layers: Sequence[int], attention: Sequence[int]) -> TeacherOutput:
         options = replace(self._options, gradients=self._gradients if layers else ())
-        return teacher_forward(self._model, batch, self._sep_id, layers, attention, head=self._head, options=options)
+        if self._aligned is None or self._aligned.aligned is None:
+            return teacher_forward(
+                self._model, batch, self._sep_id, layers, attention, head=self._head, options=options
+            )
+        rows = self._aligned.rows(batch["example_ids"].cpu().numpy())
+        run_on = self._aligned.aligned.teacher
+        output = teacher_forward(
+            self._model, run_on.collate(rows), run_on.sep_id, layers, attention, head=self._head, options=options
+        )
+        return replace(output, states=carried(output.states, self._aligned, rows))
 
     def _select(self, spec: HSKSpec, states: TeacherStates) -> KeptHSK:
         return select_hsk(spec, self._layers, states, self._codec)

@@ -100,7 +100,8 @@ def _amount(
     spec: HSKSpec, trial: TrialConfig, workspace: Workspace, examples: TokenizedSplit, encoder: PretrainedConfig
 ) -> HSKAmount:
     shape = Shape.of(encoder, trial.student.layers)
-    return measure(spec, examples.tokens, shape, examples.max_length, workspace.task.head.target())
+    target, every = workspace.task.head.target(), None if examples.aligned is None else len(examples.input_ids)
+    return measure(spec, examples.with_targets, shape, examples.max_length, target, every)
 
 
 def _store_bytes(workspace: Workspace, encoder: PretrainedConfig) -> int:
@@ -113,13 +114,15 @@ def _store_bytes(workspace: Workspace, encoder: PretrainedConfig) -> int:
     for examples, specs in stored:
         superset = workspace.union(specs, encoder)
         tokens = int(examples.offsets[-1])
-        arrays = superset.arrays(shape, workspace.task.head.target(), examples.max_length)
+        target, aligned = workspace.task.head.target(), examples.aligned is not None
+        arrays = superset.arrays(shape, target, examples.max_length, aligned)
         derived = {
             (spec.canonical, trial.student.layers): _amount(spec, trial, workspace, examples, encoder).bytes_per_example
             for spec, trial in zip(specs, workspace.trials, strict=True)
             if spec is not None
         }
-        total += total_bytes(arrays, len(examples), tokens, tokens) + len(examples) * sum(derived.values())
+        kept = len(examples.with_targets.input_ids)
+        total += total_bytes(arrays, len(examples), tokens, kept) + len(examples) * sum(derived.values())
     return round(total)
 
 

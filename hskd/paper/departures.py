@@ -101,15 +101,28 @@ class Departures:
     # What the teacher says
 
     def online_source(
-        self, teacher: Teacher, sep_id: int, spec: HSKSpec | None, student_layers: int, dtype: str
+        self,
+        teacher: Teacher,
+        sep_id: int,
+        spec: HSKSpec | None,
+        student_layers: int,
+        dtype: str,
+        aligned: TokenizedSplit | None = None,
     ) -> OnlineSource:
-        """The source that runs the teacher.
+        """The source that runs the teacher; ``aligned`` is that of :class:`~hskd.distill.source.OnlineSource`.
 
         Raises:
-            HskdError: ``relu_pooled``, and the teacher's head is not BERT's.
+            HskdError: ``relu_pooled``, and the teacher's head is not BERT's; or a switch is about how the teacher runs,
+                and it has another tokenizer.
         """
-        if not self._on & set(ONLINE_ONLY):
-            return OnlineSource(teacher, sep_id, spec, student_layers, dtype)
+        online_only = sorted(self._on & set(ONLINE_ONLY))
+        if not online_only:
+            return OnlineSource(teacher, sep_id, spec, student_layers, dtype, aligned)
+        if aligned is not None:
+            raise HskdError(
+                f"compat {', '.join(online_only)}: is about a teacher with the student's tokenizer, and "
+                f"{teacher.name} has another; leave it out."
+            )
         return CompatSource(self._on, teacher, sep_id, spec, student_layers, dtype)
 
     # What the student learns

@@ -37,20 +37,41 @@ class HSKAmount:
     bytes_per_example: float
 
 
-def measure(spec: HSKSpec, tokens: Tokens, shape: Shape, max_length: int, target: ArraySpec) -> HSKAmount:
+def measure(
+    spec: HSKSpec,
+    tokens: Tokens,
+    shape: Shape,
+    max_length: int,
+    target: ArraySpec,
+    aligned_tokens: int | None = None,
+) -> HSKAmount:
     """Count what ``spec`` keeps of the examples in ``tokens``, tokenised to at most ``max_length`` tokens.
 
-    ``target`` is what a store holds of the teacher's outputs, ``task.head.target()``.
+    Args:
+        spec: what is kept.
+        tokens: those that have something to learn from: all, unless the teacher has another tokenizer.
+        shape: sizes of teacher and student.
+        max_length: tokens that an example is cut to.
+        target: what a store holds of the teacher's outputs, ``task.head.target()``.
+        aligned_tokens: where the teacher has another tokenizer, how many tokens there are in all; full HSK is that of
+            ``tokens`` then, and a store says which these are.
 
     Raises:
         HskdError: the spec names a layer that the student or the teacher lacks.
     """
     kept_tokens = int(spec.length.counts(tokens).sum())
     counts = Counts(len(tokens.lengths), len(tokens.input_ids), kept_tokens)
-    return amount_of(spec, shape, max_length, target, counts)
+    return amount_of(spec, shape, max_length, target, counts, aligned_tokens)
 
 
-def amount_of(spec: HSKSpec, shape: Shape, max_length: int, target: ArraySpec, counts: Counts) -> HSKAmount:
+def amount_of(
+    spec: HSKSpec,
+    shape: Shape,
+    max_length: int,
+    target: ArraySpec,
+    counts: Counts,
+    aligned_tokens: int | None = None,
+) -> HSKAmount:
     """:func:`measure` from counts over all examples.
 
     Raises:
@@ -58,7 +79,9 @@ def amount_of(spec: HSKSpec, shape: Shape, max_length: int, target: ArraySpec, c
     """
     kept = counts.kept * len(spec.layers(shape)) * spec.width.count(shape.teacher_width)
     per_token = len(spec.depth.mapping(shape.student_layers, shape.teacher_layers)) * shape.teacher_width
-    stored = total_bytes(derived_arrays(spec, shape, max_length, target), *counts) + codec_bytes(spec, shape)
+    arrays = derived_arrays(spec, shape, max_length, target, aligned_tokens is not None)
+    stored_tokens = counts.tokens if aligned_tokens is None else aligned_tokens
+    stored = total_bytes(arrays, counts.examples, stored_tokens, counts.kept) + codec_bytes(spec, shape)
     return HSKAmount(
         kept_values=kept,
         full_values=counts.tokens * per_token,

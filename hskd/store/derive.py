@@ -19,6 +19,7 @@ from hskd.store.reader import Store, pack_neurons
 from hskd.store.writer import Shard, finished_store, misfit, place_once, write_store
 from hskd.store_format.layout import (
     CODEC,
+    HAS_TARGET,
     SHARD_BYTES,
     TARGET,
     WORD_STARTS,
@@ -66,7 +67,7 @@ def derive(
     shape = manifest.shape(student_layers)
     require_served(superset, spec, shape)
     layers = spec.layers(shape)
-    arrays = derived_arrays(spec, shape, manifest.origin.max_length, manifest.target.array)
+    arrays = derived_arrays(spec, shape, manifest.origin.max_length, manifest.target.array, manifest.is_aligned)
     mask = spec.width.fixed(manifest.teacher_width)
     plan = Manifest(
         kind="derived",
@@ -213,6 +214,9 @@ def _addresses(superset: Store, rows: np.ndarray, arrays: dict[str, ArraySpec]) 
     starts = superset.word_starts(rows)
     if starts is not None:
         addresses[WORD_STARTS] = torch.from_numpy(starts)
+    has_target = superset.has_target(rows)
+    if has_target is not None:
+        addresses[HAS_TARGET] = torch.from_numpy(has_target)
     return {name: tensor.to(arrays[name].dtype) for name, tensor in addresses.items()} | {
         TARGET: superset.target_array(rows)
     }

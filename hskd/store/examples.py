@@ -32,7 +32,7 @@ def store_examples(store: Store, token_types: bool = True) -> TokenizedSplit:
         HskdError: the token types follow another rule than BERT's.
     """
     rows = np.arange(len(store))
-    tokens = store.tokens(rows)
+    tokens = store.every_token(rows)
     special, origin = store.manifest.special_ids, store.manifest.origin
     plain = TokenizedSplit(
         ids=tokens.example_ids,

@@ -65,6 +65,15 @@ def require_extends(old: Store, plan: Manifest, split: TokenizedSplit) -> None:
         label_names=planned_origin.label_names,
         max_length=planned_origin.max_length,
     )
+    aligned_with = [
+        None if origin.alignment is None else origin.alignment.teacher_tokenizer
+        for origin in (manifest.origin, planned_origin)
+    ]
+    if aligned_with[0] != aligned_with[1]:
+        raise MismatchError(
+            f"{old.folder}: cannot be extended: the tokenizer of its teacher is {aligned_with[0] or 'its own'}, and "
+            f"{aligned_with[1] or 'its own'} is needed; extract without --extend."
+        )
     for what, has, asked in (
         ("teacher was run in", manifest.origin.dtype, planned_origin.dtype),
         ("layers are", list(manifest.layers), list(plan.layers)),
@@ -94,13 +103,13 @@ def plan_parts(
         ends = np.cumsum([shard.examples for shard in old.manifest.shards])
         spans = [range(int(a), int(b)) for a, b in itertools.pairwise([0, *ends])]
     begin = spans[-1].stop if spans else 0
+    counts = np.diff(split.with_targets.offsets)
     cuts = [begin, *([split.real] if split.real is not None and split.real > begin else []), len(split)]
     for start, stop in itertools.pairwise(cuts):
         if start < stop:
-            lengths = split.lengths[start:stop]
             spans += [
                 range(start + span.start, start + span.stop)
-                for span in plan_shards(arrays, lengths, lengths, shard_bytes)
+                for span in plan_shards(arrays, split.lengths[start:stop], counts[start:stop], shard_bytes)
             ]
     return spans
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from hskd import processes
-from hskd.errors import HskdError
+from hskd.errors import HskdError, MismatchError
 from hskd.io import format_bytes
 from hskd.progress import Progress, Silent
 from hskd.provenance import provenance
@@ -22,6 +22,7 @@ from hskd.store.extend import in_order_of, place_shards, plan_parts, require_ext
 from hskd.store.reader import Store
 from hskd.store.writer import Shard, misfit, write_store
 from hskd.store_format.layout import (
+    HAS_TARGET,
     MANIFEST,
     SHARD_BYTES,
     TARGET,
@@ -31,10 +32,12 @@ from hskd.store_format.layout import (
     ragged_rows,
     superset_arrays,
     total_bytes,
+    with_alignment,
     with_gradients,
 )
-from hskd.store_format.manifest import MAX_LENGTH, Manifest, Origin, TargetArray
+from hskd.store_format.manifest import MAX_LENGTH, AlignmentNote, Manifest, Origin, TargetArray
 from hskd.tasks import Task, TokenizedSplit, sequential_batches
+from hskd.tasks.alignment import carried
 from hskd.tasks.positions import require_positions
 from hskd.teachers.fitting import require_fit
 from hskd.teachers.forward import ForwardOptions, NotFiniteError, teacher_forward
@@ -80,7 +83,7 @@ class Superset:
         """What is held, as JSON. Gradients are left out where there are none, as in the recipes of earlier versions."""
         return {name: value for name, value in asdict(self).items() if name != "gradient_layers" or value}
 
-    def arrays(self, shape: Shape, target: ArraySpec, max_length: int) -> dict[str, ArraySpec]:
+    def arrays(self, shape: Shape, target: ArraySpec, max_length: int, aligned: bool = False) -> dict[str, ArraySpec]:
         """The arrays of this superset, for a teacher and a target of these sizes (see ``superset_arrays``)."""
         arrays = superset_arrays(
             len(self.layers),
@@ -91,7 +94,8 @@ class Superset:
             max_length,
             shape.vocab_size,
         )
-        return with_gradients(arrays, len(self.gradient_layers))
+        arrays = with_gradients(arrays, len(self.gradient_layers))
+        return with_alignment(arrays, max_length) if aligned else arrays
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +132,8 @@ def extract(
     Args:
         teacher: the fine-tuned teacher.
         task: its task.
-        split: the tokenised examples.
+        split: the tokenised examples. Where they are aligned (:func:`hskd.tasks.align`), the teacher runs on its own
+            tokens, and the store holds what it says of the student's.
         superset: what to hold.
         folder: where the store will lie.
         options: precision, sizes, and a store to extend [default: those of :class:`ExtractOptions`].
@@ -143,7 +148,10 @@ def extract(
     options, progress = options or ExtractOptions(), progress or Silent()
     extend = options.extend
     config = teacher.model.config
-    require_positions(config, {"train": split}, f"teacher {teacher.name}")
+    aligned = split.aligned
+    if aligned is not None and aligned.teacher_tokenizer != teacher.tokenizer_fingerprint:
+        raise MismatchError(f"{teacher.name}: the examples are aligned with the tokens of another tokenizer.")
+    require_positions(config, {"train": _run_on(split)}, f"teacher {teacher.name}")
     for what, layers, first in (
         ("", superset.layers, 0),
         ("attention ", superset.attention_layers, 1),
@@ -162,25 +170,31 @@ def extract(
         )
     if extend is not None:
         split = in_order_of(extend, split)
+    run_on, kept_offsets = _run_on(split), split.with_targets.offsets
     target = task.head.target()
-    arrays = superset.arrays(teacher.shape(config.num_hidden_layers), target, split.max_length)
+    shape = teacher.shape(config.num_hidden_layers)
+    if aligned is not None:
+        shape = replace(shape, vocab_size=aligned.vocabulary)
+        progress.say(aligned.describe())
+    arrays = superset.arrays(shape, target, split.max_length, aligned is not None)
     if split.max_length > MAX_LENGTH:
         raise HskdError(f"texts of up to {split.max_length} tokens: a store holds those of up to {MAX_LENGTH}.")
     plan = Manifest(
         kind="superset",
         origin=Origin(
             teacher=teacher.fingerprint,
-            tokenizer=teacher.tokenizer_fingerprint,
+            tokenizer=teacher.tokenizer_fingerprint if aligned is None else aligned.student_tokenizer,
             data=split.fingerprint,
             task=task.name,
             head=task.head.kind,
             label_names=task.label_names,
             max_length=split.max_length,
             dtype=options.dtype,
+            alignment=_note(split),
         ),
         teacher_layers=config.num_hidden_layers,
         teacher_width=config.hidden_size,
-        vocab_size=config.vocab_size,
+        vocab_size=shape.vocab_size,
         special_ids={"cls": split.cls_id, "sep": split.sep_id, "pad": split.pad_id},
         layers=superset.layers,
         mapped=superset.layers,
@@ -198,13 +212,13 @@ def extract(
 
     def make_shard(span: range) -> Shard:
         shard = empty_shard(arrays, split, span)
-        starts = split.offsets[span.start : span.stop] - split.offsets[span.start]
-        for order in sequential_batches(split.lengths[span.start : span.stop], options.batch_size):
+        starts = kept_offsets[span.start : span.stop] - kept_offsets[span.start]
+        for order in sequential_batches(run_on.lengths[span.start : span.stop], options.batch_size):
             try:
                 output = teacher_forward(
                     teacher.model,
-                    split.collate(order + span.start),
-                    split.sep_id,
+                    run_on.collate(order + span.start),
+                    run_on.sep_id,
                     superset.layers,
                     superset.attention_layers,
                     head=task.head,
@@ -212,12 +226,12 @@ def extract(
                 )
             except NotFiniteError as error:
                 example = int(order[error.example]) + span.start
-                raise HskdError(f"{_named(teacher, split, example)}: {error}") from None
-            rows = torch.from_numpy(ragged_rows(starts[order], output.states.tokens.lengths))
+                raise HskdError(f"{_named(teacher, run_on, example)}: {error}") from None
+            states = output.states if aligned is None else carried(output.states, split, order + span.start)
+            rows = torch.from_numpy(ragged_rows(starts[order], states.tokens.lengths))
             for i, layer in enumerate(superset.layers):
-                for name, tensor in precision.encode(output.states.hidden[layer].cpu()).items():
+                for name, tensor in precision.encode(states.hidden[layer].cpu()).items():
                     shard[name].unflatten(1, (len(superset.layers), -1))[:, i].index_copy_(0, rows, tensor)
-            states = output.states
             for name, columns, held_layers in (
                 ("attention", states.attention, superset.attention_layers),
                 ("gradient", states.gradient, superset.gradient_layers),
@@ -234,7 +248,7 @@ def extract(
         if fault is not None:
             name, row = fault
             example = span.start + example_of_row(arrays[name], row, shard)
-            which = _named(teacher, split, example)
+            which = _named(teacher, run_on, example)
             if name in precision.layout(1):
                 raise HskdError(
                     f"a hidden state of {which} does not fit into {superset.precision}; extract with --precision bf16 "
@@ -245,15 +259,32 @@ def extract(
             )
         return shard
 
-    needed = total_bytes(arrays, len(split), int(split.offsets[-1]), int(split.offsets[-1]))
+    needed = total_bytes(arrays, len(split), int(split.offsets[-1]), int(kept_offsets[-1]))
     ranges = plan_parts(arrays, split, options.shard_bytes, extend)
     place = (lambda unfinished: None) if extend is None else partial(place_shards, extend)
     if not processes.by_main((folder / MANIFEST).is_file):
-        require_fit(teacher.name, teacher.model, [split])
+        require_fit(teacher.name, teacher.model, [run_on])
         progress.begin("extract", len(split) - (0 if extend is None else len(extend)))
     manifest = write_store(folder, plan, ranges, needed, make_shard, progress.say, place)
     progress.say(f"{folder}: {manifest.examples} examples, {format_bytes(manifest.bytes)}")
     return Store.open(folder)
+
+
+def _run_on(split: TokenizedSplit) -> TokenizedSplit:
+    """The examples in the teacher's own tokens."""
+    return split if split.aligned is None else split.aligned.teacher
+
+
+def _note(split: TokenizedSplit) -> AlignmentNote | None:
+    if split.aligned is None:
+        return None
+    counts = split.aligned.counts
+    return AlignmentNote(
+        teacher_tokenizer=split.aligned.teacher_tokenizer,
+        tokens=len(counts),
+        with_target=int((counts > 0).sum()),
+        means=int((counts > 1).sum()),
+    )
 
 
 _SAID = {TARGET: "output", "attention": "attention"}
@@ -269,7 +300,8 @@ def _named(teacher: Teacher, split: TokenizedSplit, example: int) -> str:
 def empty_shard(arrays: dict[str, ArraySpec], split: TokenizedSplit, span: range) -> Shard:
     """Arrays for the examples of ``span``, addresses filled in, knowledge still zero."""
     tokens = slice(int(split.offsets[span.start]), int(split.offsets[span.stop]))
-    rows = {"example": len(span), "token": tokens.stop - tokens.start, "kept": tokens.stop - tokens.start}
+    kept = split.with_targets.offsets[span.start : span.stop + 1]
+    rows = {"example": len(span), "token": tokens.stop - tokens.start, "kept": int(kept[-1] - kept[0])}
     shard = {name: torch.zeros((rows[array.per], array.elements), dtype=array.dtype) for name, array in arrays.items()}
     filled = {
         "example_ids": split.ids[span.start : span.stop],
@@ -279,4 +311,7 @@ def empty_shard(arrays: dict[str, ArraySpec], split: TokenizedSplit, span: range
     if WORD_STARTS in arrays:
         assert split.word_starts is not None
         filled[WORD_STARTS] = split.word_starts[tokens]
+    if split.aligned is not None:
+        filled[HAS_TARGET] = split.aligned.counts[tokens] > 0
+        filled["counts"] = np.diff(kept)
     return shard | {name: torch.from_numpy(np.array(array)).to(arrays[name].dtype) for name, array in filled.items()}

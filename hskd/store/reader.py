@@ -23,7 +23,7 @@ from hskd.remote.copies import WORK, local_copy
 from hskd.selectors import PRECISION, LengthSelector, PrecisionSelector, Tokens
 from hskd.selectors.width import Basis, Codec
 from hskd.spec import HSKSpec
-from hskd.store_format.layout import ADDRESSES, CODEC, TARGET, WORD_STARTS, ArraySpec, ragged_rows
+from hskd.store_format.layout import ADDRESSES, CODEC, HAS_TARGET, TARGET, WORD_STARTS, ArraySpec, ragged_rows
 from hskd.store_format.manifest import Manifest, ShardEntry
 from hskd.tasks import TokenizedSplit
 
@@ -244,13 +244,31 @@ class Store:
     def _token_ids(self, rows: np.ndarray) -> np.ndarray:
         return self._gather("token_ids", rows).numpy().astype(np.int64)
 
+    def has_target(self, rows: np.ndarray) -> np.ndarray | None:
+        """Which tokens of the examples have hidden states to learn from, ``(M,)`` bool; None where all have."""
+        if HAS_TARGET not in self._per:
+            return None
+        self.require_whole(rows)
+        return self._gather(HAS_TARGET, rows).numpy().astype(bool)
+
+    def every_token(self, rows: np.ndarray) -> Tokens:
+        """The examples' tokens, whether they have something to learn from or not."""
+        self.require_whole(rows)
+        return self._tokens(rows)
+
     def tokens(self, rows: np.ndarray, whole: bool = True) -> Tokens:
-        """The examples' tokens, as the selectors see them.
+        """The examples' tokens, as the selectors see them: those that have hidden states to learn from.
 
         ``whole=False`` leaves the checksums out: for a plan whose execution reads the examples again.
         """
         if whole:
             self.require_whole(rows)
+        tokens = self._tokens(rows)
+        if HAS_TARGET not in self._per:
+            return tokens
+        return tokens.take(np.flatnonzero(self._gather(HAS_TARGET, rows).numpy()))
+
+    def _tokens(self, rows: np.ndarray) -> Tokens:
         offsets = np.concatenate([[0], np.cumsum(self.lengths[rows])])
         return Tokens(self.example_ids[rows], offsets, self._token_ids(rows), self.manifest.special_ids["sep"])
 
@@ -268,6 +286,8 @@ class Store:
         values = self._values(rows)
         if "positions" in self._shards[0]:
             positions = self._gather("positions", rows).long()
+        elif HAS_TARGET in self._per and self.spec is not None and self.spec.length.keeps_all:
+            positions = torch.from_numpy(self.tokens(rows).position)[:, None].expand(-1, layers)
         else:
             place = torch.arange(len(values)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
             positions = place[:, None].expand(-1, layers)
@@ -447,6 +467,17 @@ def _fault(shard: dict[str, torch.Tensor], manifest: Manifest) -> str | None:
         if int(starts.max()) > 1 or bool(starts[np.concatenate([[0], ends[:-1]])].any()):
             return "holds beginnings of words that are neither 0 nor 1, or one in the first token of an example"
     counts = shard.get("counts", shard["lengths"]).numpy().astype(np.int64)
+    if HAS_TARGET in shard:
+        targets = shard[HAS_TARGET].numpy()
+        ends = np.cumsum(shard["lengths"].numpy().astype(np.int64))
+        per_example = np.add.reduceat(targets.astype(np.int64), np.concatenate([[0], ends[:-1]]))
+        every = manifest.spec is None or HSKSpec.parse(manifest.spec).length.keeps_all
+        if (
+            int(targets.max()) > 1
+            or bool((counts > per_example).any())
+            or (every and bool((counts < per_example).any()))
+        ):
+            return "does not hold as many tokens with a target as it says"
     lengths = np.repeat(shard["lengths"].numpy(), counts)
     positions, neurons = (shard[name].numpy() if name in shard else None for name in ("positions", "neurons"))
     for start in range(0, len(lengths), _CHECKED_ROWS):

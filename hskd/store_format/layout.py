@@ -45,7 +45,11 @@ TARGET = "target"
 WORD_STARTS = "word_starts"
 """The array that is 1 where a token begins a word; in stores whose target has a row for each token."""
 
-ADDRESSES = ("example_ids", "lengths", "counts", "token_ids", WORD_STARTS)
+HAS_TARGET = "has_target"
+"""The array that is 1 where a token has hidden states to learn from; in stores of another tokenizer's tokens than the
+teacher's."""
+
+ADDRESSES = ("example_ids", "lengths", "counts", "token_ids", WORD_STARTS, HAS_TARGET)
 """The arrays of one number a row, which are stored without a second dimension."""
 
 
@@ -97,14 +101,34 @@ def with_gradients(arrays: dict[str, ArraySpec], layers: int) -> dict[str, Array
     return arrays | ({"gradient": ArraySpec("token", torch.float32, layers)} if layers else {})
 
 
-def derived_arrays(spec: HSKSpec, shape: Shape, max_length: int, target: ArraySpec) -> dict[str, ArraySpec]:
-    """The arrays of one spec's store."""
+def with_alignment(arrays: dict[str, ArraySpec], max_length: int) -> dict[str, ArraySpec]:
+    """The arrays of a store whose tokens are those of another tokenizer than the teacher's.
+
+    It says which tokens have something to learn from, and holds nothing of the others.
+    """
+    import torch
+
+    return {
+        **{name: array._replace(per="kept") if name in _SCORES else array for name, array in arrays.items()},
+        HAS_TARGET: ArraySpec("token", torch.uint8, 1),
+        "counts": ArraySpec("example", _small(max_length), 1),
+    }
+
+
+_SCORES = ("attention", "gradient")
+"""Arrays of numbers that tokens are ranked by."""
+
+
+def derived_arrays(
+    spec: HSKSpec, shape: Shape, max_length: int, target: ArraySpec, aligned: bool = False
+) -> dict[str, ArraySpec]:
+    """The arrays of one spec's store; ``aligned`` where it is cut from one :func:`with_alignment`."""
     arrays = _common(target, max_length, shape.vocab_size)
     if not spec.length.keeps_all:
         arrays["counts"] = ArraySpec("example", _small(max_length), 1)
     for name, (dtype, elements) in kept_arrays(spec, shape, max_length).items():
         arrays[name] = ArraySpec("kept", dtype, elements)
-    return arrays
+    return with_alignment(arrays, max_length) if aligned else arrays
 
 
 def kept_arrays(spec: HSKSpec, shape: Shape, max_length: int) -> dict[str, tuple[torch.dtype, int]]:

@@ -21,6 +21,7 @@ from hskd.store_format.layout import (
     shard_name,
     superset_arrays,
     total_bytes,
+    with_alignment,
     with_gradients,
 )
 
@@ -62,6 +63,21 @@ class TargetArray(BaseModel):
         return ArraySpec(self.per, getattr(torch, self.dtype), self.elements)
 
 
+class AlignmentNote(BaseModel):
+    """How the tokens of a store, which are a student's, are aligned with those of a teacher with another tokenizer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    teacher_tokenizer: str
+    """Fingerprint of the teacher's tokenizer."""
+    tokens: Some
+    """Tokens of all examples."""
+    with_target: Count
+    """Those that learn from a token of the teacher's, or from several."""
+    means: Count
+    """Those that learn from the mean of several."""
+
+
 class Origin(BaseModel):
     """What a store was computed from; two stores of one origin describe the same examples of the same teacher."""
 
@@ -70,7 +86,7 @@ class Origin(BaseModel):
     teacher: str
     """Fingerprint of the teacher's weights, configuration and label names."""
     tokenizer: str
-    """Fingerprint of the tokenizer."""
+    """Fingerprint of the tokenizer whose tokens these are."""
     data: str
     """Fingerprint of the token ids and example ids."""
     task: str
@@ -80,6 +96,8 @@ class Origin(BaseModel):
     max_length: Length
     dtype: str
     """Precision of the teacher's forward pass: fp32, or bf16 autocast."""
+    alignment: Annotated[AlignmentNote | None, Field(exclude_if=lambda note: note is None)] = None
+    """Where the teacher has another tokenizer."""
 
 
 class ShardEntry(BaseModel):
@@ -164,11 +182,17 @@ class Manifest(BaseModel):
         return sum(entry.bytes for entry in self.files)
 
     @property
+    def is_aligned(self) -> bool:
+        """Whether the tokens are those of another tokenizer than the teacher's."""
+        return self.origin.alignment is not None
+
+    @property
     def arrays(self) -> dict[str, ArraySpec]:
         """The arrays that every shard holds."""
         target, length = self.target.array, self.origin.max_length
         if self.spec is not None and self.student_layers is not None:
-            return derived_arrays(HSKSpec.parse(self.spec), self.shape(self.student_layers), length, target)
+            shape = self.shape(self.student_layers)
+            return derived_arrays(HSKSpec.parse(self.spec), shape, length, target, self.is_aligned)
         arrays = superset_arrays(
             len(self.layers),
             len(self.attention_layers),
@@ -178,7 +202,8 @@ class Manifest(BaseModel):
             length,
             self.vocab_size,
         )
-        return with_gradients(arrays, len(self.gradient_layers))
+        arrays = with_gradients(arrays, len(self.gradient_layers))
+        return with_alignment(arrays, length) if self.is_aligned else arrays
 
     def shape(self, student_layers: int) -> Shape:
         """The sizes that a spec needs, for a student of ``student_layers`` layers."""
@@ -296,6 +321,12 @@ class Manifest(BaseModel):
             of_derived = self.fixed_neurons is not None or self.codec is not None
             if not self.layers or self.mapped != self.layers or of_derived:
                 return "names layers or neurons as no superset does"
+        note = self.origin.alignment
+        if note is not None and self.shards:
+            tokens, kept = (sum(getattr(shard, name) for shard in self.shards) for name in ("tokens", "kept"))
+            most = note.with_target
+            if not note.means <= most <= tokens == note.tokens or kept > most or (self.spec is None and kept < most):
+                return f"says that {most} of {note.tokens} tokens have a target, and its shards hold {kept} of {tokens}"
         arrays = self.arrays
         for shard in self.shards:
             least = total_bytes(arrays, shard.examples, shard.tokens, shard.kept)

@@ -28,7 +28,7 @@ class StudentContext:
 
     Attributes:
         task: the task; its head says what the student predicts.
-        model: folder or name of the model that the teacher is made from; the student shares its tokens.
+        model: folder or name of the model that the teacher is made from.
         teacher: loads the fine-tuned teacher.
         teacher_key: identifies that teacher.
         train: the task's training examples, with labels.
@@ -86,6 +86,10 @@ class StudentKind(BaseModel):
     def contents(self) -> dict[str, str]:
         """Fingerprints of the bytes that the student is made from, beside teacher and data, by a name for each."""
         return {}
+
+    def tokenizer_model(self, teacher: str) -> str:
+        """The model whose tokenizer the student has: ``teacher``, or one with another tokenizer."""
+        return teacher
 
     def with_checkpoint(self, checkpoint: str) -> dict[str, Any] | None:
         """The fields to change for a student from another checkpoint; None where the kind has none."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from hskd.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from hskd.tasks.alignment import Alignment, align
     from hskd.tasks.batches import (
         BatchDataset,
         BucketedBatchSampler,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TASKS",
+    "Alignment",
     "BatchDataset",
     "BucketedBatchSampler",
     "Deal",
@@ -34,6 +36,7 @@ __all__ = [
     "Task",
     "TaskData",
     "TokenizedSplit",
+    "align",
     "batch_loader",
     "bucketed_batches",
     "compute_metrics",
@@ -49,6 +52,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "hskd.tasks.alignment": ("Alignment", "align"),
         "hskd.tasks.batches": (
             "BatchDataset",
             "BucketedBatchSampler",

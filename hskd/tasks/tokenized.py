@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from hskd.tasks.choices import MAX_TOKENS
 from hskd.tasks.files import fault_of, short_repr
 from hskd.tasks.task import Split, TaskData
 from hskd.tasks.token_cache import read_arrays, write_arrays
+
+if TYPE_CHECKING:
+    from hskd.tasks.alignment import Alignment
 
 _log = logging.getLogger(__name__)
 
@@ -70,6 +73,8 @@ class TokenizedSplit:
     """How many examples of the split had more tokens."""
     word_starts: NDArray[np.bool_] | None = None
     """(offsets[N],): which tokens begin a word; None where no word is predicted."""
+    aligned: Alignment | None = None
+    """The same examples in the tokens of a teacher with another tokenizer; None where it has the same."""
 
     def __len__(self) -> int:
         """N."""
@@ -98,6 +103,29 @@ class TokenizedSplit:
         """The tokens as the selectors see them."""
         return Tokens(self.ids, self.offsets, self.input_ids, self.sep_id)
 
+    @cached_property
+    def with_targets(self) -> Tokens:
+        """Those of the tokens for which the teacher has something to say: all, unless it has another tokenizer."""
+        return self.tokens if self.aligned is None else self.tokens.take(np.flatnonzero(self.aligned.counts))
+
+    @cached_property
+    def _sorted_ids(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        order = np.argsort(self.ids)
+        return self.ids[order], order
+
+    def rows(self, example_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the examples of these ids lie, ``(B,)``.
+
+        Raises:
+            HskdError: one is not among them.
+        """
+        ids, order = self._sorted_ids
+        place = np.minimum(np.searchsorted(ids, example_ids), len(ids) - 1)
+        missing = int((ids[place] != example_ids).sum())
+        if missing:
+            raise HskdError(f"{missing} of {len(example_ids)} examples are not among the {len(ids)} of this split.")
+        return order[place]
+
     def first_tokens(self, indices: Rows) -> NDArray[np.int64]:
         """Where the words of the examples at ``indices`` begin: places in ``input_ids``, in that order, ``(W,)``."""
         assert self.word_starts is not None
@@ -119,6 +147,7 @@ class TokenizedSplit:
             token_type_ids=None if self.token_type_ids is None else self.token_type_ids[tokens],
             labels=None if self.labels is None else self.labels[rows if self.labels_per == "example" else tokens],
             word_starts=None if self.word_starts is None else self.word_starts[tokens],
+            aligned=None if self.aligned is None else self.aligned.take(rows, tokens),
             real=None,
         )
 
@@ -126,6 +155,7 @@ class TokenizedSplit:
         """These examples, then ``augmented`` ones, copied; without labels, since those have none."""
         types = (self.token_type_ids, augmented.token_type_ids)
         starts = (self.word_starts, augmented.word_starts)
+        alignments = (self.aligned, augmented.aligned)
         return replace(
             self,
             ids=np.concatenate([self.ids, augmented.ids]),
@@ -134,6 +164,9 @@ class TokenizedSplit:
             token_type_ids=None if types[0] is None or types[1] is None else np.concatenate([types[0], types[1]]),
             labels=None,
             word_starts=None if starts[0] is None or starts[1] is None else np.concatenate([starts[0], starts[1]]),
+            aligned=None
+            if alignments[0] is None or alignments[1] is None
+            else alignments[0].followed_by(alignments[1]),
             real=len(self),
         )
 
@@ -360,7 +393,7 @@ def _tokenized(
     }
     result = {}
     for name, split in data.splits.items():
-        folder = cache / fingerprint({**recipe, "texts": _texts_sha256(split)})
+        folder = cache / fingerprint({**recipe, "texts": texts_sha256(split)})
 
         def write(partial: Path, split: Split = split) -> None:
             write_arrays(partial, _encode(split, tokenizer, length, words=per == "token"))
@@ -399,7 +432,8 @@ def _require_texts(split: Split) -> None:
                 raise HskdError(f"{split.where(example)}: {fault}.")
 
 
-def _texts_sha256(split: Split) -> str:
+def texts_sha256(split: Split) -> str:
+    """SHA-256 of the texts of a split."""
     digest = hashlib.sha256()
     for fields in zip(*split.texts, strict=True):
         digest.update(json.dumps(fields).encode("ascii"))
@@ -422,7 +456,7 @@ def _token_labels(split: Split, arrays: dict[str, NDArray[Any]]) -> list[Any]:
     return labels
 
 
-def _word_starts(text: str, spans: Sequence[tuple[int, int]], special: Sequence[int]) -> list[int]:
+def word_starts_of(text: str, spans: Sequence[tuple[int, int]], special: Sequence[int]) -> list[int]:
     """For each token, the word that it begins, counted from 0, or -1; ``spans`` are the characters of the tokens."""
     begins = [i for i, character in enumerate(text) if not character.isspace() and (i == 0 or text[i - 1].isspace())]
     words, last = [], -1
@@ -464,7 +498,7 @@ def _encode(
         cut += sum(bool(encoding.overflowing) for encoding in encoded.encodings)
         if words:
             spans = zip(part[0], encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True)
-            encoded["words"] = [_word_starts(*example) for example in spans]
+            encoded["words"] = [word_starts_of(*example) for example in spans]
         lengths.extend(len(tokens) for tokens in encoded["input_ids"])
         for name in DTYPES:
             if name in encoded:

@@ -9,6 +9,7 @@ from hskd.errors import HskdError
 from hskd.store.examples import store_examples, store_task
 from hskd.store.reader import Store
 from hskd.tasks import Task, TaskData, TokenizedSplit, load_task, tokenize
+from hskd.tasks.alignment import align, differ
 from hskd.tasks.augment import AUGMENTED
 from hskd.teachers.loading import checked_model, load_tokenizer, model_positions
 from hskd.trials.config import TaskPlan
@@ -48,20 +49,38 @@ def load_data(plan: TaskPlan, work: Path, augmented: bool = True) -> TaskData:
     return load_task(plan.name, plan.data, plan.text_columns, plan.label_column, augment, plan.label_type, work)
 
 
-def task_examples(plan: TaskPlan, tokenizer: str, work: Path, augmented: bool = True) -> Examples:
+def task_examples(
+    plan: TaskPlan, tokenizer: str, work: Path, augmented: bool = True, teacher: str | None = None
+) -> Examples:
     """The task's examples, tokenised by the tokenizer of the model ``tokenizer``.
 
+    Args:
+        plan: which examples.
+        tokenizer: a model.
+        work: the work folder.
+        augmented: whether augmented sentences follow the training examples, where the plan names some.
+        teacher: the model that says what students learn, where it is another. If it has another tokenizer, the examples
+            are aligned with its tokens (:func:`hskd.tasks.align`).
+
     Raises:
-        HskdError: the task, its files or the tokenizer cannot be read, or the plan asks for more than there is.
+        HskdError: the task, its files or the tokenizer cannot be read, or the plan asks for more than there is; or the
+            tokenizers cannot be aligned.
     """
-    positions = model_positions(tokenizer)
-    if plan.max_length is not None and positions is not None and plan.max_length > positions:
-        raise HskdError(
-            f"--max-length {plan.max_length}: {tokenizer} has positions for {positions} tokens; give at most that."
-        )
+    own = load_tokenizer(tokenizer)
+    others = None if teacher is None or teacher == tokenizer else load_tokenizer(teacher)
+    aligned_with = teacher if others is not None and differ(own, others) else None
+    positions = {name: model_positions(name) for name in (tokenizer, aligned_with) if name is not None}
+    for name, limit in positions.items():
+        if plan.max_length is not None and limit is not None and plan.max_length > limit:
+            raise HskdError(
+                f"--max-length {plan.max_length}: {name} has positions for {limit} tokens; give at most that."
+            )
     data = load_data(plan, work, augmented)
-    task = for_teacher(data.task, tokenizer)
-    splits = tokenize(data, load_tokenizer(tokenizer), work / "tokens", plan.max_length, positions)
+    task = for_teacher(data.task, aligned_with or tokenizer)
+    splits = tokenize(data, own, work / "tokens", plan.max_length, positions[tokenizer])
+    if aligned_with is not None and others is not None:
+        in_others = tokenize(data, others, work / "tokens", plan.max_length, positions[aligned_with])
+        splits = align(data, splits, in_others, (own, others), work / "tokens")
     sentences = splits.pop(AUGMENTED, None)
     real = splits["train"] if plan.train_examples is None else splits["train"].first(plan.train_examples)
     return Examples(task, splits, real, real if sentences is None else real.followed_by(sentences))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from hskd.errors import CorruptionError, HskdError, MismatchError
 from hskd.heads import output_names
 from hskd.paper.departures import Departures
 from hskd.progress import Progress
+from hskd.selectors import Tokens
 from hskd.spec import HSKSpec, Shape
 from hskd.store.amount import HSKAmount, measure
 from hskd.store.derive import derive
@@ -82,7 +83,8 @@ class Student:
         if tokenizer != self.tokenizer:
             raise MismatchError(
                 f"{where} and {self.folder} have different tokenizers: their tokens do not match one to one. "
-                "Use a student made with the teacher's tokenizer."
+                f"Use a student of that tokenizer, or a store extracted for this one: hskd store extract "
+                f"--student-tokenizer {self.folder}."
             )
         if self.teacher is not None and teacher != self.teacher:
             raise MismatchError(
@@ -174,7 +176,9 @@ def from_store(store: Store, distillation: Distillation, derived: Path, progress
     return Prepared(
         source=None if settings.arm == "gold" else source,
         teacher_width=manifest.teacher_width,
-        record=_record(distillation, manifest.origin.teacher, kept, shape)
+        record=_record(
+            distillation, manifest.origin.teacher, kept, shape, _with_targets(given, train), manifest.is_aligned
+        )
         | {"source": "offline", "teacher_dtype": manifest.origin.dtype},
         knowledge=None if settings.arm == "gold" else _knowledge(store, train, kept),
         spread=spread_of(store, None if given is store else given)
@@ -194,6 +198,11 @@ def _knowledge(store: Store, train: TokenizedSplit, kept: HSKSpec | None) -> str
     return hashlib.sha256(targets.flatten().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
 
 
+def _with_targets(store: Store, train: TokenizedSplit) -> Tokens:
+    """The tokens of the training examples that have something to learn from in ``store``."""
+    return store.tokens(store.rows(train.ids)) if store.manifest.is_aligned else train.tokens
+
+
 def from_teacher(teacher: Teacher, distillation: Distillation, dtype: str) -> Prepared:
     """Knowledge from the teacher itself, run on every batch.
 
@@ -204,26 +213,36 @@ def from_teacher(teacher: Teacher, distillation: Distillation, dtype: str) -> Pr
     settings, student, train = distillation.settings, distillation.student, distillation.train
     if settings.arm == "shuffled":
         raise HskdError("the arm shuffled reads the HSK of other examples, so it needs a store: give --store.")
-    student.require_teacher(teacher.fingerprint, teacher.tokenizer_fingerprint, teacher.name)
-    require_positions(teacher.model.config, {"train": train}, f"teacher {teacher.name}")
-    if train.token_type_ids is None and "token_type_ids" in teacher.tokenizer.model_input_names:
+    aligned = train.aligned
+    tokenizer = teacher.tokenizer_fingerprint
+    if aligned is not None and aligned.teacher_tokenizer == tokenizer:
+        tokenizer = aligned.student_tokenizer
+    student.require_teacher(teacher.fingerprint, tokenizer, teacher.name)
+    run_on = train if aligned is None else aligned.teacher
+    require_positions(teacher.model.config, {"train": run_on}, f"teacher {teacher.name}")
+    if run_on.token_type_ids is None and "token_type_ids" in teacher.tokenizer.model_input_names:
         raise MismatchError(
             f"{student.folder}: its tokenizer gives no token types, and that of {teacher.name} does, so that the "
             "teacher would not see which of two sentences a token is of. Distil from a store, or make the student "
             "again (hskd student)."
         )
-    require_fit(teacher.name, teacher.model, [train])
+    require_fit(teacher.name, teacher.model, [run_on])
     kept = settings.arm_spec(distillation.spec or HSKSpec())
     shape = teacher.shape(student.layers)
+    if aligned is not None:
+        shape = replace(shape, vocab_size=aligned.vocabulary)
     departures = Departures(settings.compat)
     departures.require_spec(kept)
     require_comparable(settings.hsk_loss, kept, shape.teacher_width)
-    source = departures.online_source(teacher, train.sep_id, kept, student.layers, dtype)
+    source = departures.online_source(
+        teacher, train.sep_id, kept, student.layers, dtype, None if aligned is None else train
+    )
     source.fit(train)
     return Prepared(
         source=None if settings.arm == "gold" else source,
         teacher_width=shape.teacher_width,
-        record=_record(distillation, teacher.fingerprint, kept, shape) | {"source": "online", "teacher_dtype": dtype},
+        record=_record(distillation, teacher.fingerprint, kept, shape, train.with_targets, aligned is not None)
+        | {"source": "online", "teacher_dtype": dtype},
         spread=source.spread(train) if kept is not None and settings.hsk_loss == "standardised" else None,
     )
 
@@ -234,12 +253,19 @@ def without_teacher(distillation: Distillation) -> Prepared:
 
 
 def _record(
-    distillation: Distillation, teacher: str | None, kept: HSKSpec | None, shape: Shape | None
+    distillation: Distillation,
+    teacher: str | None,
+    kept: HSKSpec | None,
+    shape: Shape | None,
+    tokens: Tokens | None = None,
+    aligned: bool = False,
 ) -> dict[str, Any]:
+    """What identifies a trial, and how much HSK it keeps of ``tokens``, those that have something to learn from."""
     train, student = distillation.train, distillation.student
     amount = HSKAmount(0, 0, 0.0, 0.0, 0.0)
-    if kept is not None and shape is not None:
-        amount = measure(kept, train.tokens, shape, train.max_length, distillation.task.head.target())
+    if kept is not None and shape is not None and tokens is not None:
+        target, total = distillation.task.head.target(), len(train.input_ids) if aligned else None
+        amount = measure(kept, tokens, shape, train.max_length, target, total)
     return {
         "task": distillation.task.name,
         "train_examples": len(train),

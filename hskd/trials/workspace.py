@@ -205,12 +205,38 @@ class Workspace:
 
     @cached_property
     def examples(self) -> Examples:
-        """The examples, tokenised: by the student's own tokenizer where the student is given."""
-        first = self.trials[0]
-        tokenizer = first.student.folder if isinstance(first.student, GivenStudent) else self.shared.teacher_plan.model
+        """The examples in the students' tokens, aligned with the teacher's where it has another tokenizer."""
+        tokenizer, teacher = self._tokenizer_model(), self.shared.teacher
         if self.shared.store_alone:
             return store_alone_examples(self._given_store(), self.shared.task, tokenizer)
-        return task_examples(self.shared.task, tokenizer, self.work)
+        return task_examples(self.shared.task, tokenizer, self.work, teacher=None if teacher is None else teacher.model)
+
+    @cached_property
+    def teacher_examples(self) -> Examples:
+        """The examples in the teacher's own tokens."""
+        if self.examples.train.aligned is None:
+            return self.examples
+        return task_examples(self.shared.task, self.shared.teacher_plan.model, self.work)
+
+    def _tokenizer_model(self) -> str:
+        """The model whose tokenizer the students have: that of a given one, or the teacher's unless theirs is another.
+
+        Raises:
+            HskdError: the students have different tokenizers.
+        """
+        students = dict.fromkeys(trial.student for trial in self.trials)
+        models = {
+            student.folder
+            if isinstance(student, GivenStudent)
+            else student.tokenizer_model(self.shared.teacher_plan.model): student.name
+            for student in students
+        }
+        if len(models) > 1:
+            raise HskdError(
+                f"students: {' and '.join(models.values())} have different tokenizers, and one store holds the tokens "
+                "of one; put them into grids of their own."
+            )
+        return next(iter(models))
 
     @property
     def task(self) -> Task:
@@ -267,7 +293,8 @@ class Workspace:
             return Path(plan.model)
         if not self.task.head.has_gold_labels:
             return Path(checked_model(plan.model))
-        train = self.splits["train"] if plan.examples is None else self.splits["train"].first(plan.examples)
+        splits = self.teacher_examples.splits
+        train = splits["train"] if plan.examples is None else splits["train"].first(plan.examples)
         content = {
             "task": self.task.name,
             "data": labelled(self.task.head, train),
@@ -275,8 +302,7 @@ class Workspace:
         }
         folder = self._artifacts.folder("teachers", self.shared.recipe() | content)
         options = RunOptions(self.shared.dtype, self.device)
-        splits = self.splits | {"train": train}
-        return finetune(plan.model, self.task, splits, plan.settings, folder, options, progress)
+        return finetune(plan.model, self.task, splits | {"train": train}, plan.settings, folder, options, progress)
 
     @property
     def _teacher_is_given(self) -> bool:
@@ -287,7 +313,7 @@ class Workspace:
         """Let the teacher say what is scored, where a task has no labels for that; training examples need none."""
         if self.task.head.has_gold_labels or self.shared.store_alone or self.shared.teacher is None:
             return
-        for name, split in self.splits.items():
+        for name, split in self.teacher_examples.splits.items():
             if name == "train" or split.labels is not None:
                 continue
             recipe = {"teacher": self._key_of_teacher(progress), "data": split.fingerprint, "dtype": self.shared.dtype}
@@ -303,7 +329,8 @@ class Workspace:
             build(folder, write, together=True, progress=progress)
             require_whole(folder)
             labels = np.load(folder / _LABELS_FILE)
-            self.examples.splits[name] = replace(split, labels=labels)
+            for examples in (self.teacher_examples, self.examples):
+                examples.splits[name] = replace(examples.splits[name], labels=labels)
 
     def _load_teacher(self, progress: Progress) -> Teacher:
         teacher = Teacher.load(str(self.ensure_teacher(progress)), self.task)
@@ -328,13 +355,14 @@ class Workspace:
             if not self._teacher_is_given:
                 options = RunOptions(self.shared.dtype, self.device)
                 folder = self.ensure_teacher(progress)
-                self._teacher_metrics = ensure_scores(folder, self.task, self.splits, options, progress)
+                splits = self.teacher_examples.splits
+                self._teacher_metrics = ensure_scores(folder, self.task, splits, options, progress)
             else:
                 teacher = self._load_teacher(progress)
                 module = HeadModule(teacher.model, teacher.head)
                 self._teacher_metrics = {
                     name: score(module, split, self.shared.dtype)
-                    for name, split in self.splits.items()
+                    for name, split in self.teacher_examples.splits.items()
                     if name != "train" and split.labels is not None
                 }
         return self._teacher_metrics
@@ -357,7 +385,7 @@ class Workspace:
             model=self.shared.teacher_plan.model,
             teacher=lambda: self._load_teacher(progress),
             teacher_key=lambda: self._key_of_teacher(progress),
-            train=lambda: self.splits["train"],
+            train=lambda: self.teacher_examples.splits["train"],
             artifact_folder=self._artifacts.folder,
             device=self.device,
             machine={name: recipe[name] for name in ("dtype", "device", "build_threads")},
@@ -416,6 +444,7 @@ class Workspace:
                 "teacher": self._key_of_teacher(progress),
                 "data": examples.fingerprint,
                 "superset": superset.recipe,
+                **({} if examples.aligned is None else {"alignment": examples.aligned.fingerprint}),
             },
         )
         if folder.exists():

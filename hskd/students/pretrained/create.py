@@ -24,6 +24,7 @@ from hskd.students.pretrained.checkpoint import (
 )
 from hskd.students.pretrained.settings import TinyBertSettings
 from hskd.tasks import Task, tokenizer_fingerprint
+from hskd.tasks.alignment import differ
 from hskd.teachers.loading import load_config, load_tokenizer, save_classifier
 
 
@@ -44,7 +45,8 @@ def create_tinybert(
     Args:
         settings: the checkpoint, and the seed of the head.
         task: its labels name the outputs.
-        teacher: the model whose tokens the student must share: a local folder, a hub name, or ``offline:minilm``.
+        teacher: a local folder, a hub name, or ``offline:minilm``. Where the checkpoint has another tokenizer, the
+            student keeps that, and learns from what is aligned with it (:func:`hskd.tasks.align`).
         folder: where the student will lie; a finished one is left as it is.
         general: where the general student lies that ``settings.general`` describes.
         progress: is told what of the checkpoint has no place in the student, and what it lacks.
@@ -52,10 +54,11 @@ def create_tinybert(
     Raises:
         HskdError: the checkpoint cannot be loaded or is not whole, its ``fit_dense`` has another width than the
             student, or ``folder`` was not made by this function.
-        MismatchError: the checkpoint has another tokenizer than the teacher, or ``folder`` holds another student.
+        MismatchError: the checkpoint has no tokenizer, or no embeddings for its tokens; or ``folder`` holds another
+            student.
     """
     name = settings.checkpoint if settings.checkpoint is not None else str(general)
-    tokenizer = _shared_tokenizer(name, teacher)
+    tokenizer, is_own = _tokenizer_of(name, teacher)
     identity = {
         "kind": "tinybert",
         "settings": settings.model_dump(mode="json"),
@@ -69,6 +72,8 @@ def create_tinybert(
     told = progress or Silent()
 
     def builder(partial: Path) -> None:
+        if is_own:
+            told.say(f"{name}: has another tokenizer than {teacher}; the student keeps it")
         loaded = load_checkpoint(name, task.head)
         _draw_head(loaded.model, settings.seed, pooler=not loaded.pooler)
         if loaded.unexpected:
@@ -100,8 +105,8 @@ def create_tinybert(
     return build_artifact(folder, identity, builder, other, progress=progress)
 
 
-def _shared_tokenizer(name: str, teacher: str) -> PreTrainedTokenizerBase:
-    """The teacher's tokenizer, if it is the checkpoint's too, or if that has none and embeddings for just its tokens.
+def _tokenizer_of(name: str, teacher: str) -> tuple[PreTrainedTokenizerBase, bool]:
+    """The student's tokenizer, and whether it is another than the teacher's: the checkpoint's own, where that has one.
 
     Two that are the same to a text may still differ in whether they give token types: the student gets the teacher's.
     """
@@ -116,26 +121,24 @@ def _shared_tokenizer(name: str, teacher: str) -> PreTrainedTokenizerBase:
                 f"{teacher_vocabulary}. Put the checkpoint's vocab.txt into its folder, or use a checkpoint of the "
                 "teacher's tokenizer."
             )
-        return teacher_tokenizer
-    if tokenizer_fingerprint(own_tokenizer) != tokenizer_fingerprint(teacher_tokenizer):
+        return teacher_tokenizer, False
+    is_own = differ(own_tokenizer, teacher_tokenizer)
+    tokenizer = own_tokenizer if is_own else teacher_tokenizer
+    if vocabulary < len(tokenizer):
         raise MismatchError(
-            f"{name} and {teacher} have different tokenizers: their tokens do not match one to one. "
-            "Use a checkpoint of the teacher's tokenizer, or make one from the teacher (hskd general)."
-        )
-    if vocabulary < len(teacher_tokenizer):
-        raise MismatchError(
-            f"{name}: has embeddings for {vocabulary} tokens, and its tokenizer has {len(teacher_tokenizer)}; "
+            f"{name}: has embeddings for {vocabulary} tokens, and its tokenizer has {len(tokenizer)}; "
             "weights and vocabulary are not of one model."
         )
     if (
-        "token_type_ids" in teacher_tokenizer.model_input_names
+        not is_own
+        and "token_type_ids" in tokenizer.model_input_names
         and getattr(checkpoint_config(name), "type_vocab_size", 2) < 2
     ):
         raise MismatchError(
             f"{name}: has embeddings for one type of token, and {teacher} tells two sentences apart by two; "
             "use a checkpoint of the teacher's type."
         )
-    return teacher_tokenizer
+    return tokenizer, is_own
 
 
 def _draw_head(model: PreTrainedModel, seed: int, pooler: bool) -> None:

@@ -79,6 +79,15 @@ class TinyBertSettings(StudentKind):
         return checkpoint_config(self.checkpoint or "")
 
     @override
+    def tokenizer_model(self, teacher: str) -> str:
+        from hskd.students.pretrained.checkpoint import checkpoint_tokenizer
+        from hskd.tasks.alignment import differ
+        from hskd.teachers.loading import load_tokenizer
+
+        own = None if self.checkpoint is None else checkpoint_tokenizer(self.checkpoint)
+        return teacher if own is None or not differ(own, load_tokenizer(teacher)) else str(self.checkpoint)
+
+    @override
     def files(self) -> dict[str, Path | str | None]:
         return {"checkpoint": self.checkpoint, "text": self.general.text if self.general else None}
 
