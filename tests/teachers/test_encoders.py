@@ -414,10 +414,8 @@ def test_a_student_of_another_tokenizer_is_refused(world: World, tmp_path: Path)
     tokenizer = other(tmp_path / "checkpoint")
     KINDS["minilm"].body(tokenizer, 16, 2, dropout=0.0).save_pretrained(tmp_path / "checkpoint")
     checkpoint = TinyBertSettings(checkpoint=str(tmp_path / "checkpoint"))
-    with pytest.raises(MismatchError, match="have different tokenizers"):
-        create_tinybert(checkpoint, world.task, str(world.root / "teacher"), tmp_path / "student")
-    # Made for a teacher of its own tokens, and then distilled from this one.
-    create_tinybert(checkpoint, world.task, str(tmp_path / "checkpoint"), tmp_path / "student")
+    # It is made with its own tokenizer; without an alignment, it is refused when it is to be distilled.
+    create_tinybert(checkpoint, world.task, str(world.root / "teacher"), tmp_path / "student")
     student = Student.load(tmp_path / "student", world.task)
     wanted = Distillation(DistillSettings(), None, student, world.task, world.train)
     with pytest.raises(MismatchError, match="have different tokenizers"):

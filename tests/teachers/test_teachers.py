@@ -234,7 +234,7 @@ def test_weights_of_any_precision_load_in_fp32(tmp_path: Path, tokenizer: BertTo
 
 def test_other_names_are_left_to_the_hub() -> None:
     assert resolve_model("bert-base-uncased") == "bert-base-uncased"
-    with pytest.raises(HskdError, match="model 'offline:bert' is unknown: the one offline model is offline:minilm"):
+    with pytest.raises(HskdError, match="model 'offline:bert' is unknown: the offline models are offline:minilm"):
         resolve_model("offline:bert")
 
 
