@@ -7,10 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import make_bert
 from grid.conftest import Cli, Write
 from safetensors.torch import load_file
 from support.checkpoints import save_old_checkpoint
 from support.grid_lab import OPTIONS, Ran, Recorder, recorded, run, trials_of
+from support.tiny_tokenizers import wordpiece
 from transformers import BertTokenizerFast
 
 from hskd.artifact_gc import artifacts
@@ -185,3 +187,40 @@ def test_two_students_of_one_name_are_refused(
     code, _, err = cli("run", file, "--out", tmp_path / "out", "--work", tmp_path / "work", *OPTIONS)
     assert code == 2
     assert "tell them apart" in " ".join(err.split())
+
+
+# ---- another tokenizer
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose tokenizer is not the teacher's. Not to be changed."""
+    folder = tmp_path_factory.mktemp("foreign")
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    wordpiece(*letters, *(f"##{letter}" for letter in letters)).save_pretrained(folder)
+    sizes = {"vocab_size": 100, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
+    make_bert(seed=2, max_position_embeddings=140, **sizes).save_pretrained(folder)
+    return folder
+
+
+def test_a_grid_aligns_the_tokens_of_its_students(write: Write, ran: Ran, foreign: Path, tmp_path: Path) -> None:
+    """In the work folder of the grid before, whose teacher serves again."""
+    line = f'students: [{{kind: tinybert, checkpoint: "{foreign}"}}]'
+    file = write(line, "seeds: 1", "sweeps: [{n: [1], k: [2], w: [0.25]}]", name="foreign")
+    shutil.copytree(ran.work, tmp_path / "work")
+    again = run(file, tmp_path)
+    assert not again.progress.failed and set(again.table["arm"]) == {"none", "full", "spec"}
+    assert sum(artifact.kind == "teachers" for artifact in artifacts(again.work)) == 1
+    workspace = Workspace(again.work, trials_of(file)[1])
+    store = workspace.ensure_superset(Recorder())
+    note = store.manifest.origin.alignment
+    assert note is not None and 0 < note.means <= note.with_target == note.tokens
+    [full] = [result for result in recorded(again.out) if result["settings"]["arm"] == "full"]
+    assert full["fraction"] == 1
+    assert workspace.teacher_metrics(Recorder()) == Workspace(ran.work, ran.progress.done).teacher_metrics(Recorder())
+
+
+def test_students_of_two_tokenizers_need_two_grids(write: Write, foreign: Path, tmp_path: Path) -> None:
+    line = f'students: [{ROSITA}, {{kind: tinybert, checkpoint: "{foreign}"}}]'
+    with pytest.raises(HskdError, match=r"rosita-2l-2h-24ffn and tinybert-2l-16d-24ffn have different tokenizers"):
+        _ = Workspace(tmp_path, trials_of(write(line, "seeds: 1", name="two"))[1]).examples

@@ -31,6 +31,7 @@ from hskd.students.base import STUDENT_FILE
 from hskd.students.pretrained.create import create_tinybert
 from hskd.students.pretrained.settings import TinyBertSettings
 from hskd.tasks import Task, load_task
+from hskd.teachers.loading import load_tokenizer
 from hskd.trials.prepare import Student
 
 
