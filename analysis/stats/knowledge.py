@@ -7,6 +7,7 @@ outputs zeros would have to pay. Stores are read in chunks, so the memory needed
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,7 +38,7 @@ def sentences(store: Store, tokenizer: PreTrainedTokenizerBase, examples: int = 
 
     Returns:
         A row per example: example_id, tokens (how many), prediction (the teacher's label, or its number for a
-        regression, or the labels of all words), text.
+        regression, or the labels of all words, or all labels of an example), text.
 
     Raises:
         MismatchError: ``tokenizer`` is not the one that the store's token ids are of.
@@ -47,7 +48,11 @@ def sentences(store: Store, tokenizer: PreTrainedTokenizerBase, examples: int = 
     rows = _rows(store, examples)
     origin = store.manifest.origin
     predicted = head_of(origin.head, origin.label_names).predict(store.targets(rows).numpy())
-    predictions = [origin.label_names[i] for i in predicted] if origin.label_names else predicted
+    names = np.array(origin.label_names)
+    if predicted.ndim == 2 and len(names):  # any number of labels an example
+        predictions: Any = [" ".join(names[row > 0]) for row in predicted]
+    else:
+        predictions = names[predicted].tolist() if len(names) else list(predicted)
     if (starts := store.word_starts(rows)) is not None:
         words = np.add.reduceat(starts, np.cumsum(store.lengths[rows]) - store.lengths[rows])
         predictions = [" ".join(tags) for tags in np.split(np.array(predictions), np.cumsum(words)[:-1])]

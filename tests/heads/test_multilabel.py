@@ -17,9 +17,11 @@ from torch.nn import functional as F
 from transformers import BertTokenizerFast, pipeline
 
 from hskd.analysis.stats.examples import Answers
+from hskd.analysis.stats.knowledge import sentences
 from hskd.cli.app import main
 from hskd.errors import HskdError
 from hskd.heads import MultiLabel
+from hskd.store.reader import Store
 from hskd.tasks import TaskData, load_task
 
 HEAD = MultiLabel(("a", "b", "c"))
@@ -157,6 +159,8 @@ def test_a_run(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
     rosita = ["--kind", "rosita", "--layers", "1", "--heads", "2", "--ffn", "16", "--out", tmp_path / "student"]
     run("student", "--teacher", tmp_path / "t", *rosita, *task)
     run("store", "extract", "--teacher", tmp_path / "t", "--out", tmp_path / "store", *task)
+    rows = sentences(Store.open(tmp_path / "store"), tokenizer)
+    assert set(rows["prediction"]) <= {"", "film", "good", "film good"} and "film good" in set(rows["prediction"])
     rates = ["--hsk-epochs", "1", "--prediction-epochs", "10", "--hsk-lr", "1e-3", "--prediction-lr", "5e-3"]
     shared = ["--student", tmp_path / "student", "--store", tmp_path / "store", "--spec", "1l_2t_0.5w", *rates]
     run("distill", *shared, "--out", tmp_path / "trial", *task)
