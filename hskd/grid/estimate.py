@@ -68,7 +68,7 @@ def estimate(
     rows: list[tuple[str, ...]] = []
     for config in trials:
         spec = config.spec
-        amount = _amount(spec, config, workspace, workspace.train, encoder) if spec else None
+        amount = amount_of(spec, config, workspace, workspace.train, encoder) if spec else None
         if config.settings.seed == grid.seed_list[0]:
             same = [
                 other.id
@@ -96,9 +96,10 @@ def estimate(
     )
 
 
-def _amount(
+def amount_of(
     spec: HSKSpec, trial: TrialConfig, workspace: Workspace, examples: TokenizedSplit, encoder: PretrainedConfig
 ) -> HSKAmount:
+    """How much HSK a spec keeps of ``examples`` for the student of a trial; ``encoder`` is the teacher's."""
     shape = Shape.of(encoder, trial.student.layers)
     return measure(spec, examples.tokens, shape, examples.max_length, workspace.task.head.target())
 
@@ -115,7 +116,9 @@ def _store_bytes(workspace: Workspace, encoder: PretrainedConfig) -> int:
         tokens = int(examples.offsets[-1])
         arrays = superset.arrays(shape, workspace.task.head.target(), examples.max_length)
         derived = {
-            (spec.canonical, trial.student.layers): _amount(spec, trial, workspace, examples, encoder).bytes_per_example
+            (spec.canonical, trial.student.layers): amount_of(
+                spec, trial, workspace, examples, encoder
+            ).bytes_per_example
             for spec, trial in zip(specs, workspace.trials, strict=True)
             if spec is not None
         }

@@ -63,6 +63,8 @@ def task_examples(plan: TaskPlan, tokenizer: str, work: Path, augmented: bool = 
     task = for_teacher(data.task, tokenizer)
     splits = tokenize(data, load_tokenizer(tokenizer), work / "tokens", plan.max_length, positions)
     sentences = splits.pop(AUGMENTED, None)
+    if plan.held_out is not None:
+        splits = dict(zip(("train", "dev"), splits["train"].without_last(plan.held_out), strict=True))
     real = splits["train"] if plan.train_examples is None else splits["train"].first(plan.train_examples)
     return Examples(task, splits, real, real if sentences is None else real.followed_by(sentences))
 
