@@ -25,6 +25,9 @@ DIMENSION_COLUMNS = {"depth": "n", "length": "k", "width": "w", "precision": "pr
 AMOUNT_COLUMNS = ("bytes_per_example", "fraction")
 """The columns that order points by how much HSK they keep, the main one first."""
 
+AXES = {"bytes": "bytes_per_example", "values": "fraction"}
+"""The columns of amounts by the name that commands give them."""
+
 KEYS = ("task", "teacher", "student", "train_examples", "score_split")
 """The columns that set studies apart."""
 _FIELDS = ("n", "l_top", "length", "k", "width", "precision")

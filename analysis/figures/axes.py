@@ -18,15 +18,15 @@ from hskd.analysis.table import Study
 MINUS = "\N{MINUS SIGN}"
 
 AXIS_LABELS = {
-    "fraction": "fraction of full HSK (%, log scale)",
-    "kept_per_example": "values kept per example (log scale)",
     "bytes_per_example": "bytes per example on disk (log scale)",
+    "fraction": "fraction of full HSK's values (%, log scale)",
+    "kept_per_example": "values kept per example (log scale)",
 }
 """The columns that may lie along x, and what their axis is called."""
 
 
 class Look(NamedTuple):
-    """How a strategy is drawn: no two share a marker, or a colour."""
+    """How a strategy is drawn: of ten no two share a marker or a colour; of more, no two share both."""
 
     colour: str
     marker: str
@@ -42,12 +42,18 @@ def looks(strategies: Sequence[str]) -> dict[str, Look]:
     return {
         strategy: Look(
             style.COLOURS[index % len(style.COLOURS)],
-            style.MARKERS[index % len(style.MARKERS)],
+            style.MARKERS[(index + index // len(style.COLOURS)) % len(style.MARKERS)],
             dashes[index % len(dashes)],
             (index - middle) * min(0.017, 0.07 / len(strategies)),
         )
         for index, strategy in enumerate(strategies)
     }
+
+
+def legend_columns(names: Sequence[str], most: int = 5) -> int:
+    """How many columns of a legend with these names fit a figure of full width."""
+    width = 0.55 + 0.055 * max(map(len, names), default=0)  # inches of a handle and of the longest name
+    return max(1, min(most, len(names), int(style.FULL / width)))
 
 
 def scaled(amounts: Any, x: str) -> Any:

@@ -19,6 +19,7 @@ from hskd.analysis.figures.axes import (
     amount_axis,
     amount_names,
     aside,
+    legend_columns,
     level_lines,
     looks,
     scaled,
@@ -26,7 +27,7 @@ from hskd.analysis.figures.axes import (
 from hskd.analysis.figures.minimum_strip import draw_minimum
 from hskd.analysis.stats.curves import marginal_utility, points
 from hskd.analysis.stats.sufficiency import Sufficiency
-from hskd.analysis.table import Study
+from hskd.analysis.table import AMOUNT_COLUMNS, Study
 from hskd.errors import HskdError
 from hskd.statistics import CONFIDENCE
 
@@ -37,7 +38,7 @@ LABELLED = 10
 
 def marginal_utility_figure(
     study: Study,
-    x: str = "fraction",
+    x: str = AMOUNT_COLUMNS[0],
     relative: bool = False,
     minimum: Sequence[Sufficiency] = (),
     title: str = "",
@@ -47,7 +48,7 @@ def marginal_utility_figure(
 
     Args:
         study: the trials; one seed gives a figure without intervals.
-        x: what lies along x: ``fraction``, ``kept_per_example`` or ``bytes_per_example``.
+        x: what lies along x: ``bytes_per_example``, ``fraction`` or ``kept_per_example``.
         relative: draw the share of the gap from *none* to *full* that is closed, instead of the score.
         minimum: the minimum sufficient amounts, one for each strategy, shown as a strip.
         title: a headline, for a figure that stands alone: it then says itself what it shows.
@@ -67,7 +68,8 @@ def marginal_utility_figure(
         for name, inches in rows.items()
         if name == "curve" or (name == "minimum" and minimum) or (name == "gain" and not gains.empty)
     }
-    size = (style.FULL, sum(heights.values()) + 0.75 + 0.75 * bool(title) + 0.15 * (len(look) > 1))
+    legend = -(-len(look) // legend_columns(list(look))) if len(look) > 1 else 0
+    size = (style.FULL, sum(heights.values()) + 0.75 + 0.75 * bool(title) + 0.15 * legend)
     with style.canvas(size) as figure:
         figure.get_layout_engine().set(h_pad=0.03, hspace=0.02)  # type: ignore[union-attr,call-arg]
         parts: dict[str, Axes] = figure.subplot_mosaic(
@@ -121,6 +123,8 @@ def caption(
         )
     if len(study.strategies) > 1:
         sentences.append("Strategies are set aside a little along x, so that none covers another.")
+    if len(study.points[study.points["arm"] == "full"]) > 1 and len({*study.points["reference"]} - {""}) == 1:
+        sentences.append("Of full HSK in several precisions, the level and the gap are those of most bits.")
     return " ".join(sentences)
 
 
@@ -132,7 +136,7 @@ def _table(study: Study, x: str, relative: bool, confidence: float) -> pd.DataFr
     if specs.empty:
         raise HskdError("column arm: no trial of the arm spec, so there is no curve. Run the grid until one is done.")
     if specs[x].isna().any():
-        raise HskdError(f"column {x}: missing, so it cannot lie along x. Choose another, such as fraction.")
+        raise HskdError(f"column {x}: missing, so it cannot lie along x. Choose another, such as bytes_per_example.")
     if relative and specs["relative"].isna().all():
         raise HskdError("column arm: none or full is missing, so there is no gap to take a share of. Run these arms.")
     return table
@@ -143,7 +147,7 @@ def _gains(study: Study, table: pd.DataFrame, x: str, confidence: float) -> pd.D
         return marginal_utility(study, confidence, x)
     # Values kept are the fraction times the same number for every spec, so that doublings are the same.
     full_values = float((table[x] / table["fraction"]).median())
-    gains = marginal_utility(study, confidence)
+    gains = marginal_utility(study, confidence, "fraction")
     return gains.assign(**{column: gains[column] * full_values for column in ("low_x", "high_x", "at")})
 
 
@@ -153,9 +157,14 @@ def _positive(table: pd.DataFrame, x: str) -> np.ndarray:
 
 def _draw_curve(axes: Axes, study: Study, table: pd.DataFrame, x: str, column: str, look: Mapping[str, Look]) -> None:
     by_name = table.set_index("name")
-    ladders = {strategy: study.ladder(strategy) for strategy in look}
+    ladders = {strategy: study.ladder(strategy, x if x in AMOUNT_COLUMNS else "fraction") for strategy in look}
     fulls = [full for _, full in ladders.values() if full]
     shared = fulls[0] if len(fulls) > 1 and len(set(fulls)) == 1 else ""
+    on_a_line = {name for names, full in ladders.values() for name in (*names, full)}
+    rest = by_name[(by_name["arm"] == "full") & ~by_name.index.isin(on_a_line)]
+    if len(rest):
+        at = scaled(rest[x], x)
+        _draw_points(axes, study, by_name, at, column, Look("white", "o", "-", 0.0), "full in fewer bits")
     for strategy, seen in look.items():
         names, full = ladders[strategy]
         line = by_name.loc[[*names, *([full] if full else [])]].sort_values(x, kind="stable")
@@ -193,26 +202,25 @@ def _draw_points(
     """Means with their intervals, and the trials, of the points whose places along x are ``at``."""
     low, high = ("low", "high") if column == "mean" else ("relative_low", "relative_high")
     mean = 100 * table.loc[at.index, column].to_numpy()
-    axes.plot(at, mean, ls="", color=look.colour, marker=look.marker, zorder=5, label=label)
+    edge = style.INK if look.colour == "white" else look.colour
+    axes.plot(at, mean, ls="", mfc=look.colour, mec=edge, marker=look.marker, zorder=5, label=label)
     bars = np.stack([mean - 100 * table.loc[at.index, low], 100 * table.loc[at.index, high] - mean])
     if np.isfinite(bars).any():
-        axes.errorbar(at, mean, bars, fmt="none", ecolor=look.colour, elinewidth=0.8, capsize=1.8, zorder=4)
+        axes.errorbar(at, mean, bars, fmt="none", ecolor=edge, elinewidth=0.8, capsize=1.8, zorder=4)
     if column == "mean":
         own = study.trials[study.trials["name"].isin(at.index)]
         beside = aside(axes, own["name"].map(at).to_numpy(), 0.006)
-        axes.scatter(
-            beside, 100 * own["score"], s=7, color=look.colour, alpha=0.3, linewidths=0, zorder=2, label="trial"
-        )
+        axes.scatter(beside, 100 * own["score"], s=7, color=edge, alpha=0.3, linewidths=0, zorder=2, label="trial")
 
 
 def _levels(study: Study, table: pd.DataFrame, column: str) -> list[tuple[str, float]]:
-    """The arms that are horizontal lines, and at what height; full only where it is one."""
+    """The arms that are horizontal lines, and at what height; full only where all specs are held against the same."""
     others = table[~table["arm"].isin(("spec", "full"))]
-    fulls = table[table["arm"] == "full"]
-    level_arms = pd.concat([others, fulls]) if len(fulls) == 1 else others
-    levels = [
-        (str(name), 100 * float(level)) for name, level in zip(level_arms["name"], level_arms[column], strict=True)
-    ]
+    references = set(study.points.loc[study.points["arm"] != "none", "reference"]) - {""}
+    full = table[table["name"].isin(references)] if len(references) == 1 else table.iloc[:0]
+    level_arms = pd.concat([others, full])
+    names = level_arms["name"].mask(level_arms["arm"] == "full", "full")
+    levels = [(str(name), 100 * float(level)) for name, level in zip(names, level_arms[column], strict=True)]
     if column == "mean":
         return [("teacher", 100 * study.teacher_score), *levels]
     return [(name, level) for name, level in levels if np.isfinite(level)]
@@ -245,7 +253,7 @@ def _head(figure: Figure, axes: Axes, study: Study, look: Mapping[str, Look], ti
             Line2D([], [], color=seen.colour, marker=seen.marker, ls=seen.dashes, label=strategy or "others")
             for strategy, seen in look.items()
         ]
-        columns = min(len(handles), 5)
+        columns = legend_columns(list(look))
         # The headline is the legend's: beside it they would lie on each other.
         legend = figure.legend(handles=handles, loc="outside upper left", ncols=columns, handlelength=3, title=title)
         legend.set_alignment("left")

@@ -34,7 +34,8 @@ class GridPlan:
     """What ``hskd grid plan`` says.
 
     Attributes:
-        rows: a line for each arm and spec: arm, spec, share, bytes, done.
+        rows: a line for each arm and spec: arm, spec, bytes an example, their share of full HSK's in fp16, the share of
+            its values, done.
         store_bytes: superset and derived stores together.
         free_bytes: on the disk of the work folder.
         time: for what is not done, in words.
@@ -65,6 +66,10 @@ def estimate(
     workspace = Workspace(work, trials)
     encoder = load_config(workspace.shared.teacher_plan.model)
     done = {config.id for config in status.done}
+
+    def full_bytes(config: TrialConfig) -> float:
+        return amount_of(HSKSpec(), config, workspace, workspace.train, encoder).bytes_per_example
+
     rows: list[tuple[str, ...]] = []
     for config in trials:
         spec = config.spec
@@ -79,8 +84,9 @@ def estimate(
                 (
                     config.settings.arm,
                     spec.label if spec else "",
+                    f"{amount.bytes_per_example:,.0f}" if amount else "0",
+                    f"{100 * amount.bytes_per_example / full_bytes(config):.3g} %" if amount else "0",
                     f"{100 * amount.fraction:.3g} %" if amount else "0",
-                    f"{amount.bytes_per_example:,.0f}" if amount else "",
                     f"{len(done.intersection(same))}/{len(same)}",
                 )
             )
