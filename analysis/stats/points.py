@@ -83,9 +83,13 @@ def as_kept(parts: Parts) -> Parts:
     length, width = parts["length"], parts["width"]
     if length.strategy == "cls":
         length = Part("left", 1)
-    elif math.isinf(length.amount) and _takes_any_token(length.strategy):
+    elif math.isinf(length.amount) and _takes_any_token(length):
         length = Part("", math.inf)
-    if math.isinf(width.amount):
+    if (
+        math.isinf(width.amount)
+        and width.strategy
+        and not issubclass(WIDTH[_selector(width)], (BasisWidth, CodebookWidth))
+    ):
         width = Part("", math.inf)
     return {**parts, "length": length, "width": width}
 
@@ -126,8 +130,13 @@ def _part(dimension: str, selector: Selector) -> Part:
     return Part(", ".join(words), math.inf if everything else float(amount))
 
 
-def _takes_any_token(strategy: str) -> bool:
-    return not strategy or DIMENSIONS["length"][strategy.split(",")[0]].eligible is LengthSelector.eligible
+def _selector(part: Part) -> str:
+    """The name of a part's selector."""
+    return part.strategy.split(",")[0]
+
+
+def _takes_any_token(part: Part) -> bool:
+    return not part.strategy or LENGTH[_selector(part)].eligible is LengthSelector.eligible
 
 
 def with_names(trials: pd.DataFrame) -> pd.DataFrame:
