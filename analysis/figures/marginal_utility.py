@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from hskd.analysis.figures import style
 from hskd.analysis.figures.axes import (
     AXIS_LABELS,
+    CROWDED,
     Look,
     amount_axis,
     amount_names,
@@ -61,6 +62,7 @@ def marginal_utility_figure(
     table = _table(study, x, relative, confidence)
     gains = _gains(study, table, x, confidence)
     look = looks(study.strategies)
+    minimum = [one for one in minimum if len(look) <= CROWDED or one.verdict != "undetermined"]
     column = "relative" if relative else "mean"
     rows = {"curve": 2.3, "minimum": 0.17 * len(minimum) + 0.02, "gain": 1.05}
     heights = {
@@ -113,7 +115,8 @@ def caption(
         if table.loc[table["arm"] == "spec", "relative_low"].isna().all():
             sentences.append("No intervals: the gap is not shown to differ from 0, so no share of it is bounded.")
     else:
-        sentences.append(f"Means over {seeds} seeds with {100 * confidence:g} % t-intervals; pale dots are trials.")
+        dots = "; pale dots are trials" if len(study.strategies) <= CROWDED else ", drawn faintly and cut off"
+        sentences.append(f"Means over {seeds} seeds with {100 * confidence:g} % t-intervals{dots}.")
         if table["n"].min() == 1:
             sentences.append("Where there is 1 seed there is no interval.")
     if minimum:
@@ -124,7 +127,7 @@ def caption(
     if len(study.strategies) > 1:
         sentences.append("Strategies are set aside a little along x, so that none covers another.")
     if len(study.points[study.points["arm"] == "full"]) > 1 and len({*study.points["reference"]} - {""}) == 1:
-        sentences.append("Of full HSK in several precisions, the level and the gap are those of most bits.")
+        sentences.append("Full is that of most bits; hollow circles, if any, are full HSK in fewer bits.")
     return " ".join(sentences)
 
 
@@ -191,13 +194,23 @@ def _draw_curve(axes: Axes, study: Study, table: pd.DataFrame, x: str, column: s
     axes.update_datalim([(axes.get_xlim()[0], level) for level in levels], updatex=False)
     axes.margins(y=0.06)
     axes.autoscale_view(scalex=False)
+    if len(look) > CROWDED:  # the means are to be told apart; intervals are cut off
+        heights = [*levels, *(100 * table[column].dropna())]
+        room = 0.15 * (max(heights) - min(heights) or 1.0)
+        axes.set_ylim(min(heights) - room, max(heights) + room)
     if column != "mean":  # Fieller's intervals may be very wide, and would press all else flat
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, -150), min(high, 300))
 
 
 def _draw_points(
-    axes: Axes, study: Study, table: pd.DataFrame, at: pd.Series[float], column: str, look: Look, label: str
+    axes: Axes,
+    study: Study,
+    table: pd.DataFrame,
+    at: pd.Series[float],
+    column: str,
+    look: Look,
+    label: str,
 ) -> None:
     """Means with their intervals, and the trials, of the points whose places along x are ``at``."""
     low, high = ("low", "high") if column == "mean" else ("relative_low", "relative_high")
@@ -206,8 +219,9 @@ def _draw_points(
     axes.plot(at, mean, ls="", mfc=look.colour, mec=edge, marker=look.marker, zorder=5, label=label)
     bars = np.stack([mean - 100 * table.loc[at.index, low], 100 * table.loc[at.index, high] - mean])
     if np.isfinite(bars).any():
-        axes.errorbar(at, mean, bars, fmt="none", ecolor=edge, elinewidth=0.8, capsize=1.8, zorder=4)
-    if column == "mean":
+        faint = {"alpha": 0.3, "capsize": 0.0} if look.faint else {"capsize": 1.8}
+        axes.errorbar(at, mean, bars, fmt="none", ecolor=edge, elinewidth=0.8, zorder=4, **faint)
+    if column == "mean" and not look.faint:
         own = study.trials[study.trials["name"].isin(at.index)]
         beside = aside(axes, own["name"].map(at).to_numpy(), 0.006)
         axes.scatter(beside, 100 * own["score"], s=7, color=edge, alpha=0.3, linewidths=0, zorder=2, label="trial")
@@ -237,7 +251,7 @@ def _draw_gains(axes: Axes, gains: pd.DataFrame, x: str, look: Mapping[str, Look
             axes.hlines(gain, *steps, color=seen.colour, lw=2.5, alpha=0.25, zorder=2)
         axes.plot(at, gain, ls="", color=seen.colour, marker=seen.marker, ms=3.5, zorder=4)
         bars = np.stack([gain - low, high - gain])
-        if np.isfinite(bars).any():
+        if np.isfinite(bars).any() and len(look) <= CROWDED:
             axes.errorbar(at, gain, bars, fmt="none", ecolor=seen.colour, elinewidth=0.8, capsize=1.8, zorder=3)
     axes.margins(y=0.1)
     axes.autoscale_view(scalex=False)

@@ -66,7 +66,8 @@ def pareto_figure(study: Study, pareto: pd.DataFrame) -> Figure:
 
 def _draw_strategies(axes: Axes, study: Study, table: pd.DataFrame) -> None:
     """The points of each strategy, and of *full*: filled on the front, hollow and small where beaten."""
-    look = {**looks(study.strategies), None: Look(style.INK, "o", "-", 0.0)}
+    look: dict[str | None, Look] = dict(looks(study.strategies).items())
+    look[None] = Look(style.INK, "o", "-", 0.0)
     for strategy, seen in look.items():
         own = table[table["arm"] == "full"] if strategy is None else table[table["strategy"] == strategy]
         own = own if strategy is None else own[own["arm"] == "spec"]

@@ -73,7 +73,7 @@ def facts(study: Study, folder: Path | None) -> Facts:
     return [(name, text) for name, text in known_facts if text]
 
 
-def commands(path: Path, out: Path, margin: float, axis: str) -> list[tuple[str, str]]:
+def commands(path: Path, out: Path, margin: float, axis: str = "bytes") -> list[tuple[str, str]]:
     """The shell commands behind a report, each with what it does.
 
     Args:

@@ -135,6 +135,11 @@ def _selector(part: Part) -> str:
     return part.strategy.split(",")[0]
 
 
+def _keeps_neurons(part: Part) -> bool:
+    """Whether what is kept along width is neurons, and neither coordinates nor codes."""
+    return not part.strategy or not issubclass(WIDTH[_selector(part)], (BasisWidth, CodebookWidth))
+
+
 def _takes_any_token(part: Part) -> bool:
     return not part.strategy or LENGTH[_selector(part)].eligible is LengthSelector.eligible
 
@@ -248,7 +253,7 @@ def _fits(choice: _Choice, other: _Choice) -> bool:
             continue
         if own is not None or not _ends_in_all(i, its):
             return False
-        if i == _WIDTH and its in WIDTH and issubclass(WIDTH[its], BasisWidth):
+        if i == _WIDTH and its in WIDTH and issubclass(WIDTH[str(its)], BasisWidth):
             return False  # coordinates along a basis are no neurons
     return True
 

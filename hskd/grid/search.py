@@ -131,8 +131,8 @@ def parts_of(grid: GridSpec, rates: Rates, work: Path, machine: Machine) -> list
             continue
         assert trial.spec is not None
         key = trial.student_name, family_of_arm(trial.settings, trial.spec)
-        stored = amount_of(trial.spec, trial, workspace, workspace.train, encoder).bytes_per_example
-        sizes.setdefault(key, {})[trial.spec.label] = stored
+        amount = amount_of(trial.spec, trial, workspace, workspace.train, encoder)
+        sizes.setdefault(key, {})[trial.spec.label] = amount.bytes_per_example
     parts = [Part(NONE, student.name, (), (NONE,)) for student in grid.students]
     for (student, family), stored in sizes.items():
         if family.partition(",")[0] == FULL:
