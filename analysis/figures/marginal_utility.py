@@ -219,7 +219,7 @@ def _draw_points(
     axes.plot(at, mean, ls="", mfc=look.colour, mec=edge, marker=look.marker, zorder=5, label=label)
     bars = np.stack([mean - 100 * table.loc[at.index, low], 100 * table.loc[at.index, high] - mean])
     if np.isfinite(bars).any():
-        faint = {"alpha": 0.3, "capsize": 0.0} if look.faint else {"capsize": 1.8}
+        faint: dict[str, Any] = {"alpha": 0.3, "capsize": 0.0} if look.faint else {"capsize": 1.8}
         axes.errorbar(at, mean, bars, fmt="none", ecolor=edge, elinewidth=0.8, zorder=4, **faint)
     if column == "mean" and not look.faint:
         own = study.trials[study.trials["name"].isin(at.index)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -76,7 +78,7 @@ def _draw_strategies(axes: Axes, study: Study, table: pd.DataFrame) -> None:
         best = own[own["front"]]
         rest = own[~own["front"]]
         axes.plot(best[_X], 100 * best["mean"], ls="", color=seen.colour, marker=seen.marker, ms=5, zorder=5)
-        face = {"mfc": "white", "mec": seen.colour, "mew": 0.8, "alpha": 0.8}
+        face: dict[str, Any] = {"mfc": "white", "mec": seen.colour, "mew": 0.8, "alpha": 0.8}
         axes.plot(rest[_X], 100 * rest["mean"], ls="", marker=seen.marker, ms=3.5, zorder=2, **face)
 
 
