@@ -41,7 +41,7 @@ def test_a_report_tells_codecs_apart(write: Write, tmp_path: Path) -> None:
     assert points.at["full,precision=int2", "bytes_share"] < 0.3
     page = index.read_text(encoding="utf-8")
     assert "Score against bytes" in page and "share of full&#39;s bytes in fp16" in page
-    for name in ("curve", "curve_values", "pareto"):
+    for name in ("curve", "curve_values"):
         assert (index.parent / "figures" / f"{name}.png").is_file()
 
 
