@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hskd.analysis.stats.points import Parts, taken_apart_by_name, with_names
+from hskd.analysis.stats.points import DISTILLED, LOSS, Parts, taken_apart_by_name, with_names
 from hskd.errors import HskdError, brief, cut
 from hskd.hashing import fingerprint
 from hskd.results import NUMBERS, ResultsFolder, load, spreadsheet
@@ -22,8 +22,11 @@ from hskd.results import NUMBERS, ResultsFolder, load, spreadsheet
 CSV_FILE = "trials.csv"
 DIMENSION_COLUMNS = {"depth": "n", "length": "k", "width": "w", "precision": "precision"}
 """Each dimension, and the column that holds its amount."""
-AMOUNT_COLUMNS = ("fraction", "bytes_per_example")
-"""The columns that order points by how much HSK they keep."""
+AMOUNT_COLUMNS = ("bytes_per_example", "fraction")
+"""The columns that order points by how much HSK they keep, the main one first."""
+
+AXES = {"bytes": "bytes_per_example", "values": "fraction"}
+"""The columns of amounts by the name that commands give them."""
 
 KEYS = ("task", "teacher", "student", "train_examples", "score_split")
 """The columns that set studies apart."""
@@ -31,7 +34,7 @@ _FIELDS = ("n", "l_top", "length", "k", "width", "precision")
 _TEXT = ("task", "teacher", "student", "arm", "spec", *_FIELDS, "score_split")
 _AMOUNTS = ("n", "k")
 _AMOUNT = re.compile(r"(all|[0-9]{1,18}(\.0)?)?")
-_MAY_BE_EMPTY = ("spec", *_FIELDS)
+_MAY_BE_EMPTY = ("spec", LOSS, *_FIELDS)
 _NUMBERS = ("train_examples", "seed", "fraction", "bytes_per_example", "score", "teacher_score")
 """Columns that every trial has a number in; the other columns of numbers may be empty, or not be there."""
 _WHOLE = ("train_examples", "seed")
@@ -55,7 +58,7 @@ def read_trials(path: Path) -> pd.DataFrame:
     if path.is_dir() and (ResultsFolder(path).exists or not file.is_file()):
         return check(load(path), path)
     try:
-        trials = pd.read_csv(file, dtype=dict.fromkeys((*_TEXT, "trial"), "str"))
+        trials = pd.read_csv(file, dtype=dict.fromkeys((*_TEXT, LOSS, "trial"), "str"))
     except FileNotFoundError:
         raise HskdError(
             f"{file}: no such file or folder. Run the grid first (hskd grid run), or give the path of its results."
@@ -65,7 +68,7 @@ def read_trials(path: Path) -> pd.DataFrame:
     except (ValueError, OSError, csv.Error, OverflowError, MemoryError) as error:  # ParserError and UnicodeDecodeError
         reason = cut(str(error))
         raise HskdError(f"{file}: cannot be read as a CSV table ({reason}). Give the table of a grid.") from None
-    for column in (*_TEXT, "trial"):
+    for column in (*_TEXT, LOSS, "trial"):
         if column in trials:
             trials[column] = trials[column].map(spreadsheet.original)
     trials = check(trials, file)
@@ -90,7 +93,7 @@ def _compare(trials: pd.DataFrame, results: pd.DataFrame, file: Path) -> None:
             f"{file}: lacks {len(new)} trials of the results beside it, and has {len(gone)} that are not there. "
             f"{remedy}"
         )
-    for column in (*_TEXT, *NUMBERS):
+    for column in (*_TEXT, LOSS, *NUMBERS):
         if column in rows and column in expected:
             first, second = rows[column], expected[column].loc[rows.index]
             same = (first == second) | (first.isna() & second.isna())
@@ -116,7 +119,7 @@ def check(trials: pd.DataFrame, source: Path | str = "the table") -> pd.DataFram
     if trials.empty:
         raise HskdError(f"{source}: no trials, only a header row. Run the grid until one trial is done.")
     trials = trials.copy()
-    for column in _TEXT:
+    for column in (*_TEXT, *([LOSS] if LOSS in trials else [])):
         cells = [_text(cell) for cell in trials[column].array]
         _refuse(source, trials, column, [cell is None for cell in cells if column not in _MAY_BE_EMPTY], "is missing")
         _refuse(source, trials, column, [len(cell or "") > LONGEST_TEXT for cell in cells], "is too long for a name")
@@ -145,6 +148,8 @@ def check(trials: pd.DataFrame, source: Path | str = "the table") -> pd.DataFram
     no_bytes = on_curve & (trials["bytes_per_example"] <= 0)
     _refuse(source, trials, "bytes_per_example", no_bytes, "is not above 0")
     _refuse(source, trials, "spec", (trials["arm"] == "spec") & (trials["spec"] == ""), "has no label")
+    if LOSS in trials:  # Only what has an HSK stage has a loss there, and the squared error is not written.
+        trials[LOSS] = trials[LOSS].mask(~trials["arm"].isin(DISTILLED) | (trials[LOSS] == "mse"), "")
     return trials
 
 
@@ -196,15 +201,16 @@ def _refuse(source: Path | str, trials: pd.DataFrame, column: str, bad: Any, wha
 class Study:
     """Trials of one task, teacher, student and training set: what may be compared. Make it with :meth:`of`.
 
-    A *point* is what has one place on a curve: a spec, or an arm (of *full* there may be one for each mapping and
-    precision). ``trials`` has a row per trial, with the columns of the table and
+    A *point* is what has one place on a curve: a spec, or an arm (of *full* there may be one for each mapping,
+    precision and loss of the HSK stage). ``trials`` has a row per trial, with the columns of the table and
 
-    * ``name``: of the point: the spec's label, or the arm, with its mapping where an arm has several;
+    * ``name``: of the point: the spec's label, or the arm, with its mapping and its loss where there are several;
     * ``strategy``: how the spec chooses, apart from how much: the settings that vary among the study's specs, such
       as ``left`` or ``l_top=5, random``; empty where none does, and for other arms. A dimension kept whole needs no
       strategy: such a spec belongs to the one that it fits, if there is just one;
-    * ``reference``: name of the full point of the same mapping and precision; for arms without a mapping that of the
-      only one; empty where there is none.
+    * ``reference``: name of the full point of the same mapping and loss, of several precisions the one of most bytes;
+      for arms without a mapping that of the only one; empty where there is none;
+    * ``hsk_loss``: the loss of the HSK stage, empty for the squared error.
     """
 
     task: str
@@ -280,6 +286,12 @@ class Study:
         """The teacher's score, a share of 1."""
         return float(self.trials["teacher_score"].iloc[0])
 
+    @property
+    def full_bytes(self) -> float:
+        """Bytes an example of full HSK in fp16, whatever its mapping; NaN where no such trial is in the table."""
+        full = self.trials[(self.trials["arm"] == "full") & (self.trials["precision"] == "fp16")]
+        return float(full["bytes_per_example"].max())
+
     @cached_property
     def scores(self) -> pd.DataFrame:
         """Scores, shares of 1: a row per seed, a column per point; NaN where there is no such trial."""
@@ -289,7 +301,7 @@ class Study:
     def points(self) -> pd.DataFrame:
         """What each point is, by its name, from the least HSK up: arm, spec, strategy, reference, amounts."""
         first = self.trials.drop_duplicates("name").set_index("name")
-        columns = ["arm", "spec", "strategy", "reference", *AMOUNT_COLUMNS, *_FIELDS, "w"]
+        columns = ["arm", "spec", "strategy", "reference", *AMOUNT_COLUMNS, *_FIELDS, LOSS, "w"]
         return first[columns].sort_values([*AMOUNT_COLUMNS], kind="stable")
 
     @cached_property
@@ -302,7 +314,7 @@ class Study:
         """:attr:`points` as plain dicts, for questions that are asked often."""
         return self.points.to_dict("index")  # type: ignore[return-value]
 
-    def amount(self, name: str, column: str = "fraction") -> float:
+    def amount(self, name: str, column: str) -> float:
         """How much HSK a point keeps, by one of ``AMOUNT_COLUMNS``."""
         return float(self._rows[name][column])
 
@@ -328,11 +340,11 @@ class Study:
                 return varying[0] if len(varying) == 1 else "joint"
         return "joint"
 
-    def ladder(self, strategy: str, by: str = "fraction") -> tuple[list[str], str]:
+    def ladder(self, strategy: str, by: str = AMOUNT_COLUMNS[0]) -> tuple[list[str], str]:
         """A strategy's points from the least amount up, and the name of the full point above them.
 
-        Where specs differ in precision, full is the one of most bytes; the others of its mapping are steps below it.
-        A spec that holds as much as full, or more, is no step. Full is empty where the strategy has none.
+        Full is the one of most bytes; where the strategy's specs differ in precision, the others of its mapping are
+        steps below it. A spec that holds as much as full, or more, is no step. Full is empty where there is none.
 
         Raises:
             HskdError: ``by`` is not one of ``AMOUNT_COLUMNS``.
@@ -346,11 +358,20 @@ class Study:
 
         rows = self._rows
         specs = [name for name, row in rows.items() if row["arm"] == "spec" and row["strategy"] == strategy]
-        fulls = sorted(sorted({rows[name]["reference"] for name in specs} - {""}), key=amounts)  # a set has no order
-        steps = sorted([*specs, *fulls[:-1]], key=amounts)
-        if not fulls:
-            return steps, ""
-        return [name for name in steps if amounts(name) < amounts(fulls[-1])], fulls[-1]
+        references = sorted({rows[name]["reference"] for name in specs} - {""})  # a set has no order
+        references.sort(key=amounts)
+        if not references:
+            return sorted(specs, key=amounts), ""
+        full = references[-1]
+        precisions = {rows[name]["precision"] for name in specs}
+        others = [
+            name
+            for name, row in rows.items()
+            if row["arm"] == "full" and row["reference"] in references and len(precisions) > 1
+            if name != full and row["precision"] in precisions
+        ]
+        steps = sorted([*specs, *others], key=amounts)
+        return [name for name in steps if amounts(name) < amounts(full)], full
 
 
 def only_study(path: Path) -> Study:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -24,13 +24,16 @@ def overview(
         ),
     ],
     out: Annotated[Path, typer.Option(help="The figure, .png or .svg.")] = Path("overview.png"),
-    bytes: Annotated[bool, typer.Option("--bytes", help="Against bytes an example, instead of the fraction.")] = False,
+    axis: Annotated[
+        Literal["bytes", "values"], typer.Option(help="Bytes an example, or the share of full HSK's values.")
+    ] = "bytes",
 ) -> None:
     """Draw several grids in one picture: which dimension, or all together, gives most for least."""
     from hskd.analysis.figures import style
     from hskd.analysis.figures.overview import overview_figure
+    from hskd.analysis.table import AXES
 
-    figure = overview_figure([_line(text) for text in results], "bytes_per_example" if bytes else "fraction")
+    figure = overview_figure([_line(text) for text in results], AXES[axis])
     print(f"figure: {style.save(figure, out)}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,6 +17,10 @@ def report(
     margin: Annotated[
         float, typer.Option(min=0, help="Points of score that may be lost against full HSK and still be enough.")
     ] = 0.5,
+    axis: Annotated[
+        Literal["bytes", "values"],
+        typer.Option(help="What orders amounts: bytes an example, or the share of full HSK's values, as in the paper."),
+    ] = "bytes",
 ) -> None:
     """Write one page that says how little HSK is enough, with figures (PNG, SVG) and tables (CSV, LaTeX) beside it.
 
@@ -24,4 +28,4 @@ def report(
     """
     from hskd.analysis.report.page import write_report
 
-    print(f"report: {write_report(results, out, margin / 100)}")
+    print(f"report: {write_report(results, out, margin / 100, axis=axis)}")

@@ -18,21 +18,27 @@ from hskd.analysis.table import Study
 MINUS = "\N{MINUS SIGN}"
 
 AXIS_LABELS = {
-    "fraction": "fraction of full HSK (%, log scale)",
-    "kept_per_example": "values kept per example (log scale)",
     "bytes_per_example": "bytes per example on disk (log scale)",
+    "fraction": "fraction of full HSK's values (%, log scale)",
+    "kept_per_example": "values kept per example (log scale)",
 }
 """The columns that may lie along x, and what their axis is called."""
 
 
+CROWDED = 6
+"""Of more strategies, intervals are faint, trials are left out, and a strip has a row only where something is shown."""
+
+
 class Look(NamedTuple):
-    """How a strategy is drawn: no two share a marker, or a colour."""
+    """How a strategy is drawn: of ten no two share a marker or a colour; of more, no two share both."""
 
     colour: str
     marker: str
     dashes: Any
     shift: float
     """By how much of the axis its points are set aside, so that strategies do not cover each other."""
+    faint: bool = False
+    """Whether its intervals are pale and its trials left out: there are too many strategies for them."""
 
 
 def looks(strategies: Sequence[str]) -> dict[str, Look]:
@@ -42,12 +48,19 @@ def looks(strategies: Sequence[str]) -> dict[str, Look]:
     return {
         strategy: Look(
             style.COLOURS[index % len(style.COLOURS)],
-            style.MARKERS[index % len(style.MARKERS)],
+            style.MARKERS[(index + index // len(style.COLOURS)) % len(style.MARKERS)],
             dashes[index % len(dashes)],
             (index - middle) * min(0.017, 0.07 / len(strategies)),
+            len(strategies) > CROWDED,
         )
         for index, strategy in enumerate(strategies)
     }
+
+
+def legend_columns(names: Sequence[str], most: int = 5) -> int:
+    """How many columns of a legend with these names fit a figure of full width."""
+    width = 0.5 + 0.047 * max(map(len, names), default=0)  # inches of a handle and of the longest name
+    return max(1, min(most, len(names), int(style.FULL / width)))
 
 
 def scaled(amounts: Any, x: str) -> Any:

@@ -15,10 +15,12 @@ from matplotlib.lines import Line2D
 from hskd.analysis.figures import style
 from hskd.analysis.figures.axes import (
     AXIS_LABELS,
+    CROWDED,
     Look,
     amount_axis,
     amount_names,
     aside,
+    legend_columns,
     level_lines,
     looks,
     scaled,
@@ -26,7 +28,7 @@ from hskd.analysis.figures.axes import (
 from hskd.analysis.figures.minimum_strip import draw_minimum
 from hskd.analysis.stats.curves import marginal_utility, points
 from hskd.analysis.stats.sufficiency import Sufficiency
-from hskd.analysis.table import Study
+from hskd.analysis.table import AMOUNT_COLUMNS, Study
 from hskd.errors import HskdError
 from hskd.statistics import CONFIDENCE
 
@@ -37,7 +39,7 @@ LABELLED = 10
 
 def marginal_utility_figure(
     study: Study,
-    x: str = "fraction",
+    x: str = AMOUNT_COLUMNS[0],
     relative: bool = False,
     minimum: Sequence[Sufficiency] = (),
     title: str = "",
@@ -47,7 +49,7 @@ def marginal_utility_figure(
 
     Args:
         study: the trials; one seed gives a figure without intervals.
-        x: what lies along x: ``fraction``, ``kept_per_example`` or ``bytes_per_example``.
+        x: what lies along x: ``bytes_per_example``, ``fraction`` or ``kept_per_example``.
         relative: draw the share of the gap from *none* to *full* that is closed, instead of the score.
         minimum: the minimum sufficient amounts, one for each strategy, shown as a strip.
         title: a headline, for a figure that stands alone: it then says itself what it shows.
@@ -60,6 +62,7 @@ def marginal_utility_figure(
     table = _table(study, x, relative, confidence)
     gains = _gains(study, table, x, confidence)
     look = looks(study.strategies)
+    minimum = [one for one in minimum if len(look) <= CROWDED or one.verdict != "undetermined"]
     column = "relative" if relative else "mean"
     rows = {"curve": 2.3, "minimum": 0.17 * len(minimum) + 0.02, "gain": 1.05}
     heights = {
@@ -67,7 +70,8 @@ def marginal_utility_figure(
         for name, inches in rows.items()
         if name == "curve" or (name == "minimum" and minimum) or (name == "gain" and not gains.empty)
     }
-    size = (style.FULL, sum(heights.values()) + 0.75 + 0.75 * bool(title) + 0.15 * (len(look) > 1))
+    legend = -(-len(look) // legend_columns(list(look))) if len(look) > 1 else 0
+    size = (style.FULL, sum(heights.values()) + 0.75 + 0.75 * bool(title) + 0.15 * legend)
     with style.canvas(size) as figure:
         figure.get_layout_engine().set(h_pad=0.03, hspace=0.02)  # type: ignore[union-attr,call-arg]
         parts: dict[str, Axes] = figure.subplot_mosaic(
@@ -111,7 +115,8 @@ def caption(
         if table.loc[table["arm"] == "spec", "relative_low"].isna().all():
             sentences.append("No intervals: the gap is not shown to differ from 0, so no share of it is bounded.")
     else:
-        sentences.append(f"Means over {seeds} seeds with {100 * confidence:g} % t-intervals; pale dots are trials.")
+        dots = "; pale dots are trials" if len(study.strategies) <= CROWDED else ", drawn faintly and cut off"
+        sentences.append(f"Means over {seeds} seeds with {100 * confidence:g} % t-intervals{dots}.")
         if table["n"].min() == 1:
             sentences.append("Where there is 1 seed there is no interval.")
     if minimum:
@@ -121,6 +126,8 @@ def caption(
         )
     if len(study.strategies) > 1:
         sentences.append("Strategies are set aside a little along x, so that none covers another.")
+    if len(study.points[study.points["arm"] == "full"]) > 1 and len({*study.points["reference"]} - {""}) == 1:
+        sentences.append("Full is that of most bits; hollow circles, if any, are full HSK in fewer bits.")
     return " ".join(sentences)
 
 
@@ -132,7 +139,7 @@ def _table(study: Study, x: str, relative: bool, confidence: float) -> pd.DataFr
     if specs.empty:
         raise HskdError("column arm: no trial of the arm spec, so there is no curve. Run the grid until one is done.")
     if specs[x].isna().any():
-        raise HskdError(f"column {x}: missing, so it cannot lie along x. Choose another, such as fraction.")
+        raise HskdError(f"column {x}: missing, so it cannot lie along x. Choose another, such as bytes_per_example.")
     if relative and specs["relative"].isna().all():
         raise HskdError("column arm: none or full is missing, so there is no gap to take a share of. Run these arms.")
     return table
@@ -143,7 +150,7 @@ def _gains(study: Study, table: pd.DataFrame, x: str, confidence: float) -> pd.D
         return marginal_utility(study, confidence, x)
     # Values kept are the fraction times the same number for every spec, so that doublings are the same.
     full_values = float((table[x] / table["fraction"]).median())
-    gains = marginal_utility(study, confidence)
+    gains = marginal_utility(study, confidence, "fraction")
     return gains.assign(**{column: gains[column] * full_values for column in ("low_x", "high_x", "at")})
 
 
@@ -153,9 +160,14 @@ def _positive(table: pd.DataFrame, x: str) -> np.ndarray:
 
 def _draw_curve(axes: Axes, study: Study, table: pd.DataFrame, x: str, column: str, look: Mapping[str, Look]) -> None:
     by_name = table.set_index("name")
-    ladders = {strategy: study.ladder(strategy) for strategy in look}
+    ladders = {strategy: study.ladder(strategy, x if x in AMOUNT_COLUMNS else "fraction") for strategy in look}
     fulls = [full for _, full in ladders.values() if full]
     shared = fulls[0] if len(fulls) > 1 and len(set(fulls)) == 1 else ""
+    on_a_line = {name for names, full in ladders.values() for name in (*names, full)}
+    rest = by_name[(by_name["arm"] == "full") & ~by_name.index.isin(on_a_line)]
+    if len(rest):
+        at = scaled(rest[x], x)
+        _draw_points(axes, study, by_name, at, column, Look("white", "o", "-", 0.0), "full in fewer bits")
     for strategy, seen in look.items():
         names, full = ladders[strategy]
         line = by_name.loc[[*names, *([full] if full else [])]].sort_values(x, kind="stable")
@@ -182,37 +194,47 @@ def _draw_curve(axes: Axes, study: Study, table: pd.DataFrame, x: str, column: s
     axes.update_datalim([(axes.get_xlim()[0], level) for level in levels], updatex=False)
     axes.margins(y=0.06)
     axes.autoscale_view(scalex=False)
+    if len(look) > CROWDED:  # the means are to be told apart; intervals are cut off
+        heights = [*levels, *(100 * table[column].dropna())]
+        room = 0.15 * (max(heights) - min(heights) or 1.0)
+        axes.set_ylim(min(heights) - room, max(heights) + room)
     if column != "mean":  # Fieller's intervals may be very wide, and would press all else flat
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, -150), min(high, 300))
 
 
 def _draw_points(
-    axes: Axes, study: Study, table: pd.DataFrame, at: pd.Series[float], column: str, look: Look, label: str
+    axes: Axes,
+    study: Study,
+    table: pd.DataFrame,
+    at: pd.Series[float],
+    column: str,
+    look: Look,
+    label: str,
 ) -> None:
     """Means with their intervals, and the trials, of the points whose places along x are ``at``."""
     low, high = ("low", "high") if column == "mean" else ("relative_low", "relative_high")
     mean = 100 * table.loc[at.index, column].to_numpy()
-    axes.plot(at, mean, ls="", color=look.colour, marker=look.marker, zorder=5, label=label)
+    edge = style.INK if look.colour == "white" else look.colour
+    axes.plot(at, mean, ls="", mfc=look.colour, mec=edge, marker=look.marker, zorder=5, label=label)
     bars = np.stack([mean - 100 * table.loc[at.index, low], 100 * table.loc[at.index, high] - mean])
     if np.isfinite(bars).any():
-        axes.errorbar(at, mean, bars, fmt="none", ecolor=look.colour, elinewidth=0.8, capsize=1.8, zorder=4)
-    if column == "mean":
+        faint: dict[str, Any] = {"alpha": 0.3, "capsize": 0.0} if look.faint else {"capsize": 1.8}
+        axes.errorbar(at, mean, bars, fmt="none", ecolor=edge, elinewidth=0.8, zorder=4, **faint)
+    if column == "mean" and not look.faint:
         own = study.trials[study.trials["name"].isin(at.index)]
         beside = aside(axes, own["name"].map(at).to_numpy(), 0.006)
-        axes.scatter(
-            beside, 100 * own["score"], s=7, color=look.colour, alpha=0.3, linewidths=0, zorder=2, label="trial"
-        )
+        axes.scatter(beside, 100 * own["score"], s=7, color=edge, alpha=0.3, linewidths=0, zorder=2, label="trial")
 
 
 def _levels(study: Study, table: pd.DataFrame, column: str) -> list[tuple[str, float]]:
-    """The arms that are horizontal lines, and at what height; full only where it is one."""
+    """The arms that are horizontal lines, and at what height; full only where all specs are held against the same."""
     others = table[~table["arm"].isin(("spec", "full"))]
-    fulls = table[table["arm"] == "full"]
-    level_arms = pd.concat([others, fulls]) if len(fulls) == 1 else others
-    levels = [
-        (str(name), 100 * float(level)) for name, level in zip(level_arms["name"], level_arms[column], strict=True)
-    ]
+    references = set(study.points.loc[study.points["arm"] != "none", "reference"]) - {""}
+    full = table[table["name"].isin(references)] if len(references) == 1 else table.iloc[:0]
+    level_arms = pd.concat([others, full])
+    names = level_arms["name"].mask(level_arms["arm"] == "full", "full")
+    levels = [(str(name), 100 * float(level)) for name, level in zip(names, level_arms[column], strict=True)]
     if column == "mean":
         return [("teacher", 100 * study.teacher_score), *levels]
     return [(name, level) for name, level in levels if np.isfinite(level)]
@@ -229,7 +251,7 @@ def _draw_gains(axes: Axes, gains: pd.DataFrame, x: str, look: Mapping[str, Look
             axes.hlines(gain, *steps, color=seen.colour, lw=2.5, alpha=0.25, zorder=2)
         axes.plot(at, gain, ls="", color=seen.colour, marker=seen.marker, ms=3.5, zorder=4)
         bars = np.stack([gain - low, high - gain])
-        if np.isfinite(bars).any():
+        if np.isfinite(bars).any() and len(look) <= CROWDED:
             axes.errorbar(at, gain, bars, fmt="none", ecolor=seen.colour, elinewidth=0.8, capsize=1.8, zorder=3)
     axes.margins(y=0.1)
     axes.autoscale_view(scalex=False)
@@ -245,7 +267,7 @@ def _head(figure: Figure, axes: Axes, study: Study, look: Mapping[str, Look], ti
             Line2D([], [], color=seen.colour, marker=seen.marker, ls=seen.dashes, label=strategy or "others")
             for strategy, seen in look.items()
         ]
-        columns = min(len(handles), 5)
+        columns = legend_columns(list(look))
         # The headline is the legend's: beside it they would lie on each other.
         legend = figure.legend(handles=handles, loc="outside upper left", ncols=columns, handlelength=3, title=title)
         legend.set_alignment("left")

@@ -13,6 +13,9 @@ from hskd.analysis.figures import style
 from hskd.analysis.figures.axes import Look, scaled
 from hskd.analysis.stats.sufficiency import Sufficiency
 
+LONGEST_NAME = 26
+"""Characters of a strategy that is named beside its row."""
+
 
 def draw_minimum(
     axes: Axes, minimum: Sequence[Sufficiency], table: pd.DataFrame, x: str, look: Mapping[str, Look]
@@ -31,11 +34,17 @@ def draw_minimum(
     amounts = scaled(table.set_index("name")[x], x)
     left, right = axes.get_xlim()
     axes.set_ylim(len(minimum) - 0.5, -0.5)
-    axes.set_yticks(range(len(minimum)), [one.strategy or "minimum" for one in minimum])
+    names = [one.strategy or "minimum" for one in minimum]
+    # Long names would take the room of the curve; the legend has them, beside the markers.
+    named = max(map(len, names)) <= LONGEST_NAME
+    axes.set_yticks(range(len(minimum)), names if named else [""] * len(names))
     axes.tick_params(axis="both", which="both", length=0)
     axes.spines[:].set_visible(False)
     for row, one in enumerate(minimum):
         seen = look.get(one.strategy, Look(style.CURVE, "o", "-", 0.0))
+        if not named:
+            place = axes.get_yaxis_transform()
+            axes.plot(-0.02, row, marker=seen.marker, color=seen.colour, ls="", transform=place, clip_on=False)
         known = bool(one.above) and amounts.get(one.above, 0) > 0
         start = float(amounts[one.above]) if known else left
         end = float(amounts[one.name]) if one.verdict == "sufficient" else right

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from hskd.analysis.figures import style
 from hskd.analysis.figures.axes import amount_axis, aside, level_lines, looks, scaled
 from hskd.analysis.stats.curves import NONE, points
-from hskd.analysis.table import KEYS, Study
+from hskd.analysis.table import AMOUNT_COLUMNS, KEYS, Study
 from hskd.errors import HskdError
 from hskd.statistics import CONFIDENCE
 
@@ -28,13 +28,13 @@ class Line(NamedTuple):
         return self.study.dimension_of([self.strategy]) + (f", {self.strategy}" if self.strategy else "")
 
 
-def overview_figure(lines: Sequence[Line], x: str = "fraction", confidence: float = CONFIDENCE) -> Figure:
+def overview_figure(lines: Sequence[Line], x: str = AMOUNT_COLUMNS[0], confidence: float = CONFIDENCE) -> Figure:
     """Draw score against amount of HSK, a line for each of ``lines``, each ending in the full HSK of its mapping.
 
     Args:
         lines: strategies of studies that differ in their specs alone; *none*, *full* and the teacher of the first are
             drawn as levels.
-        x: ``fraction`` or ``bytes_per_example``.
+        x: ``bytes_per_example`` or ``fraction``.
         confidence: of the t-intervals.
 
     Raises:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hskd.analysis.figures import style
-from hskd.analysis.figures.axes import amount_axis, level_lines
+from hskd.analysis.figures.axes import Look, amount_axis, legend_columns, level_lines, looks
 from hskd.analysis.table import Study
 from hskd.errors import HskdError
 
@@ -16,6 +19,8 @@ _X = "bytes_per_example"
 
 def pareto_figure(study: Study, pareto: pd.DataFrame) -> Figure:
     """Draw score against bytes an example for a table of :func:`hskd.analysis.stats.joint.pareto`, its front joined.
+
+    Where there are several strategies, each has its colour and marker, filled on the front.
 
     Raises:
         HskdError: no point of the front takes any bytes.
@@ -27,29 +32,54 @@ def pareto_figure(study: Study, pareto: pd.DataFrame) -> Figure:
         raise HskdError("joint: nothing that takes bytes beats none, so there is no front to draw.")
     none = pareto[pareto["arm"] == "none"]
     levels = [(str(name), 100 * float(mean)) for name, mean in zip(none["name"], none["mean"], strict=True)]
-    with style.canvas((style.FULL, 3.2)) as figure:
+    several = len(study.strategies) > 1
+    names = [strategy or "others" for strategy in study.strategies] + ["full"] if several else []
+    rows = -(-len(names) // legend_columns(names)) if several else 1
+    with style.canvas((style.FULL, 3.05 + 0.15 * rows)) as figure:
         axes = figure.subplots()
         amount_axis(axes, _X, table[_X].to_numpy(dtype=np.float64))
         mean = 100 * front["mean"]
-        axes.plot(front[_X], mean, drawstyle="steps-post", color=style.CURVE, lw=1, zorder=3)
-        axes.plot(front[_X], mean, "o", color=style.CURVE, zorder=5, label="on the front")
+        line = style.PALE if several else style.CURVE
+        axes.plot(front[_X], mean, drawstyle="steps-post", color=line, lw=1, zorder=3)
         bars = 100 * np.stack([front["mean"] - front["low"], front["high"] - front["mean"]])
         if np.isfinite(bars).any():
-            axes.errorbar(front[_X], mean, bars, fmt="none", ecolor=style.CURVE, elinewidth=0.8, capsize=1.8, alpha=0.8)
-        axes.plot(rest[_X], 100 * rest["mean"], "s", ms=3, color=style.PALE, alpha=0.7, zorder=2, label="beaten")
+            axes.errorbar(front[_X], mean, bars, fmt="none", ecolor=line, elinewidth=0.8, capsize=1.8, alpha=0.8)
+        if several:
+            _draw_strategies(axes, study, table)
+        else:
+            axes.plot(front[_X], mean, "o", color=style.CURVE, zorder=5, label="on the front")
+            axes.plot(rest[_X], 100 * rest["mean"], "s", ms=3, color=style.PALE, alpha=0.7, zorder=2, label="beaten")
         axes.set_ylabel(f"{study.score_split} score on {study.task} ({study.unit})")
         axes.update_datalim([(axes.get_xlim()[0], level) for _, level in levels], updatex=False)
         axes.margins(y=0.08)
         axes.autoscale_view(scalex=False)
-        figure.legend(loc="outside upper left", ncols=2)
+        figure.legend(loc="outside upper left", ncols=legend_columns(names) if several else 2)
         figure.draw_without_rendering()
         level_lines(axes, levels)
         style.settle(figure)
-        labels = list(zip(front[_X], mean, front["name"], strict=True))
+        # Of several strategies the colour says the rest of a name.
+        texts = front["name"].str.split(",").str[0] if several else front["name"]
+        labels = list(zip(front[_X], mean, texts, strict=True))
         beaten = np.stack([rest[_X], 100 * rest["mean"]], axis=1)
         # A marker takes the room of several points of a line.
         style.label_points(axes, labels, np.concatenate([style.drawn(axes), *[beaten] * 5]))
         return figure
+
+
+def _draw_strategies(axes: Axes, study: Study, table: pd.DataFrame) -> None:
+    """The points of each strategy, and of *full*: filled on the front, hollow and small where beaten."""
+    look: dict[str | None, Look] = dict(looks(study.strategies).items())
+    look[None] = Look(style.INK, "o", "-", 0.0)
+    for strategy, seen in look.items():
+        own = table[table["arm"] == "full"] if strategy is None else table[table["strategy"] == strategy]
+        own = own if strategy is None else own[own["arm"] == "spec"]
+        name = "full" if strategy is None else strategy or "others"
+        axes.plot([], [], ls="", color=seen.colour, marker=seen.marker, label=name)
+        best = own[own["front"]]
+        rest = own[~own["front"]]
+        axes.plot(best[_X], 100 * best["mean"], ls="", color=seen.colour, marker=seen.marker, ms=5, zorder=5)
+        face: dict[str, Any] = {"mfc": "white", "mec": seen.colour, "mew": 0.8, "alpha": 0.8}
+        axes.plot(rest[_X], 100 * rest["mean"], ls="", marker=seen.marker, ms=3.5, zorder=2, **face)
 
 
 def caption(pareto: pd.DataFrame, confidence: float) -> str:
@@ -57,5 +87,6 @@ def caption(pareto: pd.DataFrame, confidence: float) -> str:
     bars = f" Bars: {100 * confidence:g} % t-intervals." if pareto["n"].max() > 1 else ""
     return (
         "Score against bytes an example on disk. On the front is what no other point beats by scoring as much for "
-        f"less. It is the front of the means that were measured: chance lifts points onto it.{bars}"
+        "less; what is beaten is hollow or pale. It is the front of the means that were measured: chance lifts points "
+        f"onto it.{bars}"
     )

@@ -57,7 +57,7 @@ def distil_command(study: Study, name: str, examples: int | None = None) -> str:
 
 
 def _task(plan: TaskPlan) -> dict[str, Any]:
-    fields = plan.model_dump(exclude_none=True)
+    fields = plan.model_dump(exclude_none=True, exclude={"held_out"})
     if plan.text_columns:
         fields["text_columns"] = ",".join(plan.text_columns)
     return {"task": fields.pop("name"), **fields}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
@@ -25,7 +26,7 @@ from hskd.analysis.stats.examples import Answers
 from hskd.analysis.stats.joint import next_byte, pareto, surface
 from hskd.analysis.stats.strategies import by_amount, compare_strategies, winners
 from hskd.analysis.stats.sufficiency import MARGIN, minimum_sufficient
-from hskd.analysis.table import CSV_FILE, Study, studies
+from hskd.analysis.table import AXES, CSV_FILE, Study, studies
 from hskd.errors import HskdError
 from hskd.io import write_text
 from hskd.results import ResultsFolder, load, write_csv
@@ -33,11 +34,7 @@ from hskd.statistics import CONFIDENCE
 
 INDEX = "index.html"
 
-_CURVES = (
-    ("curve", "Score against the fraction of full HSK", "fraction", False),
-    ("curve_bytes", "Score against bytes", "bytes_per_example", False),
-    ("curve_relative", "Share of the gap that is closed", "fraction", True),
-)
+_CURVE_TITLES = {"bytes": "Score against bytes", "values": "Score against the fraction of full HSK's values"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,13 @@ class Section:
     facts: provenance.Facts
 
 
-def write_report(path: Path, out: Path | None = None, margin: float = MARGIN, confidence: float = CONFIDENCE) -> Path:
+def write_report(
+    path: Path,
+    out: Path | None = None,
+    margin: float = MARGIN,
+    confidence: float = CONFIDENCE,
+    axis: str = "bytes",
+) -> Path:
     """Write the report on a table of results.
 
     ``out`` gets ``index.html``, which needs no other file, ``figures/`` (PNG and SVG) and ``tables/`` (CSV with every
@@ -83,20 +86,23 @@ def write_report(path: Path, out: Path | None = None, margin: float = MARGIN, co
         out: folder of the report [default: ``report`` in the results folder].
         margin: what may be lost against full HSK and still be called enough, a share of 1.
         confidence: of intervals and claims.
+        axis: what orders the amounts: ``bytes`` an example, or ``values``, the fraction of full HSK's.
 
     Returns:
         The path of ``index.html``.
 
     Raises:
-        HskdError: the table is refused, or ``out`` cannot be written. One seed or a missing arm is no error: the
-            report then says what cannot be said.
+        HskdError: the table is refused, ``axis`` is neither, or ``out`` cannot be written. One seed or a missing arm is
+            no error: the report then says what cannot be said.
     """
     path = Path(path)
+    if axis not in AXES:
+        raise HskdError(f"axis: {axis!r}: expected {' or '.join(AXES)}.")
     out = out or (path if path.is_dir() else path.parent) / "report"
     all_studies = studies(path)
     slugs = _slugs(all_studies)
     sections = [
-        _section(study, out / slug if len(slugs) > 1 else out, slug, margin, confidence)
+        _section(study, out / slug if len(slugs) > 1 else out, slug, margin, confidence, axis)
         for study, slug in zip(all_studies, slugs, strict=True)
     ]
     environment = Environment(
@@ -108,7 +114,7 @@ def write_report(path: Path, out: Path | None = None, margin: float = MARGIN, co
     )
     page = environment.get_template("report.html.j2").render(
         sections=sections,
-        commands=provenance.commands(path, out, margin),
+        commands=provenance.commands(path, out, margin, axis),
         confidence=confidence,
     )
     if path.is_dir() and ResultsFolder(path).exists:
@@ -129,8 +135,8 @@ def _slugs(all_studies: Sequence[Study]) -> list[str]:
     return slugs
 
 
-def _section(study: Study, out: Path, slug: str, margin: float, confidence: float) -> Section:
-    maker = _Maker(study, out, margin, confidence)
+def _section(study: Study, out: Path, slug: str, margin: float, confidence: float, axis: str) -> Section:
+    maker = _Maker(study, out, margin, confidence, axis)
     parts = [maker.curve_part(), maker.minimum_part(), maker.strategies_part(), maker.joint_part()]
     return Section(study, slug, maker.answers, parts, provenance.facts(study, study.folder))
 
@@ -138,13 +144,15 @@ def _section(study: Study, out: Path, slug: str, margin: float, confidence: floa
 class _Maker:
     """Makes the parts of one study's section, and writes their files."""
 
-    def __init__(self, study: Study, out: Path, margin: float, confidence: float) -> None:
+    def __init__(self, study: Study, out: Path, margin: float, confidence: float, axis: str) -> None:
         self.study = study
+        self.axis = axis
         self.out = out
         self.confidence = confidence
         kept = Answers.read(study.folder, study)
-        self.these = minimum_sufficient(study, margin, confidence=confidence)
-        self.new = minimum_sufficient(study, margin, confidence=confidence, answers=kept) if kept else []
+        how: dict[str, Any] = {"margin": margin, "confidence": confidence, "by": AXES[axis]}
+        self.these = minimum_sufficient(study, **how)
+        self.new = minimum_sufficient(study, **how, answers=kept) if kept else []
         self.comparison = compare_strategies(study, confidence)
 
     @property
@@ -164,15 +172,22 @@ class _Maker:
         """The curves, and the scores behind them."""
         study, confidence = self.study, self.confidence
         part = PagePart("Score against amount")
-        for name, title, x, relative in _CURVES if study.strategies else _CURVES[:1]:
-            draw = partial(curve.marginal_utility_figure, study, x, relative, self.these, confidence=confidence)
-            self._draw(part, name, title, draw, partial(curve.caption, study, relative, self.these, confidence))
+        [other] = set(AXES) - {self.axis}
+        curves = (
+            ("curve", _CURVE_TITLES[self.axis], self.axis, False),
+            (f"curve_{other}", _CURVE_TITLES[other], other, False),
+            ("curve_relative", "Share of the gap that is closed", self.axis, True),
+        )
+        for name, title, along, relative in curves if study.strategies else curves[:1]:
+            x, minimum = AXES[along], self.these if along == self.axis else ()
+            draw = partial(curve.marginal_utility_figure, study, x, relative, minimum, confidence=confidence)
+            self._draw(part, name, title, draw, partial(curve.caption, study, relative, minimum, confidence))
         self._tabulate(part, sheets.points_sheet(points(study, confidence), study.unit))
-        steps = marginal_utility(study, confidence)
+        steps = marginal_utility(study, confidence, AXES[self.axis])
         if steps.empty:
             part.sentences.append("Marginal utility: it takes two amounts of one strategy.")
         else:
-            self._tabulate(part, sheets.marginal_utility_sheet(steps))
+            self._tabulate(part, sheets.marginal_utility_sheet(steps, AXES[self.axis]))
         return part
 
     def minimum_part(self) -> PagePart:

@@ -31,6 +31,7 @@ _SETTINGS = {
     "weight_decay": "weight decay",
     "max_grad_norm": "gradients clipped at norm",
     "tau": "temperature",
+    "hsk_loss": "loss of the HSK stage",
 }
 
 
@@ -72,13 +73,14 @@ def facts(study: Study, folder: Path | None) -> Facts:
     return [(name, text) for name, text in known_facts if text]
 
 
-def commands(path: Path, out: Path, margin: float) -> list[tuple[str, str]]:
+def commands(path: Path, out: Path, margin: float, axis: str = "bytes") -> list[tuple[str, str]]:
     """The shell commands behind a report, each with what it does.
 
     Args:
         path: what the report was asked for, as it was written.
         out: where it was written.
         margin: of the minimum, a share of 1.
+        axis: what orders the amounts: bytes or values.
     """
     content = ResultsFolder(path).grid() if path.is_dir() else None
     grid_commands = [_grid_command(path, content)] if content is not None else []
@@ -87,6 +89,8 @@ def commands(path: Path, out: Path, margin: float) -> list[tuple[str, str]]:
         report += ["--out", str(out)]
     if margin != MARGIN:
         report += ["--margin", f"{100 * margin:g}"]
+    if axis != "bytes":
+        report += ["--axis", axis]
     return [*grid_commands, ("made this page", shlex.join(report))]
 
 

@@ -10,8 +10,12 @@ from pathlib import Path
 import pandas as pd
 
 from hskd.analysis.stats.sufficiency import Sufficiency, percent
+from hskd.analysis.table import AMOUNT_COLUMNS
 from hskd.io import write_text
 from hskd.results import spreadsheet
+
+BYTES_SHARE, VALUES_SHARE = "share of full's bytes in fp16", "share of full's values"
+"""Headers of the two ways to say how much of full HSK is kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +63,10 @@ def points_sheet(points: pd.DataFrame, unit: str = "%") -> Sheet:
         {
             "point": points["name"],
             "strategy": points["strategy"],
-            "share of full HSK": [percent(value) if value else "0" for value in points["fraction"]],
-            "values an example": _each(points["kept_per_example"], _whole),
             "bytes an example": _each(points["bytes_per_example"], _whole),
+            BYTES_SHARE: _shares(points["bytes_share"]),
+            "values an example": _each(points["kept_per_example"], _whole),
+            VALUES_SHARE: _shares(points["fraction"]),
             f"score, {unit}": _intervals(points, "mean", "low", "high"),
             "seeds": points["n"].astype(str),
             "above none, points": _intervals(points, "above_none", "above_none_low", "above_none_high", 2),
@@ -75,16 +80,15 @@ def points_sheet(points: pd.DataFrame, unit: str = "%") -> Sheet:
     return _sheet("points", "Scores", about, points, text_table, ("point", "strategy"))
 
 
-def marginal_utility_sheet(steps: pd.DataFrame) -> Sheet:
-    """The table of :func:`hskd.analysis.stats.curves.marginal_utility` along the fraction of full HSK."""
+def marginal_utility_sheet(steps: pd.DataFrame, x: str = AMOUNT_COLUMNS[0]) -> Sheet:
+    """The table of :func:`hskd.analysis.stats.curves.marginal_utility` along the column ``x``."""
+    title, say = (VALUES_SHARE, percent) if x == "fraction" else ("bytes an example", _whole)
     text_table = pd.DataFrame(
         {
             "from": steps["from_name"],
             "to": steps["to_name"],
             "strategy": steps["strategy"],
-            "share of full HSK": [
-                f"{percent(low)} to {percent(high)}" for low, high in zip(steps["low_x"], steps["high_x"], strict=True)
-            ],
+            title: [f"{say(low)} to {say(high)}" for low, high in zip(steps["low_x"], steps["high_x"], strict=True)],
             "gain per doubling, points": _intervals(steps, "gain", "low", "high", 2),
             "seeds": steps["n"].astype(str),
         }
@@ -149,8 +153,8 @@ def surface_sheet(surface: pd.DataFrame, unit: str = "%") -> Sheet:
             "layers": surface["n"].astype(str),
             "tokens": surface["k"].astype(str),
             "neurons": [percent(value) for value in surface["w"]],
-            "share of full HSK": [percent(value) for value in surface["fraction"]],
             "bytes an example": _each(surface["bytes_per_example"], _whole),
+            VALUES_SHARE: _shares(surface["fraction"]),
             f"score, {unit}": _each(surface["score"], lambda value: _points(value, 1)),
             "seeds": surface["n_seeds"].astype(str),
         }
@@ -164,14 +168,21 @@ def pareto_sheet(pareto: pd.DataFrame, unit: str = "%") -> Sheet:
     text_table = pd.DataFrame(
         {
             "point": front["name"],
-            "share of full HSK": [percent(value) if value else "0" for value in front["fraction"]],
+            "strategy": front["strategy"],
             "bytes an example": _each(front["bytes_per_example"], _whole),
+            BYTES_SHARE: _shares(front["bytes_share"]),
+            VALUES_SHARE: _shares(front["fraction"]),
             f"score, {unit}": _intervals(front, "mean", "low", "high"),
             "seeds": front["n"].astype(str),
         }
     )
     return _sheet(
-        "pareto", "Pareto front", "What no other point beats at its price in bytes.", pareto, text_table, ("point",)
+        "pareto",
+        "Pareto front",
+        "What no other point beats at its price in bytes.",
+        pareto,
+        text_table,
+        ("point", "strategy"),
     )
 
 
@@ -243,6 +254,10 @@ def _interval(mean: float, low: float, high: float, digits: int) -> str:
 
 def _each(values: pd.Series[float], say: Callable[[float], str]) -> list[str]:
     return ["" if math.isnan(value) else say(value) for value in values]
+
+
+def _shares(values: pd.Series[float]) -> list[str]:
+    return _each(values, lambda value: percent(value) if value else "0")
 
 
 def _points(score: float, digits: int) -> str:

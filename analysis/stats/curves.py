@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from hskd.analysis.stats.intervals import Estimate, Interval, ratio_of
-from hskd.analysis.table import Study
+from hskd.analysis.table import AMOUNT_COLUMNS, Study
 from hskd.statistics import CONFIDENCE
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ def points(study: Study, confidence: float = CONFIDENCE, answers: Answers | None
 
     Returns:
         A row per point. arm, name, strategy; fraction, kept_per_example (values kept of an example, NaN where the
-        table does not say) and bytes_per_example; mean, low, high (shares of 1) and n (seeds); above_none and its
+        table does not say), bytes_per_example and bytes_share (of full HSK's in fp16, NaN where no such trial is in the
+        table); mean, low, high (shares of 1) and n (seeds); above_none and its
         bounds (shares of 1, paired by seed); relative and its bounds (share of the gap from *none* to the *full* of
         the same mapping that is closed: Fieller's interval). NaN bounds where they need two seeds or more, and those
         of ``relative`` where the gap is not shown to differ from 0; NaN where there is no *none* or *full*.
@@ -71,12 +72,13 @@ def points(study: Study, confidence: float = CONFIDENCE, answers: Answers | None
         rows.append(row)
     table = pd.DataFrame(rows)
     table["kept_per_example"] = table["name"].map(_kept(study))
-    first = ["arm", "name", "strategy", "fraction", "kept_per_example", "bytes_per_example"]
+    table["bytes_share"] = table["bytes_per_example"] / study.full_bytes
+    first = ["arm", "name", "strategy", "fraction", "kept_per_example", "bytes_per_example", "bytes_share"]
     table = table[[*first, *(column for column in table if column not in first)]]
-    return table.sort_values(["fraction", "bytes_per_example", "mean"], kind="stable", ignore_index=True)
+    return table.sort_values([*AMOUNT_COLUMNS, "mean"], kind="stable", ignore_index=True)
 
 
-def marginal_utility(study: Study, confidence: float = CONFIDENCE, x: str = "fraction") -> pd.DataFrame:
+def marginal_utility(study: Study, confidence: float = CONFIDENCE, x: str = AMOUNT_COLUMNS[0]) -> pd.DataFrame:
     """What the student's score gains for each doubling of the HSK, from one step of a strategy to the next.
 
     The steps of a strategy end with the *full* of its mapping. Points closer than half a doubling are pooled first:
@@ -85,7 +87,7 @@ def marginal_utility(study: Study, confidence: float = CONFIDENCE, x: str = "fra
     Args:
         study: the trials.
         confidence: of the two-sided t-intervals over seeds, paired by seed.
-        x: the column of amounts, ``fraction`` or ``bytes_per_example``.
+        x: the column of amounts, ``bytes_per_example`` or ``fraction``.
 
     Returns:
         A row per pair of neighbouring steps: strategy; from_name and to_name (pooled names joined by `` + ``); low_x,

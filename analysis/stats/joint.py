@@ -11,7 +11,7 @@ import pandas as pd
 
 from hskd.analysis.stats.curves import points
 from hskd.analysis.stats.intervals import holm, t_interval
-from hskd.analysis.stats.points import Parts, as_kept
+from hskd.analysis.stats.points import COMPARED, Parts, as_kept
 from hskd.analysis.stats.strategies import UNDETERMINED, paired_test
 from hskd.analysis.table import Study
 from hskd.spec import DIMENSIONS
@@ -133,7 +133,7 @@ def _neighbour(start: str, dimension: str, parts: dict[str, Parts], stored: pd.S
         if there[dimension].amount > here[dimension].amount
         # More bits are another selector of precision; what keeps all of a dimension is of no selector.
         and (dimension == "precision" or there[dimension].strategy in (here[dimension].strategy, ""))
-        and all(there[other] == here[other] for other in DIMENSIONS if other != dimension)
+        and all(there[other] == here[other] for other in COMPARED if other != dimension)
     ]
     return min(more)[2] if more else None
 

@@ -60,7 +60,7 @@ def pair(first: Study, second: Study, above_none: bool = False, confidence: floa
             continue
         test = paired_test((pairs["second"] - pairs["first"]).to_numpy(), confidence)
         row = {"name": name, "a": "second higher", "b": "first higher", "n": len(pairs)}
-        row |= {"fraction": first.amount(name), **pairs.mean().to_dict()}
+        row |= {"fraction": first.amount(name, "fraction"), **pairs.mean().to_dict()}
         rows.append(row | dict(zip(("difference", "low", "high", "p"), test, strict=True)))
     if not rows:
         raise HskdError("the two results share no point and seed, so there is nothing to compare.")

@@ -15,13 +15,16 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from hskd.errors import HskdError
-from hskd.selectors import LengthSelector, PrecisionSelector, Selector
+from hskd.selectors import LENGTH, WIDTH, LengthSelector, PrecisionSelector, Selector
+from hskd.selectors.basis import BasisWidth
+from hskd.selectors.codebook import CodebookWidth
 from hskd.selectors.depth import TopN
+from hskd.selectors.length import Pool
 from hskd.spec import DIMENSIONS, HSKSpec
 
 AMOUNT_FIELDS = {"depth": "n", "length": "k", "width": "w"}
 """The selector's field that holds a dimension's amount; the amount of precision is its bits per value."""
-_DISTILLED = ("spec", "full", "shuffled")
+DISTILLED = ("spec", "full", "shuffled")
 """The arms that have a mapping."""
 
 
@@ -33,7 +36,11 @@ class Part(NamedTuple):
 
 
 Parts = dict[str, Part]
-"""The four dimensions of a spec, by name."""
+"""The dimensions of a spec, by name; of a point, its loss of the HSK stage too."""
+LOSS = "hsk_loss"
+"""The column of the loss of the HSK stage; empty, or not there, where it is the squared error."""
+COMPARED = (*DIMENSIONS, LOSS)
+"""In what points may differ."""
 
 
 def taken_apart_by_name(trials: pd.DataFrame) -> dict[str, Parts]:
@@ -43,8 +50,12 @@ def taken_apart_by_name(trials: pd.DataFrame) -> dict[str, Parts]:
     cannot be said what they share with others.
     """
     rows = trials[trials["arm"].isin(["spec", "full"])].drop_duplicates("name")
-    parts_by_name = {str(name): taken_apart(str(label)) for name, label in zip(rows["name"], rows["spec"], strict=True)}
-    return {name: parts for name, parts in parts_by_name.items() if parts is not None}
+    losses = rows[LOSS] if LOSS in rows else [""] * len(rows)
+    parts_by_name = {
+        str(name): (taken_apart(str(label)), Part(str(loss or "mse"), 0.0))
+        for name, label, loss in zip(rows["name"], rows["spec"], losses, strict=True)
+    }
+    return {name: {**parts, LOSS: loss} for name, (parts, loss) in parts_by_name.items() if parts is not None}
 
 
 @cache
@@ -72,17 +83,25 @@ def as_kept(parts: Parts) -> Parts:
     length, width = parts["length"], parts["width"]
     if length.strategy == "cls":
         length = Part("left", 1)
-    elif math.isinf(length.amount) and _takes_any_token(length.strategy):
+    elif math.isinf(length.amount) and _takes_any_token(length):
         length = Part("", math.inf)
-    if math.isinf(width.amount):
+    if (
+        math.isinf(width.amount)
+        and width.strategy
+        and not issubclass(WIDTH[_selector(width)], (BasisWidth, CodebookWidth))
+    ):
         width = Part("", math.inf)
     return {**parts, "length": length, "width": width}
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _settings(dimension: str, selector: Selector) -> list[str]:
     """The selector's settings beside its amount that are not the defaults, such as ``att_map=top``."""
     return [
-        f"{name}={getattr(selector, name)}"
+        f"{name}={_text(getattr(selector, name))}"
         for name, declared in type(selector).model_fields.items()
         if name not in ("selector", AMOUNT_FIELDS.get(dimension))
         and repr(getattr(selector, name)) != repr(declared.default)
@@ -111,75 +130,143 @@ def _part(dimension: str, selector: Selector) -> Part:
     return Part(", ".join(words), math.inf if everything else float(amount))
 
 
-def _takes_any_token(strategy: str) -> bool:
-    return not strategy or DIMENSIONS["length"][strategy.split(",")[0]].eligible is LengthSelector.eligible
+def _selector(part: Part) -> str:
+    """The name of a part's selector."""
+    return part.strategy.split(",")[0]
+
+
+def _keeps_neurons(part: Part) -> bool:
+    """Whether what is kept along width is neurons, and neither coordinates nor codes."""
+    return not part.strategy or not issubclass(WIDTH[_selector(part)], (BasisWidth, CodebookWidth))
+
+
+def _takes_any_token(part: Part) -> bool:
+    return not part.strategy or LENGTH[_selector(part)].eligible is LengthSelector.eligible
 
 
 def with_names(trials: pd.DataFrame) -> pd.DataFrame:
     """``trials`` with the columns name, strategy and reference (see :class:`~hskd.analysis.table.Study`)."""
-    keys = ["arm", "spec", "l_top", "precision"]
+    trials = trials.assign(hsk_loss=trials["hsk_loss"] if LOSS in trials else "")
+    keys = ["arm", "spec", "l_top", "precision", LOSS]
     rows: list[dict[Hashable, Any]] = trials.drop_duplicates(keys).to_dict("records")
     names = [_name(row, rows) for row in rows]
-    fulls = {_mapping(row): name for row, name in zip(rows, names, strict=True) if row["arm"] == "full"}
+    # Of several precisions the one of most bytes counts, so that all bits are held against the same; of equals, fp16.
+    by_bytes = sorted(
+        (row["bytes_per_example"], row["precision"] == "fp16", _mapping(row), name)
+        for row, name in zip(rows, names, strict=True)
+        if row["arm"] == "full"
+    )
+    fulls = {mapping: name for *_, mapping, name in by_bytes}
     only = next(iter(fulls.values())) if len(fulls) == 1 else ""
-    references = [fulls.get(_mapping(row), "") if row["arm"] in _DISTILLED else only for row in rows]
+    references = [fulls.get(_mapping(row), "") if row["arm"] in DISTILLED else only for row in rows]
     specs = [row for row in rows if row["arm"] == "spec"]
-    strategies = dict(zip([row["spec"] for row in specs], _strategies(specs), strict=True))
-    by_keys = {
-        tuple(row[key] for key in keys): (name, strategies[row["spec"]] if row["arm"] == "spec" else "", reference)
-        for row, name, reference in zip(rows, names, references, strict=True)
+    strategies = {
+        tuple(row[key] for key in keys): strategy for row, strategy in zip(specs, _strategies(specs), strict=True)
     }
+    by_keys = {}
+    for row, name, reference in zip(rows, names, references, strict=True):
+        key = tuple(row[key] for key in keys)
+        by_keys[key] = name, strategies.get(key, ""), reference
     columns = zip(*(by_keys[key] for key in zip(*(trials[key] for key in keys), strict=True)), strict=True)
     return trials.assign(**dict(zip(("name", "strategy", "reference"), columns, strict=True)))
 
 
-def _mapping(row: dict[Hashable, Any]) -> tuple[str, str]:
-    return row["l_top"], row["precision"]
+_Mapping = tuple[str, str]
+"""How layers are paired, and the loss of the HSK stage: points that differ in these have a *full* each."""
+
+
+def _mapping(row: dict[Hashable, Any]) -> _Mapping:
+    return _depth(row), row[LOSS]
+
+
+def _depth(row: dict[Hashable, Any]) -> str:
+    """How the layers of a trial are paired: ``l_top=1.0``, or the selector where it is another than ``top_n``."""
+    spec = _parsed(str(row["spec"]))
+    return f"l_top={row['l_top']}" if spec is None else _part("depth", spec.depth).strategy
 
 
 def _name(row: dict[Hashable, Any], rows: list[dict[Hashable, Any]]) -> str:
+    alike = [other for other in rows if other["arm"] == row["arm"]]
+    loss = [f"{LOSS}={row[LOSS]}"] if row[LOSS] and len({other[LOSS] for other in alike}) > 1 else []
     if row["arm"] == "spec":
-        return str(row["spec"])
-    several = len({_mapping(other) for other in rows if other["arm"] == row["arm"]}) > 1
-    changes = [f"l_top={row['l_top']}"] if row["l_top"] not in ("", "1.0") else []
+        return ",".join([str(row["spec"]), *loss])
+    depth = _depth(row)
+    changes = [] if depth in ("l_top=", "l_top=1.0") else [depth if depth.startswith("l_top=") else f"depth={depth}"]
     changes += [f"precision={row['precision']}"] if row["precision"] not in ("", "fp16") else []
-    return ",".join([row["arm"], *changes]) if several else str(row["arm"])
+    changes = [change.replace(", ", ",") for change in changes]
+    several = len({(_mapping(other), other["precision"]) for other in alike}) > 1
+    return ",".join([row["arm"], *changes, *loss]) if several else str(row["arm"])
+
+
+_MAPPING, _LENGTH, _WIDTH, _PRECISION, _LOSS, _SETTINGS = range(6)
+"""The places of a choice: see :func:`_choice`."""
 
 
 def _strategies(specs: list[dict[Hashable, Any]]) -> list[str]:
     """What each spec's choice is called: the settings in which the specs differ."""
     choices = [_choice(row) for row in specs]
-    for i in range(4):
+    for i in range(6):
         values = {choice[i] for choice in choices} - {None}
-        if len(values) < 2:  # there is one way at most in which anything is chosen along this dimension
+        # There is one way at most in which anything is chosen along this dimension.
+        if len(values) < 2 and all(_ends_in_all(i, value) for value in values):
             choices = [(*choice[:i], next(iter(values), ""), *choice[i + 1 :]) for choice in choices]
     concrete = {choice for choice in choices if None not in choice}
     settled = []
     for choice in choices:
-        fitting = [other for other in concrete if all(a in (None, b) for a, b in zip(choice, other, strict=True))]
+        fitting = [other for other in concrete if _fits(choice, other)]
         settled.append(fitting[0] if len(fitting) == 1 else choice)
-    varying = [len({choice[i] for choice in settled}) > 1 for i in range(4)]
-    both = varying[1] and varying[2]  # then which of the two is random must be said
-    return [", ".join(_strategy_words(choice, varying, both)) for choice in settled]
+    # Bits are an amount of specs that choose alike, as layers are; where specs choose in several ways, part of the way.
+    if len({(*choice[:_PRECISION], *choice[_LOSS:]) for choice in settled}) < 2:
+        settled = [(*choice[:_PRECISION], "", *choice[_LOSS:]) for choice in settled]
+    varying = [len({choice[i] for choice in settled}) > 1 for i in range(6)]
+    return [", ".join(_strategy_words(choice, varying)) for choice in settled]
 
 
-def _choice(row: dict[Hashable, Any]) -> tuple[str | None, ...]:
-    """Mapping, tokens, neurons, further settings; None for a dimension that is kept whole, so that none is chosen."""
+_Choice = tuple[str | None, ...]
+
+
+def _choice(row: dict[Hashable, Any]) -> _Choice:
+    """Mapping, tokens, neurons, precision, loss, further settings; None for what is kept whole, so not chosen."""
     all_tokens = row["k"] == "all" and row["length"] == "left"
     all_neurons = row["w"] == 1 and row["width"] == "uniform"
     return (
-        row["l_top"],
+        _depth(row),
         None if all_tokens else row["length"],
         None if all_neurons else row["width"],
+        row["precision"],
+        row[LOSS],
         ", ".join(_further_settings(str(row["spec"]))),
     )
 
 
-def _strategy_words(choice: tuple[str | None, ...], varying: list[bool], both: bool) -> list[str]:
-    l_top, length, width, settings = choice
-    words = [f"l_top={l_top}"] if varying[0] else []
-    if varying[1]:
-        words.append("all tokens" if length is None else f"length={length}" if both else length)
-    if varying[2]:
-        words.append("all neurons" if width is None else f"width={width}" if both else width)
-    return [*words, settings] if varying[3] and settings else words
+def _ends_in_all(i: int, value: Any) -> bool:
+    """Whether to keep all tokens, or all neurons, is the largest amount of a selector: not so of means or codes."""
+    if i == _LENGTH and value in LENGTH:
+        return not issubclass(LENGTH[value], Pool)
+    return i != _WIDTH or value not in WIDTH or not issubclass(WIDTH[value], CodebookWidth)
+
+
+def _fits(choice: _Choice, other: _Choice) -> bool:
+    """Whether a spec that keeps dimensions whole is of a strategy that chooses tokens or neurons there."""
+    for i, (own, its) in enumerate(zip(choice, other, strict=True)):
+        if own == its:
+            continue
+        if own is not None or not _ends_in_all(i, its):
+            return False
+        if i == _WIDTH and its in WIDTH and issubclass(WIDTH[str(its)], BasisWidth):
+            return False  # coordinates along a basis are no neurons
+    return True
+
+
+def _strategy_words(choice: _Choice, varying: list[bool]) -> list[str]:
+    mapping, length, width, precision, loss, settings = choice
+    # The name alone says which of the two is meant, unless it is the name of both.
+    both = varying[_LENGTH] and varying[_WIDTH]
+    words = [str(mapping)] if varying[_MAPPING] else []
+    if varying[_LENGTH]:
+        words.append("all tokens" if length is None else f"length={length}" if both and length in WIDTH else length)
+    if varying[_WIDTH]:
+        words.append("all neurons" if width is None else f"width={width}" if both and width in LENGTH else width)
+    words += [settings] if varying[_SETTINGS] and settings else []
+    words += [str(precision)] if varying[_PRECISION] and precision != "fp16" else []
+    return words + ([f"{LOSS}={loss or 'mse'}"] if varying[_LOSS] else [])

@@ -1,4 +1,4 @@
-"""Which strategy is better at equal amounts: selectors, mappings and precisions compared in pairs, seed by seed."""
+"""Which strategy is better at equal amounts: selectors, mappings, precisions, losses, in pairs and seed by seed."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ import pandas as pd
 from scipy import special
 
 from hskd.analysis.stats.intervals import Estimate, holm
-from hskd.analysis.stats.points import Part, as_kept
+from hskd.analysis.stats.points import COMPARED, LOSS, Part, as_kept
 from hskd.analysis.table import Study
-from hskd.spec import DIMENSIONS
 from hskd.statistics import CONFIDENCE
 
 UNDETERMINED = "undetermined"
 COMPARISON_COLUMNS = ["dimension", "a", "b", "matched", "difference", "low", "high", "p", "p_holm", "n", "verdict"]
+
+_WITHOUT_AMOUNT = ("precision", LOSS)
+"""Bits follow from the precision, and a loss takes no HSK."""
 
 Setting = tuple[float, tuple[Part, ...]]
 """What two points must share to be compared along a dimension: its amount there, and all other dimensions."""
 
 
 def compare_strategies(study: Study, confidence: float = CONFIDENCE) -> pd.DataFrame:
-    """Every pair of strategies of each dimension, over all the settings in which both were tried.
+    """Every pair of strategies of each dimension, and of losses, over all the settings in which both were tried.
 
     A setting is an amount along the dimension and one choice of everything else. For each seed the difference is
     averaged over the settings, and a paired t-test is made of the seeds' averages: seeds vary, the settings are those
@@ -44,7 +46,7 @@ def compare_strategies(study: Study, confidence: float = CONFIDENCE) -> pd.DataF
         strategy, or ``undetermined``).
     """
     rows: list[dict[str, Any]] = []
-    for dimension in DIMENSIONS:
+    for dimension in COMPARED:
         pairs = [_row(dimension, a, b, block, confidence) for a, b, block, _ in _blocks(study, dimension)]
         rows += adjusted(pairs, confidence)
     return pd.DataFrame(rows, columns=COMPARISON_COLUMNS)
@@ -55,11 +57,11 @@ def by_amount(study: Study, confidence: float = CONFIDENCE) -> pd.DataFrame:
 
     Returns:
         The same columns, and behind dimension: amount (number of layers or tokens or share of neurons, as text; for
-        precision, which has no amount of its own, the short form of the spec).
+        precision and loss, which have no amount of their own, the short form of the spec).
     """
     rows = [
         {"amount": amount} | _row(dimension, a, b, block[:, [other == amount for other in amounts]], confidence)
-        for dimension in DIMENSIONS
+        for dimension in COMPARED
         for a, b, block, amounts in _blocks(study, dimension)
         for amount in dict.fromkeys(amounts)
     ]
@@ -99,8 +101,8 @@ def _blocks(study: Study, dimension: str) -> Iterator[tuple[str, str, np.ndarray
         strategy, amount = parts[dimension]
         if dimension in ("length", "width") and math.isinf(amount):
             continue
-        rest = tuple(kept[name][other] for other in DIMENSIONS if other != dimension)
-        key = (0.0 if dimension == "precision" else amount, rest)
+        rest = tuple(kept[name][other] for other in COMPARED if other != dimension)
+        key = (0.0 if dimension in _WITHOUT_AMOUNT else amount, rest)
         settings.setdefault(key, {}).setdefault(strategy, name)
     by_rising_amount = sorted(settings.items(), key=lambda setting: setting[0][0])
     strategies = list(dict.fromkeys(strategy for tried in settings.values() for strategy in tried))
@@ -116,7 +118,7 @@ def _blocks(study: Study, dimension: str) -> Iterator[tuple[str, str, np.ndarray
 
 
 def _amount_text(dimension: str, name: str, amount: float) -> str:
-    if dimension == "precision":
+    if dimension in _WITHOUT_AMOUNT:
         return name.split(",")[0]
     return "all" if math.isinf(amount) else f"{amount:g}"
 

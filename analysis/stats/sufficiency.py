@@ -16,7 +16,7 @@ import pandas as pd
 from hskd.analysis.stats.curves import NONE, contrast
 from hskd.analysis.stats.examples import Answers
 from hskd.analysis.stats.intervals import MIN_SEEDS, MOST_SEEDS, Estimate, Interval, seeds_to_show_no_loss
-from hskd.analysis.table import Study
+from hskd.analysis.table import AMOUNT_COLUMNS, Study
 from hskd.errors import HskdError
 from hskd.statistics import CONFIDENCE, POWER
 
@@ -93,7 +93,7 @@ def minimum_sufficient(
     margin: float = MARGIN,
     share: float | None = None,
     confidence: float = CONFIDENCE,
-    by: str = "fraction",
+    by: str = AMOUNT_COLUMNS[0],
     answers: Answers | None = None,
 ) -> list[Sufficiency]:
     """The least HSK that loses less than a margin against full, for each strategy of a study by itself.
@@ -103,7 +103,7 @@ def minimum_sufficient(
         margin: score that may be lost (a share of 1).
         share: instead of ``margin``: the share of the gap from *none* to *full* that may be lost.
         confidence: of each one-sided claim.
-        by: the column that orders the amounts, ``fraction`` or ``bytes_per_example``.
+        by: the column that orders the amounts, ``bytes_per_example`` or ``fraction``.
         answers: makes the claims hold for new test examples like these; without, for these very ones.
 
     Raises:
@@ -185,7 +185,7 @@ class _Question:
 
     def _missing(self) -> str:
         if not self.full:
-            return "there is no full arm of the same mapping and precision to compare with; run it."
+            return "there is no full arm of the same mapping and loss to compare with; run it."
         if not self.has_none:
             return "there is no none arm, so nothing shows that HSK helps at all; run it."
         if self.gap.n < MIN_SEEDS:
@@ -271,10 +271,10 @@ class _Question:
             verdict=verdict,
             reason=reason,
             name=name,
-            fraction=self.study.amount(name) if name else math.nan,
+            fraction=self.study.amount(name, "fraction") if name else math.nan,
             bytes_per_example=self.study.amount(name, "bytes_per_example") if name else math.nan,
             above=above,
-            above_fraction=self.study.amount(above) if above else math.nan,
+            above_fraction=self.study.amount(above, "fraction") if above else math.nan,
             margin=self.margin,
             limit=self.limit,
             gap=self.gap.interval(self.confidence),
@@ -290,7 +290,7 @@ class _Question:
         return f"loses {_in_points(test.loss)} against {self.full}"
 
     def _sized(self, name: str) -> str:
-        return f"{name} ({percent(self.study.amount(name))})"
+        return f"{name} ({percent(self.study.amount(name, 'fraction'))})"
 
 
 def _last_of_run(tests: list[_Tested], verdict: str) -> str:

@@ -103,7 +103,7 @@ def plan(
     with display() as progress:
         estimated = estimate(grid, trials, status, folder, work, difference / 100, progress)
     table = Table(title=f"{grid.name}: {len(trials)} trials, {len(grid.seed_list)} seeds")
-    for column in ("arm", "spec", "share of full HSK", "bytes an example", "done"):
+    for column in ("arm", "spec", "bytes an example", "share of full's bytes", "share of full's values", "done"):
         table.add_column(column, justify="left" if column in ("arm", "spec") else "right")
     for row in estimated.rows:
         table.add_row(*row)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from hskd.cli.progress import display
 from hskd.errors import HskdError
 
 RATES = Path("results/rates")
@@ -15,10 +16,18 @@ RATES = Path("results/rates")
 
 def search(
     grid: Annotated[str, typer.Argument(metavar="PRESET_OR_YAML", help="The grid whose rates are searched.")],
-    none_lr: Annotated[str, typer.Option(help="Rates of none.")] = "4e-4,8e-4,1.6e-3,3.2e-3",
-    hsk_lr: Annotated[str, typer.Option(help="Rates of the HSK stage.")] = "4e-4,8e-4,1.6e-3,3.2e-3",
-    prediction_lr: Annotated[str, typer.Option(help="Rates of the prediction stage after it.")] = "2e-4,4e-4,8e-4",
-    specs: Annotated[str, typer.Option(help="Labels of small specs to search beside full HSK.")] = "",
+    none_lr: Annotated[str, typer.Option(help="Rates of none.")] = "2e-4,4e-4,8e-4,1.6e-3",
+    hsk_lr: Annotated[str, typer.Option(help="Rates of the HSK stage.")] = "4e-4,8e-4,1.6e-3",
+    prediction_lr: Annotated[str, typer.Option(help="Rates of the prediction stage after it.")] = "1e-4,2e-4",
+    specs: Annotated[
+        str, typer.Option(help="Labels of specs to try (default: of each family the middle one by bytes).")
+    ] = "",
+    bands: Annotated[
+        str, typer.Option(help="Bytes an example at which each family is cut, such as 1000: each part is searched.")
+    ] = "",
+    held_out: Annotated[
+        int, typer.Option(min=0, help="Training sentences that are held out and scored; 0 scores dev instead.")
+    ] = 1000,
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a key, such as task.data=FOLDER; repeatable."),
@@ -31,28 +40,39 @@ def search(
     workers: Annotated[int, typer.Option(min=1, help="Trials at a time.")] = 2,
     work: Annotated[Path, typer.Option(help="Folder of artifacts.")] = Path("work"),
 ) -> None:
-    """Search the learning rates of a grid on the dev split, and print the mean dev score of every setting.
+    """Search the learning rates of none, full and every family of a grid's specs, all alike.
 
-    Each trial is added to results/rates/NAME.csv as soon as it is done. A search that was stopped resumes.
+    Specs of the same selectors are a family. Scores are those on held-out training sentences. Each trial is added to
+    results/rates/NAME.csv as soon as it is done, and a search that was stopped resumes. The best rates of each family
+    are written to results/rates/NAME.yaml: run the grid with --set rates=results/rates/NAME.yaml.
     """
-    from hskd.cli.progress import display
     from hskd.grid.changes import changed, parse_changes
     from hskd.grid.spec import load_grid
 
-    spec = changed(load_grid(grid), parse_changes(changes or []))
-    epochs = {"hsk_epochs": hsk_epochs, "prediction_epochs": prediction_epochs}
-    training = spec.training.model_copy(update={name: count for name, count in epochs.items() if count is not None})
-    tried_seeds = tuple(int(seed) for seed in _numbers(seeds, "--seeds"))
     tried = [_numbers(none_lr, "--none-lr"), _numbers(hsk_lr, "--hsk-lr"), _numbers(prediction_lr, "--prediction-lr")]
+    requested = {
+        "seeds": _seeds(seeds),
+        "more_seeds": None,
+        "rates": [],
+        "task.held_out": held_out or None,
+        "training.hsk_epochs": hsk_epochs,
+        "training.prediction_epochs": prediction_epochs,
+    }
+    kept = ("more_seeds",)
+    spec = changed(
+        load_grid(grid),
+        parse_changes(changes or [])
+        | {key: value for key, value in requested.items() if value is not None or key in kept},
+    )
     from hskd.grid.search import Rates
     from hskd.grid.search import search as run_search
 
-    spec = spec.model_copy(update={"seeds": tried_seeds, "training": training})
     none, hsk, prediction = tried
-    rates = Rates(none=none, hsk=hsk, prediction=prediction, specs=specs.split())
+    rates = Rates(none, hsk, prediction, specs.split(), _numbers(bands, "--bands"))
     with display() as progress:
-        scores = run_search(spec, rates, RATES / f"{spec.name}.csv", work, workers, progress)
-    print(scores.to_string(float_format="%.4g"))
+        file = run_search(spec, rates, RATES / f"{spec.name}.csv", work, workers, progress)
+    print(file.read_text(encoding="utf-8"), end="")
+    print(f"run the grid with these rates: hskd grid run {grid} --set rates={file}")
 
 
 def none_rates(folders: Annotated[list[Path], typer.Argument(help="Folders of results.")]) -> None:
@@ -67,8 +87,18 @@ def none_rates(folders: Annotated[list[Path], typer.Argument(help="Folders of re
 
 
 def _numbers(text: str, flag: str) -> list[float]:
-    """``4e-4,8e-4`` as numbers; an empty text as none."""
+    """``4e-4,8e-4`` as numbers above 0; an empty text as none."""
     try:
-        return [float(part) for part in text.split(",") if part]
+        numbers = [float(part) for part in text.split(",") if part.strip()]
     except ValueError:
-        raise HskdError(f"{flag} {text}: expected numbers separated by commas, such as 4e-4,8e-4.") from None
+        numbers = [-1.0]
+    if not all(0 < number < float("inf") for number in numbers):
+        raise HskdError(f"{flag} {text}: expected numbers above 0, separated by commas, such as 4e-4,8e-4.")
+    return list(dict.fromkeys(numbers))
+
+
+def _seeds(text: str) -> list[int]:
+    numbers = _numbers(text, "--seeds")
+    if not numbers or any(number % 1 for number in numbers):
+        raise HskdError(f"--seeds {text}: expected whole numbers separated by commas, such as 100,101.")
+    return [int(number) for number in numbers]

@@ -34,7 +34,8 @@ class GridPlan:
     """What ``hskd grid plan`` says.
 
     Attributes:
-        rows: a line for each arm and spec: arm, spec, share, bytes, done.
+        rows: a line for each arm and spec: arm, spec, bytes an example, their share of full HSK's in fp16, the share of
+            its values, done.
         store_bytes: superset and derived stores together.
         free_bytes: on the disk of the work folder.
         time: for what is not done, in words.
@@ -65,10 +66,14 @@ def estimate(
     workspace = Workspace(work, trials)
     encoder = load_config(workspace.shared.teacher_plan.model)
     done = {config.id for config in status.done}
+
+    def full_bytes(config: TrialConfig) -> float:
+        return amount_of(HSKSpec(), config, workspace, workspace.train, encoder).bytes_per_example
+
     rows: list[tuple[str, ...]] = []
     for config in trials:
         spec = config.spec
-        amount = _amount(spec, config, workspace, workspace.train, encoder) if spec else None
+        amount = amount_of(spec, config, workspace, workspace.train, encoder) if spec else None
         if config.settings.seed == grid.seed_list[0]:
             same = [
                 other.id
@@ -79,8 +84,9 @@ def estimate(
                 (
                     config.settings.arm,
                     spec.label if spec else "",
+                    f"{amount.bytes_per_example:,.0f}" if amount else "0",
+                    f"{100 * amount.bytes_per_example / full_bytes(config):.3g} %" if amount else "0",
                     f"{100 * amount.fraction:.3g} %" if amount else "0",
-                    f"{amount.bytes_per_example:,.0f}" if amount else "",
                     f"{len(done.intersection(same))}/{len(same)}",
                 )
             )
@@ -96,9 +102,10 @@ def estimate(
     )
 
 
-def _amount(
+def amount_of(
     spec: HSKSpec, trial: TrialConfig, workspace: Workspace, examples: TokenizedSplit, encoder: PretrainedConfig
 ) -> HSKAmount:
+    """How much HSK a spec keeps of ``examples`` for the student of a trial; ``encoder`` is the teacher's."""
     shape = Shape.of(encoder, trial.student.layers)
     target, every = workspace.task.head.target(), None if examples.aligned is None else len(examples.input_ids)
     return measure(spec, examples.with_targets, shape, examples.max_length, target, every)
@@ -117,7 +124,9 @@ def _store_bytes(workspace: Workspace, encoder: PretrainedConfig) -> int:
         target, aligned = workspace.task.head.target(), examples.aligned is not None
         arrays = superset.arrays(shape, target, examples.max_length, aligned)
         derived = {
-            (spec.canonical, trial.student.layers): _amount(spec, trial, workspace, examples, encoder).bytes_per_example
+            (spec.canonical, trial.student.layers): amount_of(
+                spec, trial, workspace, examples, encoder
+            ).bytes_per_example
             for spec, trial in zip(specs, workspace.trials, strict=True)
             if spec is not None
         }

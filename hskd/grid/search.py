@@ -1,31 +1,57 @@
-"""How a grid's learning rates are chosen: a search on the dev split, on seeds that the grid does not report.
+"""How a grid's learning rates are chosen: a search on sentences and seeds that the grid does not report.
 
-The arms *none* and *full* are searched alike, and small specs beside them: a rate that is best for full HSK may spoil a
-student that learns from little. A search adds each trial to a table and skips what its work folder has done already.
+The arms *none* and *full* and every family of specs are searched alike: a rate that is best for full HSK may spoil a
+student that learns from little. A search adds each trial to a table, skips what its work folder has done already, and
+writes the rates that score best into a file, which the grid takes under the key ``rates``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from hskd.errors import HskdError
-from hskd.grid.executors import Workers
+from hskd.grid.estimate import amount_of
+from hskd.grid.executors import Executor, InProcess, Workers
+from hskd.grid.rates import FULL, NONE, FamilyRates, family_of_arm
 from hskd.grid.run import GridProgress
 from hskd.grid.spec import GridSpec
-from hskd.io import atomic_path
-from hskd.results import ResultsFolder, load
+from hskd.io import write_text
+from hskd.results import ResultsFolder, load, spreadsheet
+from hskd.spec import HSKSpec
+from hskd.teachers.loading import load_config
 from hskd.trials.config import Machine, TrialConfig
 from hskd.trials.workspace import Workspace
 
-SEARCH_KEYS = ["student", "train_examples", "arm", "hsk_epochs", "prediction_epochs", "hsk_lr", "prediction_lr"]
-"""The columns that say what a trial of a search tried; beside them stand the seed and the dev score."""
+COLUMNS = {
+    "student": str,
+    "train_examples": int,
+    "held_out": int,
+    "family": str,
+    "arm": str,
+    "hsk_epochs": int,
+    "prediction_epochs": int,
+    "hsk_lr": float,
+    "prediction_lr": float,
+    "seed": int,
+    "dev_score": float,
+}
+"""The columns of the table of a search. ``arm`` is the spec's label, or the arm; ``dev_score`` is the score on the
+``held_out`` training sentences, or on dev where there are none."""
+SEARCH_KEYS = [name for name in COLUMNS if name not in ("seed", "dev_score")]
+"""The columns that say what a trial of a search tried."""
+MAY_LACK = ("train_examples", "held_out", "family", "hsk_epochs", "hsk_lr")
+NONE_COLUMNS = {"grid": str, "none_lr": float, "seed": int, "dev_score": float, "score": float}
+"""The columns of the table of :func:`add_none_trials`."""
 NONE_KEYS = ["grid", "none_lr"]
-"""The columns that tell the rows of :func:`none_trials` apart, beside the seed."""
+"""Those that tell the rows of :func:`none_trials` apart, beside the seed."""
 
 
 @dataclass(frozen=True)
@@ -36,62 +62,176 @@ class Rates:
         none: rates of the arm *none*.
         hsk: rates of the HSK stage.
         prediction: rates of the prediction stage after it; every pair with ``hsk`` is tried.
-        specs: labels of small specs that are searched beside full HSK.
+        specs: labels of the specs to try [default: of each family, and of each band, the middle one by bytes].
+        bands: bytes an example at which each family is cut, so that each part gets rates of its own.
     """
 
     none: Sequence[float]
     hsk: Sequence[float]
     prediction: Sequence[float]
     specs: Sequence[str] = ()
+    bands: Sequence[float] = ()
 
 
-def search_trials(grid: GridSpec, rates: Rates) -> list[TrialConfig]:
-    """The trials of a search: *none* at each rate of its own, *full* and the small specs at each pair of rates."""
-    machine = Machine.here()
-    bare = grid.model_copy(update={"sweeps": (), "include": tuple(rates.specs), "arms": (), "more_seeds": None})
+@dataclass(frozen=True)
+class Part:
+    """What gets the same rates: a family, or those of its specs that lie in one band of bytes.
+
+    Attributes:
+        family: its name.
+        student: name of the student.
+        specs: labels of the specs of the band; empty for the whole family.
+        tried: the points that the rates are tried on: labels of specs, or the arm.
+    """
+
+    family: str
+    student: str
+    specs: tuple[str, ...]
+    tried: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The rates of a part that score best.
+
+    Attributes:
+        part: whose they are.
+        rates: the rates.
+        score: mean score, over the seeds and the points that were tried.
+        settings: how many rates, or pairs of rates, were compared.
+        seeds: on how many seeds.
+        edge: the rates that are the highest or the lowest of several that were compared, in words.
+    """
+
+    part: Part
+    rates: FamilyRates
+    score: float
+    settings: int
+    seeds: int
+    edge: str
+
+
+def parts_of(grid: GridSpec, rates: Rates, work: Path, machine: Machine) -> list[Part]:
+    """What a search chooses rates for, student by student: *none*, *full*, and each family, cut into bands.
+
+    Raises:
+        HskdError: one of ``rates.specs`` is not of the grid.
+    """
+    trials = grid.trials(machine)
+    first = [trial for trial in trials if trial.settings.seed == trials[0].settings.seed]
+    known = {trial.spec.label for trial in first if trial.spec is not None}
+    asked = [HSKSpec.parse(label).label for label in rates.specs]
+    if unknown := [label for label in asked if label not in known]:
+        raise HskdError(f"--specs {unknown[0]}: is not a spec of the grid {grid.name}; add it under include.")
+    workspace = Workspace(work, trials)
+    encoder = load_config(workspace.shared.teacher_plan.model)
+    sizes: dict[tuple[str, str], dict[str, float]] = {}
+    for trial in first:
+        if trial.settings.arm not in ("full", "spec"):
+            continue
+        assert trial.spec is not None
+        key = trial.student_name, family_of_arm(trial.settings, trial.spec)
+        amount = amount_of(trial.spec, trial, workspace, workspace.train, encoder)
+        sizes.setdefault(key, {})[trial.spec.label] = amount.bytes_per_example
+    parts = [Part(NONE, student.name, (), (NONE,)) for student in grid.students]
+    for (student, family), stored in sizes.items():
+        if family.partition(",")[0] == FULL:
+            # Of several mappings and precisions the one that holds most; they share the rates.
+            parts.append(Part(family, student, (), (max(stored, key=lambda label: stored[label]),)))
+            continue
+        bands = [band for band in _bands(stored, rates.bands) if not asked or set(band) & set(asked)]
+        for band in bands:
+            tried = tuple(label for label in asked if label in band) or (band[(len(band) - 1) // 2],)
+            parts.append(Part(family, student, tuple(band) if rates.bands else (), tried))
+    return parts
+
+
+def _bands(sizes: dict[str, float], cuts: Sequence[float]) -> Iterator[list[str]]:
+    """Labels by rising bytes, cut where the bytes reach one of ``cuts``; no band is empty."""
+    edges = [0.0, *sorted(cuts), math.inf]
+    ordered = sorted(sizes, key=lambda label: (sizes[label], label))
+    for low, high in itertools.pairwise(edges):
+        band = [label for label in ordered if low <= sizes[label] < high]
+        if band:
+            yield band
+
+
+def search_trials(grid: GridSpec, rates: Rates, parts: Sequence[Part], machine: Machine) -> list[TrialConfig]:
+    """The trials of a search: *none* at each rate of its own, all other parts at each pair of rates."""
+    points = {(part.student, label) for part in parts for label in part.tried}
+    specs = tuple(sorted({label for _, label in points if label != NONE}))
+    bare = grid.model_copy(
+        update={"sweeps": (), "include": specs, "exclude": (), "arms": (), "more_seeds": None, "rates": ()}
+    )
     trials = [
         trial
         for none_rate in rates.none
         for trial in bare.model_copy(update={"none_lr": none_rate}).trials(machine)
         if trial.settings.arm == "none"
     ]
-    for hsk_rate in rates.hsk:
-        for prediction_rate in rates.prediction:
-            training = bare.training.model_copy(update={"hsk_lr": hsk_rate, "prediction_lr": prediction_rate})
-            at_rates = bare.model_copy(update={"training": training})
-            trials += [trial for trial in at_rates.trials(machine) if trial.settings.arm != "none"]
+    for hsk_rate, prediction_rate in itertools.product(rates.hsk, rates.prediction):
+        training = bare.training.model_copy(update={"hsk_lr": hsk_rate, "prediction_lr": prediction_rate})
+        trials += [
+            trial
+            for trial in bare.model_copy(update={"training": training}).trials(machine)
+            if trial.spec is not None and (trial.student_name, trial.spec.label) in points
+        ]
     return trials
 
 
-def search(grid: GridSpec, rates: Rates, table: Path, work: Path, workers: int, progress: GridProgress) -> pd.DataFrame:
-    """Run a search, and add each trial to ``table`` as soon as it is done.
+def search(grid: GridSpec, rates: Rates, table: Path, work: Path, workers: int, progress: GridProgress) -> Path:
+    """Run a search: add each trial to ``table`` as soon as it is done, and write the rates beside it.
 
     Args:
-        grid: the grid whose rates are searched, with the seeds of the search.
+        grid: the grid whose rates are searched, with the seeds of the search, and the sentences to be held out.
         rates: what is tried.
-        table: the CSV file to add to.
+        table: the CSV file to add to. The file of rates has its name, and ends in ``.yaml``.
         work: folder of artifacts; trials that an earlier search left there are not run again.
         workers: trials at a time.
         progress: is told of each trial.
 
     Returns:
-        Mean, least and greatest dev score of every setting in ``table``, and how many seeds it has.
+        The file of rates.
 
     Raises:
-        HskdError: a trial failed.
+        HskdError: a trial failed, the table is damaged, or a part has no trial.
     """
-    trials = search_trials(grid, rates)
+    machine = Machine.here()
+    if table.is_file():
+        read_table(table)  # A damaged one is refused before hours are spent.
+    parts = parts_of(grid, rates, work, machine)
+    trials = search_trials(grid, rates, parts, machine)
+    if trials:
+        _run(trials, table, work, Workers(workers) if workers > 1 else InProcess(), grid.name, progress)
+    elif not table.is_file():
+        raise HskdError(f"{table}: no such file, and no rates to try; give --none-lr, or --hsk-lr and --prediction-lr.")
+    file = table.with_suffix(".yaml")
+    write_text(file, rates_text(grid, chosen(read_table(table), grid, parts)))
+    return file
+
+
+def _run(
+    trials: Sequence[TrialConfig], table: Path, work: Path, executor: Executor, name: str, progress: GridProgress
+) -> None:
     workspace = Workspace(work, trials)
     workspace.ensure_shared(progress)
-    outcomes = Workers(workers).run(workspace, trials, work / "rates" / grid.name, progress)
-    for done, (config, result, error) in enumerate(outcomes, start=1):
+    failed = []
+    for done, (config, result, error) in enumerate(
+        executor.run(workspace, trials, work / "rates" / name, progress), start=1
+    ):
         if result is None:
-            raise HskdError(f"{config.title}: {error}")
-        row = search_row(config, result.metrics["dev"]["score"])
-        progress.trials(done, 0, len(trials), str(row))
-        add_rows(table, pd.DataFrame([row]), SEARCH_KEYS)
-    scores = pd.read_csv(table).groupby(SEARCH_KEYS, dropna=False)["dev_score"]
-    return scores.agg(["mean", "min", "max", "count"])
+            failed.append(f"{config.title}: {error}")
+            news = failed[-1]
+        else:
+            row = search_row(config, result.metrics["dev"]["score"])
+            add_rows(table, pd.DataFrame([row]), COLUMNS, SEARCH_KEYS, MAY_LACK)
+            news = f"{row['arm']}, rates {row['hsk_lr'] or '-'} and {row['prediction_lr']}, seed {row['seed']}"
+        progress.trials(done - len(failed), len(failed), len(trials), news)
+    if failed:
+        raise HskdError(
+            f"{len(failed)} of {len(trials)} trials failed, so no rates are chosen. The first: {failed[0]}. "
+            "Run the same command again: what is done is kept."
+        )
 
 
 def search_row(config: TrialConfig, dev_score: float) -> dict[str, Any]:
@@ -100,13 +240,89 @@ def search_row(config: TrialConfig, dev_score: float) -> dict[str, Any]:
     values = (
         config.student_name,
         config.task.train_examples,
-        config.point,
+        config.task.held_out,
+        family_of_arm(settings, config.spec),
+        _point(settings.arm, config.spec),
         settings.hsk_epochs,
         settings.prediction_epochs,
-        settings.hsk_lr if settings.arm != "none" else None,
+        settings.hsk_lr if settings.arm != NONE else None,
         settings.prediction_lr,
     )
     return dict(zip(SEARCH_KEYS, values, strict=True)) | {"seed": settings.seed, "dev_score": dev_score}
+
+
+def _point(arm: str, spec: HSKSpec | None) -> str:
+    """The spec's label; of *full* too, as there may be several."""
+    return arm if spec is None else spec.label
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """The table of a search, every cell checked.
+
+    Raises:
+        HskdError: there is none, or it is damaged.
+    """
+    return spreadsheet.read(path, COLUMNS, MAY_LACK)
+
+
+def chosen(table: pd.DataFrame, grid: GridSpec, parts: Sequence[Part]) -> list[Choice]:
+    """The rates of each part that have the best mean score in ``table``; of equals, the lower ones.
+
+    Only the rates that were tried on the most seeds, and on all points of the part, are compared.
+
+    Raises:
+        HskdError: no trial of a part is in the table.
+    """
+    task, training = grid.task, grid.training
+    same = {
+        "train_examples": task.train_examples,
+        "held_out": task.held_out,
+        "hsk_epochs": training.hsk_epochs,
+        "prediction_epochs": training.prediction_epochs,
+    }
+    for column, value in same.items():
+        table = table[table[column].isna() if value is None else table[column] == value]
+    choices = []
+    for part in parts:
+        rows = table[(table["student"] == part.student) & (table["family"] == part.family)]
+        rows = rows[rows["arm"].isin(part.tried)]
+        if rows.empty:
+            raise HskdError(
+                f"{part.family}: no rates were tried for {', '.join(part.tried)} of {part.student}; give --none-lr for "
+                "none, --hsk-lr and --prediction-lr for all else."
+            )
+        settings = rows.groupby(["hsk_lr", "prediction_lr"], dropna=False)["dev_score"].agg(["mean", "count"])
+        compared = settings[settings["count"] == settings["count"].max()]["mean"].sort_index()
+        (hsk_rate, prediction_rate), score = compared.idxmax(), compared.max()
+        rates = FamilyRates(
+            family=part.family,
+            student=part.student if len(grid.students) > 1 else None,
+            specs=part.specs,
+            hsk_lr=None if math.isnan(hsk_rate) else hsk_rate,
+            prediction_lr=prediction_rate,
+        )
+        edges = [
+            f"{name} {'highest' if value == max(tried) else 'lowest'}"
+            for name, value in rates.changes.items()
+            if len(tried := set(compared.index.get_level_values(name))) > 1 and value in (min(tried), max(tried))
+        ]
+        seeds = int(settings["count"].max()) // len(part.tried)
+        choices.append(Choice(part, rates, float(score), len(compared), seeds, ", ".join(edges)))
+    return choices
+
+
+def rates_text(grid: GridSpec, choices: Sequence[Choice]) -> str:
+    """The file of rates: a list that a grid takes under ``rates``, with a comment on each entry."""
+    task = grid.task
+    where = "dev" if task.held_out is None else f"{task.held_out:,} training sentences held out"
+    lines = [f"# Rates of the grid {grid.name}, searched by `hskd grid search` on {where}."]
+    for choice in choices:
+        score = f"{choice.score:.4f}, best of {choice.settings} on {choice.seeds} seeds"
+        edge = f"; at the edge of what was tried: {choice.edge}" if choice.edge else ""
+        lines.append(f"# {score}, tried on {', '.join(choice.part.tried)}{edge}")
+        entry = choice.rates.model_dump(mode="json")
+        lines.append("- " + yaml.safe_dump(entry, sort_keys=False, default_flow_style=True, width=10_000).strip())
+    return "\n".join(lines) + "\n"
 
 
 def none_trials(folder: Path) -> pd.DataFrame:
@@ -122,16 +338,25 @@ def add_none_trials(folders: Sequence[Path], table: Path) -> pd.DataFrame:
 
     Returns:
         Mean dev score and score of every grid and rate in ``table``, and how many seeds it has.
+
+    Raises:
+        HskdError: ``table`` is damaged, or a folder holds no results.
     """
-    rows = add_rows(table, pd.concat([none_trials(folder) for folder in folders]), NONE_KEYS)
+    rows = add_rows(table, pd.concat([none_trials(folder) for folder in folders]), NONE_COLUMNS, NONE_KEYS)
     return rows.groupby(NONE_KEYS)[["dev_score", "score"]].agg(["mean", "count"])
 
 
-def add_rows(path: Path, rows: pd.DataFrame, setting: Sequence[str]) -> pd.DataFrame:
-    """Write ``rows`` into a table, in the place of those of the same setting and seed; returns the whole table."""
-    earlier = [pd.read_csv(path)] if path.is_file() else []
-    keys = [*setting, "seed"]
-    table = pd.concat([*earlier, rows]).drop_duplicates(keys, keep="last").sort_values(keys)
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False)
+def add_rows(
+    path: Path, rows: pd.DataFrame, columns: dict[str, type], keys: Sequence[str], may_lack: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Write ``rows`` into a table, in the place of those of the same ``keys`` and seed; returns the whole table.
+
+    Raises:
+        HskdError: the table that is there is damaged.
+    """
+    tables = [spreadsheet.read(path, columns, may_lack)] if path.is_file() else []
+    order = [*keys, "seed"]
+    table = pd.concat([*tables, rows.astype({name: float for name in may_lack if columns[name] is not str})])
+    table = table.drop_duplicates(order, keep="last").sort_values(order, ignore_index=True)
+    spreadsheet.write(table.astype({name: "Int64" for name in may_lack if columns[name] is int}), path)
     return table

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -27,6 +26,7 @@ from pydantic_core import PydanticCustomError
 from hskd import safe_yaml
 from hskd.compat import refuse_offline, require_regression
 from hskd.errors import HskdError, brief, cut
+from hskd.grid.rates import FamilyRates, Label, family_of_arm, rates_for, read_rates, spec_of
 from hskd.hashing import content_fingerprint
 from hskd.io import with_home
 from hskd.plugins import load_plugins
@@ -37,7 +37,7 @@ from hskd.students.rosita.settings import RositaSettings
 from hskd.tasks.builtin.glue import GLUE_TASKS
 from hskd.tasks.registry import TASKS
 from hskd.trials.config import Machine, TaskPlan, TeacherPlan, TrialConfig
-from hskd.trials.settings import DistillSettings
+from hskd.trials.settings import Arm, DistillSettings
 
 MOST_TRIALS, MOST_SPECS, MOST_VALUES = 10_000, 2_000, 500
 """What a grid may come to: trials, specs, and values in a list of a sweep. All is counted before it is made."""
@@ -59,21 +59,6 @@ _WHOLE = {
     "w": {"selector": "uniform"},
 }
 """Selectors that take any amount: an amount is checked with one of them."""
-
-
-def _spec(written: str | dict[str, Any]) -> HSKSpec:
-    try:
-        return HSKSpec.parse(written)
-    except HskdError as error:
-        raise ValueError(str(error)) from None
-
-
-def _label(text: str) -> str:
-    _spec(text)
-    return text
-
-
-Label = Annotated[str, AfterValidator(_label)]
 
 
 class Sweep(BaseModel):
@@ -221,7 +206,7 @@ class Sweep(BaseModel):
 
 
 def _part(dimension: str, fields: dict[str, Any]) -> None:
-    _spec({dimension: fields})
+    spec_of({dimension: fields})
 
 
 def _at(key: str, message: str) -> PydanticCustomError:
@@ -297,6 +282,16 @@ class GridSpec(BaseModel):
     none_lr: Annotated[
         float | None, Field(gt=0, description="Learning rate of none and gold [default: training.prediction_lr].")
     ] = None
+    rates: Annotated[
+        tuple[FamilyRates, ...],
+        # Left out where there are none, as in the grids recorded so far.
+        Field(
+            max_length=MOST_SPECS,
+            description="Rates of none, full and each family of specs, in place of those of training and none_lr; or a "
+            "file of them.",
+            exclude_if=lambda rates: not rates,
+        ),
+    ] = ()
     seeds: Annotated[
         Annotated[int, Field(ge=1, le=MOST_TRIALS)]
         | Annotated[
@@ -328,6 +323,14 @@ class GridSpec(BaseModel):
         except HskdError as error:
             raise ValueError(str(error)) from None
         return modules
+
+    @field_validator("rates", mode="before")
+    @classmethod
+    def _may_be_a_file(cls, rates: Any) -> Any:
+        try:
+            return read_rates(rates) if isinstance(rates, str) else rates
+        except HskdError as error:
+            raise ValueError(str(error)) from None
 
     @field_validator("training")
     @classmethod
@@ -383,6 +386,9 @@ class GridSpec(BaseModel):
         trials *= len(self.students)
         if trials > MOST_TRIALS:
             raise _at("seeds", f"{trials:,} trials; a grid has at most {MOST_TRIALS:,}, so make several of it")
+        if self.rates:
+            for student, (arm, spec) in itertools.product(self.students, self._points()):
+                self._settings(arm, spec, student)
         return self
 
     @property
@@ -406,9 +412,38 @@ class GridSpec(BaseModel):
         unique = {spec.full().canonical: spec.full() for spec in self._written()}
         return list(unique.values()) or [HSKSpec()]
 
+    def _points(self) -> list[tuple[Arm, HSKSpec | None]]:
+        """Every arm, and what it distils."""
+        points: list[tuple[Arm, HSKSpec | None]] = [("none", None)]
+        points += [(arm, None) for arm in self.arms if arm != "shuffled"]
+        points += [("full", full) for full in self.fulls()]
+        points += [("shuffled", full) for full in self.fulls() if "shuffled" in self.arms]
+        return points + [("spec", spec) for spec in self.specs()]
+
+    def _settings(self, arm: Arm, spec: HSKSpec | None, student: AnyStudent) -> DistillSettings:
+        """The settings of a trial, but for its seed.
+
+        Raises:
+            ValueError: the grid has rates, and none for this.
+        """
+        changes: dict[str, Any] = {"arm": arm}
+        if spec is None and self.none_lr is not None:
+            changes["prediction_lr"] = self.none_lr
+        settings = self.training.model_copy(update=changes)
+        if not self.rates:
+            return settings
+        chosen = rates_for(self.rates, settings, spec, student)
+        if chosen is None:
+            which = "" if spec is None or arm != "spec" else f", of which {spec.label} is"
+            raise _at(
+                "rates",
+                f"no rates for the family {family_of_arm(settings, spec)}{which}; search them (hskd grid search), or "
+                "add an entry",
+            )
+        return settings.model_copy(update=chosen.changes)
+
     def trials(self, machine: Machine) -> list[TrialConfig]:
         """The trials, each once, seed by seed, so that a grid cut short has whole seeds."""
-        none_lr = self.none_lr or self.training.prediction_lr
         shared = _fingerprints({"data": self.task.data, "augment": self.task.augment, "model": self.teacher.model})
         trials = []
         files = {student: shared | _fingerprints(student.files()) for student in self.students}
@@ -416,25 +451,18 @@ class GridSpec(BaseModel):
         first = set(self.seed_list)
         further = {seed: None for seed in range(more.seeds) if seed not in first} if more else {}
         settled = {HSKSpec.parse(label).canonical for label in more.specs} if more else set()
-        every: list[tuple[str, HSKSpec | None]] = [("none", None)]
-        every += [(arm, None) for arm in self.arms if arm != "shuffled"]
-        every += [("full", full) for full in self.fulls()]
-        every += [("shuffled", full) for full in self.fulls() if "shuffled" in self.arms]
-        every += [("spec", spec) for spec in self.specs()]
+        every = self._points()
         # Of further seeds, the arms that differences are taken from, and what is to be settled.
         few = [(arm, spec) for arm, spec in every if arm in ("none", "full") or (spec and spec.canonical in settled)]
         for seed, student in itertools.product([*self.seed_list, *further], self.students):
             arms = few if seed in further else every
             for arm, spec in arms:
-                changes: dict[str, Any] = {"arm": arm, "seed": seed}
-                if spec is None:
-                    changes["prediction_lr"] = none_lr
                 trials.append(
                     TrialConfig(
                         task=self.task,
                         teacher=self.teacher,
                         student=student,
-                        settings=self.training.model_copy(update=changes),
+                        settings=self._settings(arm, spec, student).model_copy(update={"seed": seed}),
                         spec=spec,
                         online=self.online,
                         **asdict(machine),
@@ -570,6 +598,7 @@ _NESTED: dict[str, type[BaseModel]] = {
     "training": DistillSettings,
     "sweeps": Sweep,
     "more_seeds": MoreSeeds,
+    "rates": FamilyRates,
 }
 
 

@@ -180,7 +180,22 @@ class TokenizedSplit:
         """
         if not 0 < n <= len(self):
             raise HskdError(f"{n} examples asked for; the split has {len(self)}. Ask for 1 to {len(self)}.")
-        return self.take(np.sort(np.argsort(self.ids.view(np.uint64), kind="stable")[:n]))
+        return self.take(np.sort(self._drawn[:n]))
+
+    def without_last(self, n: int) -> tuple[TokenizedSplit, TokenizedSplit]:
+        """All but a fixed random subset of ``n`` examples, and the subset: the last ones that :meth:`first` would take.
+
+        Raises:
+            HskdError: nothing would be left, or ``n`` is not positive.
+        """
+        if not 0 < n < len(self):
+            raise HskdError(f"{n} examples to be held out; the split has {len(self)}. Hold out 1 to {len(self) - 1}.")
+        return self.take(np.sort(self._drawn[:-n])), self.take(np.sort(self._drawn[-n:]))
+
+    @property
+    def _drawn(self) -> NDArray[np.int64]:
+        """The rows in the order of their ids, read as unsigned."""
+        return np.argsort(self.ids.view(np.uint64), kind="stable")
 
     def collate(self, indices: Rows) -> dict[str, torch.Tensor]:
         """The examples at ``indices`` as one batch, padded on the right.

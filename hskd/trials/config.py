@@ -70,6 +70,16 @@ class TaskPlan(BaseModel):
         Field(description="File of further sentences, without labels.", exclude_if=lambda value: value is None),
     ] = None
 
+    held_out: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="Training examples that take the place of dev and test; neither teacher nor student trains on "
+            "them, and nothing else is scored. For a search of rates.",
+            exclude_if=lambda value: value is None,
+        ),
+    ] = None
+
     @field_validator("text_columns", mode="before")
     @classmethod
     def _may_be_one(cls, columns: Any) -> Any:

@@ -82,6 +82,8 @@ def task_examples(
         in_others = tokenize(data, others, work / "tokens", plan.max_length, positions[aligned_with])
         splits = align(data, splits, in_others, (own, others), work / "tokens")
     sentences = splits.pop(AUGMENTED, None)
+    if plan.held_out is not None:
+        splits = dict(zip(("train", "dev"), splits["train"].without_last(plan.held_out), strict=True))
     real = splits["train"] if plan.train_examples is None else splits["train"].first(plan.train_examples)
     return Examples(task, splits, real, real if sentences is None else real.followed_by(sentences))
 

@@ -9,9 +9,11 @@ import pandas as pd
 import pytest
 from support.trial_tables import study, table
 
+from hskd.analysis.stats.strategies import compare_strategies
 from hskd.analysis.table import Study, read_trials, studies
 from hskd.errors import HskdError
 from hskd.results import load, unpack
+from hskd.spec import HSKSpec
 
 DEMO = Path(__file__).resolve().parents[2] / "results" / "demo-3-seeds"
 SCORES = {"none": [0.74, 0.75], "1l_1t_0.1w": [0.76, 0.77], "full": [0.79, 0.80]}
@@ -161,7 +163,7 @@ def test_the_dimension_is_what_varies(specs: list[str], dimension: str) -> None:
         ),
         (
             ["1l_1t_0.1w", "1l_1t_0.1w,length=random,width=random"],
-            ["length=attention_no_sep, width=magnitude", "length=random, width=random"],
+            ["attention_no_sep, magnitude", "length=random, width=random"],
         ),
         (["all_1t_all", "all_1t_all,att_map=top"], ["", "att_map=top"]),
         # Kept whole, no neuron is chosen; it fits the one way in which any is.
@@ -173,6 +175,73 @@ def test_the_dimension_is_what_varies(specs: list[str], dimension: str) -> None:
 def test_a_strategy_is_how_specs_choose_where_they_differ(specs: list[str], strategies: list[str]) -> None:
     made = study({spec: [0.7] for spec in specs})
     assert made.trials["strategy"].tolist() == strategies
+
+
+def test_codecs_are_strategies_of_their_own() -> None:
+    short = {
+        "1l_3t_0.1w": "attention_no_sep, magnitude",
+        "2l_3t_0.1w,length=gradient": "gradient, magnitude",
+        "2l_all_0.1w": "all tokens, magnitude",
+        "2l_all_0.1w,width=pca": "all tokens, pca",  # and not of the means below, which choose no tokens
+        "2l_all_0.1w,width=projection": "all tokens, projection",
+        "2l_all_0.1w,width=pca,rotate=true,precision=int8": "all tokens, pca, rotate=true, int8",
+        "2l_all_0.1w,width=pca,rotate=true,precision=int2": "all tokens, pca, rotate=true, int2",
+        "2l_all_0.1w,width=pq": "all tokens, pq",
+        "2l_all_0.1w,width=pq,entries=16": "all tokens, pq, entries=16",
+        "2l_1t_0.1w,length=pool,width=pca": "pool, pca",
+        "2l_1t_all,length=pool": "pool, all neurons",
+    }
+    made = study({name: [0.7] for name in [*short, "none", "full", "full,precision=int8", "full,precision=int2"]})
+    specs = made.points[made.points["arm"] == "spec"]
+    assert specs["strategy"].to_dict() == {HSKSpec.parse(name).label: words for name, words in short.items()}
+    # Whatever the bits, all are held against the full of most bits, and its bytes are what shares are of.
+    assert set(made.points["reference"]) == {"full"}
+    assert made.full_bytes == 80_000
+    assert made.ladder("all tokens, pca, rotate=true, int8")[1] == "full"
+
+
+def test_bits_are_an_amount_where_all_specs_choose_alike() -> None:
+    names = ["full", "full,precision=int8", "1l_3t_0.1w", "1l_3t_0.1w,precision=int8", "2l_all_all"]
+    made = study({name: [0.7] for name in names})
+    assert made.strategies == [""]
+    steps = ["1l_3t_0.1w,precision=int8", "1l_3t_0.1w", "full,precision=int8", "2l_all_all"]
+    assert (sorted(made.ladder("")[0]), made.ladder("")[1]) == (sorted(steps), "full")
+
+
+def test_controls_of_depth_have_a_full_of_their_own() -> None:
+    names = ["none", "full", "full,depth=reverse", "full,depth=same,l_top=5"]
+    specs = ["2l_all_all", "2l_all_all,depth=reverse", "2l_all_all,depth=same,l_top=5", "1l_all_all,depth=same"]
+    made = study({name: [0.7] for name in [*names, *specs]})
+    points = made.points
+    assert set(points.index[points["arm"] == "full"]) == {"full", "full,depth=reverse", "full,depth=same,l_top=5"}
+    references = {name: points.at[HSKSpec.parse(name).label, "reference"] for name in specs}
+    assert list(references.values()) == ["full", "full,depth=reverse", "full,depth=same,l_top=5", ""]
+    assert [points.at[HSKSpec.parse(name).label, "strategy"] for name in specs] == [
+        "l_top=1.0",
+        "reverse",
+        "same, l_top=5",
+        "same",
+    ]
+
+
+def test_losses_are_not_mixed() -> None:
+    scores = {"none": [0.70, 0.71], "full": [0.80, 0.81], "2l_all_0.1w": [0.78, 0.79]}
+    cosine = table({name: [0.75, 0.76] for name in ("full", "2l_all_0.1w")}, hsk_loss="cosine")
+    both = pd.concat([table(scores, hsk_loss="mse"), cosine])
+    made = Study.of(both)
+    assert made.points["reference"].to_dict() == {
+        "none": "",
+        "2l_all_0.1w": "full",
+        "2l_all_0.1w,hsk_loss=cosine": "full,hsk_loss=cosine",
+        "full": "full",
+        "full,hsk_loss=cosine": "full,hsk_loss=cosine",
+    }
+    assert made.strategies == ["hsk_loss=mse", "hsk_loss=cosine"]
+    comparison = compare_strategies(made)
+    assert comparison[["dimension", "a", "b", "matched"]].to_numpy().tolist() == [["hsk_loss", "mse", "cosine", 2]]
+    assert comparison["difference"].item() == pytest.approx((0.03 + 0.05) / 2)
+    # Of one loss alone, names are as they always were.
+    assert set(Study.of(cosine).points.index) == {"full", "2l_all_0.1w"}
 
 
 def test_each_point_is_compared_with_the_full_of_its_mapping() -> None:

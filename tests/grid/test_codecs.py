@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from grid.conftest import Write
 from support.grid_lab import run
+
+from hskd.analysis.report.page import write_report
+from hskd.grid.spec import load_grid
+from hskd.spec import HSKSpec
 
 LINES = (
     "seeds: 1",
@@ -14,6 +19,41 @@ LINES = (
     "training: {hsk_epochs: 2, prediction_epochs: 1, hsk_lr: 1.0e-3, prediction_lr: 5.0e-3, batch_size: 16, "
     "hsk_loss: standardised}",
 )
+
+
+def test_a_report_tells_codecs_apart(write: Write, tmp_path: Path) -> None:
+    specs = {
+        "1l_1t_0.25w": "attention_no_sep, magnitude",
+        "2l_all_0.25w,width=pca": "all tokens, pca",
+        "2l_all_0.5w,width=pca,rotate=true,precision=int2": "all tokens, pca, rotate=true, int2",
+        "2l_all_0.25w,width=pq,entries=8": "all tokens, pq, entries=8",
+        "2l_1t_0.25w,length=pool,width=pca": "pool, pca",
+        "2l_all_all,depth=reverse": "reverse, all tokens, all neurons",
+    }
+    ran = run(write("sweeps: []", f"include: {list(specs)}", name="look"), tmp_path)
+    index = write_report(ran.out)
+    points = pd.read_csv(index.parent / "tables" / "points.csv").set_index("name")
+    strategies = {name: points.at[HSKSpec.parse(name).label, "strategy"].removeprefix("l_top=1.0, ") for name in specs}
+    assert strategies == specs
+    full = points.at["full", "bytes_per_example"]
+    assert points["bytes_share"].tolist() == pytest.approx((points["bytes_per_example"] / full).tolist())
+    assert {"full", "full,precision=int2", "full,depth=reverse"} <= set(points.index)
+    assert points.at["full,precision=int2", "bytes_share"] < 0.3
+    page = index.read_text(encoding="utf-8")
+    assert "Score against bytes" in page and "share of full&#39;s bytes in fp16" in page
+    for name in ("curve", "curve_values"):
+        assert (index.parent / "figures" / f"{name}.png").is_file()
+
+
+@pytest.mark.parametrize("name", ["codec-small", "codec-wide", "codec-tinybert"])
+def test_a_preset_of_codecs_screens_on_two_seeds_that_no_grid_reports(name: str) -> None:
+    grid = load_grid(name)
+    assert grid.seed_list == (102, 103)
+    specs = grid.specs()
+    assert len({spec.canonical for spec in specs}) == 72
+    assert {spec.width.selector for spec in specs} == {"magnitude", "uniform", "projection", "pca", "pq", "rvq"}
+    assert {spec.precision.selector for spec in specs} == {"fp16", "int8", "int4", "int2"}
+    assert {spec.length.selector for spec in specs} == {"left", "attention_no_sep", "gradient", "pool"}
 
 
 def test_online_comes_to_what_offline_comes_to(write: Write, tmp_path: Path) -> None:

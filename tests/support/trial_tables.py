@@ -15,6 +15,7 @@ from hskd.spec import HSKSpec
 LAYERS, TOKENS = 4, 27
 BYTES = 80_000
 """Of full HSK in fp16, an example."""
+_BITS = {"fp32": 32, "int8": 8, "int4": 4, "int2": 2}
 ARMS = ("none", "full", "paper_none", "gold", "shuffled")
 LADDER = ("1l_1t_0.1w", "1l_8t_0.1w", "2l_8t_0.5w", "2l_all_0.5w,width=magnitude")
 """Specs of rising amount, each twice the one before it or more."""
@@ -76,7 +77,7 @@ def _point(text: str) -> dict[str, Any]:
         "spec": spec.label if spec else "",
         "fraction": fraction,
         "kept_values": round(fraction * 2000 * LAYERS * TOKENS * 384),
-        "bytes_per_example": fraction * BYTES * (2 if text_of("precision", "selector") == "fp32" else 1),
+        "bytes_per_example": fraction * BYTES * _BITS.get(text_of("precision", "selector"), 16) / 16,
         "n": n if spec else "",
         "l_top": text_of("depth", "l_top"),
         "length": text_of("length", "selector"),

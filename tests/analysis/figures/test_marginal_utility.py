@@ -41,7 +41,8 @@ def test_what_is_drawn_is_what_the_table_says(relative: bool, seeds: int) -> Non
     curve = table[table["arm"].isin(("spec", "full"))]
     column = "relative" if relative else "mean"
     lines = {line.get_label(): line for line in axes.get_lines()}
-    np.testing.assert_allclose(lines["mean per spec"].get_xydata(), 100 * curve[["fraction", column]])
+    drawn_points = curve[["bytes_per_example"]].assign(height=100 * curve[column])
+    np.testing.assert_allclose(lines["mean per spec"].get_xydata(), drawn_points)
 
     low, high = (f"{column}_low", f"{column}_high") if relative else ("low", "high")
     ends = 100 * curve[[low, high]].dropna().to_numpy()
@@ -74,16 +75,17 @@ def test_the_lower_panel_is_the_gain_per_doubling() -> None:
     steps = marginal_utility(trials)
     [zero, gains, *_] = figure.axes[1].get_lines()
     np.testing.assert_allclose(zero.get_ydata(), 0)
-    np.testing.assert_allclose(gains.get_xydata(), 100 * steps[["at", "gain"]])
+    np.testing.assert_allclose(gains.get_xydata(), steps[["at"]].assign(height=100 * steps["gain"]))
     np.testing.assert_allclose([bar[:, 1] for bar in bars(figure.axes[1])], 100 * steps[["low", "high"]])
     assert figure.axes[0].get_xlim() == figure.axes[1].get_xlim()
 
 
-@pytest.mark.parametrize("x", ["kept_per_example", "bytes_per_example"])
+@pytest.mark.parametrize("x", ["kept_per_example", "fraction"])
 def test_other_amounts_lie_along_x(x: str) -> None:
     trials = study()
     figure = marginal_utility_figure(trials, x)
-    curve = points(trials).query("arm in ('spec', 'full')")
+    curve = points(trials).query("arm in ('spec', 'full')").sort_values(x)
+    curve[x] *= 100 if x == "fraction" else 1
     lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
     np.testing.assert_allclose(lines["mean per spec"].get_xdata(), curve[x])
     ends = curve[x].to_numpy()
@@ -95,7 +97,8 @@ def test_a_full_that_strategies_share_is_drawn_once() -> None:
     lines = marginal_utility_figure(trials).axes[0].get_lines()
     full = 100 * points(trials).set_index("name").loc["full", "mean"]
     markers = [line for line in lines if line.get_marker() not in ("None", None, "")]
-    at_full = [line for line in markers if np.isclose(np.asarray(line.get_xdata(), dtype=float), 100).any()]
+    amount = trials.points.at["full", "bytes_per_example"]
+    at_full = [line for line in markers if np.isclose(np.asarray(line.get_xdata(), dtype=float), amount).any()]
     assert [line.get_label() for line in at_full if line.get_marker() == "o"] == ["full"]  # the others are bar ends
     np.testing.assert_allclose(at_full[0].get_ydata(), full)
     assert not set(looks(trials.strategies)) & {line.get_label() for line in at_full}
@@ -122,7 +125,7 @@ def test_the_strip_shows_where_the_minimum_lies() -> None:
     assert (minimum[0].verdict, minimum[0].above, minimum[0].name) == ("sufficient", "2l_3t_0.1w", "2l_8t_0.5w")
     figure = marginal_utility_figure(trials, minimum=minimum)
     above, span, name = figure.axes[1].get_lines()
-    amount = 100 * trials.points["fraction"]
+    amount = trials.points["bytes_per_example"]
     np.testing.assert_allclose(above.get_xdata(), amount["2l_3t_0.1w"])
     np.testing.assert_allclose(name.get_xdata(), amount["2l_8t_0.5w"])
     np.testing.assert_allclose(span.get_xdata(), [amount["2l_3t_0.1w"], amount["2l_8t_0.5w"]])
@@ -137,7 +140,7 @@ def test_the_strip_says_undetermined() -> None:
 
 
 def test_one_dimension_names_its_amounts_along_the_top() -> None:
-    figure = marginal_utility_figure(study("width"))
+    figure = marginal_utility_figure(study("width"), "fraction")
     [top] = figure.axes[0].child_axes
     figure.draw_without_rendering()
     assert top.get_xlabel() == "neurons kept (%)"

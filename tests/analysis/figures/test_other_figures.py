@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
-from support import simulated
+from support import simulated, trial_tables
 from support.legible import require_apart, require_legible
 
 from hskd.analysis.figures import next_byte, pareto, sufficiency, surface
 from hskd.analysis.figures import strategies as forest
+from hskd.analysis.figures.axes import legend_columns, looks
 from hskd.analysis.stats import joint, strategies
 from hskd.analysis.stats.sufficiency import minimum_sufficient
 from hskd.analysis.table import Study
@@ -191,3 +192,32 @@ def test_amounts_as_text_are_plain() -> None:
 
     values = pd.Series([0.003, 0.1, 25, 100, 20000])
     assert [plain(value) for value in values] == ["0.003", "0.1", "25", "100", "20,000"]
+
+
+def test_strategies_have_colours_and_a_legend_on_the_front() -> None:
+    scores = {
+        "none": [0.70, 0.71],
+        "1l_3t_0.1w": [0.72, 0.73],  # beaten: pca scores more for less
+        "1l_all_0.01w,width=pca": [0.75, 0.76],
+        "2l_all_0.1w,width=pca,rotate=true,precision=int4": [0.76, 0.77],
+        "2l_all_0.4w,width=projection": [0.77, 0.78],
+        "full": [0.79, 0.80],
+    }
+    made = trial_tables.study(scores)
+    figure = pareto.pareto_figure(made, joint.pareto(made))
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == [*made.strategies, "full"]
+    handles = figure.legends[0].get_lines()
+    assert len({handle.get_color() for handle in handles}) == len(names) == 5
+    short = {text.get_text() for text in figure.axes[0].texts}
+    assert {"1l_all_0.01w", "2l_all_0.1w", "2l_all_0.4w", "full"} <= short
+    assert "1l_3t_0.1w" not in short
+
+
+def test_of_many_strategies_no_two_look_alike() -> None:
+    names = [f"strategy {number}" for number in range(24)]
+    look = looks(names)
+    assert len({(seen.colour, seen.marker) for seen in look.values()}) == len(names)
+    assert all(seen.faint for seen in look.values()) and not any(seen.faint for seen in looks(names[:6]).values())
+    assert legend_columns(names) == 5
+    assert legend_columns(["all tokens, pca, rotate=true, int8"] * 14) == 3

@@ -27,7 +27,7 @@ def test_every_line_goes_from_its_least_amount_to_full() -> None:
     steps, full = JOINT.ladder("")
     heights = [100 * JOINT.scores[name].mean() for name in (*steps, full)]
     assert list(drawn["joint"].get_ydata()) == pytest.approx(heights)
-    assert max(drawn["joint"].get_xdata()) == pytest.approx(100, rel=0.1)
+    assert max(drawn["joint"].get_xdata()) == pytest.approx(JOINT.points.at[full, "bytes_per_example"], rel=0.1)
 
 
 def test_a_line_is_named_by_the_dimension_that_varies_along_it() -> None:
@@ -39,9 +39,11 @@ def test_a_line_is_named_by_the_dimension_that_varies_along_it() -> None:
     assert Line(made, "left").label == "length, left"
 
 
-def test_against_bytes() -> None:
-    figure = overview_figure([Line(JOINT, "")], "bytes_per_example")
-    assert "bytes" in figure.axes[0].get_xlabel()
+def test_against_values() -> None:
+    assert "bytes" in overview_figure([Line(JOINT, "")]).axes[0].get_xlabel()
+    figure = overview_figure([Line(JOINT, "")], "fraction")
+    assert "values" in figure.axes[0].get_xlabel()
+    assert max(figure.axes[0].get_lines()[0].get_xdata()) == pytest.approx(100, rel=0.1)
 
 
 def test_what_has_no_place_in_one_picture_is_refused() -> None:

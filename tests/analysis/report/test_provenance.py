@@ -69,6 +69,8 @@ def test_the_commands_can_be_pasted() -> None:
     assert provenance.commands(demo, demo / "report", 0.005)[-1][1] == "hskd report results/demo-3-seeds"
     changed = provenance.commands(Path("my results.csv"), Path("out"), 0.01)
     assert changed == [("made this page", "hskd report 'my results.csv' --out out --margin 1")]
+    by_values = provenance.commands(Path("runs/trials.csv"), Path("runs/report"), 0.005, "values")
+    assert by_values[-1][1] == "hskd report runs/trials.csv --axis values"
     beside = provenance.commands(Path("runs/trials.csv"), Path("runs/report"), 0.005)
     assert beside == [("made this page", "hskd report runs/trials.csv")]
 

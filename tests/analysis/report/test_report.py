@@ -76,7 +76,7 @@ def test_the_pictures_of_the_page_are_the_svg_files(joint: Path) -> None:
     drawn = sorted((joint.parent / "figures").glob("*.svg"))
     assert [path.stem for path in drawn] == [path.stem for path in sorted((joint.parent / "figures").glob("*.png"))]
     assert {path.stem for path in drawn} == {
-        *("curve", "curve_bytes", "curve_relative", "next_byte", "pareto", "sufficiency", "surface")
+        *("curve", "curve_values", "curve_relative", "next_byte", "pareto", "sufficiency", "surface")
     }
     assert sorted(shown) == sorted(path.read_bytes() for path in drawn)
 

@@ -27,7 +27,10 @@ def test_the_csv_holds_every_digit_and_the_page_rounds(tmp_path: Path) -> None:
     shown = sheet.text_table.set_index("point").loc["2l_8t_0.1w"]
     assert shown["score, %"] == f"{100 * row['mean']:.1f} ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
     assert shown["bytes an example"] == "2,008"
-    assert shown["share of full HSK"] == "1.5 %"
+    assert shown["share of full's values"] == "1.5 %"
+    full_bytes = table.set_index("name").at["full", "bytes_per_example"]
+    assert row["bytes_share"] == 2008 / full_bytes or row["bytes_share"] == row["bytes_per_example"] / full_bytes
+    assert shown["share of full's bytes in fp16"] == f"{100 * row['bytes_share']:.2g} %"
 
 
 def test_one_seed_has_means_without_intervals() -> None:

@@ -104,7 +104,7 @@ def test_marginal_utility_is_the_paired_gain_of_a_doubling() -> None:
 
 def test_points_closer_than_half_a_doubling_are_pooled() -> None:
     scores = {"all_8t_all": SMALL, "all_10t_all": LARGE, "all_20t_all": LARGE, "all_25t_all": FULL, "full": FULL}
-    found = marginal_utility(study(scores))
+    found = marginal_utility(study(scores), x="fraction")
     assert found[["from_name", "to_name"]].to_numpy().tolist() == [
         ["all_8t_all + all_10t_all", "all_20t_all + all_25t_all + full"]
     ]
