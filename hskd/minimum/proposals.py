@@ -1,0 +1,106 @@
+"""What screening tries next: candidates that an optimiser proposes from those tried so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from hskd.minimum.space import Axis, Candidate
+
+Sampler = Literal["tpe", "random"]
+SAMPLERS: tuple[Sampler, ...] = ("tpe", "random")
+FIRST = 4
+"""Candidates that are spread over the space before an optimiser has anything to learn from."""
+_ATTEMPTS = 40
+"""Proposals that are no candidate, or one that is tried already, before any candidate is taken."""
+
+
+def propose(
+    sampler: Sampler,
+    chosen: Sequence[Candidate],
+    axes: Sequence[Axis],
+    points: np.ndarray,
+    values: Mapping[int, float],
+    count: int,
+    seed: int,
+) -> list[int]:
+    """Candidates to try next, none of which has been tried.
+
+    Args:
+        sampler: ``tpe`` (tree-structured Parzen estimators, of Optuna) or ``random``.
+        chosen: the candidates.
+        axes: the fields in which they differ.
+        points: where they lie, of :func:`~hskd.minimum.surrogate.features`.
+        values: candidate -> what is to be small, of those tried.
+        count: how many; fewer where there are no more.
+        seed: decides the proposals, with all the above.
+    """
+    untried = [index for index in range(len(chosen)) if index not in values]
+    count = min(count, len(untried))
+    if count <= 0:
+        return []
+    rng = np.random.default_rng(seed)
+    if sampler == "random":
+        return [int(index) for index in rng.choice(untried, count, replace=False)]
+    if len(values) < FIRST:
+        return _spread(chosen, points, list(values), count)
+    return _by_tpe(chosen, axes, values, count, seed, rng)
+
+
+def _spread(chosen: Sequence[Candidate], points: np.ndarray, tried: list[int], count: int) -> list[int]:
+    """At even steps through the bytes, each time the candidate near that is farthest from the others."""
+    picked: list[int] = []
+    for step in range(count):
+        middle = (step + 1) / (count + 1) * (len(chosen) - 1)
+        reach = max(1, len(chosen) // (2 * (count + 1)))
+        near = [i for i in range(len(chosen)) if abs(i - middle) <= reach and i not in tried and i not in picked]
+        near = near or [i for i in range(len(chosen)) if i not in tried and i not in picked]
+        others = points[[*tried, *picked]]
+        if len(others):
+            distance = ((points[near][:, None, :] - others[None, :, :]) ** 2).sum(-1).min(1)
+            picked.append(near[int(np.argmax(distance))])
+        else:
+            picked.append(near[int(np.argmin([abs(i - middle) for i in near]))])
+    return picked
+
+
+def _by_tpe(
+    chosen: Sequence[Candidate],
+    axes: Sequence[Axis],
+    values: Mapping[int, float],
+    count: int,
+    seed: int,
+    rng: np.random.Generator,
+) -> list[int]:
+    """Proposals of Optuna. The study is made anew of what is known, so that nothing but results has to be kept."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    places = [tuple(axis.place(one.fields) for axis in axes) for one in chosen]
+    index_at = {place: index for index, place in reversed(list(enumerate(places)))}
+    distributions: dict[str, optuna.distributions.BaseDistribution] = {
+        axis.name: optuna.distributions.IntDistribution(0, len(axis.values) - 1)
+        if axis.ordered
+        else optuna.distributions.CategoricalDistribution(tuple(range(len(axis.values))))
+        for axis in axes
+    }
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=0, multivariate=True, constant_liar=True)
+    study = optuna.create_study(sampler=sampler)
+    for index, value in sorted(values.items()):
+        params = dict(zip(distributions, places[index], strict=True))
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=value))
+    picked: list[int] = []
+    for _ in range(_ATTEMPTS):
+        if len(picked) == count:
+            break
+        trial = study.ask(distributions)
+        index = index_at.get(tuple(trial.params[axis.name] for axis in axes))
+        if index is None or index in values or index in picked:
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        else:
+            picked.append(index)
+    rest = [index for index in range(len(chosen)) if index not in values and index not in picked]
+    picked += [int(index) for index in rng.permutation(rest)[: count - len(picked)]]
+    return picked
