@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 from scipy import optimize
 
-from hskd.minimum.space import Candidate, Space, candidates
+from hskd.minimum.space import Candidate, Space, axes, candidates
+from hskd.minimum.surrogate import features, smoothness
 from hskd.results import load
 from hskd.spec import HSKSpec, Shape
 
@@ -23,6 +24,8 @@ JOINT_GRIDS = ("mr-joint", "mr-joint-wide", "mr-500", "mr-tinybert-joint", "sst2
 """Grids of ``results`` in which all dimensions are cut together, and full is above none."""
 EXAMPLES = 2000
 SHAPE = Shape(student_layers=3, teacher_layers=6, teacher_width=384, vocab_size=30522)
+OWN = 0.0005
+"""Standard deviation of a spec's own loss, apart from its neighbours: precisions of one spec differ by about so much."""
 LEAST_WIDTH = 0.03
 """The width at which the power law is 1."""
 
@@ -175,7 +178,9 @@ def drawn(surface: Surface, chosen: Sequence[Candidate], seed: int) -> World:
     amounts = np.array([_amounts(one.spec, surface.tokens) for one in chosen])
     is_codec = np.array([one.family != "neurons" for one in chosen])
     amounts[:, 2] = np.where(is_codec, np.minimum(amounts[:, 2] * codec, 1.0), amounts[:, 2])
-    losses = moved.losses(amounts) + surface.rest * rng.normal(size=len(chosen))
+    alike = smoothness(features(chosen, axes(chosen)) * 2)  # what the power law leaves changes twice as fast
+    rest = np.linalg.cholesky(alike + 1e-6 * np.eye(len(chosen))) @ rng.normal(size=len(chosen))
+    losses = moved.losses(amounts) + surface.rest * rest + OWN * rng.normal(size=len(chosen))
     losses += np.array([coarse if one.spec.precision.selector in ("int4", "int2") else 0.0 for one in chosen])
     noise = surface.noise * np.exp(0.15 * rng.normal(size=len(chosen)))
     return World(losses, gap, noise, surface.none_noise, surface.noise, seed)

@@ -8,13 +8,12 @@ from typing import Literal
 import numpy as np
 
 from hskd.minimum.space import Axis, Candidate
+from hskd.minimum.surrogate import columns
 
 Sampler = Literal["tpe", "random"]
 SAMPLERS: tuple[Sampler, ...] = ("tpe", "random")
 FIRST = 4
 """Candidates that are spread over the space before an optimiser has anything to learn from."""
-_ATTEMPTS = 40
-"""Proposals that are no candidate, or one that is tried already, before any candidate is taken."""
 
 
 def propose(
@@ -46,7 +45,7 @@ def propose(
         return [int(index) for index in rng.choice(untried, count, replace=False)]
     if len(values) < FIRST:
         return _spread(chosen, points, list(values), count)
-    return _by_tpe(chosen, axes, values, count, seed, rng)
+    return _by_tpe(chosen, axes, points, values, count, seed)
 
 
 def _spread(chosen: Sequence[Candidate], points: np.ndarray, tried: list[int], count: int) -> list[int]:
@@ -69,17 +68,19 @@ def _spread(chosen: Sequence[Candidate], points: np.ndarray, tried: list[int], c
 def _by_tpe(
     chosen: Sequence[Candidate],
     axes: Sequence[Axis],
+    points: np.ndarray,
     values: Mapping[int, float],
     count: int,
     seed: int,
-    rng: np.random.Generator,
 ) -> list[int]:
-    """Proposals of Optuna. The study is made anew of what is known, so that nothing but results has to be kept."""
+    """Proposals of Optuna; for each, the untried candidate that is nearest, for not every combination is one.
+
+    The study is made anew of what is known, so that nothing but results has to be kept.
+    """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     places = [tuple(axis.place(one.fields) for axis in axes) for one in chosen]
-    index_at = {place: index for index, place in reversed(list(enumerate(places)))}
     distributions: dict[str, optuna.distributions.BaseDistribution] = {
         axis.name: optuna.distributions.IntDistribution(0, len(axis.values) - 1)
         if axis.ordered
@@ -92,15 +93,10 @@ def _by_tpe(
         params = dict(zip(distributions, places[index], strict=True))
         study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=value))
     picked: list[int] = []
-    for _ in range(_ATTEMPTS):
-        if len(picked) == count:
-            break
+    for _ in range(count):
         trial = study.ask(distributions)
-        index = index_at.get(tuple(trial.params[axis.name] for axis in axes))
-        if index is None or index in values or index in picked:
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        else:
-            picked.append(index)
-    rest = [index for index in range(len(chosen)) if index not in values and index not in picked]
-    picked += [int(index) for index in rng.permutation(rest)[: count - len(picked)]]
+        proposed = columns([tuple(trial.params[axis.name] for axis in axes)], axes)
+        distance = ((points - proposed) ** 2).sum(1)
+        distance[[*values, *picked]] = np.inf
+        picked.append(int(np.argmin(distance)))
     return picked

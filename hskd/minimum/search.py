@@ -27,7 +27,7 @@ from hskd.errors import HskdError
 from hskd.minimum.proposals import SAMPLERS, Sampler, propose
 from hskd.minimum.sequential import Judgement, Plan, Spending, judge
 from hskd.minimum.space import Candidate, axes
-from hskd.minimum.surrogate import Estimates, estimate, features, prior
+from hskd.minimum.surrogate import Estimates, estimate, features, prior, smoothness
 
 Arm = Literal["none", "full", "spec"]
 Stage = Literal["rates", "gap", "screening", "confirmation", "bracket"]
@@ -36,8 +36,8 @@ CHAIN = (0.8, 0.6, 0.4, 0.2)
 """The candidates to confirm, one after the other: the cheapest whose test is that likely to succeed."""
 STEP = 1.25
 """Each of them takes less than the one before by at least this factor in bytes."""
-DEARER = 0.2
-"""The share of the level that is kept for a candidate dearer than the first."""
+SAFE = 0.95
+"""Where the first of these is that likely to succeed, none that is safer is tested before it."""
 TARGET = 0.4
 """Screening looks for losses up to this share of the tolerance: those beyond can hardly be shown."""
 GAP_LEVEL = 0.025
@@ -48,6 +48,14 @@ PRIOR_DEGREES = 4.0
 """Degrees of freedom of what is thought of the spread between seeds before any trial."""
 CRITICAL = 2.2
 """About the critical value of the last looks, for planning."""
+POWER_QUANTILE = 1.28
+"""Of the normal distribution at a power of 90 %."""
+LOOKS = 5
+"""Looks of a test, the first at ``FIRST_LOOK`` seeds or later."""
+FIRST_LOOK, FEWEST_SEEDS, MOST_SEEDS = 4, 10, 24
+"""Seeds of confirmation: at the first look, and at the last one."""
+GAP_LOOKS = (4, 6, 8, 10, 12)
+"""Seeds at which the gap is looked at."""
 
 
 class Rates(NamedTuple):
@@ -93,7 +101,7 @@ class SearchSettings:
         margin_share: instead: the share of the gap from none to full that may be lost.
         budget: trials in all, those that lie on disk already included.
         level: one-sided, of the claim that a spec is enough.
-        looks: seeds at which confirmation looks at its data.
+        most_seeds: of confirmation.
         spending: how the level is spent over them.
         sampler: what proposes candidates in screening.
         search_rates: whether rates are searched, too.
@@ -112,7 +120,7 @@ class SearchSettings:
     margin_share: float | None = None
     budget: int = 60
     level: float = 0.05
-    looks: tuple[int, ...] = (4, 6, 8, 10, 12)
+    most_seeds: int = MOST_SEEDS
     spending: Spending = "pocock"
     sampler: Sampler = "tpe"
     search_rates: bool = False
@@ -133,10 +141,12 @@ class SearchSettings:
             raise HskdError(f"margin share {self.margin_share}: expected a share of the gap between 0 and 1, such as 0.1.")
         if self.sampler not in SAMPLERS:
             raise HskdError(f"sampler {self.sampler}: expected one of {', '.join(SAMPLERS)}.")
-        least = 2 * REFERENCE_SEEDS + 3 * self.looks[0]
+        if self.most_seeds < FEWEST_SEEDS:
+            raise HskdError(f"most seeds {self.most_seeds}: expected {FEWEST_SEEDS} or more; fewer show nothing.")
+        least = 2 * REFERENCE_SEEDS + 4 + 2 * FEWEST_SEEDS
         if self.budget < least:
             raise HskdError(f"a budget of {self.budget} trials: expected {least} or more; fewer can show nothing.")
-        last_seed = self.first_seed + self.looks[-1]
+        last_seed = self.first_seed + self.most_seeds
         if self.first_seed <= self.first_search_seed < last_seed:
             raise HskdError(
                 f"seeds: those of the search (from {self.first_search_seed}) must take no part in confirmation "
@@ -180,7 +190,8 @@ class Known:
         gap: test of full against none: the sign is that of none - full; None before there is one.
         noise: standard deviation of a trial's score.
         estimates: of all candidates; None before screening.
-        chain: candidates to confirm, in their order; the one kept back, should the first fail, is last.
+        chain: candidates to confirm, in their order; one that is kept back, should the first fail, is last.
+        looks: seeds at which their tests look at the data.
         tests: of candidates, in the order in which they began.
         rates: chosen for none, full and each family, by name.
     """
@@ -190,6 +201,7 @@ class Known:
     noise: float = math.nan
     estimates: Estimates | None = None
     chain: tuple[int, ...] = ()
+    looks: tuple[int, ...] = GAP_LOOKS
     tests: tuple[Test, ...] = ()
     rates: dict[str, Rates] = field(default_factory=dict)
 
@@ -240,6 +252,7 @@ class Search:
         self.known = Known()
         self._axes = axes(self.chosen)
         self._points = features(self.chosen, self._axes)
+        self._alike = smoothness(self._points)
         self._full_bytes = full_bytes
         self._scores: dict[tuple[Arm, int | None], dict[int, Scored]] = {}
         self._failed: dict[tuple[Arm, int | None], set[int]] = {}
@@ -351,10 +364,10 @@ class Search:
             (arm, None, seed) for seed in self._search_seeds for arm in ("none", "full")
         ]
         yield from self._measure("gap", "none and full on search seeds: is there a gap at all?", points)
-        plan = Plan(settings.looks, GAP_LEVEL, settings.spending)
+        plan = Plan(GAP_LOOKS, GAP_LEVEL, "pocock")
         # Where rates were chosen on the search seeds, what they scored there flatters.
         seeds = [] if settings.search_rates else list(self._search_seeds)
-        fresh = (settings.first_seed + i for i in range(settings.looks[-1] - len(seeds)))
+        fresh = (settings.first_seed + i for i in range(GAP_LOOKS[-1] - len(seeds)))
         while True:
             judgement = judge(self._below_full("none", None, seeds), plan, settings.least_spread)
             self._know(gap=judgement, noise=self._noise())
@@ -378,6 +391,7 @@ class Search:
     # ---- screening
 
     def _screening(self) -> Generator[Batch, Sent, None]:
+        self._plan_looks()
         count = self._screening_trials()
         asked = 0
         while asked < count:
@@ -401,12 +415,22 @@ class Search:
             asked += len(points)
         self._estimate()
 
+    def _plan_looks(self) -> None:
+        """Decide with how many seeds candidates are confirmed: what their spread asks for, and the budget allows."""
+        left, loss = self.settings.budget - self.known.trials, TARGET / 2 * self._limit()
+        seeds = FEWEST_SEEDS
+        while seeds < min(self.settings.most_seeds, round(0.375 * left)):
+            error = math.sqrt(2 / seeds) * self.known.noise
+            if (self._limit() - loss) / error >= CRITICAL + POWER_QUANTILE:
+                break
+            seeds += 1
+        looks = np.linspace(max(FIRST_LOOK, 0.3 * seeds), seeds, LOOKS).round().astype(int)
+        self._know(looks=tuple(int(look) for look in dict.fromkeys(looks)))
+
     def _screening_trials(self) -> int:
         """How many trials screening takes: what confirmation leaves, and no more than the space asks for."""
-        settings = self.settings
-        left = settings.budget - self.known.trials
-        confirmation = settings.looks[0] + 3 * settings.looks[len(settings.looks) // 2]
-        return max(4, min(left - confirmation, round(0.4 * left), 2 * len(self.chosen)))
+        left, seeds = self.settings.budget - self.known.trials, self.known.looks[-1]
+        return max(4, min(left - 2 * seeds, round(0.4 * left), 2 * len(self.chosen)))
 
     def _why_screening(self, fresh: Sequence[int], repeated: Sequence[int]) -> str:
         parts = []
@@ -425,7 +449,7 @@ class Search:
         estimates = self.known.estimates
         assert estimates is not None
         return [
-            index for index in self._chain(estimates)[:-1] if len(self._scores.get(("spec", index), {})) == 1
+            index for index in self._chain(estimates) if len(self._scores.get(("spec", index), {})) == 1
         ][: most // 2]
 
     def _objective(self) -> dict[int, float]:
@@ -463,7 +487,7 @@ class Search:
 
     def _is_search_seed(self, seed: int) -> bool:
         first = self.settings.first_seed
-        return not first <= seed < first + self.settings.looks[-1]
+        return not first <= seed < first + self.settings.most_seeds
 
     def _estimate(self) -> None:
         full = [scored.reported for seed, scored in self._scores[("full", None)].items() if self._is_search_seed(seed)]
@@ -474,7 +498,7 @@ class Search:
             if arm == "spec" and index is not None
         }
         before = prior(self.chosen, gap, self._full_bytes)
-        estimates = estimate(self._points, before, losses, gap, noise, noise / math.sqrt(len(full)))
+        estimates = estimate(self._alike, before, losses, gap, noise, noise / math.sqrt(len(full)))
         self._know(estimates=estimates, noise=noise)
 
     # ---- confirmation
@@ -483,13 +507,13 @@ class Search:
         """How likely each candidate's test shows it to be enough."""
         from scipy import special
 
-        error = math.sqrt(2) * self.known.noise / math.sqrt(self.settings.looks[-1])
+        error = math.sqrt(2) * self.known.noise / math.sqrt(self.known.looks[-1])
         room = self._limit() - estimates.mean - CRITICAL * error
         chances: np.ndarray = special.ndtr(room / np.sqrt(error**2 + estimates.spread**2))
         return chances
 
     def _chain(self, estimates: Estimates) -> list[int]:
-        """The candidates to confirm, from dear to cheap; then the one that is kept back, dearer than the first."""
+        """The candidates to confirm, from dear to cheap: first the safest one, then ever bolder ones."""
         chances = self._chances(estimates)
         sizes = np.array([one.bytes_per_example for one in self.chosen])
         chain: list[int] = []
@@ -498,30 +522,25 @@ class Search:
             fitting = np.flatnonzero((chances >= least) & (sizes <= limit))
             if len(fitting):
                 chain.append(int(fitting[np.argmin(sizes[fitting])]))
-        if not chain:
-            chain = [int(np.argmax(chances))]
-        dearer = np.flatnonzero(sizes > STEP * sizes[chain[0]])
-        kept_back = int(dearer[np.argmax(chances[dearer])]) if len(dearer) else chain[0]
-        return [*chain, kept_back]
+        safest = int(np.argmax(chances))
+        if chain and (chances[chain[0]] >= SAFE or sizes[safest] <= STEP * sizes[chain[0]]):
+            return chain
+        return [safest, *(index for index in chain if sizes[index] < sizes[safest] / STEP)]
 
     def _confirmation(self) -> Generator[Batch, Sent, None]:
         estimates = self.known.estimates
         assert estimates is not None
-        *chain, kept_back = self._chain(estimates)
-        self._know(chain=(*chain, kept_back))
-        settings = self.settings
-        level = settings.level * (1 - DEARER)
-        passed = False
+        chain = self._chain(estimates)
+        self._know(chain=tuple(chain))
         for index in chain:
-            plan = Plan(settings.looks, level, settings.spending)
-            test = yield from self._confirm(index, plan, "confirmation")
+            test = yield from self._confirm(index, self._plan(self.settings.level), "confirmation")
             if not test.is_enough:
                 break
-            passed = True
-        if not passed and kept_back != chain[0]:
-            yield from self._confirm(kept_back, Plan(settings.looks, settings.level * DEARER, settings.spending), "confirmation")
-        if settings.bracket:
+        if self.settings.bracket:
             yield from self._bracket(estimates)
+
+    def _plan(self, level: float) -> Plan:
+        return Plan(self.known.looks, level, self.settings.spending)
 
     def _confirm(self, index: int, plan: Plan, stage: Stage) -> Generator[Batch, Sent, Test]:
         name, settings = self.chosen[index].name, self.settings
@@ -579,8 +598,8 @@ class Search:
             (sizes < min(sizes[index] for index in enough)) & (1 - estimates.chance_below(1.5 * self._limit()) > 0.8)
         )
         small = np.array([index for index in small if index not in self._tests], dtype=int)
-        if len(small) and self.settings.budget - self.known.trials >= self.settings.looks[0]:
-            plan = Plan(self.settings.looks[:2], self.settings.level, self.settings.spending)
+        if len(small) and self.settings.budget - self.known.trials >= self.known.looks[0]:
+            plan = Plan(self.known.looks[:2], self.settings.level, self.settings.spending)
             yield from self._confirm(int(small[np.argmax(sizes[small])]), plan, "bracket")
 
     # ---- what comes of it
@@ -590,11 +609,11 @@ class Search:
 
     def none_test(self) -> Test:
         """What all paired seeds of none and full say of none itself."""
-        seeds = [self.settings.first_seed + i for i in range(self.settings.looks[-1])]
+        seeds = [self.settings.first_seed + i for i in range(GAP_LOOKS[-1])]
         if not self.settings.search_rates:
             seeds = [*self._search_seeds, *seeds]
         seeds = [seed for seed in seeds if seed in self._scores.get(("none", None), {})]
-        return self._tested("none", None, seeds, Plan(self.settings.looks, self.settings.level, self.settings.spending))
+        return self._tested("none", None, seeds, Plan(GAP_LOOKS, self.settings.level, "pocock"))
 
     def _outcome(self) -> Outcome:
         known, none = self.known, self.none_test()

@@ -25,7 +25,7 @@ Spending = Literal["obrien_fleming", "pocock"]
 Verdict = Literal["below", "above", "futile", "open", "undecided"]
 """``below`` and ``above``: the mean is, by the test. ``futile``: more data would hardly show it below. ``open``: the next
 look is still to come. ``undecided``: there is none left."""
-FUTILE = 0.1
+FUTILE = 0.05
 """A test stops where the chance of a positive end, if things go on as they look, is less."""
 _GRID = 401
 """Points of the numerical integration; an odd number."""

@@ -150,7 +150,7 @@ class Axis:
 
 
 def axes(chosen: Sequence[Candidate]) -> list[Axis]:
-    """The fields in which candidates differ."""
+    """The fields in which candidates differ, less those that follow from another one, as a codec's own settings may."""
     names = dict.fromkeys(name for one in chosen for name in one.fields)
     every = []
     for name in names:
@@ -158,7 +158,18 @@ def axes(chosen: Sequence[Candidate]) -> list[Axis]:
         if len(values) > 1:
             ordered = all(_is_amount(value) for value in values)
             every.append(Axis(name, tuple(sorted(values, key=_amount) if ordered else values), ordered))
-    return every
+    kept = list(every)
+    for axis in every:
+        others = [other for other in kept if other is not axis and len(other.values) >= len(axis.values)]
+        if not axis.ordered and any(_follows(axis, other, chosen) for other in others):
+            kept.remove(axis)
+    return kept
+
+
+def _follows(axis: Axis, other: Axis, chosen: Sequence[Candidate]) -> bool:
+    """Whether a candidate's value on one axis is known from its value on another."""
+    pairs = {(one.fields.get(other.name), one.fields.get(axis.name)) for one in chosen}
+    return len(pairs) == len(other.values)
 
 
 def _is_amount(value: Any) -> bool:

@@ -44,14 +44,19 @@ class Estimates:
 
 def features(chosen: Sequence[Candidate], axes: Sequence[Axis]) -> np.ndarray:
     """Candidates as points, ``(candidates, columns)``, scaled so that the smooth part changes over a distance of 1."""
-    columns = []
-    for axis in axes:
-        places = np.array([axis.place(one.fields) for one in chosen])
+    return columns([tuple(axis.place(one.fields) for axis in axes) for one in chosen], axes)
+
+
+def columns(places: Sequence[tuple[int, ...]], axes: Sequence[Axis]) -> np.ndarray:
+    """Places on axes as points, ``(places, columns)``."""
+    parts = []
+    for axis, along in zip(axes, zip(*places, strict=True), strict=True):
+        values = np.array(along, float)
         if axis.ordered:
-            columns.append(places / (len(axis.values) - 1) / ORDERED_SCALE)
+            parts.append(values / (len(axis.values) - 1) / ORDERED_SCALE)
         else:
-            columns += [(places == place) / math.sqrt(2) / OTHER_SCALE for place in range(len(axis.values))]
-    return np.stack(columns, axis=1).astype(float) if columns else np.zeros((len(chosen), 1))
+            parts += [(values == place) / math.sqrt(2) / OTHER_SCALE for place in range(len(axis.values))]
+    return np.stack(parts, axis=1) if parts else np.zeros((len(places), 1))
 
 
 def prior(chosen: Sequence[Candidate], gap: float, full_bytes: float) -> np.ndarray:
@@ -63,13 +68,19 @@ def prior(chosen: Sequence[Candidate], gap: float, full_bytes: float) -> np.ndar
     return loss
 
 
+def smoothness(points: np.ndarray) -> np.ndarray:
+    """How alike the smooth parts of two candidates are, ``(candidates, candidates)``, of :func:`features`."""
+    alike: np.ndarray = np.exp(-0.5 * ((points[:, None, :] - points[None, :, :]) ** 2).sum(-1))
+    return alike
+
+
 def estimate(
-    points: np.ndarray, before: np.ndarray, losses: Mapping[int, Sequence[float]], gap: float, noise: float, common: float
+    alike: np.ndarray, before: np.ndarray, losses: Mapping[int, Sequence[float]], gap: float, noise: float, common: float
 ) -> Estimates:
     """The losses of all candidates after some trials.
 
     Args:
-        points: of :func:`features`.
+        alike: of :func:`smoothness`.
         before: of :func:`prior`.
         losses: candidate -> the mean score of full less the score of each of its trials.
         gap: from *none* to full.
@@ -77,8 +88,7 @@ def estimate(
         common: that of the mean score of full, which all losses share.
     """
     scale = max(abs(gap), 2 * noise)
-    squared = ((points[:, None, :] - points[None, :, :]) ** 2).sum(-1)
-    covariance = (SMOOTH * scale) ** 2 * np.exp(-0.5 * squared) + np.eye(len(points)) * (OWN * scale) ** 2
+    covariance = (SMOOTH * scale) ** 2 * alike + np.eye(len(alike)) * (OWN * scale) ** 2
     tried = sorted(index for index, values in losses.items() if values)
     if not tried:
         return Estimates(before, np.sqrt(np.diag(covariance)))
