@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -87,7 +88,9 @@ def _by_tpe(
         else optuna.distributions.CategoricalDistribution(tuple(range(len(axis.values))))
         for axis in axes
     }
-    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=0, multivariate=True, constant_liar=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of options that have been there for years
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=0, multivariate=True, constant_liar=True)
     study = optuna.create_study(sampler=sampler)
     for index, value in sorted(values.items()):
         params = dict(zip(distributions, places[index], strict=True))

@@ -299,7 +299,7 @@ class Search:
             for arm, candidate, seed in dict.fromkeys(points)
             if seed not in self._scores.get((arm, candidate), {}) and seed not in self._failed.get((arm, candidate), ())
         ]
-        trials = [Trial(arm, candidate, seed, self._rates_of(arm, candidate)) for arm, candidate, seed in wanting]
+        trials = [Trial(arm, candidate, seed, self.rates_of(arm, candidate)) for arm, candidate, seed in wanting]
         sent = yield from self._ask(stage, why, trials)
         for (arm, candidate, seed), scored in zip(wanting, sent, strict=True):
             if scored is None:
@@ -309,7 +309,8 @@ class Search:
 
     # ---- rates
 
-    def _rates_of(self, arm: Arm, candidate: int | None) -> Rates | None:
+    def rates_of(self, arm: Arm, candidate: int | None) -> Rates | None:
+        """The learning rates chosen for a point; None where none were searched."""
         rates = self.known.rates
         if arm == "spec" and candidate is not None:
             return rates.get(self.chosen[candidate].family) or rates.get("full")
