@@ -239,6 +239,25 @@ def find(
     return FindResult(outcome, chosen, full_bytes, asked, folder, title, config)
 
 
+def find_each(task: str, students: Sequence[str] | None = None, **asked: Any) -> list[FindResult]:
+    """One search for each of some students of a grid; results of several lie in folders of their own.
+
+    Args:
+        task: as :func:`find` takes it.
+        students: names [default: all that the grid has].
+        **asked: all else that :func:`find` takes.
+
+    Raises:
+        HskdError: as :func:`find`, or the grid has no student of a name.
+    """
+    grid = changed(grid_of(task), asked.get("changes") or {})
+    names = list(students or [student.name for student in grid.students])
+    for name in names:
+        with_student(grid, name)
+    folder = Path(asked.pop("out", None) or Path("results") / f"find-{grid.name}")
+    return [find(task, student=name, out=folder / name if len(names) > 1 else folder, **asked) for name in names]
+
+
 def with_student(grid: GridSpec, name: str | None) -> GridSpec:
     """The grid with one of its students alone.
 
