@@ -162,14 +162,17 @@ class FindResult:
         picture = io.BytesIO()
         self.figure().savefig(picture, format="png", dpi=DPI / 2)
         encoded = base64.b64encode(picture.getvalue()).decode()
-        parts = [f"<p>{escape(self.sentence)}</p>", f'<img alt="Losses by bytes" src="data:image/png;base64,{encoded}">']
+        parts = [
+            f"<p>{escape(self.sentence)}</p>",
+            f'<img alt="Losses by bytes" src="data:image/png;base64,{encoded}">',
+        ]
         parts.append(self.tests.to_html(index=False, float_format="%.4g"))
         if self.command is not None:
             parts.append(f"<pre>{escape(self.command)}</pre>")
         return "\n".join(parts)
 
 
-def find(
+def find(  # noqa: PLR0913
     task: str,
     *,
     tolerance: float = TOLERANCE,

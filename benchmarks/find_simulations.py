@@ -1,8 +1,8 @@
 """How well `hskd find` searches, on simulated students: ``python -m hskd.benchmarks.find_simulations``.
 
-Each run draws a world from a surface that is fitted to one of our own grids (:mod:`hskd.benchmarks.surfaces`) and lets a
-method find the least that is enough in it. The table has a row for each method: how often it claims something that loses
-more than the tolerance, how often its answer is within a factor of 2 in bytes of the true minimum, and its trials.
+Each run draws a world from a surface that is fitted to one of our own grids (:mod:`hskd.benchmarks.surfaces`) and lets
+a method find the least that is enough in it. The table has a row for each method: how often it claims what loses more
+than the tolerance, how often its answer is within a factor of 2 in bytes of the true minimum, and its trials.
 """
 
 from __future__ import annotations
@@ -69,9 +69,7 @@ def found_by_search(world: World, chosen: Sequence[Candidate], full_bytes: float
     return _run(outcome.verdict, outcome.known.trials, outcome.answer, world, chosen, settings.tolerance)
 
 
-def found_by_grid(
-    world: World, chosen: Sequence[Candidate], specs: int | tuple[str, ...], tolerance: float
-) -> Run:
+def found_by_grid(world: World, chosen: Sequence[Candidate], specs: int | tuple[str, ...], tolerance: float) -> Run:
     """A fixed grid, judged as :func:`hskd.analysis.stats.sufficiency.minimum_sufficient` does."""
     if isinstance(specs, int):
         indices = sorted({round(i * (len(chosen) - 1) / (specs - 1)) for i in range(specs)})

@@ -25,7 +25,7 @@ JOINT_GRIDS = ("mr-joint", "mr-joint-wide", "mr-500", "mr-tinybert-joint", "sst2
 EXAMPLES = 2000
 SHAPE = Shape(student_layers=3, teacher_layers=6, teacher_width=384, vocab_size=30522)
 OWN = 0.0005
-"""Standard deviation of a spec's own loss, apart from its neighbours: precisions of one spec differ by about so much."""
+"""Standard deviation of a spec's own loss, apart from its neighbours; precisions of one spec differ by about that."""
 LEAST_WIDTH = 0.03
 """The width at which the power law is 1."""
 

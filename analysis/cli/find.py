@@ -45,7 +45,9 @@ def find(
         str | None,
         typer.Option(help="Specs to choose from: a .yaml file, or paper (default: made from the sizes; docs/find.md)."),
     ] = None,
-    most_bytes: Annotated[str | None, typer.Option(help="Only specs of at most so many bytes an example, as 2kB.")] = None,
+    most_bytes: Annotated[
+        str | None, typer.Option(help="Only specs of at most so many bytes an example, as 2kB.")
+    ] = None,
     most_layers: Annotated[int | None, typer.Option(min=1, help="Only specs of at most so many layers.")] = None,
     no_attention: Annotated[
         bool, typer.Option("--no-attention", help="Only specs that need no attention of the teacher.")
@@ -66,9 +68,7 @@ def find(
     out: Annotated[Path | None, typer.Option(help="Folder of the results (default: results/find-NAME).")] = None,
     work: Annotated[Path, typer.Option(help="Folder of artifacts, shared with grids.")] = Path("work"),
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of a trial; their number changes the bits.")] = 1,
-    dtype: Annotated[
-        Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 where it is native.")
-    ] = "auto",
+    dtype: Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 where it is native.")] = "auto",
     workers: Annotated[int, typer.Option(min=1, help="Trials at a time, each in a process of its own if above 1.")] = 1,
     ray: Annotated[bool, typer.Option(help="Run trials as tasks on a Ray cluster.")] = False,
     ray_address: Annotated[str | None, typer.Option(help="The cluster's address (default: one started here).")] = None,
@@ -165,9 +165,7 @@ def _print(result: FindResult) -> None:
         for row in result.tests.to_dict("records"):
             bounds = f"{100 * row['low']:.2f} to {100 * row['high']:.2f}" if row["n"] else ""
             loss = f"{100 * row['loss']:.2f}" if row["n"] else ""
-            table.add_row(
-                row["name"], f"{row['bytes_per_example']:,.0f}", loss, bounds, str(row["n"]), row["verdict"]
-            )
+            table.add_row(row["name"], f"{row['bytes_per_example']:,.0f}", loss, bounds, str(row["n"]), row["verdict"])
         console.print(table)
     if result.command is not None:
         print("The command; runs/student and runs/superset stand for your student and your store of these examples:\n")

@@ -32,12 +32,21 @@ def minimum_figure(tests: pd.DataFrame, screened: pd.DataFrame, limit: float, ga
         axes.axhline(100 * gap, color=style.INK, ls=style.DASHES["none"], lw=0.8)
         for y, text in ((0.0, "full"), (100 * limit, "what may be lost"), (100 * gap, "none")):
             axes.annotate(
-                text, (1, y), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points", va="center",
+                text,
+                (1, y),
+                xycoords=("axes fraction", "data"),
+                xytext=(3, 0),
+                textcoords="offset points",
+                va="center",
                 fontsize=style.SMALL,
             )
         if not screened.empty:
             axes.plot(
-                screened["bytes_per_example"], 100 * screened["loss"], ls="none", marker="x", color=style.PALE,
+                screened["bytes_per_example"],
+                100 * screened["loss"],
+                ls="none",
+                marker="x",
+                color=style.PALE,
                 label="screened: one or two search seeds",
             )
         for verdict, (colour, marker, fill) in LOOK.items():
@@ -47,7 +56,12 @@ def minimum_figure(tests: pd.DataFrame, screened: pd.DataFrame, limit: float, ga
             finite = rows[np.isfinite(rows["low"]) & np.isfinite(rows["high"])]
             axes.vlines(finite["bytes_per_example"], 100 * finite["low"], 100 * finite["high"], color=colour, lw=1.2)
             axes.plot(
-                rows["bytes_per_example"], 100 * rows["loss"], ls="none", marker=marker, color=colour, mfc=fill,
+                rows["bytes_per_example"],
+                100 * rows["loss"],
+                ls="none",
+                marker=marker,
+                color=colour,
+                mfc=fill,
                 label=f"{verdict}, on fresh seeds",
             )
         axes.set_xscale("log")

@@ -107,4 +107,3 @@ def _cell(column: str, value: object) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:,.0f}" if column == "bytes_per_example" else f"{100 * value:.2f}"
-

@@ -65,7 +65,9 @@ def known_rows(search: Search, batch: Batch, waiting: int, time_left: str = "") 
         if test.candidate is not None and test.judgement.n:
             one = search.chosen[test.candidate]
             verdict = "enough" if test.is_enough else "too little" if test.is_too_little else test.judgement.verdict
-            text = f"{one.bytes_per_example:,.0f} bytes, loses {100 * test.loss:.2f}: {verdict} ({test.judgement.n} seeds)"
+            text = (
+                f"{one.bytes_per_example:,.0f} bytes, loses {100 * test.loss:.2f}: {verdict} ({test.judgement.n} seeds)"
+            )
             rows.append((one.name, text))
     rows.append(("trials", f"{known.trials} of {settings.budget}" + (f", {time_left}" if time_left else "")))
     return rows

@@ -281,9 +281,7 @@ class Runner:
         kept = {}
         for config in configs:
             result = folder.result(config.id)
-            if result is not None and not (
-                result.inputs and self._workspace.inputs(config).changes(result.inputs)
-            ):
+            if result is not None and not (result.inputs and self._workspace.inputs(config).changes(result.inputs)):
                 kept[config.id] = result
         return kept
 

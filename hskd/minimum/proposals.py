@@ -89,7 +89,9 @@ def _by_tpe(
         for axis in axes
     }
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of options that have been there for years
+        warnings.simplefilter(
+            "ignore", optuna.exceptions.ExperimentalWarning
+        )  # of options that have been there for years
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=0, multivariate=True, constant_liar=True)
     study = optuna.create_study(sampler=sampler)
     for index, value in sorted(values.items()):

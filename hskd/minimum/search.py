@@ -65,6 +65,9 @@ class Rates(NamedTuple):
     prediction: float
 
 
+PAPER_RATES = Rates(5e-5, 2e-5)
+
+
 class Trial(NamedTuple):
     """A trial that a search asks for."""
 
@@ -124,7 +127,7 @@ class SearchSettings:
     spending: Spending = "pocock"
     sampler: Sampler = "tpe"
     search_rates: bool = False
-    rates: Rates = Rates(5e-5, 2e-5)
+    rates: Rates = PAPER_RATES
     none_lr: float = 2e-5
     families: bool = True
     seed: int = 0
@@ -138,7 +141,9 @@ class SearchSettings:
         if not 0 < self.tolerance < 1:
             raise HskdError(f"tolerance {self.tolerance}: expected a share of 1 above 0 (0.005 is half a point).")
         if self.margin_share is not None and not 0 < self.margin_share < 1:
-            raise HskdError(f"margin share {self.margin_share}: expected a share of the gap between 0 and 1, such as 0.1.")
+            raise HskdError(
+                f"margin share {self.margin_share}: expected a share of the gap between 0 and 1, such as 0.1."
+            )
         if self.sampler not in SAMPLERS:
             raise HskdError(f"sampler {self.sampler}: expected one of {', '.join(SAMPLERS)}.")
         if self.most_seeds < FEWEST_SEEDS:
@@ -449,9 +454,9 @@ class Search:
         """Candidates with one seed that are worth another: next in the chain, and uncertain."""
         estimates = self.known.estimates
         assert estimates is not None
-        return [
-            index for index in self._chain(estimates) if len(self._scores.get(("spec", index), {})) == 1
-        ][: most // 2]
+        return [index for index in self._chain(estimates) if len(self._scores.get(("spec", index), {})) == 1][
+            : most // 2
+        ]
 
     def _objective(self) -> dict[int, float]:
         """What the optimiser makes small, for each candidate tried: doublings of bytes, and what is lost beyond."""
@@ -566,9 +571,7 @@ class Search:
                 break
         return test
 
-    def _tested(
-        self, arm: Arm, index: int | None, seeds: Sequence[int], plan: Plan, stop_early: bool = True
-    ) -> Test:
+    def _tested(self, arm: Arm, index: int | None, seeds: Sequence[int], plan: Plan, stop_early: bool = True) -> Test:
         """The test that a point's loss against full is below what may be lost."""
         settings = self.settings
         failed = sum(seed in self._failed.get((arm, index), ()) for seed in seeds)
@@ -635,17 +638,17 @@ class Search:
                 return "undetermined", f"The search ended before it could tell whether there is a gap ({spent})."
             text = (
                 f"full scores {_points(-gap.mean)} points above none, at least {_points(-gap.high)} ({gap.n} seeds), "
-                "which is not shown to be more than nothing. There is nothing to find a share of."
+                "which is not shown to be above 0. So nothing can be said about how much of it is enough."
             )
             if none.is_enough:
                 text += " None itself is enough at this tolerance."
             return "no gap", text
         if answer is not None:
             test = self._tests[answer]
-            limit = "what may be lost"
+            most = test.judgement.high + test.loss - test.judgement.mean
             return "enough", (
-                f"{self.chosen[answer].name} loses {_points(test.loss)} points against full; by "
-                f"{_points(-test.judgement.high)} points or more, that is less than {limit} ({test.judgement.n} fresh seeds)."
+                f"It loses {_points(test.loss)} points against full, and at most {_points(most)} "
+                f"({test.judgement.n} fresh seeds)."
             )
         tests = list(self._tests.values())
         if tests and all(test.is_too_little for test in tests):

@@ -2,9 +2,10 @@
 
 The level is spent over the looks by a function of the share of the data seen, written down beforehand (Lan and DeMets,
 Biometrika 70, 1983). The boundaries are those of a normal mean, by numerical integration over the looks before
-(Armitage, McPherson and Rowe, J. R. Stat. Soc. A 132, 1969). The spread is estimated from the same few seeds, so each is
-turned into the critical value of a t-test, at its nominal level times a factor that is the same for all looks. With the
-factor 1, four seeds and more, a test at 5 % would be wrong in up to 5.6 %; the factor is found on simulated paths.
+(Armitage, McPherson and Rowe, J. R. Stat. Soc. A 132, 1969). The spread is estimated from the same few seeds, so each
+is turned into the critical value of a t-test, at its nominal level times a factor that is the same for all looks. With
+the factor 1 and looks from four seeds up, a test at 5 % would be wrong in up to 5.6 %; the factor is found on simulated
+series.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from hskd.errors import HskdError
 Spending = Literal["obrien_fleming", "pocock"]
 """How the level is spent: hardly at the first looks, or about evenly."""
 Verdict = Literal["below", "above", "futile", "open", "undecided"]
-"""``below`` and ``above``: the mean is, by the test. ``futile``: more data would hardly show it below. ``open``: the next
-look is still to come. ``undecided``: there is none left."""
+"""``below`` and ``above``: the mean is, by the test. ``futile``: more data would hardly show it below. ``open``: the
+next look is still to come. ``undecided``: there is none left."""
 FUTILE = 0.05
 """A test stops where the chance of a positive end, if things go on as they look, is less."""
 _GRID = 401
@@ -106,7 +107,7 @@ def _criticals(looks: tuple[int, ...], level: float, spending: Spending) -> tupl
     sums, squares = paths.cumsum(1)[:, degrees], (paths**2).cumsum(1)[:, degrees]
     n = np.array(looks)
     statistics = (sums / n) / np.sqrt((squares - sums**2 / n) / degrees / n)
-    # How far beyond its boundary the furthest look of a path is, as a nominal level; the level-th of these is what fits.
+    # How far beyond its boundary the furthest look of a path is, as a nominal level; its quantile is the factor.
     levels = special.stdtr(degrees, -statistics) / nominal
     factor = min(1.0, float(np.quantile(levels.min(1), level)))
     return tuple(float(-special.stdtrit(df, factor * p)) for df, p in zip(degrees, nominal, strict=True))
@@ -168,7 +169,7 @@ def judge(values: Sequence[float], plan: Plan, least_spread: float = 0.0, stop_e
         values: in the order in which they come; more than the last look takes are ignored.
         plan: looks and level.
         least_spread: the standard deviation is taken to be no smaller: a few scores on a small test set may be equal.
-        stop_early: stop, too, where a mean below zero would hardly be shown any more. That makes no wrong claim likelier.
+        stop_early: stop, too, where a mean below zero would hardly be shown any more. No wrong claim gets likelier.
     """
     judgement = Judgement("open", 0, math.nan, -math.inf, math.inf)
     for look, n in enumerate(plan.looks):

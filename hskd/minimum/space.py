@@ -214,7 +214,7 @@ def default_space(shape: Shape, tokens: float) -> Space:
 
 
 def paper_space(shape: Shape) -> Space:
-    """What arXiv 2106.05691 compresses jointly: layers, tokens that ``[CLS]`` attends to, neurons of large magnitude."""
+    """What arXiv 2106.05691 compresses jointly: layers, tokens that ``[CLS]`` attends to, and the largest neurons."""
     depths = [n for n in (1, 2, 3, 4, 5) if n < shape.student_layers + 1]
     sweep = {"n": [*depths, "all"], "k": [1, 5, 10, 20, 30, 40, 50, "all"], "w": [0.01, 0.05, 0.1, 0.3, 0.5, "all"]}
     return Space.model_validate({"sweeps": [sweep]})

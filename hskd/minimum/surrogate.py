@@ -1,8 +1,8 @@
 """What screening says of every candidate: a Gaussian process over the space, after a few noisy trials.
 
-A candidate's loss against full HSK is a smooth function of its amounts, plus a small part of its own. Before any trial,
-it falls from that of *none* to that of full as bytes rise. The posterior is exact (a few hundred candidates, a few dozen
-trials); no hyperparameter is fitted, so that it is the same wherever it is computed.
+A candidate's loss against full HSK is a smooth function of its amounts, plus a small part of its own. Before any
+trial, it falls from that of *none* to that of full as bytes rise. The posterior is exact (a few hundred candidates, a
+few dozen trials), and no hyperparameter is fitted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SMOOTH, OWN, STEEPNESS = 0.35, 0.1, 2.0
 """Standard deviations of the smooth part and of a candidate's own, as shares of the gap; and how fast losses fall at
 first: with the power 2, half of the way in bytes, counted in doublings, closes three quarters of the gap."""
 ORDERED_SCALE, OTHER_SCALE = 0.7, 1.2
-"""Over which distance the smooth part changes: along an axis of amounts (its length is 1), and between two selectors."""
+"""Over which distance the smooth part changes: along an axis of amounts, whose length is 1; between two selectors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,12 @@ def smoothness(points: np.ndarray) -> np.ndarray:
 
 
 def estimate(
-    alike: np.ndarray, before: np.ndarray, losses: Mapping[int, Sequence[float]], gap: float, noise: float, common: float
+    alike: np.ndarray,
+    before: np.ndarray,
+    losses: Mapping[int, Sequence[float]],
+    gap: float,
+    noise: float,
+    common: float,
 ) -> Estimates:
     """The losses of all candidates after some trials.
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import make_bert
-from support.find_lab import SPACE
-from support.grid_lab import GRID
+from support.find_lab import GRID, SPACE
 from transformers import BertTokenizerFast
 
 
@@ -26,7 +25,7 @@ def grid_file(tmp_path_factory: pytest.TempPathFactory, tokenizer: BertTokenizer
     make_bert(num_hidden_layers=4).save_pretrained(body)
     tokenizer.save_pretrained(body)
     file = folder / "tiny.yaml"
-    file.write_text(GRID.format(name="tiny", data=data_folder, model=body), encoding="utf-8")
+    file.write_text(GRID.format(data=data_folder, model=body), encoding="utf-8")
     return file
 
 
