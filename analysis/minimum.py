@@ -166,7 +166,7 @@ class FindResult:
             f"<p>{escape(self.sentence)}</p>",
             f'<img alt="Losses by bytes" src="data:image/png;base64,{encoded}">',
         ]
-        parts.append(self.tests.to_html(index=False, float_format="%.4g"))
+        parts.append(self.tests.to_html(index=False, float_format="{:.4g}".format))
         if self.command is not None:
             parts.append(f"<pre>{escape(self.command)}</pre>")
         return "\n".join(parts)

@@ -251,7 +251,7 @@ def _validated(content: dict[str, Any], where: str) -> Space:
     try:
         return Space.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")  # a key that is misspelt
         key = ".".join(map(str, (*first["loc"], *([first["ctx"]["key"]] if "key" in first.get("ctx", {}) else ()))))
         message = first["msg"].removeprefix("Value error, ").removesuffix(".")
         if first["type"] == "extra_forbidden":

@@ -39,14 +39,14 @@ def search(grid: Path, space: Path, root: Path, executor: Executor | None = None
 
     return find(
         str(grid),
-        tolerance=5.0,
+        tolerance=30.0,
         budget_trials=BUDGET,
         space=str(space),
         out=root / "out",
         work=root / "work",
         machine=machine(),
         executor=executor,
-        settings=SearchSettings(noise=0.05),
+        settings=SearchSettings(noise=0.1),
         **more,
     )
 
