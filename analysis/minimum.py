@@ -20,7 +20,7 @@ from hskd.grid.changes import changed
 from hskd.grid.executors import Executor, InProcess, Workers
 from hskd.grid.spec import GridSpec
 from hskd.minimum.live import Question, Runner, Trials, Watcher, grid_of, has_rates, record, settings_for
-from hskd.minimum.search import Outcome, Search, SearchSettings, Test, Trial
+from hskd.minimum.search import Confirmation, Outcome, Search, SearchSettings, Trial
 from hskd.minimum.space import Candidate, Space, with_constraints
 from hskd.progress import Silent
 from hskd.trials.config import Machine, TrialConfig
@@ -111,7 +111,7 @@ class FindResult:
         columns = ["name", "bytes_per_example", "loss", "low", "high", "n", "verdict"]
         return pd.DataFrame(rows, columns=columns).sort_values("bytes_per_example", ascending=False, ignore_index=True)
 
-    def _row(self, test: Test) -> dict[str, Any]:
+    def _row(self, test: Confirmation) -> dict[str, Any]:
         assert test.candidate is not None
         one, judgement = self.chosen[test.candidate], test.judgement
         shift = test.loss - judgement.mean  # the test is of the loss less what may be lost

@@ -160,7 +160,7 @@ class SearchSettings:
 
 
 @dataclass(frozen=True)
-class Test:
+class Confirmation:
     """What fresh seeds say of one candidate.
 
     Attributes:
@@ -207,7 +207,7 @@ class Known:
     estimates: Estimates | None = None
     chain: tuple[int, ...] = ()
     looks: tuple[int, ...] = GAP_LOOKS
-    tests: tuple[Test, ...] = ()
+    tests: tuple[Confirmation, ...] = ()
     rates: dict[str, Rates] = field(default_factory=dict)
 
 
@@ -263,7 +263,7 @@ class Search:
         self._failed: dict[tuple[Arm, int | None], set[int]] = {}
         self._history: list[Batch] = []
         self._search_seeds = [settings.first_search_seed + i for i in range(REFERENCE_SEEDS)]
-        self._tests: dict[int, Test] = {}
+        self._tests: dict[int, Confirmation] = {}
 
     # ---- what is asked for
 
@@ -548,7 +548,7 @@ class Search:
     def _plan(self, level: float) -> Plan:
         return Plan(self.known.looks, level, self.settings.spending)
 
-    def _confirm(self, index: int, plan: Plan, stage: Stage) -> Generator[Batch, Sent, Test]:
+    def _confirm(self, index: int, plan: Plan, stage: Stage) -> Generator[Batch, Sent, Confirmation]:
         name, settings = self.chosen[index].name, self.settings
         test = self._tested("spec", index, [], plan)
         previous = 0
@@ -571,7 +571,9 @@ class Search:
                 break
         return test
 
-    def _tested(self, arm: Arm, index: int | None, seeds: Sequence[int], plan: Plan, stop_early: bool = True) -> Test:
+    def _tested(
+        self, arm: Arm, index: int | None, seeds: Sequence[int], plan: Plan, stop_early: bool = True
+    ) -> Confirmation:
         """The test that a point's loss against full is below what may be lost."""
         settings = self.settings
         failed = sum(seed in self._failed.get((arm, index), ()) for seed in seeds)
@@ -590,7 +592,7 @@ class Search:
         if failed and judgement.verdict == "below":  # seeds that failed are no evidence of a spec that works
             judgement = Judgement("undecided", judgement.n, judgement.mean, judgement.low, judgement.high)
         used = below[: judgement.n]
-        return Test(index, judgement, -float(np.mean(used)) if used else math.nan, failed)
+        return Confirmation(index, judgement, -float(np.mean(used)) if used else math.nan, failed)
 
     def _bracket(self, estimates: Estimates) -> Generator[Batch, Sent, None]:
         """Spend what is left on the dearest candidate that looks too small, if there is one."""
@@ -611,7 +613,7 @@ class Search:
     def _know(self, **changes: object) -> None:
         self.known = Known(**{**self.known.__dict__, **changes})  # type: ignore[arg-type]
 
-    def none_test(self) -> Test:
+    def none_test(self) -> Confirmation:
         """What all paired seeds of none and full say of none itself."""
         seeds = [self.settings.first_seed + i for i in range(GAP_LOOKS[-1])]
         if not self.settings.search_rates:
@@ -630,7 +632,7 @@ class Search:
         verdict, reason = self._verdict(answer, none)
         return Outcome(verdict, reason, answer, too_little, known, tuple(self._history), self._scores)
 
-    def _verdict(self, answer: int | None, none: Test) -> tuple[Verdict, str]:
+    def _verdict(self, answer: int | None, none: Confirmation) -> tuple[Verdict, str]:
         gap = self.known.gap
         spent = f"{self.known.trials} of {self.settings.budget} trials"
         if gap is None or gap.verdict != "below":
