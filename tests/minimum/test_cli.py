@@ -67,7 +67,7 @@ def test_it_prints_the_answer_and_a_page(cli: Cli, grid_file: Path, space_file: 
 )
 def test_contradictions_and_nonsense_are_refused(cli: Cli, arguments: tuple[object, ...], message: str) -> None:
     code, _, err = cli(*arguments)
-    assert code == 1
+    assert code == 2
     assert message in " ".join(err.split())
 
 
