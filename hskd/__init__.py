@@ -10,6 +10,7 @@ from hskd.autoclasses import register_with_transformers
 from hskd.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from hskd.analysis.minimum import FindResult, find
     from hskd.distill.losses import hsk_loss, prediction_loss
     from hskd.distill.source import KnowledgeSource, OnlineSource, StoreSource
     from hskd.distill.trainer import HSKModule, HSKTrainer, PredictionTrainer
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CorruptionError",
+    "FindResult",
     "HSKAmount",
     "HSKModule",
     "HSKSpec",
@@ -48,6 +50,7 @@ __all__ = [
     "TokenizedSplit",
     "derive",
     "extract",
+    "find",
     "hsk_loss",
     "load_student",
     "load_task",
@@ -65,6 +68,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "hskd.analysis.minimum": ("FindResult", "find"),
         "hskd.distill.losses": ("hsk_loss", "prediction_loss"),
         "hskd.distill.source": ("KnowledgeSource", "OnlineSource", "StoreSource"),
         "hskd.distill.trainer": ("HSKModule", "HSKTrainer", "PredictionTrainer"),

@@ -14,7 +14,7 @@ from hskd.errors import HskdError
 from hskd.hashing import canonical_json
 from hskd.results import ResultsFolder
 from hskd.spec import HSKSpec
-from hskd.trials.config import TaskPlan
+from hskd.trials.config import TaskPlan, TrialConfig
 from hskd.trials.settings import DistillSettings
 
 _FROM_TABLE = ("hsk_epochs", "prediction_epochs", "hsk_lr", "prediction_lr")
@@ -42,13 +42,25 @@ def distil_command(study: Study, name: str, examples: int | None = None) -> str:
     if examples is not None or "task" not in config:
         task["train_examples"] = examples or study.train_examples
     settings = config.get("settings") or {column: row[column] for column in _FROM_TABLE if column in row}
+    return _command(task, _spec(str(row["spec"]), result), str(row["spec"]), settings)
+
+
+def command_of(config: TrialConfig) -> str:
+    """The ``hskd distill`` command of a trial, quoted for a shell; student and store as :func:`distil_command` says."""
+    assert config.spec is not None, "an arm without HSK has no spec"
+    label = config.spec.label
+    written = _spec(label, {"spec_fields": config.spec.model_dump(mode="json")})
+    return _command(_task(config.task), written, label, config.settings.model_dump(mode="json"))
+
+
+def _command(task: dict[str, Any], spec: str, label: str, settings: dict[str, Any]) -> str:
     options = {
         **task,
         "student": "runs/student",
         "store": "runs/superset",
-        "spec": _spec(str(row["spec"]), result),
+        "spec": spec,
         **_changed(settings),
-        "out": "runs/" + re.sub(r"[^\w.]+", "-", str(row["spec"])),
+        "out": "runs/" + re.sub(r"[^\w.]+", "-", label),
     }
     words = ["hskd", "distill"]
     for option, value in options.items():

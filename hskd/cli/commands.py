@@ -43,6 +43,7 @@ BUILT_IN = {
     "store": Listing("hskd.cli.store:app", "The teacher's knowledge on disk: extract once, derive many."),
     "distill": Listing("hskd.cli.distill:command", "Distil a student, from a store or from the teacher."),
     "grid": Listing("hskd.cli.grid:app", "Planned sets of trials: plan, run, resume."),
+    "find": Listing("hskd.analysis.cli.find:find", "Find the least that is enough, with few trials."),
     "report": Listing("hskd.analysis.cli.report:report", "Write one page with a grid's figures and tables."),
     "recommend": Listing("hskd.analysis.cli.recommend:recommend", "Say which spec to distil, and with which command."),
     "compare": Listing("hskd.analysis.cli.compare:compare", "Compare two grids, paired by seed."),

@@ -1,0 +1,81 @@
+"""What a search saw: losses against full HSK by bytes, screened and confirmed, and what may be lost."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from hskd.analysis.figures import style
+
+LOOK = {
+    "enough": (style.COLOURS[0], "o", style.COLOURS[0]),
+    "too little": (style.COLOURS[3], "s", style.COLOURS[3]),
+    "not resolved": (style.PALE, "D", "white"),
+}
+"""Colour, marker and filling of what fresh seeds say."""
+
+
+def minimum_figure(tests: pd.DataFrame, screened: pd.DataFrame, limit: float, gap: float) -> Figure:
+    """Draw a search.
+
+    Args:
+        tests: columns bytes_per_example, loss, low, high, verdict: of candidates on fresh seeds.
+        screened: columns bytes_per_example, loss (of the trials), expected, spread: of candidates on search seeds.
+        limit: loss that may be (a share of 1).
+        gap: full - none, likewise.
+    """
+    with style.canvas((style.FULL, 3.2)) as figure:
+        axes = figure.subplots()
+        axes.axhline(0, color=style.INK, ls=style.DASHES["full"], lw=0.8)
+        axes.axhline(100 * limit, color=style.COLOURS[3], lw=0.8)
+        axes.axhline(100 * gap, color=style.INK, ls=style.DASHES["none"], lw=0.8)
+        for y, text in ((0.0, "full"), (100 * limit, "what may be lost"), (100 * gap, "none")):
+            axes.annotate(
+                text,
+                (1, y),
+                xycoords=("axes fraction", "data"),
+                xytext=(3, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=style.SMALL,
+            )
+        if not screened.empty:
+            axes.plot(
+                screened["bytes_per_example"],
+                100 * screened["loss"],
+                ls="none",
+                marker="x",
+                color=style.PALE,
+                label="screened: one or two search seeds",
+            )
+        for verdict, (colour, marker, fill) in LOOK.items():
+            rows = tests[tests["verdict"] == verdict]
+            if rows.empty:
+                continue
+            finite = rows[np.isfinite(rows["low"]) & np.isfinite(rows["high"])]
+            axes.vlines(finite["bytes_per_example"], 100 * finite["low"], 100 * finite["high"], color=colour, lw=1.2)
+            axes.plot(
+                rows["bytes_per_example"],
+                100 * rows["loss"],
+                ls="none",
+                marker=marker,
+                color=colour,
+                mfc=fill,
+                label=f"{verdict}, on fresh seeds",
+            )
+        axes.set_xscale("log")
+        axes.set_xlabel("bytes an example")
+        axes.set_ylabel("loss against full HSK (points)")
+        if not (tests.empty and screened.empty):
+            figure.legend(loc="outside upper left", ncols=3)
+        style.settle(figure)
+        return figure
+
+
+def caption(confidence: float) -> str:
+    """What the figure shows, in sentences."""
+    return (
+        f"Mean loss against full HSK by bytes. Bars: one-sided {100 * confidence:g} % bounds that hold over all looks. "
+        "A candidate is enough if its bar ends below the line of what may be lost."
+    )

@@ -1,0 +1,284 @@
+"""The least that is enough, from a task to an answer: ``hskd.find``, and what it returns."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from hskd.analysis.report.distil_command import command_of
+from hskd.errors import HskdError
+from hskd.grid.changes import changed
+from hskd.grid.executors import Executor, InProcess, Workers
+from hskd.grid.spec import GridSpec
+from hskd.minimum.live import Question, Runner, Trials, Watcher, grid_of, has_rates, record, settings_for
+from hskd.minimum.search import Confirmation, Outcome, Search, SearchSettings, Trial
+from hskd.minimum.space import Candidate, Space, with_constraints
+from hskd.progress import Silent
+from hskd.trials.config import Machine, TrialConfig
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TOLERANCE, BUDGET = 0.5, 60
+"""Points of score that may be lost, and trials, where nothing else is asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class FindResult:
+    """What a search came to. In Jupyter it shows itself.
+
+    Attributes:
+        outcome: what is known, and how it came to be known.
+        chosen: the candidates, the cheapest first.
+        full_bytes: bytes an example of full HSK.
+        settings: what was to be shown.
+        folder: of the results.
+        title: task and student.
+        config: of a trial of the answer, or of full HSK where there is none.
+    """
+
+    outcome: Outcome
+    chosen: Sequence[Candidate]
+    full_bytes: float
+    settings: SearchSettings
+    folder: Path
+    title: str
+    config: TrialConfig
+
+    @property
+    def answer(self) -> str | None:
+        """The label of the cheapest spec that is shown to be enough; None where nothing is."""
+        return None if self.outcome.answer is None else self.chosen[self.outcome.answer].name
+
+    @property
+    def too_little(self) -> str | None:
+        """The dearest point that is shown not to be enough: a label, or ``none``."""
+        index = self.outcome.too_little
+        return None if index is None else "none" if index < 0 else self.chosen[index].name
+
+    @property
+    def margin(self) -> str:
+        """What may be lost, in words."""
+        if self.settings.margin_share is not None:
+            return f"{100 * self.settings.margin_share:g} % of the gap from none to full"
+        return f"{100 * self.settings.tolerance:g} points"
+
+    @property
+    def limit(self) -> float:
+        """What may be lost, a share of 1; a share of the gap is that of the gap's estimate."""
+        gap = self.outcome.known.gap
+        if self.settings.margin_share is None:
+            return self.settings.tolerance
+        return self.settings.margin_share * (-gap.mean if gap is not None else math.nan)
+
+    @property
+    def sentence(self) -> str:
+        """The answer with its evidence."""
+        outcome, trials = self.outcome, f"{self.outcome.known.trials} trials"
+        sure = f"{100 * (1 - self.settings.level):g} % confidence, on these test examples"
+        if outcome.answer is not None:
+            size = self.chosen[outcome.answer].bytes_per_example
+            part = f"{size:,.0f} bytes an example, {100 * size / self.full_bytes:.2g} % of those of full HSK"
+            text = f"Enough: {self.answer} ({part}). {outcome.reason} It may lose {self.margin}. ({sure}, {trials}.)"
+        else:
+            text = f"{outcome.verdict[0].upper()}{outcome.verdict[1:]}. {outcome.reason} ({trials}.)"
+        if self.too_little is not None:
+            text += f" Shown not to be enough: {self.too_little}."
+        return text
+
+    @property
+    def command(self) -> str | None:
+        """The ``hskd distill`` command of the answer; None where there is none."""
+        return None if self.answer is None else command_of(self.config)
+
+    @cached_property
+    def tests(self) -> pd.DataFrame:
+        """What fresh seeds say, a row for each candidate tested, from dear to cheap.
+
+        Columns: name, bytes_per_example, loss (against full, a share of 1), low, high (its bounds), n (seeds), verdict
+        (``enough``, ``too little`` or ``not resolved``).
+        """
+        rows = [self._row(test) for test in self.outcome.known.tests]
+        columns = ["name", "bytes_per_example", "loss", "low", "high", "n", "verdict"]
+        return pd.DataFrame(rows, columns=columns).sort_values("bytes_per_example", ascending=False, ignore_index=True)
+
+    def _row(self, test: Confirmation) -> dict[str, Any]:
+        assert test.candidate is not None
+        one, judgement = self.chosen[test.candidate], test.judgement
+        shift = test.loss - judgement.mean  # the test is of the loss less what may be lost
+        return {
+            "name": one.name,
+            "bytes_per_example": one.bytes_per_example,
+            "loss": test.loss,
+            "low": judgement.low + shift,
+            "high": judgement.high + shift,
+            "n": judgement.n,
+            "verdict": "enough" if test.is_enough else "too little" if test.is_too_little else "not resolved",
+        }
+
+    @cached_property
+    def screened(self) -> pd.DataFrame:
+        """What search seeds say, a row for each candidate tried, from cheap to dear.
+
+        Columns: name, bytes_per_example, n (seeds), loss (mean, against the mean of full), expected and spread (after
+        all that was screened).
+        """
+        scores, first = self.outcome.scores, self.settings.first_search_seed
+        full = [one.reported for seed, one in scores.get(("full", None), {}).items() if seed >= first]
+        estimates, rows = self.outcome.known.estimates, []
+        for (arm, index), by_seed in scores.items():
+            values = [one.reported for seed, one in by_seed.items() if seed >= first]
+            if arm == "spec" and index is not None and values and estimates is not None:
+                one = self.chosen[index]
+                loss = sum(full) / len(full) - sum(values) / len(values)
+                expected, spread = float(estimates.mean[index]), float(estimates.spread[index])
+                rows.append((one.name, one.bytes_per_example, len(values), loss, expected, spread))
+        columns = ["name", "bytes_per_example", "n", "loss", "expected", "spread"]
+        return pd.DataFrame(rows, columns=columns).sort_values("bytes_per_example", ignore_index=True)
+
+    @property
+    def gap(self) -> float:
+        """Full - none, as far as it was looked at; NaN where it was not."""
+        return math.nan if self.outcome.known.gap is None else -self.outcome.known.gap.mean
+
+    def figure(self) -> Figure:
+        """Losses against full by bytes, screened and confirmed."""
+        from hskd.analysis.figures.minimum import minimum_figure
+
+        return minimum_figure(self.tests, self.screened, self.limit, self.gap)
+
+    def _repr_html_(self) -> str:
+        from hskd.analysis.figures.style import DPI
+
+        picture = io.BytesIO()
+        self.figure().savefig(picture, format="png", dpi=DPI / 2)
+        encoded = base64.b64encode(picture.getvalue()).decode()
+        parts = [
+            f"<p>{escape(self.sentence)}</p>",
+            f'<img alt="Losses by bytes" src="data:image/png;base64,{encoded}">',
+        ]
+        parts.append(self.tests.to_html(index=False, float_format="{:.4g}".format))
+        if self.command is not None:
+            parts.append(f"<pre>{escape(self.command)}</pre>")
+        return "\n".join(parts)
+
+
+def find(  # noqa: PLR0913
+    task: str,
+    *,
+    tolerance: float = TOLERANCE,
+    margin_share: float | None = None,
+    budget_trials: int = BUDGET,
+    seconds: float | None = None,
+    student: str | None = None,
+    space: str | Space | None = None,
+    constraints: Mapping[str, Any] | None = None,
+    search_rates: bool | None = None,
+    changes: Mapping[str, Any] | None = None,
+    settings: SearchSettings | None = None,
+    out: Path | str | None = None,
+    work: Path | str = "work",
+    workers: int = 1,
+    executor: Executor | None = None,
+    machine: Machine | None = None,
+    watcher: Watcher | None = None,
+) -> FindResult:
+    """Find the cheapest spec that is shown to be enough, with few trials; or go on with a search that was stopped.
+
+    Args:
+        task: a task, a preset, or the path of a grid's YAML file.
+        tolerance: points of score that may be lost against full HSK.
+        margin_share: instead: the share of the gap from none to full that may be lost.
+        budget_trials: trials in all.
+        seconds: after which no further trials begin.
+        student: name of the student, where the grid has several.
+        space: specs to choose from: a space, ``paper``, or the path of its YAML file [default: for these sizes].
+        constraints: fields of the space, such as ``most_bytes``, ``most_layers`` and ``attention``.
+        search_rates: whether learning rates are searched [default: where the grid says none].
+        changes: dotted keys of the grid and their values, as ``hskd grid run --set`` takes them.
+        settings: further settings of the search.
+        out: folder of the results [default: ``results/find-NAME``].
+        work: folder of artifacts, shared with grids.
+        workers: trials at a time.
+        executor: where trials run [default: here, or in ``workers`` processes].
+        machine: precision, device and threads [default: this machine's].
+        watcher: is told what happens.
+
+    Raises:
+        HskdError: something cannot be read, or no trial can be run.
+        MismatchError: ``out`` holds trials of another task, teacher, student or training.
+    """
+    grid = changed(grid_of(task), changes or {})
+    grid = with_student(grid, student)
+    folder = Path(out) if out is not None else Path("results") / f"find-{grid.name}"
+    machine = machine or Machine.here()
+    trials = Trials(grid, machine, Path(work))
+    asked = replace(
+        settings or SearchSettings(), tolerance=tolerance / 100, margin_share=margin_share, budget=budget_trials
+    )
+    asked = settings_for(trials, asked, not has_rates(grid) if search_rates is None else search_rates)
+    chosen_space = space if isinstance(space, Space) else trials.space(space)
+    chosen_space = with_constraints(chosen_space, constraints or {})
+    chosen = trials.candidates(chosen_space)
+    record(folder, Question(grid, chosen_space, asked, machine))
+    full_bytes = trials.size_of(trials.full_spec)
+    search = Search(chosen, full_bytes, asked)
+    executor = executor or (Workers(workers) if workers > 1 else InProcess())
+    runner = Runner(trials, chosen, folder, executor, watcher or _Quiet(), seconds)
+    outcome = runner.run(search)
+    rates = None if outcome.answer is None else search.rates_of("spec", outcome.answer)
+    its_trial = Trial("full" if outcome.answer is None else "spec", outcome.answer, asked.first_seed, rates)
+    config = trials.config(its_trial, chosen)
+    title = f"{trials.grid.task.name} · {trials.student.name}"
+    return FindResult(outcome, chosen, full_bytes, asked, folder, title, config)
+
+
+def find_each(task: str, students: Sequence[str] | None = None, **asked: Any) -> list[FindResult]:
+    """One search for each of some students of a grid; results of several lie in folders of their own.
+
+    Args:
+        task: as :func:`find` takes it.
+        students: names [default: all that the grid has].
+        **asked: all else that :func:`find` takes.
+
+    Raises:
+        HskdError: as :func:`find`, or the grid has no student of a name.
+    """
+    grid = changed(grid_of(task), asked.get("changes") or {})
+    names = list(students or [student.name for student in grid.students])
+    for name in names:
+        with_student(grid, name)
+    folder = Path(asked.pop("out", None) or Path("results") / f"find-{grid.name}")
+    return [find(task, student=name, out=folder / name if len(names) > 1 else folder, **asked) for name in names]
+
+
+def with_student(grid: GridSpec, name: str | None) -> GridSpec:
+    """The grid with one of its students alone.
+
+    Raises:
+        HskdError: there is none of that name, or there are several and no name.
+    """
+    names = [student.name for student in grid.students]
+    if name is None and len(names) == 1:
+        return grid
+    matching = [student for student in grid.students if student.name == name]
+    if not matching:
+        raise HskdError(f"--students {name or ''}: the grid {grid.name} has {', '.join(names)}; name one of them.")
+    return grid.model_copy(update={"students": (matching[0],)})
+
+
+class _Quiet(Silent):
+    """Tells no one."""
+
+    def trials(self, done: int, failed: int, total: int, news: str, running: int = 0) -> None: ...
+
+    def next_batch(self, batch: Any, search: Any, waiting: int) -> None: ...

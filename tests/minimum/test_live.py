@@ -1,0 +1,148 @@
+"""Searches on real trials of tiny models: files as a grid's, and the same answer after any kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import find_lab
+from support.find_lab import BUDGET, search
+from support.grid_lab import Recorder, machine, same_scores
+
+from hskd.analysis.minimum import FindResult, find, with_student
+from hskd.analysis.report.minimum_page import write_page
+from hskd.errors import HskdError, MismatchError
+from hskd.grid.executors import InProcess
+from hskd.grid.spec import load_grid
+from hskd.results import ResultsFolder, load
+from hskd.spec import HSKSpec
+
+MOMENTS = (1, 5, 12, 17, 24)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(grid_file: Path, space_file: Path, tmp_path_factory: pytest.TempPathFactory) -> FindResult:
+    """A search that nothing disturbed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.cpu_count", lambda: 1)
+        return search(grid_file, space_file, tmp_path_factory.mktemp("undisturbed"))
+
+
+class Refuses(InProcess):
+    """An executor that must not be asked for anything."""
+
+    def run(self, *arguments: object) -> object:  # type: ignore[override]
+        raise AssertionError("a trial is run again")
+
+
+def test_it_ends_with_an_answer_and_its_command(undisturbed: FindResult) -> None:
+    outcome = undisturbed.outcome
+    assert outcome.verdict == "enough", undisturbed.sentence
+    assert undisturbed.answer is not None and undisturbed.command is not None
+    assert HSKSpec.parse(undisturbed.answer) == undisturbed.config.spec
+    assert f"--spec {undisturbed.answer}" in undisturbed.command
+    assert undisturbed.answer in undisturbed.sentence
+    assert {batch.stage for batch in outcome.history} >= {"gap", "screening", "confirmation"}
+
+
+def test_its_trials_lie_as_those_of_a_grid(undisturbed: FindResult) -> None:
+    table = load(undisturbed.folder)
+    assert len(table) == undisturbed.outcome.known.trials <= BUDGET
+    assert set(table["trial"]) == set(ResultsFolder(undisturbed.folder).planned() or ())
+    row = undisturbed.tests[undisturbed.tests["name"] == undisturbed.answer].iloc[0]
+    scores = table.pivot_table(index="seed", columns="spec", values="score")
+    full = table[table["arm"] == "full"].set_index("seed")["score"]
+    fresh = range(int(row["n"]))
+    losses = (full - scores[undisturbed.answer]).loc[fresh]
+    assert losses.mean() == pytest.approx(row["loss"])
+    assert row["low"] < row["loss"] < row["high"] < 0.3
+
+
+def test_asked_again_it_runs_nothing(undisturbed: FindResult, grid_file: Path, space_file: Path) -> None:
+    again = search(grid_file, space_file, undisturbed.folder.parent, executor=Refuses())
+    assert again.sentence == undisturbed.sentence
+
+
+def test_a_grid_and_a_search_share_their_trials(undisturbed: FindResult, grid_file: Path) -> None:
+    from hskd.grid.run import GridStatus
+
+    trials = load_grid(str(grid_file)).trials(machine())
+    status = GridStatus.of(trials, undisturbed.folder)
+    assert any(config.settings.arm == "full" for config in status.done)
+
+
+@pytest.mark.timeout(900)
+def test_killed_five_times_it_gives_the_same_answer(
+    undisturbed: FindResult, grid_file: Path, space_file: Path, tmp_path: Path
+) -> None:
+    script = [sys.executable, find_lab.__file__, grid_file, space_file, tmp_path / "killed", *MOMENTS]
+    done = subprocess.run([*map(str, script)], capture_output=True, text=True, check=False, env=dict(os.environ))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [True] * len(MOMENTS) + [False]
+    again = search(grid_file, space_file, tmp_path / "killed", executor=Refuses())
+    assert again.sentence == undisturbed.sentence
+    assert again.outcome.known.chain == undisturbed.outcome.known.chain
+    same_scores(load(again.folder), load(undisturbed.folder))
+
+
+def test_out_of_time_it_says_so_and_goes_on_later(grid_file: Path, space_file: Path, tmp_path: Path) -> None:
+    stopped = search(grid_file, space_file, tmp_path, executor=Refuses(), seconds=0)
+    assert stopped.outcome.verdict == "undetermined"
+    assert "before" in stopped.sentence and stopped.answer is None and stopped.command is None
+
+
+def test_another_teacher_is_refused(undisturbed: FindResult, grid_file: Path, space_file: Path) -> None:
+    with pytest.raises(MismatchError, match=r"training\.hsk_epochs"):
+        search(grid_file, space_file, undisturbed.folder.parent, changes={"training.hsk_epochs": 1})
+
+
+def test_rates_are_searched_apart(grid_file: Path, space_file: Path, tmp_path: Path) -> None:
+    told = Recorder()
+    told.next_batch = lambda batch, search, waiting: told.said.append(batch.why)  # type: ignore[attr-defined]
+    result = find(
+        str(grid_file),
+        tolerance=30.0,
+        budget_trials=36,
+        space=str(space_file),
+        search_rates=True,
+        out=tmp_path / "out",
+        work=tmp_path / "work",
+        machine=machine(),
+        watcher=told,  # type: ignore[arg-type]
+    )
+    rates = result.outcome.known.rates
+    assert set(rates) == {"none", "full", "neurons"}
+    assert any(text.startswith("learning rates of none") for text in told.said)
+    table = load(tmp_path / "out" / "rates")
+    searched = table[table["arm"] == "none"].groupby("prediction_lr")["dev_score"].agg(["mean", "count"])
+    twice = searched[searched["count"] == 2]
+    assert len(searched) == 3 and len(twice) == 2
+    assert rates["none"].prediction == twice["mean"].idxmax() or twice["mean"].nunique() == 1
+    assert set(load(tmp_path / "out").query("arm == 'none'")["prediction_lr"]) == {rates["none"].prediction}
+
+
+def test_the_page_shows_every_stage(undisturbed: FindResult, tmp_path: Path) -> None:
+    page = write_page(undisturbed, tmp_path).read_text(encoding="utf-8")
+    for text in ("Confirmation, on fresh seeds", "Screening, on search seeds", undisturbed.command or "no command"):
+        assert text in page
+    assert (tmp_path / "figures" / "losses.png").is_file()
+    assert len((tmp_path / "tables" / "tests.csv").read_text().splitlines()) == 1 + len(undisturbed.tests)
+
+
+def test_it_shows_itself_in_a_notebook(undisturbed: FindResult) -> None:
+    html = undisturbed._repr_html_()
+    assert "data:image/png;base64," in html and "<table" in html
+
+
+def test_an_unknown_student_is_refused(grid_file: Path) -> None:
+    with pytest.raises(HskdError, match="--students nobody"):
+        with_student(load_grid(str(grid_file)), "nobody")
+
+
+def test_an_unknown_task_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(HskdError, match="expected a task"):
+        find("no-such-task", out=tmp_path)
