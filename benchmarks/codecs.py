@@ -34,8 +34,6 @@ from hskd.tasks import TokenizedSplit, model_inputs
 SHAPE = Shape(student_layers=3, teacher_layers=6, teacher_width=384, vocab_size=30_522)
 SPEC = "2l_all_0.1w,width="
 WIDTHS = ("magnitude", "uniform", "projection", "pca", "pq")
-SLOW = ("pq",)
-"""Derived once, not in every round: k-means takes longer than all else."""
 BATCH, READS, STEPS = 32, 40, 4
 STUDENTS = {
     "pruned": {"hidden_size": 384, "num_attention_heads": 2, "intermediate_size": 96},
@@ -116,10 +114,7 @@ def main() -> None:
         superset = superset_store(folder / "superset", split, [HSKSpec.parse("2l_all_all")], SHAPE)
         print(f"{int(superset.lengths.sum()):,} tokens, {torch.get_num_threads()} threads")
         stores = {width: folder / f"store-{i}" for i, width in enumerate(WIDTHS)}
-        quick = {width: deriving(superset, stores[width], width) for width in WIDTHS if width not in SLOW}
-        add("derive", quick)
-        for width in SLOW:
-            print(f"derive, {width}: {seconds(deriving(superset, stores[width], width)):.1f} s", flush=True)
+        add("derive", {width: deriving(superset, stores[width], width) for width in WIDTHS})
         sources = {width: StoreSource(Store.open(at), split, SHAPE.student_layers) for width, at in stores.items()}
         add("read", {width: reading(source, split) for width, source in sources.items()})
         for student in STUDENTS:

@@ -6,18 +6,21 @@ Length settings: ``cola``, ``sst2``, ``rte`` (lengths as in the training set, pa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from hskd.benchmarks.models import HEAD
 from hskd.io import read_json
+from hskd.selectors import ExampleScores
 from hskd.spec import HSKSpec, Shape
 from hskd.store.reader import Store, pack_neurons
-from hskd.store.writer import Shard, write_store
+from hskd.store.writer import Shard, place_once, write_store
 from hskd.store_format.layout import ArraySpec, derived_arrays, plan_shards, ragged_rows, total_bytes
 from hskd.store_format.manifest import Manifest, Origin, TargetArray
 from hskd.tasks import TokenizedSplit
@@ -101,12 +104,24 @@ def spec_store(folder: Path, split: TokenizedSplit, spec: HSKSpec, shape: Shape)
             "student_layers": shape.student_layers,
             "precision": spec.precision.selector,
             "spec": spec.model_dump(mode="json"),
+            "gold_labels": "random" if spec.examples.needs_losses and not spec.examples.keeps_all else None,
             "fixed_neurons": None
             if mask is None or len(mask) == shape.teacher_width
             else tuple(int(neuron) for neuron in mask),
         }
     )
-    return _write(folder, split, plan, arrays, spec.length.counts(split.tokens), spec.width.count(shape.teacher_width))
+    counts = np.zeros(len(split), np.int64)
+    # Of a choice that only a teacher can make, the first examples stand for the chosen ones.
+    scores = ExampleScores(split.ids, *np.zeros((2, len(split))))
+    chosen = spec.examples.select(scores)
+    counts[chosen] = spec.length.counts(split.tokens)[chosen]
+    codec = spec.width.codec_layout(spec.precision, shape.teacher_width)
+
+    def place_codec(partial: Path) -> None:
+        if codec:
+            place_once(partial, lambda path: save_file(_random_codec(codec, len(layers)), path))
+
+    return _write(folder, split, plan, arrays, counts, spec.width.count(shape.teacher_width), place_codec)
 
 
 def superset_store(folder: Path, split: TokenizedSplit, specs: list[HSKSpec], shape: Shape) -> Store:
@@ -120,6 +135,9 @@ def superset_store(folder: Path, split: TokenizedSplit, specs: list[HSKSpec], sh
             "layers": contents.layers,
             "mapped": contents.layers,
             "attention_layers": contents.attention_layers,
+            "gradient_layers": contents.gradient_layers,
+            "received_layers": contents.received_layers,
+            "gold_labels": "random" if contents.gold_losses else None,
             "precision": contents.precision,
         }
     )
@@ -160,8 +178,23 @@ def _plan(split: TokenizedSplit, shape: Shape, kind: Any) -> Manifest:
     )
 
 
+def _random_codec(layout: dict[str, tuple[torch.dtype, tuple[int, ...]]], layers: int) -> dict[str, torch.Tensor]:
+    """Random arrays of what a store holds once, for each of so many layers."""
+    rng = np.random.default_rng(1)
+    return {
+        name: torch.from_numpy(rng.standard_normal((layers, *sizes), np.float32)).to(dtype)
+        for name, (dtype, sizes) in layout.items()
+    }
+
+
 def _write(
-    folder: Path, split: TokenizedSplit, plan: Manifest, arrays: dict[str, ArraySpec], counts: np.ndarray, neurons: int
+    folder: Path,
+    split: TokenizedSplit,
+    plan: Manifest,
+    arrays: dict[str, ArraySpec],
+    counts: np.ndarray,
+    neurons: int,
+    place: Callable[[Path], None] = lambda partial: None,
 ) -> Store:
     rng = np.random.default_rng(0)
     pools = {name: _pool(rng, name, array, plan, neurons) for name, array in arrays.items()}
@@ -190,7 +223,7 @@ def _write(
         return shard
 
     needed = total_bytes(arrays, len(split), int(split.offsets[-1]), int(counts.sum()))
-    write_store(folder, plan, plan_shards(arrays, split.lengths, counts), needed, make_shard)
+    write_store(folder, plan, plan_shards(arrays, split.lengths, counts), needed, make_shard, place=place)
     return Store.open(folder)
 
 
@@ -201,4 +234,8 @@ def _pool(rng: np.random.Generator, name: str, array: ArraySpec, plan: Manifest,
         order = rng.random((_POOL, layers, plan.teacher_width)).argsort(axis=2)[:, :, :neurons]
         chosen = torch.from_numpy(np.sort(order, axis=2))
         return pack_neurons(chosen, plan.teacher_width, array.dtype == torch.uint8)
+    if name == "values" and array.dtype == torch.uint8:
+        # Codes of a codebook, or bits in which any byte can be.
+        codes = getattr(HSKSpec.parse(plan.spec or {}).width, "entries", 256)
+        return torch.from_numpy(rng.integers(codes, size=(_POOL, array.elements), dtype=np.uint8))
     return torch.from_numpy(rng.standard_normal((_POOL, array.elements), np.float32)).to(array.dtype)

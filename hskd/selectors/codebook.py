@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from pydantic import Field
 from typing_extensions import override
@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 
 VECTORS_PER_ENTRY = 64
 """Tokens that a codebook learns from, for each of its entries; they are drawn where there are more."""
-_ROUNDS = 25
+_ROUNDS = 10
+"""Rounds of k-means. On hidden states of all-MiniLM-L6-v2, 25 rounds leave 1 % less error and take twice the time."""
+_ROWS = 1024
+"""Vectors whose distances are computed at once: with 256 entries, these stay in a core's cache."""
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class CodebookWidth(WidthSelector):
@@ -78,7 +84,8 @@ class ProductCodes(CodebookWidth):
 
         codebook = codec["codebook"].to(values.device)
         runs = _runs(values.shape[1], self.count(values.shape[1]))
-        return {"values": torch.stack([nearest(values[:, run], codebook[:, run]) for run in runs], dim=1)}
+        codes = _each(lambda run: nearest(values[:, run], codebook[:, run]), runs)
+        return {"values": torch.stack(codes, dim=1)}
 
     @override
     def prepared(self, codec: Codec, width: int) -> Codec:
@@ -171,14 +178,69 @@ def _places(codes: np.ndarray, entries: int) -> np.ndarray:
 
 def nearest(values: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     """The entry of ``codebook`` ``(E, d)`` that is nearest to each of ``values`` ``(M, d)``: ``(M,)`` uint8."""
+    import numpy as np
     import torch
 
     centre = codebook.float().mean(0)  # distances are differences of squares: the smaller, the more exact
-    entries = codebook.float() - centre
-    distances = torch.addmm(entries.square().sum(1), values - centre, entries.T, alpha=-2)
-    # numpy's argmin is three times as fast as torch's.
-    codes = torch.from_numpy(distances.numpy().argmin(1)) if distances.device.type == "cpu" else distances.argmin(1)
-    return codes.to(torch.uint8)
+    entries, values = codebook.float() - centre, values - centre
+    if values.shape[1] == 1:
+        entries, values = codebook.float(), values + centre
+
+    def distances(rows: torch.Tensor) -> torch.Tensor:
+        if rows.shape[1] == 1:
+            return (rows - entries.T).abs()  # exact
+        return torch.addmm(squares, rows, entries.T, alpha=-2)
+
+    squares = entries.square().sum(1)
+    if values.device.type != "cpu":
+        return distances(values).argmin(1).to(torch.uint8)
+    codes = np.empty(len(values), np.uint8)
+    for start in range(0, len(values), _ROWS):
+        # numpy's argmin is five times as fast as torch's.
+        codes[start : start + _ROWS] = distances(values[start : start + _ROWS]).numpy().argmin(1)
+    return torch.from_numpy(codes)
+
+
+def k_means(vectors: torch.Tensor, entries: int, seed: int) -> torch.Tensor:
+    """The means of ``entries`` groups of near ``vectors`` ``(M, d)``, by Lloyd's algorithm, ``(entries, d)`` fp32.
+
+    It begins at vectors drawn from ``seed``, and ends after a fixed number of rounds, or where nothing changes. The
+    same vectors give the same bits in whatever thread it runs, as long as torch computes in one.
+    """
+    import numpy as np
+    import torch
+
+    first = np.random.default_rng(seed).choice(len(vectors), entries, replace=False)
+    means, codes = vectors[torch.from_numpy(first)].clone(), None
+    for _ in range(_ROUNDS):
+        before, codes = codes, nearest(vectors, means)
+        if before is not None and torch.equal(codes, before):
+            break
+        group = codes.long()
+        sizes = torch.bincount(group, minlength=entries)
+        sums = torch.zeros_like(means).index_add_(0, group, vectors)
+        # An entry to which no vector is nearest stays where it is.
+        means = torch.where((sizes > 0)[:, None], sums / sizes.clamp(min=1)[:, None], means)
+    return means
+
+
+def _each(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """``work`` of each of ``items``, as many at a time as torch has threads; each is computed in one thread.
+
+    Adding up in one thread gives the same bits whatever their number.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    with one_thread():
+        if threads == 1:
+            return list(map(work, items))
+
+        def begin() -> None:
+            torch.set_num_threads(1)  # New threads do not inherit it.
+
+        with ThreadPoolExecutor(threads, initializer=begin) as pool:
+            return list(pool.map(work, items))
 
 
 def _runs(width: int, count: int) -> list[slice]:
@@ -205,34 +267,29 @@ class _Sample(Fitter):
         """Keep the tokens of lowest hash."""
         import numpy as np
 
-        tokens = view.tokens
+        tokens, before = view.tokens, len(self._keys)
         keys = mix(self._selector.seed, tokens.example_ids[tokens.example], tokens.position)
         keys = np.concatenate([self._keys, keys])
-        vectors = np.concatenate([self._vectors, view.hidden.cpu().numpy()])
-        lowest = np.argsort(keys, kind="stable")[: self._limit]
-        self._keys, self._vectors = keys[lowest], vectors[lowest]
+        lowest = np.sort(np.argsort(keys, kind="stable")[: self._limit])
+        stay, join = lowest[lowest < before], lowest[lowest >= before] - before
+        vectors = np.concatenate([self._vectors[stay], view.take(join).hidden.cpu().numpy()])
+        by_key = np.argsort(keys[lowest], kind="stable")
+        self._keys, self._vectors = keys[lowest][by_key], vectors[by_key]
 
     def _codebook(self, vectors: np.ndarray) -> torch.Tensor:
         """Entries for ``vectors`` ``(M, d)``, ``(entries, d)`` in the precision: themselves, where they are few."""
         import numpy as np
         import torch
-        from sklearn.cluster import KMeans
-        from sklearn.exceptions import ConvergenceWarning
-        from threadpoolctl import threadpool_limits
 
         entries = self._selector.entries
-        different = np.unique(vectors, axis=0)
-        if len(different) <= entries:
-            missing = entries - len(different)
-            codebook = np.concatenate([different, np.zeros((missing, vectors.shape[1]), np.float32)])
-        else:
-            # Threads add up in the order in which they come.
-            with threadpool_limits(limits=1), warnings.catch_warnings():
-                # Of few different values, some entries end up alike, which does no harm.
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                means = KMeans(entries, init="random", n_init=1, max_iter=_ROUNDS, random_state=self._selector.seed)
-                codebook = means.fit(vectors).cluster_centers_
-        return torch.from_numpy(np.ascontiguousarray(codebook, np.float32)).to(self._precision.dtype)
+        vectors = np.ascontiguousarray(vectors) + np.float32(0)  # -0.0 is 0.0
+        # Vectors are as many as their hashes, or more; to sort the hashes is far quicker.
+        if len(np.unique(mix(*vectors.view(np.uint32).T))) <= entries:
+            different = np.unique(vectors, axis=0)
+            if len(different) <= entries:
+                missing = np.zeros((entries - len(different), vectors.shape[1]), np.float32)
+                return torch.from_numpy(np.concatenate([different, missing])).to(self._precision.dtype)
+        return k_means(torch.from_numpy(vectors), entries, self._selector.seed).to(self._precision.dtype)
 
 
 class _ProductFitter(_Sample):
@@ -241,7 +298,7 @@ class _ProductFitter(_Sample):
         import torch
 
         runs = _runs(self._width, self._selector.count(self._width))
-        return {"codebook": torch.cat([self._codebook(self._vectors[:, run]) for run in runs], dim=1)}
+        return {"codebook": torch.cat(_each(lambda run: self._codebook(self._vectors[:, run]), runs), dim=1)}
 
 
 class _ResidualFitter(_Sample):

@@ -59,7 +59,17 @@ def test_examples_use_the_vocabulary_and_the_padding_of_their_setting(tmp_path: 
         assert (tokens[0], tokens[-1]) == (split.cls_id, split.sep_id)
 
 
-@pytest.mark.parametrize("label", ["1l_10t_0.1w", "all_all_all", "2l_3t_0.5w,width=uniform"])
+@pytest.mark.parametrize(
+    "label",
+    [
+        "1l_10t_0.1w",
+        "all_all_all",
+        "2l_3t_0.5w,width=uniform",
+        "2l_all_0.25w,width=pca",
+        "1l_all_0.25w,width=pq,width.entries=16",
+        "1l_3t_0.25w_0.5e,width=rvq,width.entries=8",
+    ],
+)
 def test_a_random_store_is_laid_out_as_a_derived_one(label: str, tmp_path: Path) -> None:
     split, spec = make_split("cola", draw_lengths("cola", 60), tmp_path / "tokens"), HSKSpec.parse(label)
     mine = spec_store(tmp_path / "mine", split, spec, SHAPE)
@@ -67,7 +77,8 @@ def test_a_random_store_is_laid_out_as_a_derived_one(label: str, tmp_path: Path)
     derived = derive(superset, spec, SHAPE.student_layers, tmp_path / "derived")
     assert mine.manifest.plan == derived.manifest.plan
     assert mine.manifest.bytes == derived.manifest.bytes
-    batch = split.collate(range(8))
+    assert mine.rows_with_hsk.tolist() == derived.rows_with_hsk.tolist()
+    batch = split.collate(mine.rows_with_hsk[:8])
     kept, expected = (StoreSource(store, split, SHAPE.student_layers).kept(batch) for store in (mine, derived))
     assert kept.counts.tolist() == expected.counts.tolist()
     assert kept.values.shape == expected.values.shape
