@@ -20,7 +20,7 @@ from hskd.hashing import fingerprint
 from hskd.results import NUMBERS, ResultsFolder, load, spreadsheet
 
 CSV_FILE = "trials.csv"
-DIMENSION_COLUMNS = {"depth": "n", "length": "k", "width": "w", "precision": "precision"}
+DIMENSION_COLUMNS = {"depth": "n", "length": "k", "width": "w", "precision": "precision", "examples": "e"}
 """Each dimension, and the column that holds its amount."""
 AMOUNT_COLUMNS = ("bytes_per_example", "fraction")
 """The columns that order points by how much HSK they keep, the main one first."""
@@ -335,7 +335,9 @@ class Study:
         """
         specs = self.trials[(self.trials["arm"] == "spec") & self.trials["strategy"].isin(strategies)]
         for rows in (specs, pd.concat([specs, self.trials[self.trials["arm"] == "full"]])):
-            varying = [name for name, column in DIMENSION_COLUMNS.items() if rows[column].nunique(dropna=False) > 1]
+            # Tables of earlier versions have no column of examples.
+            there = [(name, column) for name, column in DIMENSION_COLUMNS.items() if column in rows]
+            varying = [name for name, column in there if rows[column].nunique(dropna=False) > 1]
             if varying:
                 return varying[0] if len(varying) == 1 else "joint"
         return "joint"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,12 +25,17 @@ class TeacherStates:
         hidden: teacher layer -> ``(M, d_T)`` fp32; layer 0 is the embedding output.
         attention: attention layer (1-based) -> share of attention that ``[CLS]`` pays each token, ``(M,)`` fp32.
         gradient: teacher layer -> ``|h . dL/dh|`` of each token (see ``length=gradient``), ``(M,)`` fp32.
+        received: attention layer (1-based) -> mean attention that each token receives, ``(M,)`` fp32.
+        entropy: entropy of the prediction for each token that begins a word, 0 for the others, ``(M,)``; None where it
+            was not asked for, or the prediction is one of the example.
     """
 
     tokens: Tokens
     hidden: Mapping[int, torch.Tensor]
     attention: Mapping[int, np.ndarray]
     gradient: Mapping[int, np.ndarray] = field(default_factory=dict)
+    received: Mapping[int, np.ndarray] = field(default_factory=dict)
+    entropy: np.ndarray | None = None
 
 
 class Members(NamedTuple):
@@ -76,6 +81,7 @@ class KeptHSK:
             GPU to count; None to count it now.
         basis: the directions that the values are coordinates along; None where they are neurons.
         members: the tokens that each kept one is the mean of; None where each is one token.
+        places: which of the spec's layers these are, where they are drawn for each batch; None for all of them.
     """
 
     layers: tuple[int, ...]
@@ -87,6 +93,7 @@ class KeptHSK:
     most: int | None = None
     basis: Basis | None = None
     members: Members | None = None
+    places: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         """Count what is not given."""
@@ -105,6 +112,39 @@ class KeptHSK:
         starts = self.counts.cumsum(0) - self.counts
         first = torch.repeat_interleave(starts, self.counts, output_size=len(self.positions))
         return torch.arange(len(first), device=first.device) - first
+
+    def drawn(self, spec: HSKSpec, student_layers: int, teacher_layers: int, batch: Mapping[str, Any]) -> KeptHSK:
+        """What a batch learns from, of all layers that ``spec`` may draw; the same where it draws none.
+
+        Args:
+            spec: what is kept.
+            student_layers: ``L_S``.
+            teacher_layers: ``L_T``.
+            batch: as a loader of training batches gives it, with its number ``draw``.
+
+        Raises:
+            HskdError: layers are drawn, and the batch has no such number.
+        """
+        if not spec.depth.draws:
+            return self
+        if "draw" not in batch:
+            raise HskdError(
+                f"depth={spec.depth.selector}: draws layers for each batch of training, by the number draw that "
+                "hskd.tasks.batch_loader gives it; this batch has none."
+            )
+        layers, places = zip(*spec.depth.drawn(student_layers, teacher_layers, batch["draw"]), strict=True)
+        chosen = list(places)
+        of_tokens = self.neurons is not None and self.neurons.dim() == 3
+        return replace(
+            self,
+            layers=layers,
+            positions=self.positions[:, chosen],
+            values=self.values[:, chosen],
+            neurons=self.neurons[:, chosen] if of_tokens and self.neurons is not None else self.neurons,
+            weights=None if self.weights is None else self.weights[:, chosen],
+            basis=None if self.basis is None else Basis(self.basis.directions[chosen], self.basis.origin[chosen]),
+            places=places,
+        )
 
     def to(self, device: torch.device, non_blocking: bool = False) -> KeptHSK:
         """The same knowledge on ``device``; ``non_blocking`` is that of ``Tensor.to``."""
@@ -268,8 +308,14 @@ def kept_neurons(spec: HSKSpec, layers: Sequence[Layer], states: TeacherStates) 
 
 def _kept_view(spec: HSKSpec, layer: Layer, states: TeacherStates) -> LayerView:
     """The tokens that ``spec`` keeps in a layer."""
-    attention = None if layer.attention is None else states.attention[layer.attention]
-    gradient = None if layer.gradient is None else states.gradient[layer.gradient]
-    hidden = states.hidden[layer.teacher]
-    view = LayerView(states.tokens, layer.student, hidden, attention, spec.precision.ranked, gradient)
+    view = LayerView(
+        tokens=states.tokens,
+        layer=layer.student,
+        states=states.hidden[layer.teacher],
+        attention=None if layer.attention is None else states.attention[layer.attention],
+        rounding=spec.precision.ranked,
+        gradient=None if layer.gradient is None else states.gradient[layer.gradient],
+        received=None if layer.received is None else states.received[layer.received],
+        entropy=states.entropy,
+    )
     return spec.length.kept(view)

@@ -8,19 +8,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from hskd.errors import HskdError, brief, cut
 from hskd.hashing import canonical_json, fingerprint
 from hskd.io import with_home
 from hskd.selectors import (
     DEPTH,
+    EXAMPLES,
     LENGTH,
     PRECISION,
     WIDTH,
     DepthSelector,
+    ExamplesSelector,
     LengthSelector,
     PrecisionSelector,
     Registry,
@@ -29,6 +31,7 @@ from hskd.selectors import (
 )
 from hskd.selectors.base import describe
 from hskd.selectors.depth import TopN, uniform_mapping
+from hskd.selectors.examples import RandomExamples
 from hskd.selectors.length import Left
 from hskd.selectors.precision import FP16
 from hskd.selectors.width import UniformNeurons
@@ -36,10 +39,19 @@ from hskd.selectors.width import UniformNeurons
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-DIMENSIONS: dict[str, Registry[Any]] = {"depth": DEPTH, "length": LENGTH, "width": WIDTH, "precision": PRECISION}
-_AMOUNT = {"depth": ("n", "l"), "length": ("k", "t"), "width": ("w", "w")}
+DIMENSIONS: dict[str, Registry[Any]] = {
+    "depth": DEPTH,
+    "length": LENGTH,
+    "width": WIDTH,
+    "precision": PRECISION,
+    "examples": EXAMPLES,
+}
+_AMOUNT = {"depth": ("n", "l"), "length": ("k", "t"), "width": ("w", "w"), "examples": ("e", "e")}
 """The field that holds each dimension's amount, and its unit in the short form."""
-_SHORT = re.compile(r"(?:(all)l?|(\d+)l)_(?:(all)t?|(\d+)t)_(?:(all)[wh]?|(\d*\.\d+|\d+)[wh])", re.ASCII)
+_SHORT = re.compile(
+    r"(?:(all)l?|(\d+)l)_(?:(all)t?|(\d+)t)_(?:(all)[wh]?|(\d*\.\d+|\d+)[wh])(?:_(?:(all)e?|(\d*\.\d+|\d+)e))?",
+    re.ASCII,
+)
 _LONGEST_SHORT, _LONGEST_JSON = 4_000, 1_000_000
 """Characters of a spec. Python reads no integer of more than 4,300 digits."""
 
@@ -72,12 +84,13 @@ class Shape:
 
 
 class Layer(NamedTuple):
-    """One kept layer: the student's, the teacher's that it learns from, the attention or gradient that ranks tokens."""
+    """One kept layer: the student's, the teacher's that it learns from, and the layers of what ranks tokens."""
 
     student: int
     teacher: int
     attention: int | None
     gradient: int | None = None
+    received: int | None = None
 
 
 class HSKSpec(BaseModel):
@@ -89,25 +102,41 @@ class HSKSpec(BaseModel):
     length: SerializeAsAny[LengthSelector] = Left()
     width: SerializeAsAny[WidthSelector] = UniformNeurons()
     precision: SerializeAsAny[PrecisionSelector] = FP16()
+    examples: Annotated[
+        SerializeAsAny[ExamplesSelector],
+        # Absent where all are kept: it takes no part in the identity of specs from before there was a choice.
+        Field(exclude_if=lambda selector: selector.keeps_all),
+    ] = RandomExamples()
 
-    @field_validator("depth", "length", "width", "precision", mode="before")
+    @field_validator(*DIMENSIONS, mode="before")
     @classmethod
     def _from_registry(cls, value: Any, info: Any) -> Selector:
         return DIMENSIONS[info.field_name].parse(value)  # type: ignore[no-any-return]
 
+    @field_validator("examples")
+    @classmethod
+    def _all_are_all(cls, selector: ExamplesSelector) -> ExamplesSelector:
+        return RandomExamples() if selector.keeps_all else selector  # However they are chosen.
+
     @model_validator(mode="after")
     def _go_together(self) -> HSKSpec:
         self.width.check(self.precision)
+        if self.depth.draws and getattr(self.length, "att_map", "same") != "same":
+            raise ValueError(
+                f"depth={self.depth.selector} draws teacher layers for each batch, so that none belongs to a student "
+                "layer beforehand; leave length.att_map at same"
+            )
         return self
 
     @classmethod
     def parse(cls, text: str | dict[str, Any] | HSKSpec) -> HSKSpec:
         """A spec from its short form, from JSON, or from the path of a JSON file.
 
-        The short form is ``1l_10t_0.1w`` (``h`` for ``w`` as in the paper, ``all`` for everything), then
-        comma-separated changes: a selector (``length=left``, ``width=pca``) or one of a selector's fields (``l_top=5``,
+        The short form is ``1l_10t_0.1w`` (``h`` for ``w`` as in the paper, ``all`` for everything), perhaps with the
+        share of the examples behind it (``1l_10t_0.1w_0.25e``), then comma-separated changes: a selector
+        (``length=left``, ``width=pca``) or one of a selector's fields (``l_top=5``,
         ``length.seed=3``, ``rotate=true``); docs/selectors.md lists them. An amount given as a number means ``top_n``,
-        ``attention_no_sep``, ``magnitude``.
+        ``attention_no_sep``, ``magnitude``, and ``random`` examples.
 
         Raises:
             HskdError: the text is none of these, a selector is unknown, or an amount is out of range.
@@ -131,16 +160,19 @@ class HSKSpec(BaseModel):
         match = _SHORT.fullmatch(short)
         if not match:
             raise HskdError(
-                f"spec {brief(text)}: expected layers_tokens_width such as 1l_10t_0.1w or all_all_all, then changes "
-                "such as length=left or l_top=5, separated by commas; or JSON; or the path of a .json file."
+                f"spec {brief(text)}: expected layers_tokens_width such as 1l_10t_0.1w or all_all_all, perhaps a "
+                "share of the examples behind it (1l_10t_0.1w_0.25e), then changes such as length=left or l_top=5, "
+                "separated by commas; or JSON; or the path of a .json file."
             )
-        _, n, _, k, _, w = match.groups()
+        _, n, _, k, _, w, _, e = match.groups()
         fields: dict[str, dict[str, Any]] = {
             "depth": {"selector": "top_n", "n": int(n) if n else "all"},
             "length": {"selector": "attention_no_sep", "k": int(k)} if k else {"selector": "left", "k": "all"},
             "width": {"selector": "magnitude", "w": float(w)} if w else {"selector": "uniform", "w": 1.0},
             "precision": {"selector": "fp16"},
         }
+        if e:
+            fields["examples"] = {"selector": "random", "e": float(e)}
         for change in changes:
             _apply_change(fields, change.strip(), text)
         return cls._validate(fields)
@@ -176,11 +208,12 @@ class HSKSpec(BaseModel):
         short = "_".join(
             _amount_text(getattr(getattr(self, dimension), field, "all"), unit)
             for dimension, (field, unit) in _AMOUNT.items()
+            if dimension != "examples" or not self.examples.keeps_all
         )
         return ",".join([short, *_changes(HSKSpec.parse(short), self)])
 
     def layers(self, shape: Shape) -> tuple[Layer, ...]:
-        """The kept layers, from the lowest up.
+        """The kept layers, from the lowest up; where they are drawn for each batch, all that may be.
 
         Raises:
             HskdError: the student or the teacher lacks a layer that the spec names.
@@ -190,8 +223,9 @@ class HSKSpec(BaseModel):
             Layer(
                 student,
                 teacher,
-                self.length.attention_layer(teacher, top[student]),
+                self.length.attention_layer(teacher, teacher if self.depth.draws else top[student]),
                 self.length.gradient_layer(teacher),
+                self.length.received_layer(teacher),
             )
             for student, teacher in self.depth.kept(shape.student_layers, shape.teacher_layers)
         )
@@ -215,7 +249,7 @@ def _read(path: str) -> str:
 
 
 def _amount_text(amount: int | float | str, unit: str) -> str:
-    everything = amount == "all" or (unit == "w" and amount == 1)
+    everything = amount == "all" or (unit in ("w", "e") and amount == 1)
     return "all" if everything else f"{Decimal(str(amount)):f}{unit}"
 
 
@@ -235,6 +269,11 @@ def _apply_change(fields: dict[str, dict[str, Any]], change: str, text: str) -> 
         kept = {amount: fields[name][amount]} if amount in DIMENSIONS[name][value].model_fields else {}
         fields[name] = {"selector": value, **kept}
         return
+    if name.partition(".")[0] == "examples" and "examples" not in fields:
+        raise HskdError(
+            f"spec {brief(text)}: {brief(change)}: chooses nothing where all examples are kept; say how many behind "
+            "the width, such as 1l_10t_0.1w_0.25e."
+        )
     known = [f"{owner}.{field}" for owner in fields for field in _settings(owner, fields[owner]["selector"])]
     matches = [full for full in known if name in (full, full.partition(".")[2])]
     if len(matches) != 1:

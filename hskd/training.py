@@ -114,6 +114,7 @@ class StageTrainer(Trainer):
             self.args.first_epoch,
             self.args.dataloader_drop_last,
             Deal(self.args.gradient_accumulation_steps, self.args.process_index, self.args.world_size),
+            self.args.epoch_examples,
         )
         return batch_loader(self.dataset, sampler, self.args.device, self.args.dataloader_num_workers)
 
@@ -357,6 +358,8 @@ class StageRecipe:
         accumulate: parts that a process cuts its share of a batch into, one after the other.
         first_epoch: epochs of the stages before: the batches go on from there, so that arms with and without them
             see the same ones.
+        epoch_examples: examples that an epoch comes to, where the stage trains on fewer, pass after pass; None for
+            those that there are.
     """
 
     epochs: float
@@ -373,6 +376,7 @@ class StageRecipe:
     report_to: str = "none"
     accumulate: int = 1
     first_epoch: int = 0
+    epoch_examples: int | None = None
 
 
 @dataclass
@@ -381,6 +385,7 @@ class StageArguments(TrainingArguments):
 
     batch_size: int = 32
     first_epoch: int = 0
+    epoch_examples: int | None = None
 
     @override
     def __post_init__(self) -> None:
@@ -417,6 +422,7 @@ def training_arguments(folder: Path, recipe: StageRecipe | None = None, **change
             "lr_scheduler_type": recipe.schedule,
             "batch_size": recipe.batch_size,
             "first_epoch": recipe.first_epoch,
+            "epoch_examples": recipe.epoch_examples,
             "per_device_train_batch_size": -(-recipe.batch_size // parts),
             "gradient_accumulation_steps": recipe.accumulate,
             "warmup_steps": recipe.warmup_steps,
@@ -474,7 +480,7 @@ class StageRun:
     Attributes:
         epochs: epochs of the stage.
         steps: steps of all epochs.
-        examples: examples of an epoch.
+        examples: examples of an epoch; where fewer are trained on, pass after pass, each pass counts.
         seconds: wall time, since the last resumption.
         examples_per_second: examples of all epochs over ``seconds``.
         first_loss: the first that was logged.
@@ -502,7 +508,7 @@ def run_stage(trainer: StageTrainer, progress: Progress, callbacks: Iterable[Tra
         HskdError: a loss or a gradient norm is not finite.
     """
     epochs, batches = int(trainer.args.num_train_epochs), trainer.batches
-    examples = min(len(trainer.dataset), batches * trainer.args.batch_size)
+    examples = min(trainer.args.epoch_examples or len(trainer.dataset), batches * trainer.args.batch_size)
     progress.begin(trainer.stage, epochs * batches)
     for callback in (Callbacks(on_step=progress.advance), *callbacks):
         trainer.add_callback(callback)

@@ -41,11 +41,15 @@ def make_states() -> TeacherStates:
         coarse = (torch.randn(count, 16, generator=generator) * 4).round() / 4
         return coarse + 1e-6 * torch.randn(count, 16, generator=generator)
 
+    word_starts = (torch.rand(count, generator=generator) < 0.7).numpy() & (input_ids != SEP_ID)
+    word_starts[offsets[:-1]] = False
     return TeacherStates(
-        tokens=Tokens(np.array(ids), offsets, input_ids, SEP_ID),
+        tokens=Tokens(np.array(ids), offsets, input_ids, SEP_ID, word_starts=word_starts),
         hidden={layer: hidden() for layer in range(6)},
         attention={layer: (torch.randint(0, 5, (count,), generator=generator) / 8).numpy() for layer in range(1, 6)},
         gradient={layer: (torch.randint(0, 5, (count,), generator=generator) / 8).numpy() for layer in range(6)},
+        received={layer: (torch.randint(0, 5, (count,), generator=generator) / 8).numpy() for layer in range(1, 6)},
+        entropy=(torch.randint(0, 5, (count,), generator=generator) / 8).numpy(),
     )
 
 
@@ -54,10 +58,16 @@ def plain_positions(spec: HSKSpec, states: TeacherStates, b: int, layer: int, te
     tokens, name = states.tokens, spec.length.selector
     start, stop = tokens.offsets[b : b + 2].tolist()
     places = list(range(stop - start))
-    if name == "attention_no_sep":
+    if name in ("attention_no_sep", "received"):
         places = [place for place in places if tokens.input_ids[start + place] != SEP_ID]
     if name == "cls":
         return [0]
+    if name == "entropy":
+        assert tokens.word_starts is not None and states.entropy is not None
+        certain = (-states.entropy[start:stop]).tolist()
+        places = [place for place in places if tokens.word_starts[start + place]]
+        places.sort(key=lambda place: (certain[place], place))
+        return sorted(places if spec.length.k == "all" else places[: spec.length.k])
     if name in ("norm", "gradient"):
         places = [place for place in places if tokens.input_ids[start + place] != SEP_ID]
         rounded = spec.precision.ranked(states.hidden[teacher][start:stop]).double().norm(dim=1).tolist()
@@ -68,6 +78,9 @@ def plain_positions(spec: HSKSpec, states: TeacherStates, b: int, layer: int, te
     if name == "random":  # tests/selectors/test_length.py holds the draw to plain integers
         alone = Tokens(tokens.example_ids[[b]], np.array([0, stop - start]), tokens.input_ids[start:stop], SEP_ID)
         return spec.length.select(LayerView(alone, layer, torch.empty(stop - start, 0))).tolist()  # type: ignore[no-any-return]
+    if name == "received":
+        paid = states.received[max(teacher, 1)]
+        places.sort(key=lambda place: (-paid[start + place], place))
     if name.startswith("attention"):
         ranking = teacher if spec.length.att_map == "same" else MAPPED["1.0"][layer]  # type: ignore[attr-defined]
         paid = states.attention[max(ranking, 1)]

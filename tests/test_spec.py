@@ -12,11 +12,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hskd.errors import HskdError
-from hskd.selectors import DEPTH, LENGTH, PRECISION, WIDTH
+from hskd.selectors import DEPTH, EXAMPLES, LENGTH, PRECISION, WIDTH
 from hskd.selectors.basis import PCA, Projection
 from hskd.selectors.codebook import CodebookWidth, ProductCodes, ResidualCodes
-from hskd.selectors.depth import Reverse, Same, TopN
-from hskd.selectors.length import Attention, AttentionNoSep, Cls, Gradient, Left, Norm, Pool, Random
+from hskd.selectors.depth import RandomLayers, Reverse, Same, TopN
+from hskd.selectors.examples import Disagree, EntropyOfExamples, RandomExamples
+from hskd.selectors.length import (
+    Attention,
+    AttentionNoSep,
+    Cls,
+    Entropy,
+    Gradient,
+    Left,
+    Norm,
+    Pool,
+    Random,
+    Received,
+)
 from hskd.selectors.precision import BF16, FP16, FP32, Int2, Int4, Int8
 from hskd.selectors.width import Magnitude, RandomNeurons, UniformNeurons
 from hskd.spec import DIMENSIONS, HSKSpec, Layer, Shape
@@ -36,6 +48,7 @@ BY_NAME: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "top_n": st.builds(TopN, n=st.one_of(st.integers(1, 25), ALL), l_top=L_TOPS),
         "reverse": st.builds(Reverse, n=st.one_of(st.integers(1, 25), ALL), l_top=L_TOPS),
         "same": st.builds(Same, n=st.one_of(st.integers(1, 25), ALL), l_top=L_TOPS),
+        "random": st.builds(RandomLayers, n=st.one_of(st.integers(1, 25), ALL), l_top=L_TOPS, seed=SEEDS),
     },
     "length": {
         "attention": st.builds(Attention, k=KS, att_map=ATT_MAPS),
@@ -44,6 +57,8 @@ BY_NAME: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "norm": st.builds(Norm, k=KS),
         "gradient": st.builds(Gradient, k=KS),
         "pool": st.builds(Pool, k=KS),
+        "received": st.builds(Received, k=KS),
+        "entropy": st.builds(Entropy, k=KS),
         "cls": st.builds(Cls),
         "random": st.builds(Random, k=KS, seed=SEEDS),
     },
@@ -64,14 +79,27 @@ BY_NAME: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "int4": st.builds(Int4),
         "int2": st.builds(Int2),
     },
+    "examples": {
+        "random": st.builds(RandomExamples, e=WS, seed=SEEDS),
+        "disagree": st.builds(Disagree, e=WS),
+        "entropy": st.builds(EntropyOfExamples, e=WS),
+    },
 }
-SPECS = st.tuples(*(st.one_of(*by_name.values()) for by_name in BY_NAME.values())).map(
-    lambda parts: HSKSpec(
-        **dict(zip(BY_NAME, parts[:3], strict=False)),
-        # Codes are bytes: the precision is that of the codebooks.
-        precision=FP16() if isinstance(parts[2], CodebookWidth) and isinstance(parts[3], QUANTISERS) else parts[3],
-    )
-)
+
+
+def together(parts: tuple[Any, ...]) -> HSKSpec:
+    """A spec of selectors along every dimension, changed where two do not go together."""
+    by_dimension = dict(zip(BY_NAME, parts, strict=True))
+    # Codes are bytes: the precision is that of the codebooks.
+    if isinstance(by_dimension["width"], CodebookWidth) and isinstance(by_dimension["precision"], QUANTISERS):
+        by_dimension["precision"] = FP16()
+    # No teacher layer belongs to a student layer beforehand.
+    if isinstance(by_dimension["depth"], RandomLayers) and isinstance(by_dimension["length"], Attention):
+        by_dimension["length"] = by_dimension["length"].model_copy(update={"att_map": "same"})
+    return HSKSpec(**by_dimension)
+
+
+SPECS = st.tuples(*(st.one_of(*by_name.values()) for by_name in BY_NAME.values())).map(together)
 
 GOLDEN = (
     '{"depth":{"l_top":1.0,"n":1,"selector":"top_n"},'
@@ -85,7 +113,13 @@ def test_every_selector_is_tested() -> None:
     assert {name: set(by_name) for name, by_name in BY_NAME.items()} == {
         name: set(registry) for name, registry in DIMENSIONS.items()
     }
-    assert DIMENSIONS == {"depth": DEPTH, "length": LENGTH, "width": WIDTH, "precision": PRECISION}
+    assert DIMENSIONS == {
+        "depth": DEPTH,
+        "length": LENGTH,
+        "width": WIDTH,
+        "precision": PRECISION,
+        "examples": EXAMPLES,
+    }
 
 
 @given(SPECS)
@@ -128,6 +162,15 @@ def test_distinct_specs_have_distinct_canonical_text_and_labels() -> None:
         "1l_10t_0.1w,att_map=top",
         "1l_10t_0.1w,length=attention",
         "1l_10t_0.1w,length=attention,att_map=top",
+        "1l_10t_0.1w_0.25e",
+        "1l_10t_0.1w_0.25e,examples.seed=1",
+        "1l_10t_0.1w_0.25e,examples=disagree",
+        "1l_10t_0.1w_0.25e,examples=entropy",
+        "1l_10t_0.1w_0.5e",
+        "1l_10t_0.1w,depth=random",
+        "1l_10t_0.1w,depth=random,seed=1",
+        "1l_10t_0.1w,length=received",
+        "1l_10t_0.1w,length=entropy",
         "1l_10t_0.1w,length=left",
         "1l_10t_0.1w,length=random",
         "1l_10t_0.1w,length=random,seed=1",

@@ -17,7 +17,7 @@ from hskd.analysis.table import Study
 from hskd.errors import HskdError
 from hskd.spec import DIMENSIONS
 
-_LOOK = dict(zip(DIMENSIONS, zip(style.COLOURS, ("", "//", "\\\\", "xx"), strict=False), strict=True))
+_LOOK = dict(zip(DIMENSIONS, zip(style.COLOURS, ("", "//", "\\\\", "xx", ".."), strict=False), strict=True))
 """Colour and hatch of each dimension's bars."""
 
 

@@ -22,7 +22,7 @@ from hskd.selectors.depth import TopN
 from hskd.selectors.length import Pool
 from hskd.spec import DIMENSIONS, HSKSpec
 
-AMOUNT_FIELDS = {"depth": "n", "length": "k", "width": "w"}
+AMOUNT_FIELDS = {"depth": "n", "length": "k", "width": "w", "examples": "e"}
 """The selector's field that holds a dimension's amount; the amount of precision is its bits per value."""
 DISTILLED = ("spec", "full", "shuffled")
 """The arms that have a mapping."""
@@ -91,7 +91,10 @@ def as_kept(parts: Parts) -> Parts:
         and not issubclass(WIDTH[_selector(width)], (BasisWidth, CodebookWidth))
     ):
         width = Part("", math.inf)
-    return {**parts, "length": length, "width": width}
+    examples = parts["examples"]
+    if math.isinf(examples.amount):
+        examples = Part("", math.inf)
+    return {**parts, "length": length, "width": width, "examples": examples}
 
 
 def _text(value: Any) -> str:
@@ -109,12 +112,15 @@ def _settings(dimension: str, selector: Selector) -> list[str]:
 
 
 def _further_settings(label: str) -> list[str]:
-    """The settings that the label gives to the selectors of tokens, neurons and numbers."""
+    """What the label says of how tokens, neurons, numbers and examples are chosen, beside the amounts."""
     spec = _parsed(label)
     if spec is None:
         return []
     dimensions = ("length", "width", "precision")
-    return [text for dimension in dimensions for text in _settings(dimension, getattr(spec, dimension))]
+    words = [text for dimension in dimensions for text in _settings(dimension, getattr(spec, dimension))]
+    if spec.examples.selector != "random":
+        words.append(f"examples={spec.examples.selector}")
+    return [*words, *_settings("examples", spec.examples)]
 
 
 def _part(dimension: str, selector: Selector) -> Part:
@@ -126,7 +132,7 @@ def _part(dimension: str, selector: Selector) -> Part:
         layout = selector.layout(1024).values()
         return Part(", ".join(words), sum(8 * dtype.itemsize * count for dtype, count in layout) / 1024)
     amount = getattr(selector, field, "all")
-    everything = amount == "all" or (dimension == "width" and amount == 1)
+    everything = amount == "all" or (dimension in ("width", "examples") and amount == 1)
     return Part(", ".join(words), math.inf if everything else float(amount))
 
 

@@ -99,7 +99,7 @@ def _blocks(study: Study, dimension: str) -> Iterator[tuple[str, str, np.ndarray
     settings: dict[Setting, dict[str, str]] = {}
     for name, parts in points.items():
         strategy, amount = parts[dimension]
-        if dimension in ("length", "width") and math.isinf(amount):
+        if dimension in ("length", "width", "examples") and math.isinf(amount):
             continue
         rest = tuple(kept[name][other] for other in COMPARED if other != dimension)
         key = (0.0 if dimension in _WITHOUT_AMOUNT else amount, rest)

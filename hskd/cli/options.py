@@ -18,9 +18,9 @@ from hskd.runtime import check_device
 from hskd.tasks.choices import MAX_TOKENS, LabelType
 
 SPEC_HELP = (
-    "What to keep: layers_tokens_width such as 1l_10t_0.1w or all_all_all, then changes after commas, such as "
-    "length=left, l_top=5, width=pca (principal components in place of neurons) or precision=int4 (docs/selectors.md); "
-    "or a .json file."
+    "What to keep: layers_tokens_width such as 1l_10t_0.1w or all_all_all, perhaps a share of the examples "
+    "(1l_10t_0.1w_0.25e), then changes after commas, such as length=left, l_top=5, examples=entropy, "
+    "width=pca (principal components in place of neurons) or precision=int4 (docs/selectors.md); or a .json file."
 )
 
 

@@ -56,6 +56,20 @@ def extract(
             "(default: none; it takes a backward pass)."
         ),
     ] = None,
+    received_layers: Annotated[
+        str | None,
+        typer.Option(
+            help="Attention layers (1-based) of which to hold how much attention each token receives, for "
+            "length=received (default: none)."
+        ),
+    ] = None,
+    gold_losses: Annotated[
+        bool,
+        typer.Option(
+            "--gold-losses",
+            help="Hold the loss of each example's gold label under the teacher, for examples=disagree.",
+        ),
+    ] = False,
     precision: Annotated[
         str | None, typer.Option(help="fp32 serves every spec; fp16 takes half (default: the specs', else fp16).")
     ] = None,
@@ -89,12 +103,15 @@ def extract(
     require_local("--teacher", teacher, "hskd teacher")
     if precision is not None:
         PRECISION[precision]
-    if spec and (student_layers is None or layers or attention_layers or gradient_layers):
+    parts_given = bool(layers or attention_layers or gradient_layers or received_layers or gold_losses)
+    if spec and (student_layers is None or parts_given):
         raise HskdError(
-            "--spec goes with --student-layers, and without --layers, --attention-layers and --gradient-layers."
+            "--spec goes with --student-layers, and without --layers, --attention-layers, --gradient-layers, "
+            "--received-layers and --gold-losses."
         )
     specs = [HSKSpec.parse(text) for text in spec or ()]
     from hskd import processes
+    from hskd.heads.scores import require_ranks
     from hskd.store.extract import ExtractOptions, Superset
     from hskd.store.extract import extract as extract_store
     from hskd.store.reader import Store
@@ -114,17 +131,20 @@ def extract(
     loaded.model.to(machine.device)
     depth = loaded.model.config.num_hidden_layers
     if student_layers is not None and specs:
+        for parsed in specs:
+            require_ranks(parsed, examples.task.head)
         superset = Superset.of(specs, loaded.shape(student_layers))
         superset = replace(superset, precision=precision or superset.precision)
-    elif old and not (layers or attention_layers or gradient_layers or precision):
-        manifest = old.manifest
-        superset = Superset(manifest.layers, manifest.attention_layers, manifest.precision, manifest.gradient_layers)
+    elif old and not (parts_given or precision):
+        superset = Superset.held_by(old.manifest)
     else:
         superset = Superset(
             _numbers("--layers", layers, range(depth + 1)),
             _numbers("--attention-layers", attention_layers, range(1, depth + 1)),
             precision or "fp16",
             _numbers("--gradient-layers", gradient_layers or "", range(depth + 1)),
+            _numbers("--received-layers", received_layers or "", range(1, depth + 1)),
+            gold_losses,
         )
     options = ExtractOptions(machine.dtype, batch_size, extend=old)
     with display() as progress:
@@ -174,17 +194,21 @@ def inspect(
     manifest = contents_of(path).manifest if is_url(path) else Manifest.read(Path(path))
     if manifest is None:
         raise HskdError(f"{path}: is no store (there is no {MANIFEST}).")
+    spec = HSKSpec.parse(manifest.spec) if manifest.spec else None
+    student_layers = ", ".join(map(str, manifest.layers)) if spec and not spec.depth.draws else "drawn for each batch"
     tokens, kept = (sum(getattr(shard, name) for shard in manifest.shards) for name in ("tokens", "kept"))
     table = Table(show_header=False, title=path)
     rows = {
         "kind": manifest.kind,
-        "spec": HSKSpec.parse(manifest.spec).label if manifest.spec else None,
+        "spec": spec.label if spec else None,
         "task": manifest.origin.task,
         "labels": ", ".join(manifest.origin.label_names) or None,
         "teacher layers": ", ".join(map(str, manifest.mapped)),
-        "student layers": ", ".join(map(str, manifest.layers)) if manifest.kind == "derived" else None,
+        "student layers": student_layers if spec else None,
         "attention layers": ", ".join(map(str, manifest.attention_layers)) or None,
         "gradient layers": ", ".join(map(str, manifest.gradient_layers)) or None,
+        "layers of attention received": ", ".join(map(str, manifest.received_layers)) or None,
+        "losses of gold labels": "held" if manifest.kind == "superset" and manifest.gold_labels else None,
         "width": manifest.teacher_width,
         "precision": manifest.precision,
         "examples": f"{manifest.examples:,}",

@@ -44,6 +44,7 @@ def size(
     parsed = HSKSpec.parse(spec)
     if examples is not None and task not in GLUE_TASKS:
         raise HskdError(f"--task {task}: with --examples, expected one of {', '.join(GLUE_TASKS)}.")
+    from hskd.heads.scores import require_ranks
     from hskd.store.size import size_of, size_of_many
     from hskd.tasks import load_task, tokenize
     from hskd.teachers.loading import load_tokenizer
@@ -52,13 +53,15 @@ def size(
     shape = Shape(student_layers, *_sizes(teacher))
     if examples is not None and mean_tokens is not None:
         kind = GLUE_TASKS[task].task
+        require_ranks(parsed, kind.head)
         store_size = size_of_many(parsed, shape, examples, mean_tokens, kind.max_length, kind.head.target())
     else:
         loaded = load_task(task, data)
         with TemporaryDirectory() as folder:
             train = tokenize(loaded, load_tokenizer(teacher), Path(folder))["train"]
-            target = for_teacher(loaded.task, teacher).head.target()
-            store_size = size_of(parsed, shape, train.lengths, train.max_length, target)
+            head = for_teacher(loaded.task, teacher).head
+            require_ranks(parsed, head)
+            store_size = size_of(parsed, shape, train.tokens, train.max_length, head.target())
     table = Table(show_header=False, title=f"{parsed.label} of {teacher} on {task}")
     for name, text in {
         "examples": f"{store_size.examples:,}",

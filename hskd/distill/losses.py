@@ -81,7 +81,7 @@ def kept_loss(
         projection: ``W``, needed where ``d_S != d_T``, but for ``gram``.
         loss: which.
         spread: ``standardised``: the teacher's standard deviations, ``(n, k)``; ``(n, d_T)`` where neurons differ from
-            token to token.
+            token to token. Where layers are drawn, those of all that may be.
     """
     total = torch.zeros((), device=kept.values.device)
     for i, student in enumerate(states):
@@ -89,7 +89,8 @@ def kept_loss(
             total = total + _gram(student, kept, i)
         else:
             numbers = compared(student, kept, i, projection).float()
-            total = total + _pointwise(numbers, kept, i, loss, None if spread is None else spread[i])
+            place = i if kept.places is None else kept.places[i]
+            total = total + _pointwise(numbers, kept, i, loss, None if spread is None else spread[place])
     return total
 
 

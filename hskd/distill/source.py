@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from typing_extensions import override
 
 from hskd.errors import HskdError, MismatchError
+from hskd.heads.scores import example_means, require_labels, require_ranks
 from hskd.knowledge import KeptHSK, Spread, TeacherStates, fit_codec, kept_neurons, select_hsk
+from hskd.selectors import ExampleScores
 from hskd.spec import HSKSpec
+from hskd.store.extract import gold_losses
 from hskd.store.reader import Store
 from hskd.tasks import TokenizedSplit, sequential_batches
 from hskd.tasks.alignment import carried
@@ -58,19 +61,52 @@ class OnlineSource(KnowledgeSource):
         aligned: TokenizedSplit | None = None,
     ) -> None:
         self._aligned = aligned
+        require_ranks(spec, teacher.head)
         self._model = teacher.model
         self._head = teacher.head
         self._sep_id = sep_id
         self._spec = spec
+        self._depths = student_layers, int(teacher.model.config.num_hidden_layers)
         self._layers = spec.layers(teacher.shape(student_layers)) if spec else ()
         self._width = teacher.model.config.hidden_size
         self._codec: dict[str, torch.Tensor] | None = None
         self._options = ForwardOptions(dtype)
         gradients = {layer.gradient for layer in self._layers if layer.gradient is not None}
-        self._gradients = tuple(sorted(gradients))
+        received = {layer.received for layer in self._layers if layer.received is not None}
+        # What is asked for beside the hidden states, where these are.
+        self._scores: dict[str, Any] = {
+            "gradients": tuple(sorted(gradients)),
+            "received": tuple(sorted(received)),
+            "entropies": spec is not None and spec.length.needs_entropy,
+        }
+
+    def rows_with_hsk(self, split: TokenizedSplit, batch_size: int = 32) -> np.ndarray:
+        """The training examples of which the spec keeps something, ascending; train the HSK stage on these.
+
+        Where the teacher decides which they are, it runs once over all of them. It decides by the same numbers as in a
+        superset that was extracted in batches of this size, to rounding.
+
+        Raises:
+            HskdError: they are ranked by their gold labels, and there are none.
+        """
+        if self._spec is None or self._spec.examples.keeps_all:
+            return np.arange(len(split))
+        selector = self._spec.examples
+        if selector.needs_losses:
+            require_labels(split.labels, f"examples={selector.selector}")
+        losses, entropies = np.zeros((2, len(split)))
+        for order in sequential_batches(split.lengths, batch_size) if selector.needs_teacher else ():
+            batch = split.collate(order)
+            rows, counts = self.targets(batch).cpu(), split.row_counts(order)
+            if selector.needs_losses:
+                # As a superset holds them.
+                losses[order] = gold_losses(self._head, rows, batch, counts).astype(np.float32)
+            if selector.needs_entropies:
+                entropies[order] = example_means(self._head.entropies(rows), counts)
+        return selector.select(ExampleScores(split.ids, losses, entropies))
 
     def fit(self, split: TokenizedSplit, batch_size: int = 32) -> None:
-        """Let the width selector learn from the training examples, in one pass of the teacher over them.
+        """Let the width selector learn from examples of which something is kept, in one pass of the teacher over them.
 
         It learns from the same numbers as from a superset that was extracted in batches of this size, to rounding.
         Where it has nothing to learn, nothing is run.
@@ -95,7 +131,7 @@ class OnlineSource(KnowledgeSource):
             if self._spec is not None and self._spec.width.fixed(self._width) is None:
                 spread.add(kept_neurons(self._spec, self._layers, self._forward(batch, *self._asked).states))
             else:
-                spread.add(self.kept(batch).values)
+                spread.add(self._every_layer(batch).values)
         return spread.deviations()
 
     @property
@@ -113,6 +149,11 @@ class OnlineSource(KnowledgeSource):
         """
         if self._spec is None:
             raise HskdError("the HSK stage needs a spec: give one with --spec.")
+        return self._every_layer(batch).drawn(self._spec, *self._depths, batch)
+
+    def _every_layer(self, batch: Batch) -> KeptHSK:
+        """What is kept of all layers, of which a batch of training may learn from some."""
+        assert self._spec is not None
         return self._select(self._spec, self._forward(batch, *self._asked).states)
 
     @override
@@ -122,7 +163,7 @@ class OnlineSource(KnowledgeSource):
         return target
 
     def _forward(self, batch: Batch, layers: Sequence[int], attention: Sequence[int]) -> TeacherOutput:
-        options = replace(self._options, gradients=self._gradients if layers else ())
+        options = replace(self._options, **self._scores) if layers else self._options
         if self._aligned is None or self._aligned.aligned is None:
             return teacher_forward(
                 self._model, batch, self._sep_id, layers, attention, head=self._head, options=options
@@ -167,7 +208,7 @@ class StoreSource(KnowledgeSource):
 
     @override
     def kept(self, batch: Batch) -> KeptHSK:
-        return self._store.kept(self._rows(batch))
+        return drawn_of(self._store, self._store.kept(self._rows(batch)), batch)
 
     @override
     def targets(self, batch: Batch) -> torch.Tensor:
@@ -175,6 +216,12 @@ class StoreSource(KnowledgeSource):
 
     def _rows(self, batch: Batch) -> np.ndarray:
         return self._store.rows(batch["example_ids"].cpu().numpy())
+
+
+def drawn_of(store: Store, kept: KeptHSK, batch: Batch) -> KeptHSK:
+    """What ``batch`` learns from, of all that ``store`` keeps of its examples (see :meth:`KeptHSK.drawn`)."""
+    assert store.spec is not None and store.manifest.student_layers is not None
+    return kept.drawn(store.spec, store.manifest.student_layers, store.manifest.teacher_layers, batch)
 
 
 class ShuffledSource(KnowledgeSource):
@@ -211,7 +258,7 @@ class ShuffledSource(KnowledgeSource):
     @override
     def kept(self, batch: Batch) -> KeptHSK:
         place = np.searchsorted(self._ids, batch["example_ids"].cpu().numpy())
-        other = self._store.kept(self._store.rows(self._partner_ids[place]))
+        other = drawn_of(self._store, self._store.kept(self._store.rows(self._partner_ids[place])), batch)
         return drop_beyond(other, batch["attention_mask"].sum(1).cpu())
 
     @override

@@ -50,23 +50,32 @@ LARGEST_SEED = 2**32 - 1
 PRESETS = Path(__file__).parent / "presets"
 _ANY_TASK = "TASK"
 """In the name and the text of a preset: it is one for every task of GLUE."""
-_SHORT = {"n": ("depth", "n"), "l_top": ("depth", "l_top"), "k": ("length", "k"), "w": ("width", "w")}
+_SHORT = {
+    "n": ("depth", "n"),
+    "l_top": ("depth", "l_top"),
+    "k": ("length", "k"),
+    "w": ("width", "w"),
+    "e": ("examples", "e"),
+}
 """The fields of selectors that a sweep gives by a short name; all others are written ``dimension.field``."""
 _WHOLE = {
     "n": {"selector": "top_n"},
     "l_top": {"selector": "top_n"},
     "k": {"selector": "left"},
     "w": {"selector": "uniform"},
+    "e": {"selector": "random"},
 }
 """Selectors that take any amount: an amount is checked with one of them."""
+_AMOUNTS = {"length": "k", "width": "w", "examples": "e"}
+"""The amount without which a dimension is kept whole, so that its selector chooses nothing."""
 
 
 class Sweep(BaseModel):
     """The product of the values listed; a dimension that is not listed is kept whole.
 
     One dimension alone: ``{k: [1, 3, all], length: [attention_no_sep, left]}``. Jointly: ``{n: [1, 2], k: [1, 3],
-    w: [0.1]}``. Any other field of a selector is written ``dimension.field``: ``{w: [0.1], width: [magnitude, random],
-    width.seed: [0, 1]}``; a selector that has no such field comes once.
+    w: [0.1], e: [0.25]}``. Any other field of a selector is written ``dimension.field``: ``{w: [0.1],
+    width: [magnitude, random], width.seed: [0, 1]}``; a selector that has no such field comes once.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -97,11 +106,27 @@ class Sweep(BaseModel):
             max_length=MOST_VALUES, description="Selectors along depth.", exclude_if=lambda values: values == ("top_n",)
         ),
     ] = ("top_n",)
+    e: Annotated[
+        tuple[float | Literal["all"], ...],
+        Field(
+            max_length=MOST_VALUES,
+            description="Share of the training examples.",
+            exclude_if=lambda values: values == ("all",),
+        ),
+    ] = ("all",)
+    examples: Annotated[
+        tuple[str, ...],
+        Field(
+            max_length=MOST_VALUES,
+            description="Selectors along examples.",
+            exclude_if=lambda values: values == ("random",),
+        ),
+    ] = ("random",)
     __pydantic_extra__: dict[str, Annotated[tuple[Any, ...], Field(min_length=1, max_length=MOST_VALUES)]] = Field(
         init=False
     )
 
-    @field_validator("depth", "length", "width", "precision")
+    @field_validator(*DIMENSIONS)
     @classmethod
     def _are_known(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         for name in names:
@@ -123,7 +148,7 @@ class Sweep(BaseModel):
 
     @model_validator(mode="after")
     def _go_together(self) -> Sweep:
-        for selector, amount in (("length", "k"), ("width", "w")):
+        for selector, amount in _AMOUNTS.items():
             if selector in self.model_fields_set and amount not in self.model_fields_set:
                 raise ValueError(f"{selector} chooses nothing where all is kept; say how much with {amount}")
         for key in self.settings:
@@ -183,15 +208,16 @@ class Sweep(BaseModel):
 
     def _choices(self, dimension: str) -> list[dict[str, Any]]:
         """What the sweep says of one dimension, each once: fields of its selector."""
-        amount = {"length": "k", "width": "w"}.get(dimension)
+        amount = _AMOUNTS.get(dimension)
         choices: dict[str, dict[str, Any]] = {}
         swept = self._swept(dimension)
         for values in itertools.product(*swept.values()):
             for name in getattr(self, dimension):
                 known = DIMENSIONS[dimension][name].model_fields
                 given = {key.rpartition(".")[2]: value for key, value in zip(swept, values, strict=True)}
-                # A field that only other selectors have; the amounts n, k and w are always meant.
-                given = {field: value for field, value in given.items() if field in known or field in ("k", "w")}
+                # A field that only other selectors have; the amounts n, k, w and e are always meant.
+                always = _AMOUNTS.values()
+                given = {field: value for field, value in given.items() if field in known or field in always}
                 choice = {"selector": name, **given}
                 if amount is not None and amount not in self.model_fields_set:
                     choice = {**_WHOLE[amount], amount: "all"}
@@ -201,8 +227,8 @@ class Sweep(BaseModel):
     def specs(self) -> Iterator[HSKSpec]:
         """The specs of the sweep."""
         parts = [self._choices(dimension) for dimension in DIMENSIONS]
-        for depth, length, width, precision in itertools.product(*parts):
-            yield HSKSpec.parse({"depth": depth, "length": length, "width": width, "precision": precision})
+        for choices in itertools.product(*parts):
+            yield HSKSpec.parse(dict(zip(DIMENSIONS, choices, strict=True)))
 
 
 def _part(dimension: str, fields: dict[str, Any]) -> None:

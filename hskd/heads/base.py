@@ -130,6 +130,22 @@ class Head(ABC):
         """
         return rows.sum() if rows.shape[-1] == 1 else -rows.log_softmax(-1).amax(-1).sum()
 
+    def gold_losses(self, rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The loss of each row against its gold label, ``(R,)``; NaN for a row that has none.
+
+        Raises:
+            HskdError: there is no such loss.
+        """
+        raise HskdError(f"a prediction of kind {self.kind} has no gold label that a loss is known of.")
+
+    def entropies(self, rows: torch.Tensor) -> torch.Tensor:
+        """The entropy of the distribution that each row predicts, in nats, ``(R,)``.
+
+        Raises:
+            HskdError: a row predicts no distribution.
+        """
+        raise HskdError(f"a prediction of kind {self.kind} is no distribution, so that it has no entropy.")
+
     @abstractmethod
     def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
         """A split's labels as one array: one for each example, or for each token of the examples end to end.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from hskd.errors import MismatchError
-from hskd.heads.base import Head, output_names
+from hskd.heads.base import IGNORED, Head, output_names
 from hskd.heads.labels import label_permutation, permute_outputs
 
 if TYPE_CHECKING:
@@ -44,6 +44,20 @@ class NamedOutputs(Head):
 @dataclass(frozen=True)
 class OneOfClasses(NamedOutputs):
     """A head that says which one of its classes each row is of."""
+
+    @override
+    def gold_losses(self, rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        import torch
+        from torch.nn import functional as F
+
+        losses = F.cross_entropy(rows.double(), labels, ignore_index=IGNORED, reduction="none")
+        return torch.where(labels == IGNORED, torch.nan, losses)
+
+    @override
+    def entropies(self, rows: torch.Tensor) -> torch.Tensor:
+        logs = rows.double().log_softmax(-1)
+        # A class of probability 0 adds nothing, and its logarithm may be infinite.
+        return -(logs.exp() * logs.clamp(min=-1e300)).sum(-1)
 
     @override
     def distil_loss(self, rows: torch.Tensor, target_rows: torch.Tensor, tau: float = 1.0) -> torch.Tensor:

@@ -123,6 +123,19 @@ class MultiLabel(NamedOutputs, SequenceHead):
         return F.binary_cross_entropy_with_logits(rows.float(), labels.float())
 
     @override
+    def gold_losses(self, rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        from torch.nn import functional as F
+
+        return F.binary_cross_entropy_with_logits(rows.double(), labels.double(), reduction="none").mean(1)
+
+    @override
+    def entropies(self, rows: torch.Tensor) -> torch.Tensor:
+        from torch.nn import functional as F
+
+        rows = rows.double()
+        return (rows.sigmoid() * F.softplus(-rows) + (-rows).sigmoid() * F.softplus(rows)).sum(1)
+
+    @override
     def distil_loss(self, rows: torch.Tensor, target_rows: torch.Tensor, tau: float = 1.0) -> torch.Tensor:
         return soft_binary_cross_entropy(rows, target_rows, tau)
 
@@ -183,6 +196,10 @@ class SequenceRegression(SequenceHead):
         from torch.nn import functional as F
 
         return F.mse_loss(rows.float().squeeze(1), labels.float())
+
+    @override
+    def gold_losses(self, rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return (rows.double().squeeze(1) - labels.double()).square()
 
     @override
     def distil_loss(self, rows: torch.Tensor, target_rows: torch.Tensor, tau: float = 1.0) -> torch.Tensor:

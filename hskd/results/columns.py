@@ -210,7 +210,12 @@ COLUMNS = {column.name: column.description for column in _COLUMNS}
 """Every column of the table, and what it means."""
 NUMBERS = tuple(column.name for column in _COLUMNS if column.kind in (int, float))
 """The columns that hold numbers."""
-_FIELDS = {"depth": {"n", "l_top", "selector"}, "length": {"selector", "k"}, "width": {"selector", "w"}}
+_FIELDS = {
+    "depth": {"n", "l_top", "selector"},
+    "length": {"selector", "k"},
+    "width": {"selector", "w"},
+    "examples": {"selector", "e"},
+}
 """The fields of selectors that have a column of their own in :data:`COLUMNS`."""
 _ORDER = ["student", "seed", "fraction", "arm", "spec", "trial"]
 
@@ -219,7 +224,8 @@ def table_of(results: Mapping[str, TrialResult]) -> pd.DataFrame:
     """The table of some results, by id: the columns of :data:`COLUMNS`, then the further fields of selectors, sorted.
 
     Such a column is named ``DIMENSION.FIELD``, holds text, and is empty where a selector has no such field. There is a
-    column ``hsk_loss``, too, where a trial has another loss of the HSK stage than the squared error.
+    column ``hsk_loss``, too, where a trial has another loss of the HSK stage than the squared error; and ``examples``
+    and ``e``, selector and share, where one keeps HSK of a share of the examples (empty for those that keep all).
 
     Raises:
         CorruptionError: a result lacks what a column needs; the message names the trial.
@@ -288,9 +294,15 @@ def _same(recorded: Any, expected: Any) -> bool:
 
 def _further(result: TrialResult) -> dict[str, str]:
     loss = result.settings.get("hsk_loss")
-    return ({} if loss is None else {"hsk_loss": loss}) | {
-        f"{dimension}.{field}": str(value)
-        for dimension, fields in (result.spec_fields or {}).items()
-        for field, value in fields.items()
-        if field not in _FIELDS.get(dimension, {"selector"})
-    }
+    share = (result.spec_fields or {}).get("examples", {})
+    chosen = {"examples": str(share["selector"]), "e": str(share["e"])} if share else {}
+    return (
+        ({} if loss is None else {"hsk_loss": loss})
+        | chosen
+        | {
+            f"{dimension}.{field}": str(value)
+            for dimension, fields in (result.spec_fields or {}).items()
+            for field, value in fields.items()
+            if field not in _FIELDS.get(dimension, {"selector"})
+        }
+    )

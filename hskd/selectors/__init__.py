@@ -6,16 +6,20 @@ Every module of this folder is imported: a selector may also be a file of its ow
 from hskd.registry import import_all
 from hskd.selectors.base import LayerView, Registry, Selector, Tokens, mix
 from hskd.selectors.depth import DEPTH, DepthSelector
+from hskd.selectors.examples import EXAMPLES, ExampleScores, ExamplesSelector
 from hskd.selectors.length import LENGTH, LengthSelector
 from hskd.selectors.precision import PRECISION, PrecisionSelector
 from hskd.selectors.width import WIDTH, WidthSelector
 
 __all__ = [
     "DEPTH",
+    "EXAMPLES",
     "LENGTH",
     "PRECISION",
     "WIDTH",
     "DepthSelector",
+    "ExampleScores",
+    "ExamplesSelector",
     "LayerView",
     "LengthSelector",
     "PrecisionSelector",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
@@ -92,6 +92,7 @@ class Tokens:
         input_ids: ``(M,)``.
         sep_id: the tokenizer's id of ``[SEP]``.
         places: each token's position in its example, ``(M,)``; None counts them from 0, which holds for whole examples.
+        word_starts: which tokens begin a word, ``(M,)`` bool; None where no word is predicted.
     """
 
     example_ids: np.ndarray
@@ -99,6 +100,7 @@ class Tokens:
     input_ids: np.ndarray
     sep_id: int
     places: np.ndarray | None = None
+    word_starts: np.ndarray | None = None
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -133,6 +135,7 @@ class Tokens:
             self.input_ids[chosen],
             self.sep_id,
             self.position[chosen],
+            None if self.word_starts is None else self.word_starts[chosen],
         )
 
 
@@ -153,6 +156,10 @@ class LayerView:
         rounding: rounds hidden states to the precision in which the spec stores them.
         gradient: how much the teacher's prediction depends on each token's hidden state, ``|h . dL/dh|``, ``(M,)``
             fp32; None where the length selector asks for none.
+        received: the attention that each token receives, mean over heads and over the tokens that pay it, ``(M,)``
+            fp32; None where the length selector names no layer of it.
+        entropy: the entropy of the teacher's prediction for each token, in nats, ``(M,)``; None where the length
+            selector asks for none, or there is one prediction an example.
     """
 
     tokens: Tokens
@@ -161,6 +168,8 @@ class LayerView:
     attention: np.ndarray | None = None
     rounding: Callable[[torch.Tensor], torch.Tensor] = _as_they_are
     gradient: np.ndarray | None = None
+    received: np.ndarray | None = None
+    entropy: np.ndarray | None = None
 
     @cached_property
     def hidden(self) -> torch.Tensor:
@@ -172,9 +181,16 @@ class LayerView:
         import torch
 
         rows = torch.from_numpy(chosen).to(self.states.device)
-        attention = None if self.attention is None else self.attention[chosen]
-        gradient = None if self.gradient is None else self.gradient[chosen]
-        return LayerView(self.tokens.take(chosen), self.layer, self.states[rows], attention, self.rounding, gradient)
+        scores: dict[str, Any] = {
+            name: None if column is None else column[chosen]
+            for name, column in (
+                ("attention", self.attention),
+                ("gradient", self.gradient),
+                ("received", self.received),
+                ("entropy", self.entropy),
+            )
+        }
+        return replace(self, tokens=self.tokens.take(chosen), states=self.states[rows], **scores)
 
 
 def mix(*keys: np.ndarray | int) -> np.ndarray:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 from typing_extensions import override
 
 from hskd.errors import HskdError
-from hskd.selectors.base import All, Registry, Selector
+from hskd.selectors.base import All, Registry, Selector, mix
 
 Pairs = tuple[tuple[int, int], ...]
 
@@ -17,12 +17,25 @@ Pairs = tuple[tuple[int, int], ...]
 class DepthSelector(Selector):
     """Base of the selectors along depth."""
 
+    draws: ClassVar[bool] = False
+    """Whether each batch learns from other layers (:meth:`drawn`), of all that are :meth:`kept`."""
+
     def mapping(self, student_layers: int, teacher_layers: int) -> Pairs:
         """Every mapped pair (student layer, teacher layer), ascending; layer 0 is the embedding output."""
         raise NotImplementedError
 
     def kept(self, student_layers: int, teacher_layers: int) -> Pairs:
-        """The pairs that are distilled, ascending."""
+        """The pairs that are distilled, ascending.
+
+        Where layers are drawn for each batch, no student layer is known of a teacher layer: both numbers are its own.
+        """
+        raise NotImplementedError
+
+    def drawn(self, student_layers: int, teacher_layers: int, draw: int) -> Pairs:
+        """What a batch learns from, where layers are drawn: pairs (student layer, place among :meth:`kept`), ascending.
+
+        ``draw`` is a number of the batch, which looks random.
+        """
         raise NotImplementedError
 
     def all_layers(self) -> DepthSelector:
@@ -36,6 +49,13 @@ DEPTH: Registry[DepthSelector] = Registry("depth")
 def uniform_mapping(student_layers: int, top: int) -> Pairs:
     """``g(l) = round_half_even(l * L_top / L_S)`` for ``l = 0..L_S`` (arXiv 2106.05691)."""
     return tuple((layer, round(Fraction(layer * top, student_layers))) for layer in range(student_layers + 1))
+
+
+def _one_layer(value: object) -> object:
+    """Refuse layer pairs where one teacher layer is asked for."""
+    if isinstance(value, tuple):
+        raise ValueError("expected one teacher layer: its number, or a share of the teacher's layers")
+    return value
 
 
 @DEPTH.register
@@ -124,12 +144,7 @@ class Same(TopN):
 
     selector: Literal["same"] = "same"  # type: ignore[assignment]
 
-    @field_validator("l_top")
-    @classmethod
-    def _is_one_layer(cls, value: object) -> object:
-        if isinstance(value, tuple):
-            raise ValueError("expected one teacher layer: its number, or a share of the teacher's layers")
-        return value
+    _one_layer = field_validator("l_top")(_one_layer)
 
     @override
     def all_layers(self) -> Same:
@@ -139,6 +154,49 @@ class Same(TopN):
     def mapping(self, student_layers: int, teacher_layers: int) -> Pairs:
         pairs = super().mapping(student_layers, teacher_layers)
         return tuple((student, pairs[-1][1]) for student, _ in pairs)
+
+
+@DEPTH.register
+class RandomLayers(TopN):
+    """For every batch, ``n`` teacher layers drawn from 1 to ``l_top``, in order, for the top ``n`` student layers.
+
+    The embedding output takes no part (RAIL-KD, arXiv 2109.10164). What is drawn depends on ``seed``, the seed of the
+    trial and the step, so that a resumed run draws the same. A store holds all layers that may be drawn.
+    """
+
+    selector: Literal["random"] = "random"  # type: ignore[assignment]
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    draws: ClassVar[bool] = True
+
+    _one_layer = field_validator("l_top")(_one_layer)
+
+    @override
+    def kept(self, student_layers: int, teacher_layers: int) -> Pairs:
+        """All layers that may be drawn, ascending.
+
+        Raises:
+            HskdError: ``n`` is more than the student's layers, or than there are to draw.
+        """
+        top = self.mapping(student_layers, teacher_layers)[-1][1]
+        if self._count(student_layers) > min(student_layers, top):
+            raise HskdError(
+                f"depth=random: n = {self.n} is out of range: the student has {student_layers} layers to learn, and "
+                f"{top} teacher layers are there to be drawn (the embedding output takes no part)."
+            )
+        return tuple((layer, layer) for layer in range(1, top + 1))
+
+    @override
+    def drawn(self, student_layers: int, teacher_layers: int, draw: int) -> Pairs:
+        import numpy as np
+
+        count, candidates = self._count(student_layers), len(self.kept(student_layers, teacher_layers))
+        places = np.sort(np.argsort(mix(self.seed, draw, np.arange(candidates)), kind="stable")[:count])
+        students = range(student_layers - count + 1, student_layers + 1)
+        return tuple(zip(students, places.tolist(), strict=True))
+
+    def _count(self, student_layers: int) -> int:
+        return student_layers if self.n == "all" else self.n
 
 
 def _reversed(pairs: Pairs) -> Pairs:

@@ -27,6 +27,10 @@ class LengthSelector(Selector):
     """Whether :meth:`scores` reads the attention that ``[CLS]`` pays."""
     needs_gradient: ClassVar[bool] = False
     """Whether :meth:`scores` reads how much the teacher's prediction depends on each token."""
+    needs_received: ClassVar[bool] = False
+    """Whether :meth:`scores` reads the attention that each token receives."""
+    needs_entropy: ClassVar[bool] = False
+    """Whether the teacher must predict something of each token, and :meth:`scores` reads the entropy of that."""
 
     def eligible(self, tokens: Tokens) -> np.ndarray:
         """Which tokens may be kept, ``(M,)`` bool."""
@@ -71,6 +75,10 @@ class LengthSelector(Selector):
         """The teacher layer whose gradient ranks the tokens of ``teacher_layer``; None where none does."""
         return teacher_layer if self.needs_gradient and self.k != "all" else None
 
+    def received_layer(self, teacher_layer: int) -> int | None:
+        """The attention layer (1-based) by whose attention received the tokens of ``teacher_layer`` are ranked."""
+        return max(teacher_layer, 1) if self.needs_received and self.k != "all" else None
+
     def counts(self, tokens: Tokens) -> np.ndarray:
         """How many tokens of each example are kept, ``(B,)`` int64: the same in every layer."""
         import numpy as np
@@ -83,7 +91,7 @@ class LengthSelector(Selector):
         """Indices into the ``M`` tokens of those kept, in text order, ``(counts.sum(),)``.
 
         Raises:
-            HskdError: the selector ranks by attention, or by the gradient, and got none.
+            HskdError: the selector ranks by what is not known here.
         """
         import numpy as np
 
@@ -91,10 +99,14 @@ class LengthSelector(Selector):
         eligible = self.eligible(tokens)
         if self.k == "all":
             return np.flatnonzero(eligible)
-        if self.needs_attention and view.attention is None:
-            raise HskdError(f"length={self.selector} ranks tokens by attention, and there is none here.")
-        if self.needs_gradient and view.gradient is None:
-            raise HskdError(f"length={self.selector} ranks tokens by the teacher's gradient, and there is none here.")
+        for what, needed, known in (
+            ("attention", self.needs_attention, view.attention),
+            ("the teacher's gradient", self.needs_gradient, view.gradient),
+            ("the attention that they receive", self.needs_received, view.received),
+            ("the teacher's prediction for each", self.needs_entropy, view.entropy),
+        ):
+            if needed and known is None:
+                raise HskdError(f"length={self.selector} ranks tokens by {what}, and there is none here.")
         scores = self.scores(view)
         # Best first within each example; lexsort is stable, so equal scores stay in text order.
         best_first = np.lexsort((-scores.astype(np.float64), ~eligible, tokens.example))
@@ -128,15 +140,19 @@ class Attention(LengthSelector):
         return max(teacher_layer if self.att_map == "same" else top_mapped_layer, 1)
 
 
-@LENGTH.register
-class AttentionNoSep(Attention):
-    """As ``attention``, but ``[SEP]`` is never kept (arXiv 2106.05691)."""
-
-    selector: Literal["attention_no_sep"] = "attention_no_sep"  # type: ignore[assignment]
+class _WithoutSep(LengthSelector):
+    """Base of selectors that never keep ``[SEP]``."""
 
     @override
     def eligible(self, tokens: Tokens) -> np.ndarray:
         return tokens.input_ids != tokens.sep_id
+
+
+@LENGTH.register
+class AttentionNoSep(_WithoutSep, Attention):
+    """As ``attention``, but ``[SEP]`` is never kept (arXiv 2106.05691)."""
+
+    selector: Literal["attention_no_sep"] = "attention_no_sep"  # type: ignore[assignment]
 
 
 @LENGTH.register
@@ -148,14 +164,6 @@ class Left(LengthSelector):
     @override
     def scores(self, view: LayerView) -> np.ndarray:
         return -view.tokens.position
-
-
-class _WithoutSep(LengthSelector):
-    """Base of selectors that never keep ``[SEP]``."""
-
-    @override
-    def eligible(self, tokens: Tokens) -> np.ndarray:
-        return tokens.input_ids != tokens.sep_id
 
 
 @LENGTH.register
@@ -187,6 +195,50 @@ class Gradient(_WithoutSep):
     def scores(self, view: LayerView) -> np.ndarray:
         assert view.gradient is not None
         return view.gradient
+
+
+@LENGTH.register
+class Received(_WithoutSep):
+    """The ``k`` tokens to which the most attention is paid, mean over heads and over all tokens; never ``[SEP]``.
+
+    The attention is that of the layer learnt from; the embedding output is ranked by the first layer's. Unlike the
+    attention that ``[CLS]`` pays, it says something where ``[CLS]`` is not what the teacher's head reads.
+    """
+
+    selector: Literal["received"] = "received"
+
+    needs_received: ClassVar[bool] = True
+
+    @override
+    def scores(self, view: LayerView) -> np.ndarray:
+        assert view.received is not None
+        return view.received
+
+
+@LENGTH.register
+class Entropy(LengthSelector):
+    """The ``k`` words of which the teacher is least certain, each by its first token: the highest entropy.
+
+    For teachers that predict something of each word. A token that begins no word has no prediction, and is never kept.
+    """
+
+    selector: Literal["entropy"] = "entropy"
+
+    needs_entropy: ClassVar[bool] = True
+
+    @override
+    def eligible(self, tokens: Tokens) -> np.ndarray:
+        if tokens.word_starts is None:
+            raise HskdError(
+                "length=entropy ranks tokens by the teacher's prediction for each, and this teacher predicts one thing "
+                "of an example; use another length selector, such as attention_no_sep."
+            )
+        return tokens.word_starts
+
+    @override
+    def scores(self, view: LayerView) -> np.ndarray:
+        assert view.entropy is not None
+        return view.entropy
 
 
 @LENGTH.register
@@ -241,7 +293,7 @@ class Pool(_WithoutSep):
         members = view.hidden[torch.from_numpy(chosen).to(device)].double()
         sums.index_add_(0, torch.from_numpy(run).to(device), members)
         means = sums / torch.from_numpy(sizes).to(device)[:, None]
-        return LayerView(tokens.take(self.select(view)), view.layer, means.float(), None, view.rounding)
+        return LayerView(tokens.take(self.select(view)), view.layer, means.float(), rounding=view.rounding)
 
 
 @LENGTH.register

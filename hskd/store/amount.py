@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from hskd.selectors import Tokens
+import numpy as np
+
+from hskd.selectors import ExampleScores, Tokens
 from hskd.spec import HSKSpec, Shape
 from hskd.store_format.layout import ArraySpec, codec_bytes, derived_arrays, total_bytes
 
 
 class Counts(NamedTuple):
-    """Sizes of a data set: examples, their real tokens, and the tokens that are kept in each layer."""
+    """Sizes of a data set: examples, their real tokens, and the tokens that are kept in each layer of all of them."""
 
     examples: int
     tokens: int
@@ -44,6 +46,7 @@ def measure(
     max_length: int,
     target: ArraySpec,
     aligned_tokens: int | None = None,
+    chosen: np.ndarray | None = None,
 ) -> HSKAmount:
     """Count what ``spec`` keeps of the examples in ``tokens``, tokenised to at most ``max_length`` tokens.
 
@@ -55,13 +58,32 @@ def measure(
         target: what a store holds of the teacher's outputs, ``task.head.target()``.
         aligned_tokens: where the teacher has another tokenizer, how many tokens there are in all; full HSK is that of
             ``tokens`` then, and a store says which these are.
+        chosen: the examples of which something is kept, where that is known; see :func:`kept_tokens`.
 
     Raises:
         HskdError: the spec names a layer that the student or the teacher lacks.
     """
-    kept_tokens = int(spec.length.counts(tokens).sum())
-    counts = Counts(len(tokens.lengths), len(tokens.input_ids), kept_tokens)
+    counts = Counts(len(tokens.lengths), len(tokens.input_ids), kept_tokens(spec, tokens, chosen))
     return amount_of(spec, shape, max_length, target, counts, aligned_tokens)
+
+
+def kept_tokens(spec: HSKSpec, tokens: Tokens, chosen: np.ndarray | None = None) -> int:
+    """How many tokens ``spec`` keeps in a layer, over all examples in ``tokens``.
+
+    Which examples are kept may depend on what the teacher says. Where that is not known yet, they are taken to be as
+    long as the others: their number is exact, and that of their tokens the one to expect.
+
+    Args:
+        spec: what is kept.
+        tokens: all training examples.
+        chosen: the examples of which something is kept, ``(C,)``; None where that is not known.
+    """
+    counts = spec.length.counts(tokens)
+    if chosen is None and spec.examples.needs_teacher:
+        return round(int(counts.sum()) * spec.examples.count(len(counts)) / len(counts))
+    if chosen is None:
+        chosen = spec.examples.select(ExampleScores(tokens.example_ids))
+    return int(counts[chosen].sum())
 
 
 def amount_of(

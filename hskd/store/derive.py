@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from hskd import processes
 from hskd.artifacts import partial_of
 from hskd.errors import HskdError, MismatchError
-from hskd.knowledge import SelectedHSK, fit_codec, select
+from hskd.heads.scores import require_ranks
+from hskd.knowledge import SelectedHSK, TeacherStates, fit_codec, select
 from hskd.progress import Progress, Silent
 from hskd.provenance import provenance
 from hskd.spec import HSKSpec, Shape
@@ -46,8 +47,8 @@ def derive(
 ) -> Store:
     """Write what ``spec`` keeps of ``superset`` into ``folder``; resumable and reused as an extraction is.
 
-    A width selector that learns (``pca``, ``pq``, ...) learns from all examples of the superset first, in one more pass
-    over it. So derive from a superset of the training examples alone.
+    A share of the examples is one of those in the superset, and a width selector that learns (``pca``, ``pq``, ...)
+    learns from all of them that are kept, in one more pass. So derive from a superset of the training examples alone.
 
     Args:
         superset: an open superset store.
@@ -83,9 +84,13 @@ def derive(
         precision=spec.precision.selector,
         spec=spec.model_dump(mode="json"),
         fixed_neurons=None if mask is None or len(mask) == manifest.teacher_width else tuple(int(i) for i in mask),
+        gold_labels=manifest.gold_labels if spec.examples.needs_losses and not spec.examples.keeps_all else None,
         examples=len(superset),
         made_by=provenance() | {"superset": manifest.fingerprint},
     )
+
+    def states_of(rows: np.ndarray) -> TeacherStates:
+        return superset.states(rows, spec.length.needs_entropy)
 
     learns = bool(spec.width.codec_layout(spec.precision, manifest.teacher_width))
     codec: dict[str, torch.Tensor] = {}
@@ -95,9 +100,9 @@ def derive(
             place_once(partial, fit)
 
     def fit(path: Path) -> None:
-        progress.say(f"width={spec.width.selector} learns from {len(superset)} examples")
-        parts = chunks(np.arange(len(superset)), superset.lengths)
-        fitted = fit_codec(spec, layers, manifest.teacher_width, map(superset.states, parts))
+        progress.say(f"width={spec.width.selector} learns from {len(chosen)} examples")
+        states = map(states_of, chunks(chosen, superset.lengths))
+        fitted = fit_codec(spec, layers, manifest.teacher_width, states)
         assert fitted is not None
         if not all(bool(array.isfinite().all()) for array in fitted.values()):
             raise HskdError(
@@ -109,11 +114,21 @@ def derive(
     def make_shard(span: range) -> Shard:
         if learns and not codec:
             codec.update(load_file(partial_of(folder) / CODEC))
-        parts = []
-        for rows in chunks(np.arange(span.start, span.stop), superset.lengths):
-            selected = select(spec, layers, superset.states(rows), codec)
-            parts.append(_arrays_of(selected, arrays, manifest.teacher_width) | _addresses(superset, rows, arrays))
-        shard = {name: torch.cat([part[name] for part in parts]) for name in arrays}
+        rows = np.arange(span.start, span.stop)
+        kept: dict[str, list[torch.Tensor]] = {
+            # Of no example in the span, perhaps.
+            name: [torch.empty((0, array.elements), dtype=array.dtype)]
+            for name, array in arrays.items()
+            if array.per == "kept"
+        }
+        for part in chunks(rows[counts[rows] > 0], superset.lengths):
+            selected = select(spec, layers, states_of(part), codec)
+            for name, array in _arrays_of(selected, arrays, manifest.teacher_width).items():
+                kept[name].append(array)
+        addresses = _addresses(superset, rows, arrays)
+        if "counts" in arrays:
+            addresses["counts"] = torch.from_numpy(counts[rows]).to(arrays["counts"].dtype)
+        shard = {name: addresses[name] if name in addresses else torch.cat(kept[name]) for name in arrays}
         fault = misfit(shard)
         if fault is not None:
             _refuse(spec, superset, span, fault, arrays, shard)
@@ -122,8 +137,10 @@ def derive(
 
     if processes.by_main(lambda: finished_store(folder, plan, progress.say) is not None):
         return Store.open(folder)
+    chosen = spec.examples.select(superset.example_scores(spec.examples))
     # Every shard is held against its checksum when it is read to be cut, not twice.
-    counts = spec.length.counts(superset.tokens(np.arange(len(superset)), whole=False))
+    counts = np.zeros(len(superset), np.int64)
+    counts[chosen] = spec.length.counts(superset.tokens(np.arange(len(superset)), whole=False))[chosen]
     needed = total_bytes(arrays, len(superset), int(superset.lengths.sum()), int(counts.sum()))
     needed += codec_bytes(spec, shape)
     ranges = plan_shards(arrays, superset.lengths, counts, shard_bytes)
@@ -165,6 +182,8 @@ def require_served(superset: Store, spec: HSKSpec, shape: Shape) -> None:
             f"{superset.folder}: is the store of the spec {superset.spec.label if superset.spec else '?'}, not a "
             "superset; derive from the superset that it was derived from."
         )
+    if spec.length.needs_entropy or spec.examples.needs_teacher:
+        require_ranks(spec, superset.head)
     layers = spec.layers(shape)
     lacking = sorted({layer.teacher for layer in layers} - set(manifest.layers))
     attention = {layer.attention for layer in layers if layer.attention is not None}
@@ -186,6 +205,13 @@ def require_served(superset: Store, spec: HSKSpec, shape: Shape) -> None:
             f"{superset.folder} holds that of {list(manifest.gradient_layers)}; extract a superset with "
             f"--gradient-layers {_listed({*manifest.gradient_layers, *gradients})}."
         )
+    received = {layer.received for layer in layers if layer.received is not None}
+    if not received <= set(manifest.received_layers):
+        raise HskdError(
+            f"spec {spec.label}: ranks tokens by the attention that they receive in layers {_listed(received)}, and "
+            f"{superset.folder} holds that of {list(manifest.received_layers)}; extract a superset with "
+            f"--received-layers {_listed({*manifest.received_layers, *received})}."
+        )
     if manifest.precision not in ("fp32", spec.precision.selector):
         raise HskdError(
             f"spec {spec.label}: keeps values in {spec.precision.selector}, and {superset.folder} holds "
@@ -199,7 +225,9 @@ def _listed(layers: set[int]) -> str:
 
 
 def chunks(rows: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
-    """Cut ``rows`` so that the tokens of a chunk fit in memory at full width."""
+    """Cut ``rows`` so that the tokens of a chunk fit in memory at full width; into nothing where there are none."""
+    if not len(rows):
+        return []
     running = np.cumsum(lengths[rows])
     cuts = np.flatnonzero(np.diff((running - lengths[rows]) // _CHUNK_TOKENS)) + 1
     return np.split(rows, cuts)
@@ -224,8 +252,6 @@ def _addresses(superset: Store, rows: np.ndarray, arrays: dict[str, ArraySpec]) 
 
 def _arrays_of(selected: SelectedHSK, arrays: dict[str, ArraySpec], width: int) -> Shard:
     shard = {name: array.flatten(1) for name, array in selected.arrays.items()}
-    if "counts" in arrays:
-        shard["counts"] = selected.counts.to(arrays["counts"].dtype)
     if "positions" in arrays:
         shard["positions"] = selected.positions.to(arrays["positions"].dtype)
     if "neurons" in arrays:

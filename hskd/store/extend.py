@@ -79,6 +79,8 @@ def require_extends(old: Store, plan: Manifest, split: TokenizedSplit) -> None:
         ("layers are", list(manifest.layers), list(plan.layers)),
         ("attention layers are", list(manifest.attention_layers), list(plan.attention_layers)),
         ("gradient layers are", list(manifest.gradient_layers), list(plan.gradient_layers)),
+        ("layers of attention received are", list(manifest.received_layers), list(plan.received_layers)),
+        ("losses of gold labels are", bool(manifest.gold_labels), bool(plan.gold_labels)),
         ("precision is", manifest.precision, plan.precision),
     ):
         if has != asked:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,8 @@ import torch
 
 from hskd import processes
 from hskd.errors import HskdError, MismatchError
+from hskd.heads import Head
+from hskd.heads.scores import example_means, require_labels
 from hskd.io import format_bytes
 from hskd.progress import Progress, Silent
 from hskd.provenance import provenance
@@ -22,6 +24,7 @@ from hskd.store.extend import in_order_of, place_shards, plan_parts, require_ext
 from hskd.store.reader import Store
 from hskd.store.writer import Shard, misfit, write_store
 from hskd.store_format.layout import (
+    GOLD_LOSS,
     HAS_TARGET,
     MANIFEST,
     SHARD_BYTES,
@@ -33,11 +36,12 @@ from hskd.store_format.layout import (
     superset_arrays,
     total_bytes,
     with_alignment,
-    with_gradients,
+    with_scores,
 )
 from hskd.store_format.manifest import MAX_LENGTH, AlignmentNote, Manifest, Origin, TargetArray
 from hskd.tasks import Task, TokenizedSplit, sequential_batches
 from hskd.tasks.alignment import carried
+from hskd.tasks.content import labelled
 from hskd.tasks.positions import require_positions
 from hskd.teachers.fitting import require_fit
 from hskd.teachers.forward import ForwardOptions, NotFiniteError, teacher_forward
@@ -54,12 +58,16 @@ class Superset:
         precision: name of the precision; fp32 serves every spec, fp16 and bf16 those of the same precision.
         gradient_layers: teacher layers for which it is held how much the prediction depends on each token; that takes a
             backward pass.
+        received_layers: attention layers (1-based) of which it is held how much attention each token receives.
+        gold_losses: whether the loss of each example's gold label under the teacher is held.
     """
 
     layers: tuple[int, ...]
     attention_layers: tuple[int, ...]
     precision: str = "fp32"
     gradient_layers: tuple[int, ...] = ()
+    received_layers: tuple[int, ...] = ()
+    gold_losses: bool = False
 
     @classmethod
     def of(cls, specs: Iterable[HSKSpec], shape: Shape) -> Superset:
@@ -76,12 +84,45 @@ class Superset:
             attention_layers=tuple(sorted({layer.attention for layer in kept if layer.attention is not None})),
             precision=precisions.pop() if len(precisions) == 1 else "fp32",
             gradient_layers=tuple(sorted({layer.gradient for layer in kept if layer.gradient is not None})),
+            received_layers=tuple(sorted({layer.received for layer in kept if layer.received is not None})),
+            gold_losses=any(spec.examples.needs_losses and not spec.examples.keeps_all for spec in specs),
+        )
+
+    @classmethod
+    def held_by(cls, manifest: Manifest) -> Superset:
+        """What a superset that is there holds."""
+        return cls(
+            layers=manifest.layers,
+            attention_layers=manifest.attention_layers,
+            precision=manifest.precision,
+            gradient_layers=manifest.gradient_layers,
+            received_layers=manifest.received_layers,
+            gold_losses=manifest.gold_labels is not None,
+        )
+
+    @classmethod
+    def union(cls, parts: Iterable[Superset]) -> Superset:
+        """What holds all that ``parts`` hold; in fp16 where there are none."""
+        parts = list(parts)
+        precisions = {part.precision for part in parts} or {"fp16"}
+
+        def every(name: str) -> tuple[int, ...]:
+            return tuple(sorted({layer for part in parts for layer in getattr(part, name)}))
+
+        return cls(
+            layers=every("layers"),
+            attention_layers=every("attention_layers"),
+            precision=precisions.pop() if len(precisions) == 1 else "fp32",
+            gradient_layers=every("gradient_layers"),
+            received_layers=every("received_layers"),
+            gold_losses=any(part.gold_losses for part in parts),
         )
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """What is held, as JSON. Gradients are left out where there are none, as in the recipes of earlier versions."""
-        return {name: value for name, value in asdict(self).items() if name != "gradient_layers" or value}
+        """What is held, as JSON. Further scores are left out where there are none, as in earlier versions' recipes."""
+        further = ("gradient_layers", "received_layers", "gold_losses")
+        return {name: value for name, value in asdict(self).items() if name not in further or value}
 
     def arrays(self, shape: Shape, target: ArraySpec, max_length: int, aligned: bool = False) -> dict[str, ArraySpec]:
         """The arrays of this superset, for a teacher and a target of these sizes (see ``superset_arrays``)."""
@@ -94,7 +135,7 @@ class Superset:
             max_length,
             shape.vocab_size,
         )
-        arrays = with_gradients(arrays, len(self.gradient_layers))
+        arrays = with_scores(arrays, len(self.gradient_layers), len(self.received_layers), self.gold_losses)
         return with_alignment(arrays, max_length) if aligned else arrays
 
 
@@ -156,6 +197,7 @@ def extract(
         ("", superset.layers, 0),
         ("attention ", superset.attention_layers, 1),
         ("gradient ", superset.gradient_layers, 0),
+        ("received ", superset.received_layers, 1),
     ):
         if not set(layers) <= set(range(first, config.num_hidden_layers + 1)):
             raise HskdError(
@@ -171,6 +213,17 @@ def extract(
     if extend is not None:
         split = in_order_of(extend, split)
     run_on, kept_offsets = _run_on(split), split.with_targets.offsets
+    gold_labels = None
+    if superset.gold_losses:
+        require_labels(split.labels, "examples=disagree")
+        gold_labels = labelled(task.head, split)
+        if extend is not None and extend.manifest.gold_labels is not None:
+            known = labelled(task.head, split.take(np.arange(len(extend))))
+            if extend.manifest.gold_labels != known:
+                raise MismatchError(
+                    f"{extend.folder}: cannot be extended: it holds the losses of other gold labels than its examples "
+                    "have now; extract without --extend."
+                )
     target = task.head.target()
     shape = teacher.shape(config.num_hidden_layers)
     if aligned is not None:
@@ -200,6 +253,8 @@ def extract(
         mapped=superset.layers,
         attention_layers=superset.attention_layers,
         gradient_layers=superset.gradient_layers,
+        received_layers=superset.received_layers,
+        gold_labels=gold_labels,
         target=TargetArray.of(target),
         precision=superset.precision,
         examples=len(split),
@@ -208,7 +263,7 @@ def extract(
     if extend is not None:
         require_extends(extend, plan, split)
 
-    forward = ForwardOptions(options.dtype, gradients=superset.gradient_layers)
+    forward = ForwardOptions(options.dtype, gradients=superset.gradient_layers, received=superset.received_layers)
 
     def make_shard(span: range) -> Shard:
         shard = empty_shard(arrays, split, span)
@@ -235,6 +290,7 @@ def extract(
             for name, columns, held_layers in (
                 ("attention", states.attention, superset.attention_layers),
                 ("gradient", states.gradient, superset.gradient_layers),
+                ("received", states.received, superset.received_layers),
             ):
                 if held_layers:
                     shard[name][rows] = torch.from_numpy(np.stack([columns[layer] for layer in held_layers], axis=1))
@@ -243,6 +299,10 @@ def extract(
             if target.per == "token":
                 place = torch.from_numpy(split.first_tokens(order + span.start) - split.offsets[span.start])
             shard[TARGET][place] = output.target.cpu().to(target.dtype)
+            if superset.gold_losses:
+                labelled_batch, counts = split.collate(order + span.start), split.row_counts(order + span.start)
+                losses = gold_losses(task.head, output.target.cpu(), labelled_batch, counts)
+                shard[GOLD_LOSS][torch.from_numpy(order), 0] = torch.from_numpy(losses).float()
             progress.advance(len(order) * processes.count())  # The other processes do about as much.
         fault = misfit(shard)
         if fault is not None:
@@ -287,7 +347,22 @@ def _note(split: TokenizedSplit) -> AlignmentNote | None:
     )
 
 
-_SAID = {TARGET: "output", "attention": "attention"}
+_SAID = {TARGET: "output", GOLD_LOSS: "loss of the gold label"}
+
+
+def gold_losses(head: Head, rows: torch.Tensor, batch: Mapping[str, torch.Tensor], counts: np.ndarray) -> np.ndarray:
+    """The loss of each example's gold label under the teacher, ``(B,)``; where words have labels, the mean over these.
+
+    Args:
+        head: says what the loss is.
+        rows: the teacher's, on the CPU, ``(R, C)``.
+        batch: the examples, with labels.
+        counts: rows of each example, ``(B,)``.
+
+    Raises:
+        HskdError: the head knows no such loss.
+    """
+    return example_means(head.gold_losses(rows, head.labels(batch)), counts)
 
 
 def _named(teacher: Teacher, split: TokenizedSplit, example: int) -> str:

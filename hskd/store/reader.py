@@ -17,13 +17,24 @@ from safetensors.torch import load_file
 
 from hskd.errors import CorruptionError, HskdError, MismatchError
 from hskd.hashing import Stamp, file_sha256, known_sha256, remembered, take_over
+from hskd.heads import Head, head_of
+from hskd.heads.scores import entropies_of_tokens, example_means
 from hskd.io import POINTER, is_lfs_pointer, require_inside
 from hskd.knowledge import KeptHSK, Members, TeacherStates
 from hskd.remote.copies import WORK, local_copy
-from hskd.selectors import PRECISION, LengthSelector, PrecisionSelector, Tokens
+from hskd.selectors import PRECISION, ExampleScores, ExamplesSelector, LengthSelector, PrecisionSelector, Tokens
 from hskd.selectors.width import Basis, Codec
 from hskd.spec import HSKSpec
-from hskd.store_format.layout import ADDRESSES, CODEC, HAS_TARGET, TARGET, WORD_STARTS, ArraySpec, ragged_rows
+from hskd.store_format.layout import (
+    ADDRESSES,
+    CODEC,
+    GOLD_LOSS,
+    HAS_TARGET,
+    TARGET,
+    WORD_STARTS,
+    ArraySpec,
+    ragged_rows,
+)
 from hskd.store_format.manifest import Manifest, ShardEntry
 from hskd.tasks import TokenizedSplit
 
@@ -84,10 +95,39 @@ class Store:
         manifest = Manifest.read(folder)
         arrays = manifest.arrays
         shards = [_opened(folder, entry, arrays, manifest.origin.max_length) for entry in manifest.shards]
-        return cls(folder, manifest, shards, None if manifest.codec is None else read_codec(folder, manifest))
+        store = cls(folder, manifest, shards, None if manifest.codec is None else read_codec(folder, manifest))
+        store._require_share()
+        return store
 
     def __len__(self) -> int:
         return len(self.example_ids)
+
+    def _require_share(self) -> None:
+        """Refuse a store that keeps something of more examples than its spec does, or of none."""
+        if self.spec is not None and not self.spec.examples.keeps_all:
+            kept, share = len(self.rows_with_hsk), self.spec.examples.count(len(self))
+            if not 0 < kept <= share:
+                raise CorruptionError(
+                    f"{self.folder}: holds hidden states of {kept} examples, and its spec {self.spec.label} keeps "
+                    f"those of {share}; {_ADVICE}."
+                )
+
+    @property
+    def rows_with_hsk(self) -> np.ndarray:
+        """The examples of which hidden states are held, ascending: all, unless the spec keeps a share of them."""
+        if self.spec is None or self.spec.examples.keeps_all:
+            return np.arange(len(self))
+        return np.flatnonzero(self.counts)
+
+    @cached_property
+    def head(self) -> Head:
+        """What the targets are.
+
+        Raises:
+            HskdError: the kind of head that the store names is not known here.
+        """
+        origin = self.manifest.origin
+        return head_of(origin.head, origin.label_names).for_target(self.manifest.target.array)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What another process needs to open the store for itself: not the values, but which shards need no reading."""
@@ -231,10 +271,12 @@ class Store:
 
     def word_starts(self, rows: np.ndarray) -> np.ndarray | None:
         """Which tokens of the examples begin a word, ``(M,)`` bool; None where the targets are not of words."""
-        if WORD_STARTS not in self._per:
-            return None
-        self.require_whole(rows)
-        return self._gather(WORD_STARTS, rows).numpy().astype(bool)
+        if WORD_STARTS in self._per:
+            self.require_whole(rows)
+        return self._word_starts(rows)
+
+    def _word_starts(self, rows: np.ndarray) -> np.ndarray | None:
+        return self._gather(WORD_STARTS, rows).numpy().astype(bool) if WORD_STARTS in self._per else None
 
     def token_ids(self, rows: np.ndarray) -> np.ndarray:
         """Token ids of the examples, end to end, ``(M,)``."""
@@ -270,16 +312,25 @@ class Store:
 
     def _tokens(self, rows: np.ndarray) -> Tokens:
         offsets = np.concatenate([[0], np.cumsum(self.lengths[rows])])
-        return Tokens(self.example_ids[rows], offsets, self._token_ids(rows), self.manifest.special_ids["sep"])
+        starts = self._word_starts(rows)
+        ids, sep_id = self._token_ids(rows), self.manifest.special_ids["sep"]
+        return Tokens(self.example_ids[rows], offsets, ids, sep_id, word_starts=starts)
 
     def kept(self, rows: np.ndarray) -> KeptHSK:
         """The kept knowledge of the examples in ``rows`` ``(B,)``, in their order.
 
         Raises:
-            HskdError: this is a superset, which keeps nothing in particular yet.
+            HskdError: this is a superset, which keeps nothing in particular yet; or the spec keeps a share of the
+                examples, and one of these is not among them.
         """
         if self.manifest.kind != "derived":
             raise HskdError(f"{self.folder}: is a superset; derive a spec from it first (hskd store derive).")
+        if self.spec is not None and not self.spec.examples.keeps_all and not self.counts[rows].all():
+            raise HskdError(
+                f"{self.folder}: {self.spec.label} keeps hidden states of {len(self.rows_with_hsk)} of {len(self)} "
+                f"examples, and not of id {int(self.example_ids[rows][self.counts[rows] == 0][0])}; ask for those at "
+                "rows_with_hsk, as the HSK stage of a trial does."
+            )
         self.require_whole(rows)
         counts = torch.from_numpy(self.counts[rows])
         layers = len(self.manifest.layers)
@@ -329,8 +380,36 @@ class Store:
         packed = self._gather("neurons", rows).unflatten(1, (len(self.manifest.layers), -1))
         return unpack_neurons(packed, self.manifest.teacher_width, count)
 
-    def states(self, rows: np.ndarray) -> TeacherStates:
+    def example_scores(self, selector: ExamplesSelector) -> ExampleScores:
+        """What ``selector`` ranks all examples by.
+
+        Raises:
+            HskdError: the store does not hold it, or the teacher's predictions have no such thing.
+        """
+        losses = entropies = None
+        rows = np.arange(len(self))
+        if selector.needs_losses and not selector.keeps_all:
+            if self.manifest.kind != "superset" or self.manifest.gold_labels is None:
+                raise HskdError(
+                    f"examples={selector.selector}: ranks examples by the loss of their gold label under the teacher, "
+                    f"which {self.folder} does not hold; extract a superset with --gold-losses."
+                )
+            self.require_whole()
+            losses = self._gather(GOLD_LOSS, rows)[:, 0].double().numpy()
+        if selector.needs_entropies and not selector.keeps_all:
+            starts = self.word_starts(rows)
+            counts = np.ones(len(self), np.int64)
+            if starts is not None:
+                counts = np.bincount(np.repeat(rows, self.lengths)[starts], minlength=len(self))
+            entropies = example_means(self.head.entropies(self.targets(rows)), counts)
+        return ExampleScores(self.example_ids, losses, entropies)
+
+    def states(self, rows: np.ndarray, entropies: bool = False) -> TeacherStates:
         """Everything a superset holds of the examples in ``rows``, as the teacher would give it.
+
+        Args:
+            rows: the examples.
+            entropies: give the entropy of the prediction for each token, too, where there is one.
 
         Raises:
             HskdError: this is not a superset.
@@ -343,11 +422,19 @@ class Store:
         shares = self._gather("attention", rows).numpy() if attention else np.empty((0, 0))
         gradients = self.manifest.gradient_layers
         scores = self._gather("gradient", rows).numpy() if gradients else np.empty((0, 0))
+        received_layers = self.manifest.received_layers
+        received = self._gather("received", rows).numpy() if received_layers else np.empty((0, 0))
+        tokens = self.tokens(rows)
+        entropy = None
+        if entropies and tokens.word_starts is not None:
+            entropy = entropies_of_tokens(self.head, self.targets(rows), tokens.word_starts)
         return TeacherStates(
-            tokens=self.tokens(rows),
+            tokens=tokens,
             hidden={layer: values[:, i] for i, layer in enumerate(self.manifest.layers)},
             attention={layer: shares[:, i] for i, layer in enumerate(attention)},
             gradient={layer: scores[:, i] for i, layer in enumerate(gradients)},
+            received={layer: received[:, i] for i, layer in enumerate(received_layers)},
+            entropy=entropy,
         )
 
     @cached_property
@@ -471,12 +558,11 @@ def _fault(shard: dict[str, torch.Tensor], manifest: Manifest) -> str | None:
         targets = shard[HAS_TARGET].numpy()
         ends = np.cumsum(shard["lengths"].numpy().astype(np.int64))
         per_example = np.add.reduceat(targets.astype(np.int64), np.concatenate([[0], ends[:-1]]))
-        every = manifest.spec is None or HSKSpec.parse(manifest.spec).length.keeps_all
-        if (
-            int(targets.max()) > 1
-            or bool((counts > per_example).any())
-            or (every and bool((counts < per_example).any()))
-        ):
+        spec = None if manifest.spec is None else HSKSpec.parse(manifest.spec)
+        every = spec is None or spec.length.keeps_all
+        # Of an example that is not among the kept ones, nothing is held.
+        short = (counts < per_example) & ((counts > 0) | (spec is None or spec.examples.keeps_all))
+        if int(targets.max()) > 1 or bool((counts > per_example).any()) or (every and bool(short.any())):
             return "does not hold as many tokens with a target as it says"
     lengths = np.repeat(shard["lengths"].numpy(), counts)
     positions, neurons = (shard[name].numpy() if name in shard else None for name in ("positions", "neurons"))

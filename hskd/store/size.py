@@ -11,7 +11,7 @@ from hskd.errors import HskdError
 from hskd.selectors import Tokens
 from hskd.selectors.precision import FP16
 from hskd.spec import HSKSpec, Shape
-from hskd.store.amount import Counts, amount_of
+from hskd.store.amount import Counts, amount_of, kept_tokens
 from hskd.store.extract import Superset
 from hskd.store_format.layout import SHARD_BYTES, ArraySpec, codec_bytes, derived_arrays, total_bytes
 
@@ -41,18 +41,27 @@ class StoreSize:
     shards: int
 
 
-def size_of(spec: HSKSpec, shape: Shape, lengths: np.ndarray, max_length: int, target: ArraySpec) -> StoreSize:
-    """Sizes for examples of known lengths.
+def size_of(
+    spec: HSKSpec, shape: Shape, examples: Tokens | np.ndarray, max_length: int, target: ArraySpec
+) -> StoreSize:
+    """Sizes for examples that are known, or whose lengths are.
+
+    Where only the teacher knows which examples a spec keeps, or these are drawn by ids that are not known, they are
+    taken to be as long as the others (see :func:`hskd.store.amount.kept_tokens`).
 
     Args:
         spec: what is kept.
         shape: sizes of teacher and student.
-        lengths: real tokens of each example, ``(N,)``.
+        examples: their tokens, or the number of real tokens of each, ``(N,)``.
         max_length: tokens that an example is cut to.
         target: what the store holds of the teacher's outputs, ``task.head.target()``.
     """
-    counts = Counts(len(lengths), int(lengths.sum()), int(_kept(spec, lengths).sum()))
-    return _size(spec, shape, max_length, target, counts)
+    if isinstance(examples, Tokens):
+        counts = Counts(len(examples.lengths), len(examples.input_ids), kept_tokens(spec, examples))
+        return _size(spec, shape, max_length, target, counts)
+    share = spec.examples.count(len(examples)) / len(examples)
+    kept = round(int(_kept(spec, examples).sum()) * share)
+    return _size(spec, shape, max_length, target, Counts(len(examples), int(examples.sum()), kept))
 
 
 def size_of_many(
@@ -71,7 +80,7 @@ def size_of_many(
     below = math.floor(mean_tokens)
     few, many = _kept(spec, np.array([below, below + 1]))
     kept = few + (mean_tokens - below) * (many - few)
-    counts = Counts(examples, round(examples * mean_tokens), round(examples * kept))
+    counts = Counts(examples, round(examples * mean_tokens), round(spec.examples.count(examples) * kept))
     return _size(spec, shape, max_length, target, counts)
 
 

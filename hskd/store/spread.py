@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from hskd.errors import HskdError
@@ -33,9 +32,11 @@ def spread_of(store: Store, superset: Store | None) -> torch.Tensor:
             "known from what is kept; give the superset that it was derived from, or another --hsk-loss."
         )
     source = superset if per_token and superset is not None else store
-    for rows in chunks(np.arange(len(source)), source.lengths):
+    held_rows = store.rows_with_hsk
+    for rows in chunks(held_rows if source is store else source.rows(store.example_ids[held_rows]), source.lengths):
         if source is store:
             spread.add(store.kept(rows).values)
         else:
-            spread.add(kept_neurons(spec, spec.layers(manifest.shape(manifest.student_layers)), source.states(rows)))
+            states = source.states(rows, spec.length.needs_entropy)
+            spread.add(kept_neurons(spec, spec.layers(manifest.shape(manifest.student_layers)), states))
     return spread.deviations()

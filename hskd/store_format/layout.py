@@ -49,6 +49,9 @@ HAS_TARGET = "has_target"
 """The array that is 1 where a token has hidden states to learn from; in stores of another tokenizer's tokens than the
 teacher's."""
 
+GOLD_LOSS = "gold_loss"
+"""The array of a superset that holds the loss of each example's gold label under the teacher."""
+
 ADDRESSES = ("example_ids", "lengths", "counts", "token_ids", WORD_STARTS, HAS_TARGET)
 """The arrays of one number a row, which are stored without a second dimension."""
 
@@ -94,11 +97,20 @@ def superset_arrays(
     return arrays
 
 
-def with_gradients(arrays: dict[str, ArraySpec], layers: int) -> dict[str, ArraySpec]:
-    """The arrays of a superset that holds the gradient of so many layers, too: one number a token, in fp32."""
+def with_scores(arrays: dict[str, ArraySpec], gradients: int, received: int, gold_losses: bool) -> dict[str, ArraySpec]:
+    """The arrays of a superset that holds further scores, too, in fp32.
+
+    Args:
+        arrays: those of :func:`superset_arrays`.
+        gradients: layers whose gradient is held, one number a token.
+        received: attention layers of which it is held how much each token receives, one number a token.
+        gold_losses: whether the loss of each example's gold label is held.
+    """
     import torch
 
-    return arrays | ({"gradient": ArraySpec("token", torch.float32, layers)} if layers else {})
+    scores = {"gradient": gradients, "received": received}
+    arrays = arrays | {name: ArraySpec("token", torch.float32, layers) for name, layers in scores.items() if layers}
+    return arrays | ({GOLD_LOSS: ArraySpec("example", torch.float32, 1)} if gold_losses else {})
 
 
 def with_alignment(arrays: dict[str, ArraySpec], max_length: int) -> dict[str, ArraySpec]:
@@ -115,7 +127,7 @@ def with_alignment(arrays: dict[str, ArraySpec], max_length: int) -> dict[str, A
     }
 
 
-_SCORES = ("attention", "gradient")
+_SCORES = ("attention", "gradient", "received")
 """Arrays of numbers that tokens are ranked by."""
 
 
@@ -124,7 +136,7 @@ def derived_arrays(
 ) -> dict[str, ArraySpec]:
     """The arrays of one spec's store; ``aligned`` where it is cut from one :func:`with_alignment`."""
     arrays = _common(target, max_length, shape.vocab_size)
-    if not spec.length.keeps_all:
+    if not (spec.length.keeps_all and spec.examples.keeps_all):
         arrays["counts"] = ArraySpec("example", _small(max_length), 1)
     for name, (dtype, elements) in kept_arrays(spec, shape, max_length).items():
         arrays[name] = ArraySpec("kept", dtype, elements)

@@ -22,7 +22,7 @@ from hskd.store_format.layout import (
     superset_arrays,
     total_bytes,
     with_alignment,
-    with_gradients,
+    with_scores,
 )
 
 FORMAT = 2
@@ -146,6 +146,11 @@ class Manifest(BaseModel):
     """Superset: the attention layers (1-based) whose ``[CLS]`` row is held."""
     gradient_layers: Annotated[tuple[Layer, ...], Field(exclude_if=lambda layers: not layers)] = ()
     """Superset: the teacher layers for which it is held how much the prediction depends on each token."""
+    received_layers: Annotated[tuple[Layer, ...], Field(exclude_if=lambda layers: not layers)] = ()
+    """Superset: the attention layers (1-based) of which it is held how much attention each token receives."""
+    gold_labels: Annotated[str | None, Field(exclude_if=lambda labels: labels is None)] = None
+    """Fingerprint of the examples with their gold labels. Superset: the loss of each example's label is held. Derived:
+    examples were chosen by it."""
     student_layers: Layers | None = None
     """Derived: ``L_S``, which the layer mapping depends on."""
     target: TargetArray
@@ -202,7 +207,7 @@ class Manifest(BaseModel):
             length,
             self.vocab_size,
         )
-        arrays = with_gradients(arrays, len(self.gradient_layers))
+        arrays = with_scores(arrays, len(self.gradient_layers), len(self.received_layers), self.gold_labels is not None)
         return with_alignment(arrays, length) if self.is_aligned else arrays
 
     def shape(self, student_layers: int) -> Shape:
@@ -296,8 +301,12 @@ class Manifest(BaseModel):
             mask = spec.width.fixed(self.teacher_width)
             whole = mask is None or len(mask) == self.teacher_width
             declared = (self.layers, self.mapped, self.fixed_neurons, self.precision, self.attention_layers)
-            if self.gradient_layers or (self.shards and self.codec is None and self._needs_codec(spec)):
-                return "holds gradients, or lacks what its width selector has learnt"
+            if self.gradient_layers or self.received_layers:
+                return "holds gradients, or attention received, as no derived store does"
+            if self.shards and self.codec is None and self._needs_codec(spec):
+                return "lacks what its width selector has learnt"
+            if (self.gold_labels is not None) != (spec.examples.needs_losses and not spec.examples.keeps_all):
+                return "names gold labels that its examples were not chosen by, or none where they were"
             if self.codec is not None and (self.codec.file != CODEC or not self._needs_codec(spec)):
                 return f"names a file {_short(self.codec.file)}, which its spec has no need of"
             expected = (
@@ -311,10 +320,11 @@ class Manifest(BaseModel):
                 return f"its layers, neurons or precision are not those of its spec {_short(spec.label)}"
         else:
             every, attention = range(self.teacher_layers + 1), range(1, self.teacher_layers + 1)
-            named = (self.layers, self.attention_layers, self.gradient_layers)
+            named = (self.layers, self.attention_layers, self.gradient_layers, self.received_layers)
             ascending = all(list(layers) == sorted(set(layers)) for layers in named)
             among = set(self.layers) | set(self.gradient_layers) <= set(every)
-            if not ascending or not among or not set(self.attention_layers) <= set(attention):
+            of_attention = {*self.attention_layers, *self.received_layers}
+            if not ascending or not among or not of_attention <= set(attention):
                 return (
                     f"names layers that are not among the {self.teacher_layers} of the teacher, each once, from below"
                 )

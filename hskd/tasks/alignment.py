@@ -145,6 +145,7 @@ def carried(states: TeacherStates, split: TokenizedSplit, rows: NDArray[np.int64
         hidden={layer: told(values) for layer, values in states.hidden.items()},
         attention=told_of(states.attention),
         gradient=told_of(states.gradient),
+        received=told_of(states.received),
     )
 
 

@@ -13,6 +13,7 @@ from accelerate.data_loader import prepare_data_loader
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from hskd.selectors import mix
 from hskd.tasks.tokenized import TokenizedSplit
 
 Indices = NDArray[np.int64]
@@ -102,14 +103,19 @@ WHOLE = Deal()
 
 
 class Share(list[int]):
-    """Rows that one process takes at a time, and the part of a whole batch that they are, between 0 and 1."""
+    """Rows that one process takes at a time, and the part of a whole batch that they are, between 0 and 1.
 
-    def __init__(self, rows: Iterable[int], part: float = 1.0) -> None:
+    ``draw`` is a number that looks random and depends on the seed and the step alone: what is drawn for a batch is
+    drawn by it. All shares of a batch have the same.
+    """
+
+    def __init__(self, rows: Iterable[int], part: float = 1.0, draw: int = 0) -> None:
         super().__init__(rows)
         self.part = part
+        self.draw = draw
 
 
-def shares(batch: Indices, deal: Deal) -> list[Share]:
+def shares(batch: Indices, deal: Deal, draw: int = 0) -> list[Share]:
     """What one process takes of a batch, in shares.
 
     The batch is cut in the order of its rows, which is that of their lengths, and each piece is dealt out, so that
@@ -119,9 +125,10 @@ def shares(batch: Indices, deal: Deal) -> list[Share]:
     Args:
         batch: (B,) rows, at least one.
         deal: says which process, of how many, and in how many shares.
+        draw: the number of the batch that its shares tell.
     """
     rows_by_share = [piece[deal.process :: deal.processes] for piece in np.array_split(batch, deal.accumulate)]
-    return [Share((rows if len(rows) else batch[:1]).tolist(), len(rows) / len(batch)) for rows in rows_by_share]
+    return [Share((rows if len(rows) else batch[:1]).tolist(), len(rows) / len(batch), draw) for rows in rows_by_share]
 
 
 class BucketedBatchSampler(Sampler[list[int]]):
@@ -135,12 +142,15 @@ class BucketedBatchSampler(Sampler[list[int]]):
         first_epoch: int = 0,
         whole_only: bool = False,
         deal: Deal = WHOLE,
+        epoch_examples: int | None = None,
     ) -> None:
         """See :func:`bucketed_batches` and :func:`shares`.
 
-        Epochs are counted from ``first_epoch``; with ``whole_only``, a short batch is left out.
+        Epochs are counted from ``first_epoch``; with ``whole_only``, a short batch is left out. An epoch has as many
+        batches as one of ``epoch_examples`` would have: of fewer examples, those of pass after pass.
         """
         self.lengths = lengths
+        self.epoch_examples = len(lengths) if epoch_examples is None else epoch_examples
         self.whole_only = whole_only
         # accelerate reads it when it prepares a loader.
         self.batch_size = batch_size
@@ -155,8 +165,11 @@ class BucketedBatchSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         """Shares in an epoch."""
-        full, short = divmod(len(self.lengths), self.batch_size)
-        return (full + bool(short and not self.whole_only)) * self.deal.accumulate
+        return self._batches(self.epoch_examples) * self.deal.accumulate
+
+    def _batches(self, examples: int) -> int:
+        full, short = divmod(examples, self.batch_size)
+        return full + bool(short and not self.whole_only)
 
     def __iter__(self) -> Iterator[Share]:
         """This process's shares of the batches of the epoch that is set.
@@ -165,16 +178,22 @@ class BucketedBatchSampler(Sampler[list[int]]):
         itself, but only where it starts workers anew; the dropout of every recorded trial comes after this draw.
         """
         torch.empty((), dtype=torch.int64).random_()
-        for batch in bucketed_batches(self.lengths, self.batch_size, self.seed, self.first_epoch + self.epoch):
-            if len(batch) == self.batch_size or not self.whole_only:
-                yield from shares(batch, self.deal)
+        in_epoch, in_pass = self._batches(self.epoch_examples), self._batches(len(self.lengths))
+        first = (self.first_epoch + self.epoch) * in_epoch
+        batches: list[Indices] = []
+        for step in range(first, first + in_epoch):
+            number, place = divmod(step, in_pass)
+            if not batches or place == 0:
+                # The short one, which may be left out, is the last.
+                batches = bucketed_batches(self.lengths, self.batch_size, self.seed, number)
+            yield from shares(batches[place], self.deal, int(mix(self.seed, step)) >> 1)
 
 
 class BatchDataset(Dataset[dict[str, Any]]):
     """A tokenised split as a torch data set of whole batches; :func:`batch_loader` loads them.
 
     A batch holds what :meth:`~hskd.tasks.TokenizedSplit.collate` gives, and ``share``, the part of a whole batch that
-    it is, and ``padded``, whether it has pads.
+    it is, ``draw``, the number by which what is drawn for it is drawn, and ``padded``, whether it has pads.
 
     Args:
         split: the examples.
@@ -197,7 +216,8 @@ class BatchDataset(Dataset[dict[str, Any]]):
     def __getitems__(self, rows: list[int]) -> dict[str, Any]:
         """The batch of these rows: what a ``DataLoader`` asks for."""
         batch: dict[str, Any] = self.split.collate(rows)
-        return {**batch, "share": rows.part if isinstance(rows, Share) else 1.0, "padded": is_padded(batch)}
+        share = rows if isinstance(rows, Share) else Share(rows)
+        return {**batch, "share": share.part, "draw": share.draw, "padded": is_padded(batch)}
 
 
 def batch_loader(

@@ -101,7 +101,7 @@ class TokenizedSplit:
     @property
     def tokens(self) -> Tokens:
         """The tokens as the selectors see them."""
-        return Tokens(self.ids, self.offsets, self.input_ids, self.sep_id)
+        return Tokens(self.ids, self.offsets, self.input_ids, self.sep_id, word_starts=self.word_starts)
 
     @cached_property
     def with_targets(self) -> Tokens:
@@ -132,6 +132,15 @@ class TokenizedSplit:
         rows = np.asarray(indices, dtype=np.int64)
         tokens = ragged_rows(self.offsets[:-1][rows], self.lengths[rows])
         return tokens[self.word_starts[tokens]]
+
+    def row_counts(self, indices: Rows) -> NDArray[np.int64]:
+        """How many rows a head has of each of the examples: one, or one for each word where words are predicted."""
+        rows = np.asarray(indices, dtype=np.int64)
+        if self.word_starts is None:
+            return np.ones(len(rows), np.int64)
+        tokens = ragged_rows(self.offsets[:-1][rows], self.lengths[rows])
+        example = np.repeat(np.arange(len(rows)), self.lengths[rows])
+        return np.bincount(example[self.word_starts[tokens]], minlength=len(rows))
 
     def take(self, indices: Rows) -> TokenizedSplit:
         """The examples at ``indices``, in that order, copied."""

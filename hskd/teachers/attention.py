@@ -1,11 +1,12 @@
-"""The attention that ``[CLS]`` pays in a forward pass, read where the model computes it."""
+"""The attention that ``[CLS]`` pays, and that tokens receive, in a forward pass: read where the model computes it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,33 +37,47 @@ _ANSWERED = ("sdpa", "eager")
 """Implementations of attention for which the fused one may stand in: they compute the same."""
 
 
-def cls_rows(
-    model: PreTrainedModel, layers: Sequence[int], mask: torch.Tensor, softmax: bool
-) -> AbstractContextManager[dict[int, torch.Tensor]]:
-    """Collect, during a forward pass, the ``[CLS]`` row of attention layers: ``(B, T)``, mean over heads.
+@dataclass(frozen=True, eq=False)
+class AttentionRows:
+    """What is collected of attention layers, ``(B, T)`` each, mean over heads.
+
+    Attributes:
+        paid: layer -> what ``[CLS]`` pays each token.
+        received: layer -> what each token receives, mean over the real tokens that pay it, after softmax.
+    """
+
+    paid: dict[int, torch.Tensor] = field(default_factory=dict)
+    received: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+def attention_rows(
+    model: PreTrainedModel, layers: Sequence[int], received: Sequence[int], mask: torch.Tensor, softmax: bool
+) -> AbstractContextManager[AttentionRows]:
+    """Collect, during a forward pass, what ``[CLS]`` pays in some attention layers, and what tokens receive in some.
 
     Args:
         model: any encoder, with or without a head. A layer that it uses several times, as ALBERT does, counts as
             often as it is used.
-        layers: attention layers, counted from 1.
+        layers: attention layers whose ``[CLS]`` row is collected, counted from 1.
+        received: attention layers of which it is collected how much each token receives.
         mask: real tokens ``(B, T)``, bool.
-        softmax: the attention after softmax; otherwise the scores before it.
+        softmax: the attention that ``[CLS]`` pays after softmax; otherwise the scores before it.
 
     Raises:
         HskdError: the model's attention cannot be read (when the context is entered or left).
     """
-    if not layers:
-        return _nothing()
+    if not layers and not received:
+        return nullcontext(AttentionRows())
     if name := OWN_ATTENTION.get(base_type(model.config)):
         if not softmax:
             raise HskdError(
                 f"the attention scores of a {model.config.model_type} model cannot be read before softmax; "
                 "leave out the --compat switch that asks for them."
             )
-        return _own_rows(model, name, layers)
+        return _own_rows(model, name, layers, received, mask)
     if not model.base_model._supports_sdpa or model.config._attn_implementation not in _ANSWERED:
         raise unreadable(model)
-    return _interface_rows(model, layers, mask, softmax)
+    return _interface_rows(model, _Reader(layers, received, mask, softmax))
 
 
 def unreadable(model: PreTrainedModel) -> HskdError:
@@ -74,22 +89,27 @@ def unreadable(model: PreTrainedModel) -> HskdError:
     )
 
 
-@contextmanager
-def _nothing() -> Iterator[dict[int, torch.Tensor]]:
-    yield {}
+def _mean_received(weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """What each token receives ``(B, T)`` of weights ``(B, heads, T, T)``: the mean over heads and real tokens."""
+    shares = weights.mean(dim=1).masked_fill(~mask[:, :, None], 0)  # What pads pay may be no number.
+    return shares.sum(dim=1) / mask.sum(dim=1, keepdim=True)
 
 
 @contextmanager
-def _own_rows(model: PreTrainedModel, name: str, layers: Sequence[int]) -> Iterator[dict[int, torch.Tensor]]:
+def _own_rows(
+    model: PreTrainedModel, name: str, layers: Sequence[int], received: Sequence[int], mask: torch.Tensor
+) -> Iterator[AttentionRows]:
     """Of a model that computes all weights: they are what it gives to its attention's dropout."""
-    rows: dict[int, torch.Tensor] = {}
+    rows = AttentionRows()
     calls = 0
 
     def keep(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         nonlocal calls
         calls += 1
         if calls in layers:
-            rows[calls] = args[0][:, :, 0].detach().float().mean(dim=1)
+            rows.paid[calls] = args[0][:, :, 0].detach().float().mean(dim=1)
+        if calls in received:
+            rows.received[calls] = _mean_received(args[0].detach().float(), mask)
 
     handles = [
         module.dropout.register_forward_pre_hook(keep)  # type: ignore[operator,union-attr]
@@ -111,11 +131,12 @@ class _Reader:
     queries, keys and mask that the model hands to the interface: turned by their positions, where it turns them.
     """
 
-    def __init__(self, layers: Sequence[int], mask: torch.Tensor, softmax: bool) -> None:
-        self.rows: dict[int, torch.Tensor] = {}
+    def __init__(self, layers: Sequence[int], received: Sequence[int], mask: torch.Tensor, softmax: bool) -> None:
+        self.rows = AttentionRows()
         self.calls = 0
         self.causal = False
-        self._layers, self._mask, self._softmax = frozenset(layers), mask, softmax
+        self._layers, self._received = frozenset(layers), frozenset(received)
+        self._mask, self._softmax = mask, softmax
 
     def attend(
         self,
@@ -131,29 +152,33 @@ class _Reader:
         is_causal = options.get("is_causal")
         self.causal |= bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
         if self.calls in self._layers:
-            self.rows[self.calls] = self._row(query, key, attention_mask, options)
+            scores = self._scores(query[:, :, :1], key, attention_mask, options)
+            self.rows.paid[self.calls] = (scores.softmax(dim=-1) if self._softmax else scores).mean(dim=1)[:, 0]
+        if self.calls in self._received:
+            weights = self._scores(query, key, attention_mask, options).softmax(dim=-1)
+            self.rows.received[self.calls] = _mean_received(weights, self._mask)
         output: tuple[torch.Tensor, torch.Tensor | None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, **options
         )
         return output
 
     @torch.no_grad()
-    def _row(
+    def _scores(
         self, query: torch.Tensor, key: torch.Tensor, attention_mask: torch.Tensor | None, options: dict[str, Any]
     ) -> torch.Tensor:
-        """The row ``(B, T)`` of the first token, of queries and keys ``(B, heads, T, d)``."""
+        """Scores before softmax ``(B, heads, Q, T)`` of the first ``Q`` queries and all keys, ``(B, heads, ., d)``."""
         scaling = options.get("scaling")
         divisor = math.sqrt(query.shape[-1]) if scaling is None else 1 / scaling
         # Keys and values may have fewer heads, each of which serves several queries.
         keys = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1) if key.shape[1] != query.shape[1] else key
-        scores = torch.einsum("bhd,bthd->bht", query[:, :, 0].float(), keys.transpose(1, 2).float()) / divisor
+        scores = torch.einsum("bhqd,bhtd->bhqt", query.float(), keys.float()) / divisor
+        rows = query.shape[2]
         if (bias := options.get("position_bias")) is not None:
-            scores = scores + bias[:, :, 0]
+            scores = scores + bias[:, :, :rows]
         if attention_mask is not None:
-            row = attention_mask[:, :, 0]
+            row = attention_mask[:, :, :rows]
             scores = scores.masked_fill(~row, float("-inf")) if row.dtype == torch.bool else scores + row
-        scores = scores.masked_fill(~self._mask[:, None], float("-inf"))
-        return (scores.softmax(dim=-1) if self._softmax else scores).mean(dim=1)
+        return scores.masked_fill(~self._mask[:, None, None], float("-inf"))
 
 
 _reader: ContextVar[_Reader] = ContextVar("reader of attention")
@@ -168,10 +193,7 @@ ALL_MASK_ATTENTION_FUNCTIONS.register(_READING, sdpa_mask)
 
 
 @contextmanager
-def _interface_rows(
-    model: PreTrainedModel, layers: Sequence[int], mask: torch.Tensor, softmax: bool
-) -> Iterator[dict[int, torch.Tensor]]:
-    reader = _Reader(layers, mask, softmax)
+def _interface_rows(model: PreTrainedModel, reader: _Reader) -> Iterator[AttentionRows]:
     # A head and its body may have a configuration each.
     configs: list[PretrainedConfig] = list(
         {id(module.config): module.config for module in model.modules() if isinstance(module, PreTrainedModel)}.values()

@@ -12,11 +12,12 @@ from transformers import PreTrainedModel
 
 from hskd.errors import HskdError
 from hskd.heads import Head
+from hskd.heads.scores import entropies_of_tokens
 from hskd.knowledge import TeacherStates
 from hskd.runtime import autocast
 from hskd.selectors import Tokens
 from hskd.tasks import head_inputs, model_inputs
-from hskd.teachers.attention import cls_rows
+from hskd.teachers.attention import attention_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,8 @@ class ForwardOptions:
         softmax: give the attention after softmax; otherwise the scores before it, mean over heads too.
         pads: give what it says of pads too, as if they were tokens.
         gradients: teacher layers whose ``|h . dL/dh|`` is wanted; ``L`` is the loss of the teacher's own prediction.
+        received: attention layers (1-based) of which it is wanted how much attention each token receives.
+        entropies: give the entropy of the prediction for each token, where there is one.
     """
 
     dtype: str = "fp32"
@@ -49,6 +52,8 @@ class ForwardOptions:
     softmax: bool = True
     pads: bool = False
     gradients: tuple[int, ...] = ()
+    received: tuple[int, ...] = ()
+    entropies: bool = False
 
 
 PLAIN = ForwardOptions()
@@ -66,7 +71,13 @@ def tokens_of(batch: Mapping[str, torch.Tensor], sep_id: int, pads: bool = False
     """The real tokens of a padded batch, end to end; with ``pads``, those too."""
     mask = batch["attention_mask"].bool().cpu() | pads
     offsets = np.concatenate([[0], np.cumsum(mask.sum(1).numpy())])
-    return Tokens(batch["example_ids"].cpu().numpy(), offsets, batch["input_ids"].cpu()[mask].numpy(), sep_id)
+    starts = None
+    if "words" in batch:
+        begins = torch.zeros(mask.numel(), dtype=torch.bool)
+        begins[batch["words"].cpu()] = True
+        starts = begins[mask.flatten()].numpy()
+    ids = batch["input_ids"].cpu()[mask].numpy()
+    return Tokens(batch["example_ids"].cpu().numpy(), offsets, ids, sep_id, word_starts=starts)
 
 
 @torch.no_grad()
@@ -103,7 +114,7 @@ def teacher_forward(
     with (
         torch.set_grad_enabled(bool(gradient_layers)),
         autocast(options.dtype, device),
-        cls_rows(model, attention_layers, mask, options.softmax) as rows,
+        attention_rows(model, attention_layers, options.received, mask, options.softmax) as rows,
     ):
         output = model(**model_inputs(inputs), output_hidden_states=bool(layers or gradient_layers))
         target = None if head is None else head.rows(output, inputs).float()
@@ -121,11 +132,14 @@ def teacher_forward(
     }
     tokens = tokens_of(batch, sep_id, options.pads)
     require_finite(hidden, tokens)
-    attention, gradient = (
+    attention, gradient, received = (
         {layer: row.flatten().index_select(0, real).detach().float().cpu().numpy() for layer, row in table.items()}
-        for table in (rows, scores)
+        for table in (rows.paid, scores, rows.received)
     )
-    states = TeacherStates(tokens, hidden, attention, gradient)
+    entropy = None
+    if options.entropies and tokens.word_starts is not None and head is not None and target is not None:
+        entropy = entropies_of_tokens(head, target.detach(), tokens.word_starts)
+    states = TeacherStates(tokens, hidden, attention, gradient, received, entropy)
     return TeacherOutput(states, None if target is None else target.detach())
 
 

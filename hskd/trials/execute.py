@@ -58,6 +58,7 @@ def execute(config: TrialConfig, workspace: Workspace, progress: Progress) -> Tr
             student.folder,
             workspace.held_out_source(config, student.layers, progress),
             prepared.spread,
+            prepared.hsk_rows,
         )
         contents = workspace.inputs(config)
         knowledge = {} if prepared.knowledge is None else {"knowledge": prepared.knowledge}

@@ -88,7 +88,8 @@ def inputs_of(config: TrialConfig, examples: Examples) -> Inputs:
         start = Path(config.student.folder) / PROJECTION_FILE
         if start.is_file():
             trained["start of W"] = known_sha256(start)
-        if config.settings.arm == "gold":
+        chosen_by_labels = config.spec is not None and config.spec.examples.needs_losses
+        if config.settings.arm == "gold" or (chosen_by_labels and config.online):
             trained["labels"] = labelled(head, examples.train)
     else:
         trained["labels"] = labelled(head, examples.splits["train"])

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -27,6 +28,7 @@ from hskd.store.spread import spread_of
 from hskd.students import load_student
 from hskd.students.base import STUDENT_FILE
 from hskd.tasks import Task, TokenizedSplit, tokenizer_fingerprint
+from hskd.tasks.content import labelled
 from hskd.tasks.positions import require_positions
 from hskd.teachers.fitting import require_fit
 from hskd.teachers.loading import Teacher, load_tokenizer, model_fingerprint
@@ -103,6 +105,7 @@ class Prepared:
         record: what identifies the trial beside its settings, and how much HSK it keeps.
         knowledge: stands for all that is read of a store; None where there is none.
         spread: the teacher's standard deviations, where the loss of the HSK stage needs them.
+        hsk_rows: the training examples of which HSK is kept, ascending; None for all.
     """
 
     source: KnowledgeSource | None
@@ -110,6 +113,7 @@ class Prepared:
     record: dict[str, Any]
     knowledge: str | None = None
     spread: torch.Tensor | None = None
+    hsk_rows: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +165,12 @@ def from_store(store: Store, distillation: Distillation, derived: Path, progress
     Departures(settings.compat).require_spec(kept)
     require_comparable(settings.hsk_loss, kept, manifest.teacher_width)
     given = store
+    shares = kept is not None and not kept.examples.keeps_all
+    if kept is not None and shares and len(store) != len(train):
+        raise MismatchError(
+            f"{store.folder}: holds {len(store)} examples, and {len(train)} are trained on: {kept.label} keeps a share "
+            "of all, which would be another of fewer. Train on all of them, or extract the store of these."
+        )
     if kept is not None and manifest.kind == "superset":
         store = derive(store, kept, student.layers, derived, progress=progress)
     elif kept is not None and kept != store.spec:
@@ -168,6 +178,10 @@ def from_store(store: Store, distillation: Distillation, derived: Path, progress
             f"{store.folder}: keeps {store.spec.label if store.spec else '?'}, and {kept.label} is asked for; "
             "name the superset that it was derived from."
         )
+    hsk_rows = None
+    if shares:
+        _require_labels_of(store, train, task)
+        hsk_rows = np.flatnonzero(np.isin(store.rows(train.ids), store.rows_with_hsk))
     source: KnowledgeSource
     if settings.arm == "shuffled":
         source = ShuffledSource(store, train, student.layers, settings.seed)
@@ -177,14 +191,37 @@ def from_store(store: Store, distillation: Distillation, derived: Path, progress
         source=None if settings.arm == "gold" else source,
         teacher_width=manifest.teacher_width,
         record=_record(
-            distillation, manifest.origin.teacher, kept, shape, _with_targets(given, train), manifest.is_aligned
+            distillation,
+            manifest.origin.teacher,
+            kept,
+            shape,
+            _with_targets(given, train),
+            manifest.is_aligned,
+            hsk_rows,
         )
         | {"source": "offline", "teacher_dtype": manifest.origin.dtype},
         knowledge=None if settings.arm == "gold" else _knowledge(store, train, kept),
         spread=spread_of(store, None if given is store else given)
         if kept is not None and settings.hsk_loss == "standardised"
         else None,
+        hsk_rows=hsk_rows,
     )
+
+
+def _require_labels_of(store: Store, train: TokenizedSplit, task: Task) -> None:
+    """Refuse a store whose examples were chosen by other labels than those of now.
+
+    Raises:
+        MismatchError: they were.
+    """
+    chosen_by = store.manifest.gold_labels
+    if chosen_by is None or train.labels is None:
+        return
+    if labelled(task.head, train.take(np.argsort(store.rows(train.ids)))) != chosen_by:
+        raise MismatchError(
+            f"{store.folder}: its examples were chosen by other gold labels than those of the training examples now; "
+            "extract the superset again, and derive the spec from it."
+        )
 
 
 def _knowledge(store: Store, train: TokenizedSplit, kept: HSKSpec | None) -> str:
@@ -237,13 +274,19 @@ def from_teacher(teacher: Teacher, distillation: Distillation, dtype: str) -> Pr
     source = departures.online_source(
         teacher, train.sep_id, kept, student.layers, dtype, None if aligned is None else train
     )
-    source.fit(train)
+    shares = kept is not None and not kept.examples.keeps_all
+    hsk_rows = source.rows_with_hsk(train) if shares else None
+    fitted_on = train if hsk_rows is None else train.take(hsk_rows)
+    source.fit(fitted_on)
     return Prepared(
         source=None if settings.arm == "gold" else source,
         teacher_width=shape.teacher_width,
-        record=_record(distillation, teacher.fingerprint, kept, shape, train.with_targets, aligned is not None)
+        record=_record(
+            distillation, teacher.fingerprint, kept, shape, train.with_targets, aligned is not None, hsk_rows
+        )
         | {"source": "online", "teacher_dtype": dtype},
-        spread=source.spread(train) if kept is not None and settings.hsk_loss == "standardised" else None,
+        spread=source.spread(fitted_on) if kept is not None and settings.hsk_loss == "standardised" else None,
+        hsk_rows=hsk_rows,
     )
 
 
@@ -259,13 +302,14 @@ def _record(
     shape: Shape | None,
     tokens: Tokens | None = None,
     aligned: bool = False,
+    hsk_rows: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """What identifies a trial, and how much HSK it keeps of ``tokens``, those that have something to learn from."""
     train, student = distillation.train, distillation.student
     amount = HSKAmount(0, 0, 0.0, 0.0, 0.0)
     if kept is not None and shape is not None and tokens is not None:
         target, total = distillation.task.head.target(), len(train.input_ids) if aligned else None
-        amount = measure(kept, tokens, shape, train.max_length, target, total)
+        amount = measure(kept, tokens, shape, train.max_length, target, total, hsk_rows)
     return {
         "task": distillation.task.name,
         "train_examples": len(train),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +71,7 @@ class TrialInputs:
             folder is where ``W`` starts.
         held_out: examples on which the HSK loss is measured after the HSK stage.
         spread: the teacher's standard deviations, where the loss of the HSK stage needs them.
+        hsk_rows: the examples of ``train`` that the HSK stage trains on, in as many steps; None for all.
     """
 
     settings: DistillSettings
@@ -82,6 +83,13 @@ class TrialInputs:
     student_folder: Path | None = None
     held_out: HeldOut | None = None
     spread: torch.Tensor | None = None
+    hsk_rows: np.ndarray | None = None
+
+    @property
+    def hsk_split(self) -> TokenizedSplit:
+        """The examples that the HSK stage trains on."""
+        train = self.splits["train"]
+        return train if self.hsk_rows is None else train.take(self.hsk_rows)
 
 
 @dataclass
@@ -220,11 +228,13 @@ class _Stages:
         inputs, settings = self.inputs, self.inputs.settings
         assert inputs.source is not None
         recipe = self._recipe(epochs, settings.hsk_lr, "constant_with_warmup")
+        if inputs.hsk_rows is not None:
+            recipe = replace(recipe, epoch_examples=len(inputs.splits["train"]))
         resumed = last_checkpoint(self.folder / "hsk") is not None
         return HSKTrainer(
             module,
             self.departures.arguments(self.folder / "hsk", recipe),
-            self.departures.hsk_split(inputs.splits["train"], inputs.student),
+            self.departures.hsk_split(inputs.hsk_split, inputs.student),
             self.departures.hsk_source(inputs.source, inputs.teacher_width, resumed),
             **self.departures.trainer_options(recipe),
         )

@@ -80,7 +80,7 @@ def run_prepared(
         )
     departures = Departures(settings.compat)
     departures.require_task(inputs.task)
-    departures.require_splits(inputs.splits, settings.batch_size)
+    departures.require_splits({**inputs.splits, "train": inputs.hsk_split}, settings.batch_size)
     departures.require_whole_batches(options.accumulate, processes.count())
     identity = {
         **about.identity,

@@ -21,6 +21,7 @@ from hskd import processes
 from hskd.artifacts import ArtifactFolders, build, locked, require_whole, seal
 from hskd.distill.source import StoreSource
 from hskd.errors import HskdError
+from hskd.heads.scores import require_ranks
 from hskd.progress import Prefixed, Progress
 from hskd.runtime import RunOptions, release_memory, set_threads
 from hskd.spec import HSKSpec, Shape
@@ -272,6 +273,8 @@ class Workspace:
         """Make everything that trials share, on all the threads that are set for that."""
         if self._ready:
             return
+        for config in self.trials:
+            require_ranks(config.spec, self.task.head)
         if self.shared.given:
             self.ensure_labels(progress)
             return
@@ -420,17 +423,10 @@ class Workspace:
 
     def union(self, specs: Sequence[HSKSpec | None], teacher: PretrainedConfig) -> Superset:
         """What a superset must hold that serves ``specs``, one for each trial."""
-        parts = [
+        return Superset.union(
             Superset.of([spec], Shape.of(teacher, trial.student.layers))
             for spec, trial in zip(specs, self.trials, strict=True)
             if spec is not None
-        ]
-        precisions = {part.precision for part in parts} or {"fp16"}
-        return Superset(
-            layers=tuple(sorted({layer for part in parts for layer in part.layers})),
-            attention_layers=tuple(sorted({layer for part in parts for layer in part.attention_layers})),
-            gradient_layers=tuple(sorted({layer for part in parts for layer in part.gradient_layers})),
-            precision=precisions.pop() if len(precisions) == 1 else "fp32",
         )
 
     def _ensure_extracted(
@@ -445,6 +441,7 @@ class Workspace:
                 "data": examples.fingerprint,
                 "superset": superset.recipe,
                 **({} if examples.aligned is None else {"alignment": examples.aligned.fingerprint}),
+                **({"labels": labelled(self.task.head, examples)} if superset.gold_losses else {}),
             },
         )
         if folder.exists():

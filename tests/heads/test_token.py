@@ -223,6 +223,54 @@ def test_tokens_are_ranked_by_what_the_words_predictions_depend_on(teacher: Teac
     torch.testing.assert_close(torch.from_numpy(found.states.gradient[1]), scores.detach(), atol=1e-6, rtol=1e-4)
 
 
+def test_words_are_kept_of_which_the_teacher_is_least_certain(
+    teacher: Teacher, train: TokenizedSplit, superset: Store, tmp_path: Path
+) -> None:
+    spec = HSKSpec.parse("2l_2t_all,length=entropy,precision=fp32")
+    offline = StoreSource(derive(superset, spec, 2, tmp_path / "derived"), train, 2)
+    online = OnlineSource(teacher, train.sep_id, spec, 2)
+    rows = np.arange(len(train))
+    batch = train.collate(rows)
+    one, other = online.kept(batch), offline.kept(batch)
+    assert torch.equal(one.positions, other.positions) and torch.equal(one.counts, other.counts)
+    torch.testing.assert_close(one.values, other.values, atol=1e-5, rtol=1e-5)
+    row = 0
+    assert train.word_starts is not None
+    for b in rows.tolist():
+        places = np.flatnonzero(train.word_starts[train.offsets[b] : train.offsets[b + 1]])
+        logs = outputs(teacher.model, train, b).double().log_softmax(1)
+        entropy = -(logs.exp() * logs).sum(1).numpy()
+        expected = sorted(places[np.argsort(-entropy, kind="stable")[:2]].tolist())
+        assert one.positions[row : row + one.counts[b], 0].tolist() == expected
+        row += len(expected)
+    stored = sum(tensor.nbytes for shard in offline._store._shards for tensor in shard.values())
+    amount = measure(spec, train.tokens, teacher.shape(2), train.max_length, TASK.head.target())
+    assert amount.bytes_per_example * len(train) == pytest.approx(stored)
+
+
+@pytest.mark.parametrize("examples", ["disagree", "entropy"])
+def test_examples_are_ranked_by_the_mean_over_their_words(
+    teacher: Teacher, train: TokenizedSplit, tmp_path: Path, examples: str
+) -> None:
+    spec = HSKSpec.parse(f"1l_all_all_0.5e,examples={examples}")
+    held = Superset.of([spec], teacher.shape(2))
+    assert held.gold_losses == (examples == "disagree")
+    superset = extract(teacher, TASK, train, held, tmp_path / "superset", ExtractOptions(batch_size=3))
+    assert train.labels is not None
+    scores = []
+    for row in range(len(train)):
+        logs = outputs(teacher.model, train, row).double().log_softmax(1)
+        labels = train.labels[train.offsets[row] : train.offsets[row + 1]]
+        words = labels[labels >= 0]
+        assert len(words) == len(logs)
+        losses = -logs[range(len(words)), words] if examples == "disagree" else -(logs.exp() * logs).sum(1)
+        scores.append(float(losses.mean()))
+    expected = sorted(np.argsort(scores)[::-1][: len(train) // 2].tolist())
+    rows = derive(superset, spec, 2, tmp_path / "derived").rows_with_hsk
+    assert rows.tolist() == expected
+    assert OnlineSource(teacher, train.sep_id, spec, 2).rows_with_hsk(train).tolist() == expected
+
+
 def test_a_store_alone_says_its_task(train: TokenizedSplit, superset: Store) -> None:
     alone = store_examples(superset)
     assert alone.fingerprint == train.fingerprint and alone.labels is None

@@ -13,6 +13,7 @@ from hskd.errors import HskdError
 from hskd.knowledge import TeacherStates, select_hsk
 from hskd.selectors import (
     DEPTH,
+    EXAMPLES,
     LENGTH,
     PRECISION,
     WIDTH,
@@ -105,8 +106,9 @@ def test_a_users_quantiser() -> None:
 @pytest.mark.parametrize(
     ("registry", "known"),
     [
-        (DEPTH, "top_n, reverse, same"),
-        (LENGTH, "attention, attention_no_sep, left, norm, gradient, pool, cls, random, right"),
+        (DEPTH, "top_n, reverse, same, random"),
+        (EXAMPLES, "random, disagree, entropy"),
+        (LENGTH, "attention, attention_no_sep, left, norm, gradient, received, entropy, pool, cls, random, right"),
         (WIDTH, "magnitude, random, uniform, projection, pca, pq, rvq"),
         (PRECISION, "fp32, fp16, bf16, int8, int4, int2, mine"),
     ],
