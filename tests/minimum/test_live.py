@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -79,8 +78,10 @@ def test_a_grid_and_a_search_share_their_trials(undisturbed: FindResult, grid_fi
 def test_killed_five_times_it_gives_the_same_answer(
     undisturbed: FindResult, grid_file: Path, space_file: Path, tmp_path: Path
 ) -> None:
-    script = [sys.executable, find_lab.__file__, grid_file, space_file, tmp_path / "killed", *MOMENTS]
-    done = subprocess.run([*map(str, script)], capture_output=True, text=True, check=False, env=dict(os.environ))
+    # As a module: beside the script lie modules whose names those of libraries are.
+    script = [sys.executable, "-m", find_lab.__name__, grid_file, space_file, tmp_path / "killed", *MOMENTS]
+    tests = Path(find_lab.__file__).parents[1]
+    done = subprocess.run([*map(str, script)], capture_output=True, text=True, check=False, cwd=tests)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == [True] * len(MOMENTS) + [False]
     again = search(grid_file, space_file, tmp_path / "killed", executor=Refuses())

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hskd.analysis.minimum import FindResult, find
 from hskd.grid.executors import Executor
 from hskd.minimum.search import SearchSettings
 from hskd.results import ResultsFolder
+from hskd.trials.config import Machine
 
 SPACE = """\
 sweeps: [{n: [1, 2, all], k: [1, 2, all], w: [0.25, all]}]
@@ -35,8 +37,6 @@ none_lr: 1.0e-6
 
 def search(grid: Path, space: Path, root: Path, executor: Executor | None = None, **more: Any) -> FindResult:
     """A search in ``root``, or the rest of one."""
-    from support.grid_lab import machine
-
     return find(
         str(grid),
         tolerance=30.0,
@@ -44,7 +44,7 @@ def search(grid: Path, space: Path, root: Path, executor: Executor | None = None
         space=str(space),
         out=root / "out",
         work=root / "work",
-        machine=machine(),
+        machine=replace(Machine.here(1, "fp32"), build_threads=1),
         executor=executor,
         settings=SearchSettings(noise=0.1),
         **more,
@@ -63,12 +63,15 @@ def kill_and_resume(grid: Path, space: Path, root: Path, after: list[int]) -> li
                 code = 0
             finally:
                 os._exit(code)
-        if count is not None:
-            give_up = time.monotonic() + 600
-            while len(ResultsFolder(root / "out").done()) < count and time.monotonic() < give_up:
-                time.sleep(0.002)
-            os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
+        status = None
+        while count is not None and status is None and len(ResultsFolder(root / "out").done()) < count:
+            time.sleep(0.002)
+            ended, code = os.waitpid(child, os.WNOHANG)
+            status = code if ended else None
+        if status is None:
+            if count is not None:
+                os.kill(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
         killed.append(os.WIFSIGNALED(status))
     return killed
 
