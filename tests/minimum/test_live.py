@@ -98,7 +98,7 @@ def test_out_of_time_it_says_so_and_goes_on_later(grid_file: Path, space_file: P
 
 def test_another_teacher_is_refused(undisturbed: FindResult, grid_file: Path, space_file: Path) -> None:
     with pytest.raises(MismatchError, match=r"training\.hsk_epochs"):
-        search(grid_file, space_file, undisturbed.folder.parent, changes={"training.hsk_epochs": 1})
+        search(grid_file, space_file, undisturbed.folder.parent, changes={"training.hsk_epochs": 3})
 
 
 def test_rates_are_searched_apart(grid_file: Path, space_file: Path, tmp_path: Path) -> None:
