@@ -11,7 +11,7 @@ import pytest
 from grid.conftest import Write
 from support.encoders import tiny
 from support.grid_lab import OPTIONS, run
-from support.tokenizers import byte_pairs, distil_wordpiece, mpnet_pieces
+from support.real_tokenizers import byte_pairs, distil_wordpiece, mpnet_pieces
 from transformers import AutoConfig, PreTrainedTokenizerBase
 from typer.testing import CliRunner
 

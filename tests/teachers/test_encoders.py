@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import BAD, GOOD
 from support.distill_lab import CPU, arguments, losses
-from support.tokenizers import byte_pairs, distil_wordpiece, mpnet_pieces, wordpiece
+from support.real_tokenizers import byte_pairs, distil_wordpiece, mpnet_pieces, wordpiece
 from transformers import (
     AutoConfig,
     AutoModel,

@@ -1,0 +1,44 @@
+"""Write the pictures in notebooks again with a palette, as reports have them: a third of the bytes, the same to the eye.
+
+``python notebooks/reduce_pictures.py notebooks/*.ipynb``, after the notebooks were run anew.
+"""
+
+from __future__ import annotations
+
+import base64
+import sys
+from io import BytesIO
+from pathlib import Path
+
+import nbformat
+from PIL import Image
+
+from hskd.io import atomic_path
+
+
+def reduced(picture: str) -> str:
+    """A PNG in base64 with at most 256 colours; the same one where that is not smaller."""
+    with Image.open(BytesIO(base64.b64decode(picture))) as image:
+        palette = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    file = BytesIO()
+    palette.save(file, format="PNG", optimize=True)
+    smaller = base64.b64encode(file.getvalue()).decode()
+    return min(picture, smaller, key=len)
+
+
+def main() -> None:
+    """Reduce the notebooks that the command line names."""
+    for path in map(Path, sys.argv[1:]):
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            for output in cell.get("outputs", []):
+                data = output.get("data", {})
+                if "image/png" in data:
+                    data["image/png"] = reduced(data["image/png"])
+        with atomic_path(path) as temporary:
+            nbformat.write(notebook, temporary)
+        print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
