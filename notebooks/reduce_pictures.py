@@ -1,4 +1,4 @@
-"""Write the pictures in notebooks again with a palette, as reports have them: a third of the bytes, the same to the eye.
+"""Write the pictures in notebooks again with a palette, as in reports: a third of the bytes, the same to the eye.
 
 ``python notebooks/reduce_pictures.py notebooks/*.ipynb``, after the notebooks were run anew.
 """
