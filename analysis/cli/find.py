@@ -14,7 +14,6 @@ from hskd.errors import HskdError
 
 if TYPE_CHECKING:
     from hskd.analysis.minimum import FindResult
-    from hskd.grid.executors import Executor
 
 _TIME = re.compile(r"(\d+\.?\d*|\.\d+)\s*(s|m|min|h)", re.ASCII)
 
@@ -94,12 +93,10 @@ def find(
     from hskd.analysis.report.minimum_page import write_page
     from hskd.cli.find_display import find_display
     from hskd.grid.changes import parse_changes
-    from hskd.grid.executors import InProcess, RayCluster, Workers
+    from hskd.grid.executors import executor_for
     from hskd.trials.config import Machine
 
-    executor: Executor = Workers(workers) if workers > 1 else InProcess()
-    if ray or ray_address:
-        executor = RayCluster(ray_address, num_cpus, num_gpus)
+    executor = executor_for(workers, ray, ray_address, num_cpus, num_gpus)
     asked: dict[str, Any] = {"task.data": data, "teacher.model": finished_teacher or teacher}
     asked = {key: value for key, value in asked.items() if value is not None}
     if finished_teacher is not None:

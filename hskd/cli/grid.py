@@ -15,7 +15,6 @@ from hskd.cli.progress import display, tables
 from hskd.errors import HskdError
 
 if TYPE_CHECKING:
-    from hskd.grid.executors import Executor
     from hskd.grid.spec import GridSpec
     from hskd.runtime import DType
     from hskd.trials.config import TrialConfig
@@ -137,13 +136,11 @@ def run(
     if workers > 1 and (ray or ray_address):
         raise HskdError("give --workers or --ray, not both.")
     grid, trials, folder = read(name, out, seeds, threads, dtype, data, teacher, checkpoint, changes)
-    from hskd.grid.executors import InProcess, RayCluster, Workers
+    from hskd.grid.executors import executor_for
     from hskd.grid.run import run_grid
     from hskd.results import TABLE_FILE
 
-    executor: Executor = Workers(workers) if workers > 1 else InProcess()
-    if ray or ray_address:
-        executor = RayCluster(ray_address, num_cpus, num_gpus)
+    executor = executor_for(workers, ray, ray_address, num_cpus, num_gpus)
     with display() as progress:
         table, status = run_grid(grid, trials, folder, work, executor, progress)
     print(f"{len(table)} trials in {folder / TABLE_FILE}")

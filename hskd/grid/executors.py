@@ -307,3 +307,18 @@ def _workspace_of(trials: list[str], work: str) -> Workspace:
 def _publish_on_node(config: str, trials: list[str], work: str, out: str, plugins: Plugins) -> TrialResult:
     plugins.load()
     return publish(_workspace_of(trials, work), TrialConfig.model_validate_json(config), Path(out), Silent())
+
+
+def executor_for(workers: int, ray: bool, ray_address: str | None, num_cpus: float, num_gpus: float) -> Executor:
+    """Where trials run, from the options of a command, which refuses workers and Ray together.
+
+    Args:
+        workers: trials at a time on this machine.
+        ray: whether trials are tasks of Ray.
+        ray_address: that of the cluster, which says the same; None starts one here.
+        num_cpus: Ray: CPUs of a trial.
+        num_gpus: Ray: GPUs of a trial.
+    """
+    if ray or ray_address:
+        return RayCluster(ray_address, num_cpus, num_gpus)
+    return Workers(workers) if workers > 1 else InProcess()

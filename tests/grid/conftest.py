@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_bert
+from support.command_line import Cli, command_line
 from support.grid_lab import GRID, Ran, run
 from transformers import BertTokenizerFast
 
-from hskd.cli.app import main
 from hskd.store import extract
 from hskd.training import StageTrainer
 
 Write = Callable[..., Path]
-Cli = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(autouse=True)
@@ -91,14 +89,4 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, grid_file: Path) -> Ra
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
     """Run ``hskd grid`` with these arguments in a folder of its own: exit code, output, messages."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hskd", "grid", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main()
-        captured = capfd.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return call
+    return command_line(monkeypatch, capfd, tmp_path, "grid")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.command_line import Cli, command_line
 
 from hskd.analysis.cli.find import parse_time
-from hskd.cli.app import main
 from hskd.cli.find_display import known_rows
 from hskd.errors import HskdError
 from hskd.minimum.search import Batch, Confirmation, Known, Search, SearchSettings, Trial
@@ -18,23 +16,11 @@ from hskd.minimum.sequential import Judgement
 from hskd.minimum.space import Candidate
 from hskd.spec import HSKSpec
 
-Cli = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
     """Run ``hskd find`` with these arguments in a folder of its own: exit code, output, messages."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hskd", "find", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main()
-        captured = capfd.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return call
+    return command_line(monkeypatch, capfd, tmp_path, "find")
 
 
 def test_it_prints_the_answer_and_a_page(cli: Cli, grid_file: Path, space_file: Path, tmp_path: Path) -> None:
