@@ -191,9 +191,9 @@ def test_missing_file_and_file_of_bytes(tmp_path: Path) -> None:
 
 
 def test_the_presets_are_there() -> None:
-    mine = {"demo", "demo-quick", "mr-depth", "mr-length", "mr-width", "mr-joint", "mr-precision", "mr-tinybert"}
-    mine |= {"wnut17", "embed-minilm", "trecqa", "banking77"}
-    assert mine | {f"paper-{task}" for task in GLUE_TASKS} == set(PRESET_NAMES)
+    presets = {"demo", "demo-quick", "mr-depth", "mr-length", "mr-width", "mr-joint", "mr-precision", "mr-tinybert"}
+    presets |= {"wnut17", "embed-minilm", "trecqa", "banking77"}
+    assert presets | {f"paper-{task}" for task in GLUE_TASKS} == set(PRESET_NAMES)
 
 
 @pytest.mark.parametrize("name", PRESET_NAMES)
