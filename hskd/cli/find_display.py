@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from hskd.cli.progress import Display, console
+from hskd.cli.progress import Display, bars, console
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -87,18 +87,10 @@ def _grid(rows: list[tuple[str, str]]) -> Table:
 def find_display() -> Iterator[FindDisplay]:
     """A display for the length of a search."""
     from rich.live import Live
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    bars = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console(),
-        auto_refresh=False,
-    )
-    live = Live(bars, console=console(), transient=True) if console().is_terminal else None
+    drawn = bars(auto_refresh=False)
+    live = Live(drawn, console=console(), transient=True) if console().is_terminal else None
     with live if live is not None else nullcontext():
-        display = FindDisplay(bars, live)
+        display = FindDisplay(drawn, live)
         yield display
         display.end()

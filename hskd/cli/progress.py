@@ -142,9 +142,8 @@ class Display:
         console().print(message)
 
 
-@contextmanager
-def display() -> Iterator[Display]:
-    """A display for the length of a command."""
+def bars(**options: Any) -> Progress:
+    """Bars with counts and times; ``options`` are those of ``rich.progress.Progress``."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -161,10 +160,16 @@ def display() -> Iterator[Display]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
+    return Progress(*columns, console=console(), **options)
+
+
+@contextmanager
+def display() -> Iterator[Display]:
+    """A display for the length of a command."""
     console().quiet = not processes.is_main()
-    bars = Progress(*columns, console=console(), transient=True)
+    drawn = bars(transient=True)
     # Without a terminal there is nothing to draw, and drawing nothing ends with an empty line.
-    with bars if console().is_terminal else nullcontext():
-        progress = Display(bars)
+    with drawn if console().is_terminal else nullcontext():
+        progress = Display(drawn)
         yield progress
         progress.end()

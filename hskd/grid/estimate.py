@@ -108,7 +108,7 @@ def amount_of(
     """How much HSK a spec keeps of ``examples`` for the student of a trial; ``encoder`` is the teacher's."""
     shape = Shape.of(encoder, trial.student.layers)
     target, every = workspace.task.head.target(), None if examples.aligned is None else len(examples.input_ids)
-    return measure(spec, examples.with_targets, shape, examples.max_length, target, every)
+    return measure(spec, examples.with_targets, shape, examples.max_length, target, aligned_tokens=every)
 
 
 def _store_bytes(workspace: Workspace, encoder: PretrainedConfig) -> int:

@@ -45,6 +45,7 @@ def measure(
     shape: Shape,
     max_length: int,
     target: ArraySpec,
+    *,
     aligned_tokens: int | None = None,
     chosen: np.ndarray | None = None,
 ) -> HSKAmount:

@@ -309,7 +309,7 @@ def _record(
     amount = HSKAmount(0, 0, 0.0, 0.0, 0.0)
     if kept is not None and shape is not None and tokens is not None:
         target, total = distillation.task.head.target(), len(train.input_ids) if aligned else None
-        amount = measure(kept, tokens, shape, train.max_length, target, total, hsk_rows)
+        amount = measure(kept, tokens, shape, train.max_length, target, aligned_tokens=total, chosen=hsk_rows)
     return {
         "task": distillation.task.name,
         "train_examples": len(train),

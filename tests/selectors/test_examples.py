@@ -123,7 +123,7 @@ def test_amounts_count_the_kept_examples() -> None:
     target = ArraySpec("example", torch.float32, 2)
 
     def amount(text: str, chosen: np.ndarray | None = None) -> tuple[int, float]:
-        counted = measure(HSKSpec.parse(text), tokens, shape, 64, target, chosen)
+        counted = measure(HSKSpec.parse(text), tokens, shape, 64, target, chosen=chosen)
         assert counted.fraction == counted.kept_values / counted.full_values
         return counted.kept_values, counted.bytes_per_example * 40
 

@@ -156,7 +156,7 @@ def test_online_equals_offline(two: Two, text: str) -> None:
         store.manifest.shape(2),
         two.split.max_length,
         two.task.head.target(),
-        len(two.split.input_ids),
+        aligned_tokens=len(two.split.input_ids),
     )
     assert store.manifest.bytes >= amount.bytes_per_example * len(store) > 0.5 * store.manifest.bytes
     if text == "all_all_all":
