@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 import typer
@@ -122,6 +123,7 @@ def python() -> str:
     parts = ["# Python\n\nEvery name of `import hskd`. [From Python](../docs/api.md) shows how they go together.\n"]
     for name in names:
         value = getattr(hskd, name)
-        module = getattr(value, "__module__", "hskd")
+        # mkdocstrings reads files, and these packages lie beside hskd until they are installed
+        module = re.sub(r"^hskd\.(?=analysis|benchmarks)", "", getattr(value, "__module__", "hskd"))
         parts.append(f"::: {module}.{getattr(value, '__qualname__', name)}\n")
     return "\n".join(parts)
