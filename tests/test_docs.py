@@ -61,7 +61,7 @@ def test_the_page_on_the_python_interface_runs_from_top_to_bottom(
 def test_the_readme_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(folder)
     run_shell("README.md", folder)  # its teacher and student are those of docs/api.md, so they are there
-    assert (folder / "runs/trial/student/model.safetensors").is_file()
+    assert (folder / "runs/distilled/student/model.safetensors").is_file()
     run_python("README.md")
     printed = capsys.readouterr().out
     assert "HSKAmount(kept_values=" in printed
