@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hskd import processes
 from hskd.cli.plugin_option import plugin_option
 from hskd.errors import HskdError
 
@@ -132,11 +131,6 @@ def _refuse_contradictions(
     teacher: str | None,
     finished_teacher: str | None,
 ) -> None:
-    if processes.launched()[1] > 1:
-        raise HskdError(
-            "trials run in one process each: start `hskd find` by itself, not with accelerate launch, and spread its "
-            "trials with --workers or --ray."
-        )
     for first, second, names in (
         (tolerance is not None, margin_share is not None, "--tolerance or --margin-share"),
         (workers > 1, on_ray, "--workers or --ray"),
