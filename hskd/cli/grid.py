@@ -220,15 +220,23 @@ def retry(
 @app.command()
 def pack(
     folders: Annotated[list[Path], typer.Argument(help="Folders of results, such as results/mr-joint.")],
+    scored_only: Annotated[
+        bool,
+        typer.Option(
+            "--scored-only",
+            help="Delete predictions on splits whose score is not reported (dev where test has labels). "
+            "No report reads them.",
+        ),
+    ] = False,
 ) -> None:
     """Fold the files of single trials into trials.parquet and predictions.npz, as the end of a run does.
 
-    Nothing is lost: every result is read back and compared before its file is deleted.
+    Every result is read back and compared before its file is deleted. Nothing is lost unless you ask for --scored-only.
     """
     from hskd.io import format_bytes
     from hskd.results import pack as fold
 
     for folder in folders:
-        packed = fold(folder)
+        packed = fold(folder, scored_only)
         sizes = f"{format_bytes(packed.before)} before, {format_bytes(packed.after)} now"
         print(f"{folder}: {packed.trials} trials, {packed.folded} folded; {sizes}")

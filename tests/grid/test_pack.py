@@ -64,6 +64,23 @@ def test_packing_and_unpacking_change_no_byte(out: Path) -> None:
     assert results == {name: files[name] for name in results}
 
 
+def test_predictions_on_the_scored_split_alone_can_be_kept(out: Path, cli: Cli) -> None:
+    before, table = ResultsFolder(out).packed_outputs(), load(out)
+    assert {split for arrays in before.values() for split in arrays} == {"dev", "test"}
+    assert cli("pack", out, "--scored-only")[0] == 0
+    kept = ResultsFolder(out).packed_outputs()
+    assert kept.keys() == before.keys()
+    for trial, arrays in kept.items():
+        assert set(arrays) == {"test"}
+        np.testing.assert_array_equal(arrays["test"], before[trial]["test"])
+    pd.testing.assert_frame_equal(load(out), table)
+    files = contents(out)
+    assert pack(out, scored_only=True).folded == 0
+    assert contents(out) == files
+    assert unpack(out) == TRIALS
+    assert ResultsFolder(out).outputs(list(kept), "test").keys() == kept.keys()
+
+
 def test_packing_again_changes_nothing(out: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     result = pack(out)
