@@ -149,11 +149,16 @@ def require_inside(folder: Path, path: Path) -> None:
         )
 
 
+_TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "unexpected pos", "iostream error")
+"""What ``torch.save`` says of a disk that is full, depending on where in the file that happens."""
+
+
 @contextmanager
 def saving(path: Path) -> Iterator[None]:
     """Say in one way what libraries raise when ``path`` cannot be written.
 
-    A full disk is an ``OSError`` to Python, a ``SafetensorError`` to safetensors, a ``RuntimeError`` to ``torch.save``.
+    A full disk is an ``OSError`` to Python, a ``SafetensorError`` to safetensors, one of several ``RuntimeError`` to
+    ``torch.save``, and a bare ``Exception`` to tokenizers.
 
     Raises:
         HskdError: it cannot be written.
@@ -164,8 +169,9 @@ def saving(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-        of_torch = isinstance(error, RuntimeError) and ("PytorchStreamWriter" in reason or "unexpected pos" in reason)
-        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError" or of_torch:
+        of_torch = isinstance(error, RuntimeError) and any(words in reason for words in _TORCH_CANNOT_WRITE)
+        of_tokenizers = type(error) is Exception and "(os error " in reason  # Rust's words for the system's error
+        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError" or of_torch or of_tokenizers:
             raise HskdError(
                 f"{path}: cannot be written ({reason}); {format_bytes(_free_bytes(path))} are free there. Free some "
                 "space or mend the folder, and run the same command again to go on."

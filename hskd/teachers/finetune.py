@@ -20,7 +20,7 @@ from hskd.tasks import Task, TokenizedSplit
 from hskd.tasks.content import labelled, scored, used_tokens
 from hskd.tasks.positions import require_positions
 from hskd.teachers.fitting import require_fit
-from hskd.teachers.loading import load_classifier, load_tokenizer, model_content, save_classifier
+from hskd.teachers.loading import load_classifier, load_tokenizer, model_content, save_classifier, save_tokenizer
 from hskd.teachers.settings import TeacherSettings
 from hskd.training import (
     GoldTrainer,
@@ -108,7 +108,7 @@ def finetune(
         if not processes.is_main():
             return
         save_classifier(model, task.head, partial)
-        load_tokenizer(model_name).save_pretrained(partial)
+        save_tokenizer(load_tokenizer(model_name), partial)
         write_record(
             partial / METRICS_FILE,
             {

@@ -346,6 +346,16 @@ def save_classifier(model: PreTrainedModel, head: Head, folder: Path) -> None:
         model.save_pretrained(folder)
 
 
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save a tokenizer beside a model.
+
+    Raises:
+        HskdError: it cannot be written.
+    """
+    with saving(folder):
+        tokenizer.save_pretrained(folder)
+
+
 def reason(error: Exception) -> str:
     """The first line of what a library says about a model's files; in our words where we know better."""
     text = str(error).strip()

@@ -26,7 +26,7 @@ from hskd.students import load_student
 from hskd.students.base import STUDENT_FILE
 from hskd.tasks import compute_metrics
 from hskd.teachers.fitting import require_fit
-from hskd.teachers.loading import load_tokenizer, save_classifier
+from hskd.teachers.loading import load_tokenizer, save_classifier, save_tokenizer
 from hskd.trials.inputs import Inputs
 from hskd.trials.result import PREDICTIONS_FILE, RESULT_FILE, VERSION, TrialResult
 from hskd.trials.stages import Trained, TrialInputs, clear_stages, predict_outputs, train_stages
@@ -134,7 +134,7 @@ def _write(result: TrialResult, trained: Trained, inputs: TrialInputs, folder: P
     (student / CHECKSUMS).unlink(missing_ok=True)  # of a run that was killed here
     save_classifier(inputs.student, inputs.task.head, student)
     if inputs.student_folder is not None:
-        load_tokenizer(str(inputs.student_folder)).save_pretrained(student)
+        save_tokenizer(load_tokenizer(str(inputs.student_folder)), student)
         if (inputs.student_folder / STUDENT_FILE).is_file():
             shutil.copy(inputs.student_folder / STUDENT_FILE, student)
     seal(student)

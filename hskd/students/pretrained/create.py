@@ -25,7 +25,7 @@ from hskd.students.pretrained.checkpoint import (
 from hskd.students.pretrained.settings import TinyBertSettings
 from hskd.tasks import Task, tokenizer_fingerprint
 from hskd.tasks.alignment import differ
-from hskd.teachers.loading import load_config, load_tokenizer, save_classifier
+from hskd.teachers.loading import load_config, load_tokenizer, save_classifier, save_tokenizer
 
 
 def create_tinybert(
@@ -86,7 +86,7 @@ def create_tinybert(
             with saving(partial):
                 save_file(loaded.fit_dense, partial / PROJECTION_FILE)
         save_classifier(loaded.model, task.head, partial)
-        tokenizer.save_pretrained(partial)
+        save_tokenizer(tokenizer, partial)
         write_record(
             partial / STUDENT_FILE,
             {

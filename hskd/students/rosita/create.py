@@ -17,7 +17,7 @@ from hskd.students.rosita.prune import prune_rosita, require_sizes
 from hskd.students.rosita.settings import RositaSettings
 from hskd.tasks import TokenizedSplit, sequential_batches
 from hskd.tasks.content import labelled
-from hskd.teachers.loading import Teacher, save_classifier
+from hskd.teachers.loading import Teacher, save_classifier, save_tokenizer
 
 
 def create_rosita(
@@ -57,7 +57,7 @@ def create_rosita(
         importance = taylor_importance(teacher.model, teacher.head, batches, progress=told, dropout_seed=dropout_seed)
         student = prune_rosita(teacher.model, importance, **sizes)
         save_classifier(student, teacher.head, partial)
-        teacher.tokenizer.save_pretrained(partial)
+        save_tokenizer(teacher.tokenizer, partial)
         write_record(
             partial / STUDENT_FILE,
             {
