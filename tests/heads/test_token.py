@@ -146,7 +146,7 @@ def test_words_are_part_of_the_data(
     assert labelled(HEAD, replace(joined, labels=None)) != labelled(HEAD, replace(apart, labels=None))
     store = extract(teacher, TASK, apart, Superset((1,), ()), tmp_path / "apart")
     assert len(store.targets(np.array([0]))) == 3
-    with pytest.raises(MismatchError, match="the texts have white space elsewhere"):
+    with pytest.raises(MismatchError, match="the texts differ in white space"):
         StoreSource(store, joined, 2)
     with pytest.raises(MismatchError, match="holds the teacher's outputs for words, and those for examples are needed"):
         StoreSource(superset, replace(train, word_starts=None), 2)
