@@ -139,7 +139,7 @@ BAD_GRIDS: dict[str, tuple[str, str]] = {
     "a bomb of lists": (_bomb("[x]", "[{}]"), r"more than 20,000 values(.|\n)*line 6"),
     "a bomb of merges": (_bomb("{x: 1}", "{{<<: [{}]}}"), r"more than 20,000 values(.|\n)*line 5"),
     "an alias within itself": ("name: g\nseeds: &a [*a]\n", r"line 2"),
-    "deep": ("name: g\nsweeps: " + "[" * 1000, r"more than 30 levels within each other(.|\n)*line 2"),
+    "deep": ("name: g\nsweeps: " + "[" * 1000, r"more than 30 nested levels(.|\n)*line 2"),
     "a key twice": ("name: g\nseeds: 1\nseeds: 2\n", r"'seeds' is written twice(.|\n)*line 3"),
     "a key that is a number": ("name: g\n1: 2\n", r"a key that is no text(.|\n)*line 2"),
     "a key that is a list": ("name: g\n? [a]\n: 2\n", r"a key that is no text(.|\n)*line 2"),
