@@ -15,7 +15,7 @@ from typing import Any
 
 from hskd.errors import CorruptionError, HskdError
 
-_AGAIN = "the file is damaged: copy it again, or delete what it belongs to and make that again"
+_AGAIN = "the file is damaged: copy it again, or delete the artifact that it belongs to and make it again"
 _GIT_LFS = b"version https://git-lfs"
 POINTER = "is a pointer of git-lfs and not the file itself; run git lfs pull there, or copy the file again"
 """Message for a file that :func:`is_lfs_pointer` detects."""
@@ -148,7 +148,7 @@ def require_inside(folder: Path, path: Path) -> None:
         inside = False
     if not inside:
         raise HskdError(
-            f"{path}: is a link that leads out of its folder; put the file itself there (cp -L copies what links name)."
+            f"{path}: is a link that leads out of its folder; put the file itself there (cp -L follows links)."
         )
 
 

@@ -76,7 +76,7 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
         self._depth -= 1
         if node is not None and node.tag not in _TAGS:
-            raise _error(f"the tag {node.tag} is not known here; write the value alone", node.start_mark)
+            raise _error(f"the tag {node.tag} is not allowed; write the value without a tag", node.start_mark)
         return node  # type: ignore[no-any-return]
 
     @override

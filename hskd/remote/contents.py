@@ -132,7 +132,7 @@ def remote_contents(place: Place) -> Contents:
         HskdError: there is no artifact, or its upload was not finished.
         CorruptionError: the manifest or the list of checksums is damaged.
     """
-    unfinished = HskdError(f"{place.url}: its upload was not finished; run hskd push again where it came from.")
+    unfinished = HskdError(f"{place.url}: its upload was not finished; run hskd push again from the original folder.")
     try:
         contents = finished_contents(place)
     except CorruptionError:

@@ -99,7 +99,7 @@ def pull(url: str, folder: Path, progress: Progress = _SILENT) -> Path:
     def builder(partial: Path) -> None:
         nonlocal copied
         note = partial / UPLOAD
-        holds = "the beginning of something else than what is at that URL"
+        holds = "the beginning of something else than the artifact at that URL"
         # Hidden files are temporary files of a killed copy, possibly of the note itself.
         if not note.is_file() and any(not path.name.startswith(".") for path in partial.iterdir()):
             raise MismatchError(f"{partial}: holds {holds}. Choose another folder, or delete that one.")
@@ -223,7 +223,7 @@ def _claim_place(place: Place, plan: bytes, recorded: bytes | None) -> None:
 
 
 def _has_manifest(contents: Contents, folder: Path) -> bool:
-    """Return whether the manifest of the store in ``folder`` has the right bytes; True if the artifact is no store."""
+    """Return whether the manifest of the store in ``folder`` has the right bytes; True for other artifacts."""
     if contents.manifest is None or contents.index is None:
         return True
     path = folder / contents.index[0]
@@ -272,7 +272,7 @@ def _checked(place: Place, file: File) -> Iterator[bytes]:
         size += len(block)
         yield block
     where, checksum = place / file.name, digest.hexdigest()
-    advice = "the file is damaged there; delete it there, and push again from where it came"
+    advice = "the remote file is damaged; delete it there, and push again from the original folder"
     if file.bytes is not None and size != file.bytes:
         many = size if size < file.bytes else f"more than {file.bytes}"
         raise CorruptionError(f"{where}: {many} bytes where {file.bytes} were written: {advice}.")
