@@ -26,7 +26,7 @@ def file_sha256(path: Path) -> str:
 
 
 class Stamp(NamedTuple):
-    """Identifies the state of a file, to detect whether it has changed: its inode, size and times of change.
+    """Identifies the state of a file, to detect changes: its device, inode, size and times of change.
 
     A program can set the time of the last content change, as copying does. It cannot set the time of the last change
     of the inode.

@@ -160,7 +160,7 @@ def test_words_that_cannot_be_are_refused(superset: Store, tmp_path: Path, value
         arrays["word_starts"][0 if value == 1 else 1] = value
 
     rewritten(folder, change)
-    with pytest.raises(CorruptionError, match="beginnings of words that are neither 0 nor 1, or one in the first"):
+    with pytest.raises(CorruptionError, match="word starts that are neither 0 nor 1, or one at the first"):
         Store.open(folder).word_starts(np.array([0]))
 
 

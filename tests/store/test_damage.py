@@ -243,7 +243,7 @@ def put(name: str, row: int, value: int) -> Any:
         ("superset", put("token_ids", 5, 200), "token ids that are not among the 200 of the vocabulary"),
         ("superset", lambda arrays: arrays.update(token_ids=arrays["token_ids"][:, None]), "array token_ids"),
         ("superset", lambda arrays: arrays.update(values=arrays["values"][:, :, None]), "array values"),
-        ("superset", lambda arrays: arrays.update(values=arrays["values"].half()), "where they take"),
+        ("superset", lambda arrays: arrays.update(values=arrays["values"].half()), "but they take"),
         ("fp16", lambda arrays: arrays.pop("positions"), "array positions"),
         ("fp16", lambda arrays: arrays.update(more=torch.zeros(3)), "array more"),
         ("fp16", lambda arrays: arrays.update(values=arrays["values"].view(torch.bfloat16)), "array values"),
