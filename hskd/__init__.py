@@ -1,7 +1,7 @@
 """hskd: how little of a teacher's hidden-state knowledge does a student need?
 
-Importing the package imports nothing else: each name is imported when it is first used. Once ``transformers`` is
-imported too, before or after, its Auto classes and ``pipeline`` know the ROSITA student.
+Importing the package is cheap, because each public name is imported on first use. If ``transformers`` is imported too,
+before or after, its Auto classes and ``pipeline`` can load the ROSITA student.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""What lies in the work folder, and clearing out what has not been used for long. Results are never touched."""
+"""List the artifacts in the work folder, and remove those that were not used recently. Results are never touched."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Artifact:
     """One artifact, finished or not.
 
     Attributes:
-        kind: teachers, general, students, stores or trials.
-        folder: where it lies.
-        bytes: size on disk.
-        used: seconds since the epoch at which it was last made or asked for.
+        kind: teachers, general, students, stores, trials or remote.
+        folder: its folder.
+        bytes: size on disk in bytes.
+        used: time of its last use, in seconds since the epoch.
         recipe: what it was made from.
-        finished: whether it is whole.
+        finished: whether it is complete.
     """
 
     kind: str
@@ -39,13 +39,13 @@ class Artifact:
 
 
 def artifacts(work: Path) -> list[Artifact]:
-    """Everything in the work folder, the most recently used first.
+    """Return all artifacts in the work folder, the most recently used first.
 
     Raises:
         HskdError: there is no such folder.
     """
     if not work.is_dir():
-        raise HskdError(f"{work}: no such folder; --work names the folder that runs kept their artifacts in.")
+        raise HskdError(f"{work}: no such folder; --work names the folder with the artifacts of earlier runs.")
     entries = []
     for note in work.glob(f"*/*{RECIPE_SUFFIX}"):
         folder = note.with_name(note.name.removesuffix(RECIPE_SUFFIX))
@@ -57,13 +57,13 @@ def artifacts(work: Path) -> list[Artifact]:
 
 
 def collect(work: Path, older_than_days: float, kinds: tuple[str, ...] = (), dry_run: bool = False) -> list[Artifact]:
-    """Remove artifacts that were not used for so many days, and return them; one in use stays.
+    """Remove artifacts that were not used for some days, and return them. Artifacts in use are kept.
 
     Args:
         work: the work folder.
-        older_than_days: 0 removes everything.
-        kinds: only these; all if empty.
-        dry_run: remove nothing.
+        older_than_days: minimum number of days since the last use; 0 removes everything.
+        kinds: kinds of artifacts to remove; all if empty.
+        dry_run: only return what would be removed.
 
     Raises:
         HskdError: there is no such folder.
@@ -80,6 +80,6 @@ def collect(work: Path, older_than_days: float, kinds: tuple[str, ...] = (), dry
                     shutil.rmtree(artifact.folder)
                     whole.with_name(whole.name + RECIPE_SUFFIX).unlink(missing_ok=True)
         except Timeout:
-            continue  # being built, or a trial that runs
+            continue  # It is being built, or is a running trial.
         removed.append(artifact)
     return removed

@@ -1,4 +1,4 @@
-"""Content-addressed artifacts: built once, whole or not at all, shared by every run that asks again."""
+"""Content-addressed artifacts. Each is built once, appears atomically, and is reused by later runs."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from hskd.progress import Progress, Silent
 
 RECIPE_SUFFIX = ".recipe.json"
 RECIPE_FILE = "recipe.json"
-"""What a folder was made from, in the folder itself."""
+"""The file in a folder that identifies the recipe of the folder."""
 CHECKSUMS = "checksums.json"
-"""Size and SHA-256 of the other files of a folder."""
+"""The file with the size and SHA-256 of the other files of a folder."""
 MODULES = "modules.json"
-"""Names the folders of a model's further modules, such as ``1_Pooling``, as sentence-transformers has them."""
+"""The file that names the folders of a sentence-transformers model's further modules, such as ``1_Pooling``."""
 _SEAL = "checksum"
 """Key of a record's own checksum."""
 _PATIENCE = 1.0
-"""Seconds to wait for another process without a word."""
+"""Seconds to wait for another process before a message says so."""
 
 
 def write_record(path: Path, content: dict[str, Any]) -> None:
-    """Write ``content`` to ``path`` as JSON with a checksum of its own, atomically."""
+    """Write ``content`` to ``path`` as JSON, atomically and with a checksum of the content."""
     write_json(path, sealed(content))
 
 
 def read_record(path: Path, remedy: str) -> dict[str, Any]:
-    """The content of a file that :func:`write_record` wrote; one without a checksum is taken as it is.
+    """Return the content of a file that :func:`write_record` wrote. A file without a checksum is not verified.
 
     Args:
         path: the file.
-        remedy: what to do if it is damaged, as a sentence.
+        remedy: a sentence for the error message that says what to do if the file is damaged.
 
     Raises:
         HskdError: there is no such file.
-        CorruptionError: it is not JSON, no object, or not what was written.
+        CorruptionError: the file is not a JSON object, or does not match its checksum.
     """
     try:
         content = read_json(path)
@@ -51,16 +51,16 @@ def read_record(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """``content`` with its checksum; one that it has is left out of it."""
+    """Return ``content`` with its checksum. An existing checksum is replaced."""
     plain = _plain(content)
     return plain | {_SEAL: fingerprint(plain)}
 
 
 def is_whole(content: Mapping[str, Any]) -> bool:
-    """Whether ``content`` is what :func:`sealed` made, or has no checksum."""
+    """Return whether ``content`` matches its checksum, or has none."""
     try:
         return _SEAL not in content or content[_SEAL] == fingerprint(_plain(content))
-    except (ValueError, RecursionError):  # half a character, or nested a thousand deep: not what was sealed
+    except (ValueError, RecursionError):  # Invalid Unicode or excessive nesting cannot have been sealed.
         return False
 
 
@@ -69,26 +69,35 @@ def _plain(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unsealed(content: Any, where: Path | str, remedy: str) -> dict[str, Any]:
-    """What :func:`sealed` was given.
+    """Return ``content``, a result of :func:`sealed`, without its checksum.
+
+    Args:
+        content: the parsed JSON.
+        where: its place, for the message.
+        remedy: a sentence for the message that says what to do.
 
     Raises:
-        CorruptionError: it is no object, or not what was sealed; ``where`` and ``remedy`` are in the message.
+        CorruptionError: ``content`` is not an object, or does not match its checksum.
     """
     if not isinstance(content, dict):
         raise CorruptionError(f"{where}: expected an object, not {type(content).__name__}. {remedy}")
     if not is_whole(content):
         raise CorruptionError(
-            f"{where}: its content is not what its checksum says: it is damaged, or was edited. {remedy}"
+            f"{where}: its content does not match its checksum: it is damaged, or was edited. {remedy}"
         )
     return _plain(content)
 
 
 def claim(note: Path, recipe: Any, holds: str) -> None:
-    """Write down in the file ``note`` what a folder is for, or make sure that it is for the same as before.
+    """Record the recipe of a folder in the file ``note``, or check that the recorded recipe is the same.
+
+    Args:
+        note: the file, which lies in the folder.
+        recipe: what the folder is made from, as JSON.
+        holds: for the message, what the folder holds if the recipes differ.
 
     Raises:
-        MismatchError: the note says something else; ``holds`` says what the folder holds then, and the message names
-            the parts of the recipe that differ.
+        MismatchError: another recipe is recorded. The message names the parts that differ.
         CorruptionError: the note is damaged.
     """
     key = _key(recipe)
@@ -102,7 +111,7 @@ def claim(note: Path, recipe: Any, holds: str) -> None:
 
 
 def _key(recipe: Any) -> dict[str, Any]:
-    """What stands for a recipe: its fingerprint, and those of its parts, so that a message can name them."""
+    """Return the fingerprint of a recipe, and those of its parts, so that a message can name what differs."""
     key: dict[str, Any] = {"recipe": fingerprint(recipe)}
     if isinstance(recipe, dict):
         key["parts"] = {name: fingerprint(value) for name, value in recipe.items()}
@@ -110,7 +119,7 @@ def _key(recipe: Any) -> dict[str, Any]:
 
 
 def _differing(recorded: Any, expected: Any) -> str:
-    """Names of the parts that differ, in brackets; nothing where they are not known."""
+    """Return the names of the parts that differ, for a message; an empty text if they are not known."""
     if not isinstance(recorded, dict) or not isinstance(expected, dict):
         return ""
     names = [name for name in {**expected, **recorded} if recorded.get(name) != expected.get(name)]
@@ -118,11 +127,12 @@ def _differing(recorded: Any, expected: Any) -> str:
 
 
 def seal(folder: Path, names: Sequence[str] | None = None) -> None:
-    """Write the size and the SHA-256 of files of ``folder`` into its ``checksums.json``.
+    """Write the sizes and SHA-256 checksums of files in ``folder`` to its ``checksums.json``.
 
     Args:
         folder: the folder.
-        names: of the files [default: all that lie directly in it or in a module of a model there, but hidden ones].
+        names: names of the files [default: all files directly in the folder or in a model's module folders, except
+            hidden files].
     """
     there = sorted(
         path.relative_to(folder).as_posix()
@@ -139,24 +149,24 @@ def seal(folder: Path, names: Sequence[str] | None = None) -> None:
 
 
 def module_folders(folder: Path) -> list[Path]:
-    """The folders of a model's further modules (see :data:`MODULES`) that are there; none where it has none."""
+    """Return the existing folders of a model's further modules (see :data:`MODULES`), or an empty list."""
     note = folder / MODULES
     modules = read_json(note) if note.is_file() else []
     paths = [module.get("path") for module in modules if isinstance(module, dict)] if isinstance(modules, list) else []
-    # One name: what lies elsewhere is not the model's.
+    # Only direct subfolders belong to the model, so a path with several parts is ignored.
     names = sorted({path for path in paths if isinstance(path, str) and PurePath(path).name == path and path != ".."})
     return [folder / name for name in names if (folder / name).is_dir()]
 
 
 RECORDS = (RECIPE_FILE, "metrics.json", "student.json", "general.json", "result.json")
-"""Files with a checksum of their own (see :func:`write_record`), which may be written again."""
+"""Files that contain their own checksum (see :func:`write_record`). They may be rewritten later."""
 
 
 def require_whole(folder: Path) -> None:
-    """Compare the files of ``folder`` with its ``checksums.json``, where it has one.
+    """Verify the files of ``folder`` against its ``checksums.json``, if it has one.
 
     Raises:
-        CorruptionError: names the first file that is not the one that was written.
+        CorruptionError: names the first missing or damaged file.
     """
     note = folder / CHECKSUMS
     if not note.is_file():
@@ -177,12 +187,12 @@ def require_whole(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, progress: Progress | None = None) -> Iterator[None]:
-    """Keep other processes from making ``folder``; where one does, wait for it, and say so.
+    """Hold the lock of ``folder`` within the context. If another process holds it, report that and wait.
 
     Raises:
         HskdError: the lock cannot be written.
     """
-    from filelock import FileLock, Timeout  # a usage error is answered without
+    from filelock import FileLock, Timeout  # imported late, so that usage errors are reported quickly
 
     lock = FileLock(lock_path(folder))
     try:
@@ -203,17 +213,17 @@ def locked(folder: Path, progress: Progress | None = None) -> Iterator[None]:
 def build(
     folder: Path, builder: Callable[[Path], None], together: bool = False, progress: Progress | None = None
 ) -> Path:
-    """Fill ``folder`` with ``builder`` unless it is there already; it appears whole or not at all.
+    """Build ``folder`` with ``builder`` unless it exists already, and return it. It appears only when it is complete.
 
-    ``builder`` writes into ``<folder>.partial``. That folder outlives a killed run, so a builder that looks at
-    what is already there can go on from it. Two processes never build the same folder: the second waits and
-    then finds it done.
+    ``builder`` writes into ``<folder>.partial``. That folder survives a killed run, so a builder can resume from its
+    files. Two processes never build the same folder: the second one waits, and then finds it finished.
 
     Args:
-        folder: what is built.
+        folder: the folder to build.
         builder: fills the folder that it is given.
-        together: all of :mod:`hskd.processes` run ``builder``, sharing the work; else the main one does.
-        progress: is told that another process is waited for.
+        together: whether all processes (:mod:`hskd.processes`) run ``builder`` and share the work. Otherwise only the
+            main process runs it.
+        progress: receives a message if another process must be waited for.
 
     Raises:
         HskdError: the folder cannot be written.
@@ -253,22 +263,23 @@ def build_artifact(
     together: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Fill ``folder`` with what ``recipe`` describes, or make sure that it holds just that.
+    """Build ``folder`` from ``recipe``, or check that an existing folder was made from it, and return the folder.
 
     Args:
-        folder: what is built (see :func:`build`).
-        recipe: everything that the content depends on, as JSON; its fingerprint is kept in the folder. Files, data and
-            models stand in it by their content, and the code by its number in :data:`SCHEMAS`.
+        folder: the folder to build (see :func:`build`).
+        recipe: everything that the content depends on, as JSON. Its fingerprint is kept in the folder. It identifies
+            files, data and models by their content, and the code by its number in :data:`SCHEMAS`.
         builder: fills the folder that it is given.
-        holds: what the folder holds if its recipe is another one, for the message.
-        resumes: ``builder`` goes on from what a killed run left, so that must be of the same recipe.
-        together: all of :mod:`hskd.processes` run ``builder``.
-        progress: is told that another process is waited for.
+        holds: for the message, what the folder holds if it was made from another recipe.
+        resumes: whether ``builder`` resumes from the files of a killed run. They must then have the same recipe.
+            Otherwise they are deleted.
+        together: whether all processes (:mod:`hskd.processes`) run ``builder``.
+        progress: receives a message if another process must be waited for.
 
     Raises:
-        HskdError: the folder cannot be written, or was not made from a recipe.
-        CorruptionError: what says what it was made from is damaged.
-        MismatchError: the folder, or the beginning that a killed run left, was made from another recipe.
+        HskdError: the folder cannot be written, or has no record of its recipe.
+        CorruptionError: the record of its recipe is damaged.
+        MismatchError: the folder, or the unfinished folder of a killed run, was made from another recipe.
     """
 
     def claimed(partial: Path) -> None:
@@ -289,7 +300,7 @@ def build_artifact(
 
 
 def clear(folder: Path) -> None:
-    """Remove all that is in ``folder``, such as what a killed run left of another recipe."""
+    """Remove everything in ``folder``, such as the files of a killed run with another recipe."""
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
@@ -298,25 +309,26 @@ def clear(folder: Path) -> None:
 
 
 def partial_of(folder: Path) -> Path:
-    """Where ``folder`` grows until it is finished."""
+    """Return the path under which ``folder`` is built until it is finished."""
     return folder.with_name(folder.name + ".partial")
 
 
 def lock_path(folder: Path) -> Path:
-    """The lock that whoever makes ``folder`` holds."""
+    """Return the path of the lock file that a process holds while it builds ``folder``."""
     return folder.with_name(f".{folder.name}.lock")
 
 
 SCHEMAS = {"teachers": 2, "general": 2, "students": 2, "stores": 2, "trials": 2}
 """The schema number of each kind of artifact, which is part of its key.
 
-Raise a number when the same recipe gives another artifact than before: another format, or other training. Artifacts
-of the number before are then made anew. A release that changes neither keeps the numbers, and with them the cache.
+Raise a number when the same recipe gives a different artifact than before, because the format or the training has
+changed. Artifacts with the old number are then built again. A release that changes neither keeps the numbers, and with
+them the cache.
 """
 
 
 class ArtifactFolders:
-    """The folder that holds every artifact, as ``<root>/<kind>/<key>``.
+    """The folder of all artifacts, which lie in ``<root>/<kind>/<key>``.
 
     The key is a fingerprint of the recipe and of the kind's number in :data:`SCHEMAS`.
     """
@@ -325,16 +337,16 @@ class ArtifactFolders:
         self.root = root
 
     def folder(self, kind: str, recipe: dict[str, Any]) -> Path:
-        """Where the artifact of ``kind`` made by ``recipe`` lies, or will lie.
+        """Return the folder of the artifact with this kind and recipe, whether it exists or not.
 
-        The recipe is kept beside it, so that a person can tell what a key stands for.
+        The recipe is written beside the folder, so that people can see what a key stands for.
         """
         if kind in SCHEMAS:
             recipe = recipe | {"schema": SCHEMAS[kind]}
         folder = self.root / kind / fingerprint(recipe)
         note = folder.with_name(folder.name + RECIPE_SUFFIX)
         if note.exists():
-            note.touch()  # when it was last used
+            note.touch()  # Its time is the time of the last use.
         else:
             write_json(note, recipe)
         return folder

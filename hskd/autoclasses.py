@@ -16,11 +16,11 @@ else:  # The module takes a while to import, and its classes are for type checke
     Loader = MetaPathFinder = object
 
 _MODEL = "hskd.students.rosita.model"
-"""Imports nothing of hskd, so it can be imported while any other module of hskd is being imported."""
+"""The module of the ROSITA model. It imports nothing of hskd, so it can be imported during any other import of hskd."""
 
 
 def register_with_transformers() -> None:
-    """Register now if ``transformers`` is imported already, else as soon as somebody imports it."""
+    """Register the ROSITA student now if ``transformers`` is imported already, otherwise when it is imported."""
     if "transformers" in sys.modules:
         _register()
     elif not any(isinstance(finder, _Watcher) for finder in sys.meta_path):
@@ -28,13 +28,13 @@ def register_with_transformers() -> None:
 
 
 def _register() -> None:
-    # It registers itself. If it is what imports transformers, it is about to.
+    # The module registers itself. If it is the importer of transformers, it will register after that import.
     if _MODEL not in sys.modules:
         import_module(_MODEL)
 
 
 class _Watcher(MetaPathFinder):
-    """Finds ``transformers`` as the other finders do, and registers once it is imported."""
+    """Import hook that registers the student once ``transformers`` is imported."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -49,7 +49,7 @@ class _Watcher(MetaPathFinder):
 
 
 class _RegisteringLoader(Loader):
-    """Runs ``transformers`` with its own loader, and registers afterwards."""
+    """Loader that imports ``transformers`` with its own loader, and then registers the student."""
 
     def __init__(self, loader: Loader) -> None:
         self._loader = loader

@@ -1,6 +1,7 @@
-"""Names of the departures of the paper's released code, and which of them need the teacher.
+"""Names of the switches for departures of the paper's released code, and which of them need the teacher.
 
-What a switch does is told in docs/compat.md; :mod:`hskd.paper` does it. This module is light, for settings to import.
+docs/compat.md describes the switches, and :mod:`hskd.paper` implements them. This module is cheap to import, because
+settings need the names.
 """
 
 from __future__ import annotations
@@ -27,25 +28,25 @@ Compat = Literal[
     "teacher_dropout",
     "zero_dropped",
 ]
-"""Switches of a distillation."""
+"""Name of a switch for distillation."""
 COMPAT: tuple[Compat, ...] = get_args(Compat)
 
 StudentCompat = Literal["taylor_dropout"]
-"""Switches of making a student."""
+"""Name of a switch for making a student."""
 STUDENT_COMPAT: tuple[StudentCompat, ...] = get_args(StudentCompat)
 
 ONLINE_ONLY: dict[Compat, str] = {
     "attention_scores": "a superset holds the attention after softmax, averaged over heads",
-    "batch_threshold": "what is kept depends on the rest of the batch, and a store knows no batches",
-    "loose_masks": "what is kept changes after the first step and depends on the batch, and a store keeps one thing",
-    "pads_in_loss": "a store holds no pads",
+    "batch_threshold": "the kept values depend on the rest of the batch, and a store has no batches",
+    "loose_masks": "the kept values change after the first step and depend on the batch, and a store has fixed values",
+    "pads_in_loss": "a store holds no padding",
     "relu_pooled": "a store holds the logits of the head as it was fine-tuned",
-    "teacher_dropout": "a store holds one pass of the teacher, and under dropout every pass is another",
+    "teacher_dropout": "a store holds one pass of the teacher, and with dropout every pass differs",
 }
-"""Switches that need the teacher, and why."""
+"""Switches that need the teacher at training time, and the reason."""
 
 SQUARED_ERROR_ONLY: tuple[Compat, ...] = ("batch_threshold", "loose_masks", "zero_dropped")
-"""Switches that change which numbers the squared error compares: they go with no other loss of the HSK stage."""
+"""Switches that change which numbers the squared error compares. They exclude the other losses of the HSK stage."""
 
 COMPAT_HELP = (
     "Departures of the paper's released code to switch on: "
@@ -59,10 +60,14 @@ STUDENT_COMPAT_HELP = (
 
 
 def refuse_offline(switches: Iterable[Compat], instead: str) -> None:
-    """Refuse switches that cannot come from a store; ``instead`` says what to do.
+    """Check that no switch needs the teacher, for training from a store.
+
+    Args:
+        switches: the switches that are on.
+        instead: a sentence for the message that says what to do.
 
     Raises:
-        HskdError: names the switch and says why.
+        HskdError: names the first switch that needs the teacher, and the reason.
     """
     for name in switches:
         if name in ONLINE_ONLY:
@@ -70,10 +75,10 @@ def refuse_offline(switches: Iterable[Compat], instead: str) -> None:
 
 
 def require_regression(switches: Iterable[Compat], task: Task) -> None:
-    """Refuse ``gold_regression`` where there is nothing to regress.
+    """Check that ``gold_regression`` is off, unless the task is a regression.
 
     Raises:
-        HskdError: the task is no regression.
+        HskdError: the switch is on, and the task is not a regression.
     """
     if "gold_regression" in switches and not task.head.fits_numbers:
         raise HskdError(
@@ -83,5 +88,5 @@ def require_regression(switches: Iterable[Compat], task: Task) -> None:
 
 
 def importance_seed(switches: Iterable[StudentCompat]) -> int | None:
-    """The seed of the teacher's dropout while importance is measured; None to measure without dropout."""
+    """Return the seed of the teacher's dropout while importance is measured; None to measure without dropout."""
     return 0 if "taylor_dropout" in switches else None

@@ -1,7 +1,7 @@
-"""Where encoders keep the parts that hskd cuts, fits and runs one by one.
+"""Where each supported encoder type keeps its parts: layers, attention, feed-forward network and norms.
 
-One description serves pruning, narrowing and the lean forward pass. It imports nothing of hskd, and
-neither torch nor models.
+Pruning, narrowing and the lean forward pass share this description. The module imports nothing of hskd at run time,
+nor any model code, and torch only inside functions.
 """
 
 from __future__ import annotations
@@ -15,29 +15,30 @@ if TYPE_CHECKING:
     from torch import nn
 
 PRUNED = "rosita"
-"""Model type of a pruned BERT, and what the types of other pruned encoders begin with: ``rosita-roberta``."""
+"""Model type of a pruned BERT, and prefix of the types of other pruned encoders, such as ``rosita-roberta``."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Paths of an encoder's parts.
+    """Paths of an encoder's modules. ``layers`` and ``embedding_norm`` are relative to the body, others to a layer.
 
     Attributes:
-        layers: the list of layers, from the body.
-        attention: the module that computes attention, from a layer, as are all below.
-        projections: linear maps to queries, keys and values; one for all three where they are packed, one after the
-            other.
-        attended: the linear map of the heads' outputs.
-        neurons: linear maps to the FFN's neurons: two of one size where one gates the other, perhaps packed in one.
-        packed: how many values of a neuron one of ``neurons`` gives.
-        embedding_norm: the LayerNorm of the embeddings, from the body.
-        output: the linear map of the FFN's neurons.
-        ffn_field: the field of the configuration that counts the neurons.
-        head_size_field: the field that sets the size of a head, where heads need not fill the hidden size.
-        attended_norm: the LayerNorm behind ``attended`` and the residual connection; if ``is_pre_norm``, the one before
-            attention.
-        output_norm: the one behind ``output`` and the residual connection; if ``is_pre_norm``, the one before the FFN.
-        is_pre_norm: whether norms stand before attention and FFN, and another one behind the last layer.
+        layers: the list of layers.
+        attention: the module that computes attention.
+        projections: the linear maps to queries, keys and values; a single map if it gives all three, concatenated.
+        attended: the linear map of the concatenated heads' outputs.
+        neurons: the linear maps to the FFN's neurons. In a gated FFN, there are two of the same size, or one that
+            packs both.
+        packed: number of values per neuron that one of ``neurons`` gives.
+        embedding_norm: the LayerNorm of the embeddings.
+        output: the linear map from the FFN's neurons.
+        ffn_field: the configuration field with the number of neurons.
+        head_size_field: the configuration field with the size of a head, if heads need not fill the hidden size.
+        attended_norm: the LayerNorm after ``attended`` and the residual connection; with ``is_pre_norm``, the one
+            before attention.
+        output_norm: the LayerNorm after ``output`` and the residual connection; with ``is_pre_norm``, the one before
+            the FFN.
+        is_pre_norm: whether there are norms before attention and FFN, and another one after the last layer.
     """
 
     layers: str
@@ -55,23 +56,23 @@ class Parts:
     is_pre_norm: bool = False
 
     def of(self, body: nn.Module) -> Sequence[Any]:
-        """The layers of a body."""
+        """Return the layers of a body."""
         return body.get_submodule(self.layers)  # type: ignore[return-value]
 
     def linears(self, layer: nn.Module, names: Sequence[str]) -> list[nn.Linear]:
-        """Linear maps of a layer, by their paths."""
+        """Return linear maps of a layer, by their paths."""
         return [layer.get_submodule(name) for name in names]  # type: ignore[misc]
 
     def head_rows(self, columns: torch.Tensor, width: int) -> torch.Tensor:
-        """Rows of one of ``projections`` that make ``columns`` of the heads' outputs, which are ``width`` wide."""
+        """Return the rows of a ``projections`` map that compute ``columns`` of the heads' ``width`` outputs."""
         return _rows(columns, width, 3 // len(self.projections))
 
     def neuron_rows(self, neurons: torch.Tensor, count: int) -> torch.Tensor:
-        """Rows of one of ``neurons`` that make some of ``count`` neurons."""
+        """Return the rows of a ``neurons`` map that compute the given neurons, out of ``count``."""
         return _rows(neurons, count, self.packed)
 
     def queries_keys_values(self, outputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Queries, keys and values of what ``projections`` give."""
+        """Return queries, keys and values, given the outputs of ``projections``."""
         return tuple(part for output in outputs for part in output.chunk(3 // len(outputs), -1))
 
 
@@ -138,25 +139,25 @@ ENCODERS = dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electr
         head_size_field="head_dim",
     ),
 }
-"""The encoders that can be pruned, narrowed and run layer by layer, by the name of their type in ``transformers``."""
+"""The encoders that can be pruned, narrowed and run layer by layer, by their model type in ``transformers``."""
 
 
 ROTARY = ("modernbert", "nomic_bert")
-"""Those of them that turn queries and keys by their positions: a head's columns cannot be mixed."""
+"""The encoders with rotary position embeddings. In these, the columns of a head cannot be mixed."""
 
 
 def base_type(config: Any) -> str:
-    """The type of model that a configuration is of; of a pruned student, the type that it was pruned from."""
+    """Return the model type of a configuration; for a pruned student, the type that it was pruned from."""
     model_type = str(config.model_type)
     return "bert" if model_type == PRUNED else model_type.removeprefix(f"{PRUNED}-")
 
 
 def parts_of(model: Any) -> Parts | None:
-    """The parts of a model's body; None where its type is not described here, or it is a decoder."""
+    """Return the parts of a model's body; None if its type is not in :data:`ENCODERS`, or if it is a decoder."""
     config = model.base_model.config
     return None if getattr(config, "is_decoder", False) else ENCODERS.get(base_type(config))
 
 
 def head_size(attention: nn.Module) -> int:
-    """Width of a head of the module that computes attention in a layer."""
+    """Return the width of a head of an attention module."""
     return int(getattr(attention, "attention_head_size", None) or attention.head_dim)  # type: ignore[arg-type]

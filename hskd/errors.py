@@ -1,4 +1,4 @@
-"""The errors a user can act on."""
+"""Errors that a user can act on, and short forms of values for their messages."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import Any
 
 
 class HskdError(Exception):
-    """Something the user can mend: the message names what is wrong, what was expected, and what to do.
+    """An error that the user can fix. The message says what is wrong, what was expected, and what to do.
 
-    The command line prints the message without a traceback and exits with code 2.
+    The command line prints the message without a traceback, and exits with code 2.
     """
 
 
 class MismatchError(HskdError):
-    """Two things that must belong together (store, teacher, tokenizer, data) do not."""
+    """Things that must belong together, such as store, teacher, tokenizer and data, do not."""
 
 
 class CorruptionError(HskdError):
-    """A file on disk is not what was written there."""
+    """A file is damaged, or was changed after it was written."""
 
 
 class _Brief(reprlib.Repr):
-    """``repr`` that neither fails nor grows: of deep nesting, of integers beyond the digits that Python prints."""
+    """A ``repr`` of bounded length that does not fail on deep nesting or on integers too long for Python to print."""
 
     def repr_int(self, x: int, level: int) -> str:
-        """An integer; one of many digits by its size."""
+        """Return the digits of an integer, or its size in bits if it is long."""
         return repr(x) if x.bit_length() <= 256 else f"an integer of {x.bit_length():,} bits"
 
 
@@ -35,10 +35,10 @@ _BRIEF.maxlevel = 3
 
 
 def brief(value: Any) -> str:
-    """``value`` as a message shows it: as ``repr`` does, cut in the middle where it is long or deep."""
+    """Return the ``repr`` of ``value`` for a message, shortened if it is long or deeply nested."""
     return _BRIEF.repr(value)
 
 
 def cut(text: str) -> str:
-    """``text`` without quotes, cut in the middle where it is long."""
+    """Return ``text`` without quotes, shortened in the middle if it is longer than 160 characters."""
     return text if len(text) <= 160 else f"{text[:77]}...{text[-77:]}"

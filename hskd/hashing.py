@@ -1,4 +1,4 @@
-"""Fingerprints: of values, of files, of folders."""
+"""Fingerprints of values, files and folders."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from typing import Any, NamedTuple
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces: equal values give equal text."""
+    """Return JSON with sorted keys and no spaces, so that equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def fingerprint(value: Any) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of ``value``'s canonical JSON."""
+    """Return the first 16 hexadecimal digits of the SHA-256 of ``value``'s canonical JSON."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Stamp(NamedTuple):
-    """What tells whether a file is the one that was read: its place on the disk, its size and when it was changed.
+    """Identifies the state of a file, to detect changes: its device, inode, size and times of change.
 
-    The time of the last change can be set, as copies do; that of the last change of its entry cannot.
+    A program can set the time of the last content change, as copying does. It cannot set the time of the last change
+    of the inode.
     """
 
     device: int
@@ -39,18 +40,18 @@ class Stamp(NamedTuple):
 
     @classmethod
     def of(cls, path: Path) -> Stamp:
-        """The stamp of the file at ``path`` as it is now."""
+        """Return the current stamp of the file at ``path``."""
         status = path.stat()
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 _SETTLED_NS = 2 * 10**9
-"""Age from which the times of a file tell something: one that changes twice at once keeps its times."""
+"""Minimum age of a file before its times are trusted, because two changes in quick succession may share a time."""
 _known: dict[Stamp, str] = {}
 
 
 def known_sha256(path: Path) -> str:
-    """:func:`file_sha256`, remembered in this process until the file changes.
+    """Return :func:`file_sha256` of a file, cached in this process until the file changes.
 
     Raises:
         OSError: the file cannot be read.
@@ -65,7 +66,7 @@ def known_sha256(path: Path) -> str:
 
 
 def remembered(path: Path) -> tuple[Stamp, str] | None:
-    """What :func:`known_sha256` remembers of a file, to be handed to another process; None where it would read it."""
+    """Return the stamp and cached checksum of a file, to pass to another process; None if it is not cached."""
     try:
         stamp = Stamp.of(path)
     except OSError:
@@ -74,11 +75,11 @@ def remembered(path: Path) -> tuple[Stamp, str] | None:
 
 
 def take_over(digests: list[tuple[Stamp, str]]) -> None:
-    """Believe what another process of this machine has read: the other side of :func:`remembered`."""
+    """Add checksums from another process on this machine, which :func:`remembered` returned there, to the cache."""
     _known.update(digests)
 
 
 def content_fingerprint(path: Path) -> str:
-    """16 hexadecimal digits that stand for a file's bytes, or for the names and bytes of all files in a folder."""
+    """Return a fingerprint of a file's bytes, or of the names and bytes of all files in a folder (16 hex digits)."""
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     return fingerprint([[file.relative_to(path).as_posix(), known_sha256(file)] for file in files])

@@ -1,4 +1,4 @@
-"""Files: atomic writes, JSON, and the space that is left."""
+"""File access: atomic writes, JSON, links and free disk space."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from typing import Any
 
 from hskd.errors import CorruptionError, HskdError
 
-_AGAIN = "the file is damaged: copy it again, or delete what it belongs to and make that again"
+_AGAIN = "the file is damaged: copy it again, or delete the artifact that it belongs to and make it again"
 _GIT_LFS = b"version https://git-lfs"
 POINTER = "is a pointer of git-lfs and not the file itself; run git lfs pull there, or copy the file again"
-"""What to say of a file for which :func:`is_lfs_pointer` holds."""
+"""Message for a file that :func:`is_lfs_pointer` detects."""
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write a file to; it takes ``path``'s place only once whole and on disk.
+    """Yield a temporary path to write a file to. On success, the file is synced to disk and renamed to ``path``.
 
-    What a killed process left beside ``path`` in this way is removed.
+    Temporary files of killed writers of ``path`` are removed.
 
     Raises:
-        HskdError: the disk is full or the folder cannot be written; nothing is left behind.
+        HskdError: the disk is full or the folder cannot be written. The temporary file is removed.
     """
     temporary: Path | None = None
     handle: int | None = None
@@ -39,7 +39,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        # mkstemp makes files private; what we publish has the ordinary permissions.
+        # mkstemp makes files private, but the result should have ordinary permissions.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
@@ -54,24 +54,27 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _locked_temporary(path: Path) -> tuple[int, Path]:
-    """An empty file beside ``path``, locked for as long as its handle is open: who holds no lock was killed."""
+    """Create an empty temporary file beside ``path``, and return its open handle and its path.
+
+    The file is locked while the handle is open. A temporary file without a lock belongs to a killed process.
+    """
     while True:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks: nothing abandoned is ever removed there
+        except OSError:  # The file system has no locks, so abandoned files are never removed there.
             return handle, Path(name)
         if os.fstat(handle).st_nlink:
             return handle, Path(name)
-        os.close(handle)  # another process took it for abandoned before it was locked
+        os.close(handle)  # Another process removed the file as abandoned before it was locked.
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove the temporary files of writers of ``path`` that were killed."""
+    """Remove the temporary files of killed writers of ``path``."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}")
     for entry in os.scandir(path.parent):
         if entry.name.startswith(".") and pattern.fullmatch(entry.name):
-            with suppress(OSError):  # in use, or removed by another process
+            with suppress(OSError):  # It is in use, or another process has removed it.
                 handle = os.open(entry.path, os.O_RDONLY)
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,13 +90,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
-    """Write ``value`` to ``path`` as JSON, atomically; without ``indent`` in one line that has no spaces to spare."""
+    """Write ``value`` to ``path`` as JSON, atomically. If ``indent`` is None, write one line without spaces."""
     separators = (",", ":") if indent is None else None
     write_text(path, json.dumps(value, indent=indent, separators=separators, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    """Return the value in a JSON file.
 
     Raises:
         HskdError: the file is missing or cannot be read.
@@ -109,10 +112,10 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(content: bytes, where: str) -> Any:
-    """What JSON says; ``where`` names it in messages.
+    """Return the value in the JSON ``content``. ``where`` names the source in messages.
 
     Raises:
-        CorruptionError: it is not JSON, is nested too deep, or holds a number too long to be read.
+        CorruptionError: the content is not JSON, is nested too deep, or holds a number too long to parse.
     """
     if content.startswith(_GIT_LFS):
         raise CorruptionError(f"{where}: {POINTER}.")
@@ -120,12 +123,12 @@ def parse_json(content: bytes, where: str) -> Any:
         return json.loads(content.decode())
     except RecursionError:
         raise CorruptionError(f"{where}: not valid JSON (nested too deep); {_AGAIN}.") from None
-    except ValueError as error:  # the errors of json and of UTF-8, and that of a number of thousands of digits
+    except ValueError as error:  # invalid JSON or UTF-8, or a number with thousands of digits
         raise CorruptionError(f"{where}: not valid JSON ({error}); {_AGAIN}.") from None
 
 
 def is_lfs_pointer(path: Path) -> bool:
-    """Whether a file is what git leaves in its place until git-lfs has fetched it."""
+    """Return whether a file is a git-lfs pointer, which git puts in place of a file that has not been fetched."""
     try:
         with path.open("rb") as file:
             return file.read(len(_GIT_LFS)) == _GIT_LFS
@@ -134,10 +137,10 @@ def is_lfs_pointer(path: Path) -> bool:
 
 
 def require_inside(folder: Path, path: Path) -> None:
-    """Refuse a file of ``folder`` that is a link to somewhere else.
+    """Check that a file of ``folder`` is not a link that leads out of the folder.
 
     Raises:
-        HskdError: ``path`` lies elsewhere once links are followed, or is a link to nothing or in a circle.
+        HskdError: ``path`` resolves to a place outside ``folder``, or is a broken or circular link.
     """
     try:
         inside = path.resolve(strict=True).is_relative_to(folder.resolve(strict=True))
@@ -145,23 +148,23 @@ def require_inside(folder: Path, path: Path) -> None:
         inside = False
     if not inside:
         raise HskdError(
-            f"{path}: is a link that leads out of its folder; put the file itself there (cp -L copies what links name)."
+            f"{path}: is a link that leads out of its folder; put the file itself there (cp -L follows links)."
         )
 
 
 _TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "unexpected pos", "iostream error")
-"""What ``torch.save`` says of a disk that is full, depending on where in the file that happens."""
+"""Words in the errors that ``torch.save`` raises on a full disk. They differ by the place in the file."""
 
 
 @contextmanager
 def saving(path: Path) -> Iterator[None]:
-    """Say in one way what libraries raise when ``path`` cannot be written.
+    """Convert the errors that libraries raise if ``path`` cannot be written into one kind of error.
 
-    A full disk is an ``OSError`` to Python, a ``SafetensorError`` to safetensors, one of several ``RuntimeError`` to
-    ``torch.save``, and a bare ``Exception`` to tokenizers.
+    For a full disk, Python raises ``OSError``, safetensors ``SafetensorError``, ``torch.save`` one of several
+    ``RuntimeError``, and tokenizers a bare ``Exception``.
 
     Raises:
-        HskdError: it cannot be written.
+        HskdError: ``path`` cannot be written.
     """
     try:
         yield
@@ -170,24 +173,24 @@ def saving(path: Path) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         of_torch = isinstance(error, RuntimeError) and any(words in reason for words in _TORCH_CANNOT_WRITE)
-        of_tokenizers = type(error) is Exception and "(os error " in reason  # Rust's words for the system's error
+        of_tokenizers = type(error) is Exception and "(os error " in reason  # how Rust reports an error of the system
         if isinstance(error, OSError) or type(error).__name__ == "SafetensorError" or of_torch or of_tokenizers:
             raise HskdError(
                 f"{path}: cannot be written ({reason}); {format_bytes(_free_bytes(path))} are free there. Free some "
-                "space or mend the folder, and run the same command again to go on."
+                "space or repair the folder, and run the same command again to resume."
             ) from error
         raise
 
 
 def _free_bytes(path: Path) -> int:
-    """Bytes that are free where ``path`` lies, or will lie."""
+    """Return the free bytes on the disk of ``path``, which need not exist yet."""
     while not path.exists() and path != path.parent:
         path = path.parent
     return shutil.disk_usage(path).free
 
 
 def with_home(place: str) -> str:
-    """``place`` with ``~`` and ``~user`` at its beginning as the folder that they mean; anything else as it is.
+    """Return ``place`` with a leading ``~`` or ``~user`` replaced by the home folder.
 
     Raises:
         HskdError: there is no such user.
@@ -195,14 +198,14 @@ def with_home(place: str) -> str:
     try:
         return str(Path(place).expanduser()) if place.startswith("~") else place
     except RuntimeError:
-        raise HskdError(f"{place}: there is no such user's folder; write the path out.") from None
+        raise HskdError(f"{place}: there is no home folder of that user; write the path in full.") from None
 
 
 def require_space(folder: Path, needed: int, what: str) -> str:
-    """Say how many bytes ``what`` needs and how many are free; refuse if they do not fit.
+    """Return a message with the bytes that ``what`` needs and the bytes that are free.
 
     Raises:
-        HskdError: fewer than ``needed`` bytes are free where ``folder`` lies.
+        HskdError: fewer than ``needed`` bytes are free on the disk of ``folder``.
     """
     free = _free_bytes(folder)
     message = f"{what} needs {format_bytes(needed)}; {format_bytes(free)} free on the disk of {folder}"
@@ -212,7 +215,7 @@ def require_space(folder: Path, needed: int, what: str) -> str:
 
 
 def format_bytes(count: float) -> str:
-    """A count of bytes in the largest unit that keeps it above 1."""
+    """Return a number of bytes as text, in the largest unit in which it is at least 1."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"

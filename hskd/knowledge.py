@@ -1,4 +1,4 @@
-"""Hidden-state knowledge in memory, and its selection: the one piece of code that online and offline share."""
+"""Hidden-state knowledge in memory, and its selection. Online and offline distillation share this code."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from hskd.spec import HSKSpec, Layer
 
 @dataclass(frozen=True, eq=False)
 class TeacherStates:
-    """What a teacher knows of ``B`` examples with ``M`` real tokens in all, pads left out.
+    """A teacher's hidden states and scores for ``B`` examples with ``M`` real tokens in total, without padding.
 
     Attributes:
-        tokens: the tokens, end to end.
+        tokens: the concatenated tokens.
         hidden: teacher layer -> ``(M, d_T)`` fp32; layer 0 is the embedding output.
         attention: attention layer (1-based) -> share of attention that ``[CLS]`` pays each token, ``(M,)`` fp32.
         gradient: teacher layer -> ``|h . dL/dh|`` of each token (see ``length=gradient``), ``(M,)`` fp32.
         received: attention layer (1-based) -> mean attention that each token receives, ``(M,)`` fp32.
-        entropy: entropy of the prediction for each token that begins a word, 0 for the others, ``(M,)``; None where it
-            was not asked for, or the prediction is one of the example.
+        entropy: entropy of the prediction for each token that begins a word, and 0 for the others, ``(M,)``; None if
+            it was not requested, or if the teacher makes one prediction per example.
     """
 
     tokens: Tokens
@@ -39,11 +39,11 @@ class TeacherStates:
 
 
 class Members(NamedTuple):
-    """The tokens that kept ones are the means of: ``P`` in all, in every layer the same.
+    """The ``P`` tokens that are averaged into kept tokens. They are the same in every layer.
 
     Attributes:
-        kept: which of the ``K`` kept tokens each belongs to, ``(P,)`` int64.
-        position: its place in the example, ``(P,)`` int64.
+        kept: index of the kept token that each token is averaged into, ``(P,)`` int64.
+        position: position of each token in its example, ``(P,)`` int64.
     """
 
     kept: torch.Tensor
@@ -51,13 +51,13 @@ class Members(NamedTuple):
 
     @classmethod
     def of(cls, spec: HSKSpec, tokens: Tokens) -> Members | None:
-        """Those of the examples in ``tokens``."""
+        """Return the members for the examples in ``tokens``; None if ``spec`` averages no tokens."""
         members = spec.length.members(tokens)
         return None if members is None else cls(*map(torch.from_numpy, members))
 
     def mean(self, states: torch.Tensor, count: int) -> torch.Tensor:
-        """``states`` ``(P, d)`` of the members, averaged for each of the ``count`` kept tokens: ``(count, d)``."""
-        states = states.float()  # bf16 would add up badly
+        """Return the members' ``states`` ``(P, d)``, averaged for each of the ``count`` kept tokens: ``(count, d)``."""
+        states = states.float()  # Sums in bf16 are inaccurate.
         sums = states.new_zeros((count, states.shape[1])).index_add(0, self.kept, states)
         sizes = torch.zeros(count, device=states.device).index_add(
             0, self.kept, self.kept.new_ones(()).expand_as(self.kept).float()
@@ -67,21 +67,22 @@ class Members(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class KeptHSK:
-    """The kept hidden-state knowledge of ``B`` examples: ``K`` kept tokens in all, ``n`` layers, ``k`` neurons.
+    """Kept hidden-state knowledge of ``B`` examples: ``K`` kept tokens in total, ``n`` layers, ``k`` neurons.
 
     Attributes:
         layers: the ``n`` student layers that learn.
-        counts: kept tokens of each example, ``(B,)`` int64, the same in every layer.
-        positions: places of the kept tokens in their example, ``(K, n)`` int64.
-        values: ``(K, n, k)`` fp32: neurons, or coordinates along ``basis``.
-        neurons: which neurons the values are: None for all, ``(k,)`` the same everywhere, or ``(K, n, k)``, int64.
-        weights: of each value among those of its example and layer, ``(K, n, k)``, summing to 1; None: all alike.
-            Selection always gives None; a source of your own may give others.
-        most: kept tokens of the example that has the most. It is known on the CPU, so that no step has to wait for a
-            GPU to count; None to count it now.
-        basis: the directions that the values are coordinates along; None where they are neurons.
-        members: the tokens that each kept one is the mean of; None where each is one token.
-        places: which of the spec's layers these are, where they are drawn for each batch; None for all of them.
+        counts: number of kept tokens of each example, the same in every layer, ``(B,)`` int64.
+        positions: positions of the kept tokens in their examples, ``(K, n)`` int64.
+        values: neurons, or coordinates along ``basis``, ``(K, n, k)`` fp32.
+        neurons: indices of the neurons in ``values``, int64: ``(k,)`` if they are the same everywhere, or
+            ``(K, n, k)``; None if ``values`` holds all neurons.
+        weights: weight of each value, ``(K, n, k)``, summing to 1 over each example and layer; None for equal weights.
+            Selection always gives None, but your own knowledge source may give weights.
+        most: the largest number of kept tokens of an example. It is a CPU number, so that no training step waits for
+            the GPU to count; None to compute it from ``counts``.
+        basis: the directions along which the values are coordinates; None if the values are neurons.
+        members: the tokens that are averaged into each kept token; None if kept tokens are not averages.
+        places: indices of these layers among the spec's layers, if they are drawn for each batch; None for all layers.
     """
 
     layers: tuple[int, ...]
@@ -96,41 +97,41 @@ class KeptHSK:
     places: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Count what is not given."""
+        """Compute ``most`` if it is not given."""
         if self.most is None:
             object.__setattr__(self, "most", int(self.counts.max()) if len(self.counts) else 0)
 
     @cached_property
     def example(self) -> torch.Tensor:
-        """Which example of the batch each kept token belongs to, ``(K,)`` int64."""
+        """Index of the example that each kept token belongs to, ``(K,)`` int64."""
         examples = torch.arange(len(self.counts), device=self.counts.device)
         return torch.repeat_interleave(examples, self.counts, output_size=len(self.positions))
 
     @cached_property
     def rank(self) -> torch.Tensor:
-        """Place of each kept token among the kept ones of its example, ``(K,)`` int64, from 0."""
+        """Index of each kept token among the kept tokens of its example, from 0, ``(K,)`` int64."""
         starts = self.counts.cumsum(0) - self.counts
         first = torch.repeat_interleave(starts, self.counts, output_size=len(self.positions))
         return torch.arange(len(first), device=first.device) - first
 
     def drawn(self, spec: HSKSpec, student_layers: int, teacher_layers: int, batch: Mapping[str, Any]) -> KeptHSK:
-        """What a batch learns from, of all layers that ``spec`` may draw; the same where it draws none.
+        """Return the knowledge in the layers that ``spec`` draws for a batch; unchanged if it draws no layers.
 
         Args:
             spec: what is kept.
             student_layers: ``L_S``.
             teacher_layers: ``L_T``.
-            batch: as a loader of training batches gives it, with its number ``draw``.
+            batch: a batch from a training loader, with its number ``draw``.
 
         Raises:
-            HskdError: layers are drawn, and the batch has no such number.
+            HskdError: layers are drawn, and the batch has no ``draw``.
         """
         if not spec.depth.draws:
             return self
         if "draw" not in batch:
             raise HskdError(
-                f"depth={spec.depth.selector}: draws layers for each batch of training, by the number draw that "
-                "hskd.tasks.batch_loader gives it; this batch has none."
+                f"depth={spec.depth.selector}: draws layers for each batch of training, by the batch's number draw, "
+                "and this batch has none; use hskd.tasks.batch_loader, which adds it."
             )
         layers, places = zip(*spec.depth.drawn(student_layers, teacher_layers, batch["draw"]), strict=True)
         chosen = list(places)
@@ -147,11 +148,11 @@ class KeptHSK:
         )
 
     def to(self, device: torch.device, non_blocking: bool = False) -> KeptHSK:
-        """The same knowledge on ``device``; ``non_blocking`` is that of ``Tensor.to``."""
+        """Return the same knowledge on ``device``. ``non_blocking`` is passed to ``Tensor.to``."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> KeptHSK:
-        """The same knowledge in pinned memory, from which a GPU copies while it computes."""
+        """Return the same knowledge in pinned memory, from which a GPU can copy while it computes."""
         return self._each(lambda tensor: tensor.pin_memory())
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> KeptHSK:
@@ -169,11 +170,13 @@ class KeptHSK:
 
 @dataclass(frozen=True, eq=False)
 class SelectedHSK:
-    """Kept hidden-state knowledge as a store holds it, of ``B`` examples: ``K`` kept tokens in all, ``n`` layers.
+    """Kept hidden-state knowledge of ``B`` examples in the form in which a store holds it.
+
+    There are ``K`` kept tokens in total, and ``n`` layers.
 
     Attributes:
-        counts: kept tokens of each example, ``(B,)`` int64.
-        positions: places of the kept tokens in their example, ``(K, n)`` int64.
+        counts: number of kept tokens of each example, ``(B,)`` int64.
+        positions: positions of the kept tokens in their examples, ``(K, n)`` int64.
         arrays: the arrays of the width selector, ``(K, n, elements)`` each.
         neurons: as in :class:`KeptHSK`.
     """
@@ -185,20 +188,20 @@ class SelectedHSK:
 
 
 def select_hsk(spec: HSKSpec, layers: Sequence[Layer], states: TeacherStates, codec: Codec | None = None) -> KeptHSK:
-    """What ``spec`` keeps of a teacher's ``states`` in the given ``layers``.
+    """Return what ``spec`` keeps of a teacher's ``states`` in the given ``layers``.
 
-    Tokens are chosen layer by layer, neurons token by token, both on values rounded to the spec's precision.
+    Tokens are chosen per layer and neurons per token, by values rounded to the spec's precision.
 
     Args:
         spec: what to keep.
         layers: the kept layers.
-        states: the teacher's.
-        codec: what :func:`fit_codec` gave, where the width selector has to learn.
+        states: the teacher's hidden states and scores.
+        codec: the result of :func:`fit_codec`, if the width selector learns.
 
     Raises:
-        HskdError: the length selector ranks by attention and ``states`` has none; or the width selector has to learn
-            from the training examples first, and no codec is given.
-        KeyError: ``states`` lacks a teacher layer of ``layers``.
+        HskdError: ``states`` lacks a score that the length selector ranks by; or the width selector learns, and no
+            codec is given.
+        KeyError: ``states`` lacks a teacher layer of ``layers``, or a layer of its scores.
     """
     selected = select(spec, layers, states, codec)
     width = next(iter(states.hidden.values())).shape[1]
@@ -214,7 +217,7 @@ def select_hsk(spec: HSKSpec, layers: Sequence[Layer], states: TeacherStates, co
 
 
 def select(spec: HSKSpec, layers: Sequence[Layer], states: TeacherStates, codec: Codec | None = None) -> SelectedHSK:
-    """:func:`select_hsk`, with the numbers as they are stored."""
+    """Return the same as :func:`select_hsk`, with the values encoded for storage."""
     positions, neurons = [], []
     arrays: dict[str, list[torch.Tensor]] = {}
     fixed: torch.Tensor | None = None
@@ -226,8 +229,8 @@ def select(spec: HSKSpec, layers: Sequence[Layer], states: TeacherStates, codec:
         missing = set(spec.width.codec_layout(spec.precision, width)) - set(codec or {})
         if missing:
             raise HskdError(
-                f"width={spec.width.selector}: has to learn from the training examples before anything is kept; "
-                "fit it first."
+                f"width={spec.width.selector}: has to learn from the training examples before it can select; "
+                "fit its codec first (hskd.knowledge.fit_codec)."
             )
         mask = spec.width.fixed(width)
         if mask is None:
@@ -251,16 +254,16 @@ def select(spec: HSKSpec, layers: Sequence[Layer], states: TeacherStates, codec:
 def fit_codec(
     spec: HSKSpec, layers: Sequence[Layer], width: int, batches: Iterable[TeacherStates]
 ) -> dict[str, torch.Tensor] | None:
-    """What the width selector learns from the kept tokens of the training examples, in one pass over them.
+    """Learn the codec of the width selector from the training examples, in one pass over them.
 
     Args:
-        spec: its width selector learns; only the tokens that it keeps count.
-        layers: the kept layers, which learn separately.
+        spec: the spec with the width selector. It learns only from the tokens that the spec keeps.
+        layers: the kept layers, each of which has its own codec.
         width: ``d_T``.
-        batches: the teacher's states for all training examples, some examples at a time.
+        batches: the teacher's states for all training examples, in batches.
 
     Returns:
-        The arrays of ``spec.width.codec_layout``, ``(n, ...)`` each; None where there is nothing to learn.
+        The arrays of ``spec.width.codec_layout``, ``(n, ...)`` each; None if the width selector learns nothing.
     """
     if not spec.width.codec_layout(spec.precision, width):
         return None
@@ -273,41 +276,41 @@ def fit_codec(
 
 
 class Spread:
-    """Standard deviations of numbers, from exact sums in float64 over one pass."""
+    """Computes standard deviations in one pass, from sums in float64."""
 
     def __init__(self) -> None:
         self._count = 0
         self._sums: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def add(self, values: torch.Tensor) -> None:
-        """Take ``(K, ...)`` values into account, one of each number in a row."""
+        """Add ``K`` observations of each number, ``(K, ...)``."""
         exact = values.detach().cpu().double()
         new = exact.sum(0), exact.square().sum(0)
         self._count += len(exact)
         self._sums = new if self._sums is None else (self._sums[0] + new[0], self._sums[1] + new[1])
 
     def deviations(self) -> torch.Tensor:
-        """The standard deviation of each number, ``(...)`` fp32; 1 for a number that never changes.
+        """Return the standard deviation of each number, ``(...)`` fp32; 1 for a constant number.
 
         Raises:
-            HskdError: there are no values.
+            HskdError: no values were added.
         """
         if self._sums is None or not self._count:
-            raise HskdError("standard deviations: there are no values to take them of.")
+            raise HskdError("standard deviations: there are no values to compute them from.")
         mean, square = (total / self._count for total in self._sums)
         variance = (square - mean.square()).clamp(min=0)
-        # What rounding leaves of no variance would be divided by.
+        # Rounding gives a constant number a tiny variance, by which a loss must not divide.
         constant = variance <= 1e-12 * square
         return torch.where(constant, 1.0, variance.sqrt()).float()
 
 
 def kept_neurons(spec: HSKSpec, layers: Sequence[Layer], states: TeacherStates) -> torch.Tensor:
-    """All neurons of the kept tokens, ``(K, n, d_T)`` fp32."""
+    """Return all neurons of the kept tokens, ``(K, n, d_T)`` fp32."""
     return torch.stack([_kept_view(spec, layer, states).hidden for layer in layers], dim=1)
 
 
 def _kept_view(spec: HSKSpec, layer: Layer, states: TeacherStates) -> LayerView:
-    """The tokens that ``spec`` keeps in a layer."""
+    """Return a view of the tokens that ``spec`` keeps in a layer."""
     view = LayerView(
         tokens=states.tokens,
         layer=layer.student,

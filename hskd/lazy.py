@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first used (PEP 562)."""
+"""Lazy imports: the names of a package are imported on first use (PEP 562)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 def lazy_names(
     package: str, names: Mapping[str, Sequence[str]]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The ``__getattr__`` and ``__dir__`` of a package.
+    """Return the ``__getattr__`` and ``__dir__`` of a package with lazy names.
 
     Args:
-        package: its ``__name__``.
-        names: module -> the names that the package takes from it.
+        package: the package's ``__name__``.
+        names: module -> the names that the package imports from it.
     """
     module_of = {name: module for module, members in names.items() for name in members}
 

@@ -1,10 +1,10 @@
-"""Plug-ins: a user's own selectors, student kinds, heads and tasks, from an installed package or from a module.
+"""Load plug-ins: users' selectors, student kinds, heads and tasks, from installed packages or from modules.
 
-A class registers itself when its module is imported. Two ways lead to that import, in every process:
+A class registers itself when its module is imported. There are two ways to import it, and both work in every process:
 
-* An installed package names its class in an entry-point group. The module is imported when a registry is asked for a
-  name that it does not know.
-* A module is named with ``--plugins MODULE``, or under ``plugins:`` in a grid file. Worker processes and Ray tasks
+* An installed package names its class in an entry-point group. Its module is imported when a registry is asked for an
+  unknown name.
+* You name the module with ``--plugins MODULE``, or under ``plugins:`` in a grid file. Worker processes and Ray tasks
   import it too.
 """
 
@@ -19,19 +19,19 @@ from pathlib import Path
 from hskd.errors import HskdError
 
 SELECTORS, STUDENTS, HEADS, TASKS = "hskd.selectors", "hskd.students", "hskd.heads", "hskd.tasks"
-"""The entry-point groups. An entry point has the name under which its class is registered."""
+"""The entry-point groups. The name of an entry point is the name under which its class is registered."""
 
 _loaded: dict[str, None] = {}
-"""The modules that :func:`load_plugins` imported in this process, in order."""
+"""The modules that :func:`load_plugins` has imported in this process, in order."""
 
 
 @dataclass(frozen=True)
 class Plugins:
-    """What another process needs to load the plug-ins of this one.
+    """The plug-ins of a process, in a form that another process can load.
 
     Attributes:
         modules: names of the modules.
-        path: the folders that they are searched in.
+        path: the folders in which to search for them.
     """
 
     modules: tuple[str, ...]
@@ -39,11 +39,11 @@ class Plugins:
 
     @classmethod
     def here(cls) -> Plugins:
-        """The plug-ins that this process has loaded."""
+        """Return the plug-ins that this process has loaded with :func:`load_plugins`."""
         return cls(tuple(_loaded), tuple(folder for folder in sys.path if folder) if _loaded else ())
 
     def load(self) -> None:
-        """Load them in this process.
+        """Load these plug-ins in this process.
 
         Raises:
             HskdError: a module cannot be imported.
@@ -53,9 +53,9 @@ class Plugins:
 
 
 def load_plugins(modules: Iterable[str]) -> None:
-    """Import modules that register classes; one that is imported already is left alone.
+    """Import modules that register classes, except those loaded already.
 
-    The current folder is searched after all others, so that ``--plugins my_selectors`` finds ``my_selectors.py`` there.
+    The current folder is searched last, so that ``--plugins my_selectors`` finds ``my_selectors.py`` there.
 
     Raises:
         HskdError: a module cannot be imported; the message names it and the cause.
@@ -69,7 +69,7 @@ def load_plugins(modules: Iterable[str]) -> None:
             importlib.invalidate_caches()
         try:
             importlib.import_module(module)
-        except Exception as error:  # a plug-in is somebody else's code, and may fail in any way
+        except Exception as error:  # A plug-in is foreign code, and may raise anything.
             raise HskdError(
                 f"plug-in {module}: cannot be imported ({_cause(error)}). Expected the dotted name of a module that is "
                 "installed or lies in the current folder, such as my_selectors for my_selectors.py; correct the name "
@@ -79,12 +79,12 @@ def load_plugins(modules: Iterable[str]) -> None:
 
 
 def resolve(group: str, name: str) -> None:
-    """Import the installed plug-ins of ``group`` that are called ``name``, if there are any.
+    """Import the installed plug-ins of ``group`` with the name ``name``, if there are any.
 
     Raises:
-        HskdError: one cannot be imported; the message names package, module and cause.
+        HskdError: a plug-in cannot be imported; the message names package, module and cause.
     """
-    from importlib.metadata import entry_points  # takes a while to import
+    from importlib.metadata import entry_points  # slow to import
 
     for entry_point in entry_points(group=group, name=name):
         try:

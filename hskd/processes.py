@@ -1,4 +1,7 @@
-"""The processes that work on one command together, as ``accelerate launch`` starts them; one alone is main."""
+"""The processes that run one command together, as started by ``accelerate launch``.
+
+The main process has rank 0. A process that was started alone is the main process.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +16,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hskd.errors import HskdError
 
-# A command that has not met other processes imports neither torch nor accelerate for asking how many there are.
+# A command that runs in a single process must not import torch or accelerate only to count the processes.
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
 T = TypeVar("T")
 
-# A process that fails ends the others through its launcher; one that waits may have to wait for a teacher's pass.
+# The time-out can be long: if a process fails, its launcher ends the others. A waiting process may have to wait for a
+# whole pass of the teacher.
 _PATIENCE = timedelta(days=7)
 _LEAD = 10.0
-"""Seconds that a process which fails leaves to one that has failed before it."""
+"""Seconds that a failing process waits, so that another one that failed before it can print its message."""
 _LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _LAUNCH_BY_MPI = ("OMPI_COMM_WORLD_", "PMI_", "MPI_LOCAL", "MV2_COMM_WORLD_")
 
-# The variables of torchrun and of MPI that accelerate reads, in its order; the first that is set counts.
+# The variables of torchrun and MPI that accelerate reads, in its order. The first one that is set counts.
 _RANK = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 _WORLD_SIZE = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _LOCAL_WORLD_SIZE = ("LOCAL_WORLD_SIZE", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE")
@@ -36,34 +40,34 @@ _solo = False
 
 
 def _from_environment(names: tuple[str, ...], default: int) -> int:
-    """The first of these variables that holds a number from 0."""
+    """Return the value of the first of these variables that holds a non-negative number, or ``default``."""
     values = (int(os.environ.get(name, -1)) for name in names)
     return next((value for value in values if value >= 0), default)
 
 
 def _distributed() -> ModuleType:
-    """``torch.distributed``, for what only processes that have met do."""
+    """Return ``torch.distributed``. Call it only after :func:`start` has joined the processes."""
     import torch.distributed
 
     return torch.distributed
 
 
 def _met() -> ModuleType | None:
-    """``torch.distributed`` if this process has met others, else None."""
+    """Return ``torch.distributed`` if this process has joined others; otherwise None."""
     dist = sys.modules.get("torch.distributed")
     return dist if dist is not None and dist.is_available() and dist.is_initialized() else None
 
 
 def launched() -> tuple[int, int]:
-    """Which of how many processes the launcher says that this is, whether they have met or not."""
+    """Return this process's rank and the number of processes, as set by the launcher, even before :func:`start`."""
     return _from_environment(_RANK, 0), _from_environment(_WORLD_SIZE, 1)
 
 
 def require_one_each(device: str) -> None:
-    """Refuse a device that several processes cannot have one each of; said before it is looked for.
+    """Check, before looking for the device, that ``device`` can mean a separate device for each process.
 
     Raises:
-        HskdError: this process was launched with others, and ``device`` is one alone.
+        HskdError: several processes were launched, and ``device`` names a single device.
     """
     _, many = launched()
     if many > 1 and device not in ("auto", "cpu", "cuda"):
@@ -71,13 +75,13 @@ def require_one_each(device: str) -> None:
 
 
 def start(device: torch.device) -> torch.device:
-    """Meet the other processes, if this one was launched with others, and say on which device it works.
+    """Join the other processes, if this one was launched with others, and return this process's device.
 
     Args:
-        device: what was asked for; ``cuda`` becomes this process's own.
+        device: the requested device. If several processes were launched, ``cuda`` becomes this process's own GPU.
 
     Raises:
-        HskdError: there is no such device for every process.
+        HskdError: there are not enough such devices, or not all launched processes have joined.
     """
     _, many = launched()
     if many == 1:
@@ -94,19 +98,24 @@ def start(device: torch.device) -> torch.device:
         )
     state = PartialState(cpu=device.type == "cpu", timeout=_PATIENCE)
     if state.num_processes != many:
-        raise HskdError(f"{many} processes were launched, and {state.num_processes} can work together on {device}.")
+        raise HskdError(
+            f"{many} processes were launched, but only {state.num_processes} can work together on {device}."
+        )
     return device if device.type == "cpu" else state.device
 
 
 def stop() -> None:
-    """Part from the other processes, once all are done."""
+    """Wait until all processes are done, and leave them."""
     if (dist := _met()) is not None:
         barrier()
         dist.destroy_process_group()
 
 
 def leave_to_main() -> bool:
-    """For work that one process does: whether this is the one; it goes on as though it had been started alone."""
+    """Return whether this process is to do work that a single process does.
+
+    In the main process, the launcher's variables are removed, so that it continues as if it had been started alone.
+    """
     rank, _ = launched()
     if rank == 0:
         for name in [name for name in os.environ if name in _LAUNCH or name.startswith(_LAUNCH_BY_MPI)]:
@@ -115,43 +124,44 @@ def leave_to_main() -> bool:
 
 
 def count() -> int:
-    """How many processes work together.
+    """Return the number of processes that work together.
 
     Raises:
-        HskdError: several were launched and have not met.
+        HskdError: several processes were launched, and :func:`start` was not called.
     """
     if _solo:
         return 1
     if (dist := _met()) is not None:
         return int(dist.get_world_size())
     if launched()[1] > 1:
-        raise HskdError("several processes were launched, and have not met: call hskd.processes.start(device) first.")
+        raise HskdError("several processes were launched but not joined: call hskd.processes.start(device) first.")
     return 1
 
 
 def rank() -> int:
-    """Which of them this is; 0 is the main one."""
+    """Return the rank of this process. The main process has rank 0."""
     return int(_distributed().get_rank()) if count() > 1 else 0
 
 
 def is_main() -> bool:
-    """Whether this is the one that writes and speaks."""
+    """Return whether this is the main process, which alone writes files and prints messages."""
     return rank() == 0
 
 
 def barrier() -> None:
-    """Wait until all are here."""
+    """Wait until all processes have reached this call."""
     if count() > 1:
         _distributed().barrier()
 
 
 def by_main(call: Callable[[], T]) -> T:
-    """Have the main process call, and give everyone its answer: what was written is there, what is decided is agreed.
+    """Run ``call`` in the main process, and return its result in all processes.
 
-    Within the call it is alone, so that whatever it calls may ask for others and finds none.
+    After it, all processes see the files that it wrote and agree on its decision. During the call, :func:`count` is 1
+    in the main process, so the called code can use this module as if it ran alone.
 
     Raises:
-        HskdError: the call failed; in the main process, whatever it raised.
+        HskdError: the call failed. The main process raises the original exception.
     """
     global _solo
     if count() == 1:
@@ -173,7 +183,7 @@ def by_main(call: Callable[[], T]) -> T:
 
 
 def gathered(value: T) -> list[T]:
-    """The values of all processes, in the order of their ranks."""
+    """Return the values of all processes, in the order of their ranks."""
     if count() == 1:
         return [value]
     values: list[Any] = [None] * count()
@@ -182,7 +192,7 @@ def gathered(value: T) -> list[T]:
 
 
 def summed(values: np.ndarray) -> np.ndarray:
-    """The sum of all processes' arrays, which have the same shape."""
+    """Return the sum of the arrays of all processes, which must have the same shape."""
     if count() == 1:
         return values
     import torch
@@ -194,22 +204,23 @@ def summed(values: np.ndarray) -> np.ndarray:
 
 
 def first_to_fail() -> bool:
-    """Whether this process is to say that something is wrong: an error has one message, not one of each.
+    """Return whether this process is to print the error message, so that an error is not printed by every process.
 
-    Another one waits here a little, so that the launcher, which ends all when one ends, lets the first one speak.
+    The other processes wait here for a while. The launcher ends all processes when one ends, so the first one needs
+    time to print.
     """
     own_rank, many = launched()
     if many == 1:
         return True
     dist = _met()
     if dist is not None:
-        # If whoever keeps the count is gone, it has failed before.
+        # If the process that hosts the counter is gone, it has failed before this one.
         with contextlib.suppress(RuntimeError):
             if dist.distributed_c10d._get_default_store().add("hskd: failed", 1) == 1:
                 return True
     elif own_rank == 0:
         return True
     time.sleep(_LEAD)
-    return (
-        dist is None
-    )  # before they meet, all read the same words; only if the main one found no fault are we still here
+    # Before start(), all processes read the same arguments. If this one is still running, the main process has found no
+    # error in them, and this one must report its own.
+    return dist is None

@@ -1,4 +1,7 @@
-"""Who is told how far long work is; the command line draws it, workers keep silent."""
+"""The progress-reporting protocol, with a silent and a prefixing implementation.
+
+The command line draws progress bars. Worker processes are silent.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,20 @@ from typing_extensions import override
 
 
 class Progress(Protocol):
-    """Receives progress."""
+    """Receives the progress of long work."""
 
     def begin(self, title: str, total: int) -> None:
-        """A part of ``total`` steps begins."""
+        """Begin a part of the work, with ``total`` steps."""
 
     def advance(self, steps: int = 1) -> None:
-        """So many steps are done."""
+        """Count ``steps`` more steps as done."""
 
     def say(self, message: str) -> None:
-        """Something worth a line."""
+        """Show a message of one line."""
 
 
 class Silent(Progress):
-    """Tells no one."""
+    """Ignores all progress."""
 
     @override
     def begin(self, title: str, total: int) -> None: ...
@@ -34,7 +37,7 @@ class Silent(Progress):
 
 
 class Prefixed(Progress):
-    """Passes progress on, with ``prefix`` before every title."""
+    """Passes progress on to ``progress``, with ``prefix`` before every title."""
 
     def __init__(self, progress: Progress, prefix: str) -> None:
         self._progress = progress

@@ -1,4 +1,7 @@
-"""Versions, machine and code of a run, recorded beside every result. A fact that is unknown is None, never an error."""
+"""Provenance of a run: versions, machine and git commit, recorded with every result.
+
+An unknown fact is None and never an error.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ _LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "numpy", "hskd"
 
 @lru_cache
 def provenance() -> dict[str, Any]:
-    """Versions, machine and git commit: what a reader needs to judge or repeat a number."""
+    """Return the versions, machine and git commit that a reader needs to judge or reproduce a result."""
     return {
         "python": sys.version.split()[0],
         **{name: _version(name) for name in _LIBRARIES},
@@ -29,10 +32,9 @@ def provenance() -> dict[str, Any]:
 
 
 def git_commit(file: Path) -> str | None:
-    """The commit that is checked out where ``file`` lies, or None.
+    """Return the checked-out commit of the repository that tracks ``file``; None if no repository does.
 
-    A repository that only happens to hold the virtual environment does not track ``file``, and its commit says nothing
-    about it.
+    A repository may contain the virtual environment without tracking ``file``. Its commit says nothing about the file.
     """
     folder = str(file.resolve().parent)
     if _git(folder, "ls-files", "--error-unmatch", file.name) is None:
@@ -41,8 +43,8 @@ def git_commit(file: Path) -> str | None:
 
 
 def _git(folder: str, *arguments: str) -> str | None:
-    """What git prints, or None if it is not installed or refuses."""
-    # A repository that the environment names, as in a git hook, is not the one of this folder.
+    """Return the output of a git command; None if git is not installed, fails or prints nothing."""
+    # Environment variables, such as those in a git hook, may name another repository than that of this folder.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         done = subprocess.run(
@@ -54,7 +56,7 @@ def _git(folder: str, *arguments: str) -> str | None:
 
 
 def _installed_commit() -> str | None:
-    """The commit that pip installed from, where it was a git URL (PEP 610)."""
+    """Return the commit that pip installed hskd from, if it was installed from a git URL (PEP 610); otherwise None."""
     try:
         text = distribution("hskd").read_text("direct_url.json")
         commit = json.loads(text or "{}").get("vcs_info", {}).get("commit_id")
@@ -83,5 +85,5 @@ def _cuda_device() -> str | None:
 
     try:
         return torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    except RuntimeError:  # a driver that does not fit
+    except RuntimeError:  # an incompatible driver
         return None

@@ -1,4 +1,4 @@
-"""Registries: what there is of a kind by name, built in or from a plug-in."""
+"""Registries: entries of one kind by name, built in or from a plug-in."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Entries by name. A name that is not known is looked for among the installed plug-ins.
+    """Entries by name. An unknown name is searched for among the installed plug-ins.
 
     Args:
-        noun: what an entry is, for messages.
-        group: the entry-point group of its plug-ins.
-        where: opens a message, such as the dimension of selectors.
+        noun: the kind of an entry, for messages.
+        group: the entry-point group of plug-ins of this kind.
+        where: the beginning of messages, such as the dimension of selectors.
     """
 
     def __init__(self, noun: str, group: str, where: str = "") -> None:
@@ -30,10 +30,10 @@ class Registry(Generic[T]):
         self._places: dict[str, str] = {}
 
     def add(self, name: str, entry: T, source: Any) -> None:
-        """Add ``entry``, which is what ``source``, a class or a function, defines.
+        """Add ``entry``, which is defined by ``source``, a class or a function.
 
         Raises:
-            HskdError: another class or function has that name.
+            HskdError: another class or function is registered under that name.
         """
         place = _place(source)
         known = self._places.setdefault(name, place)
@@ -42,21 +42,21 @@ class Registry(Generic[T]):
         self._entries[name] = entry
 
     def remove(self, name: str) -> None:
-        """Forget an entry, such as one that a test registered."""
+        """Remove an entry, such as one that a test has registered."""
         del self._entries[name], self._places[name]
 
     def find(self, name: str) -> T | None:
-        """The entry of that name, here or in an installed plug-in; None where there is none.
+        """Return the entry with that name, built in or from an installed plug-in; None if there is none.
 
         Raises:
-            HskdError: there is a plug-in of that name that cannot be imported.
+            HskdError: a plug-in with that name cannot be imported.
         """
         if name not in self._entries:
             plugins.resolve(self._group, name)
         return self._entries.get(name)
 
     def unknown(self, name: str) -> HskdError:
-        """What to say of a name that is not known."""
+        """Return the error for an unknown name. It lists the known names."""
         return HskdError(f"{self._where}unknown {self._noun} {brief(name)}; known: {', '.join(self)}.")
 
     def __iter__(self) -> Iterator[str]:
@@ -73,18 +73,18 @@ class Registry(Generic[T]):
 
 
 def _place(source: Any) -> str:
-    """Module and name of a class or of a function, behind the arguments that are bound to it."""
+    """Return the qualified name of a class or function; for ``functools.partial``, that of the wrapped function."""
     function = getattr(source, "func", source)
     return f"{function.__module__}.{function.__qualname__}"
 
 
 def import_all(package: str, path: list[str], module: str = "") -> None:
-    """Import what comes with hskd, so that it registers itself.
+    """Import the modules of a package, so that the built-in entries register themselves.
 
     Args:
-        package: dotted name of the package that it lies in.
+        package: dotted name of the package.
         path: the ``__path__`` of that package.
-        module: import only this module of every package within; by default, every module of the package itself.
+        module: name of the module to import from every subpackage [default: import every module of the package].
     """
     for module_info in iter_modules(path):
         if not module:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from hskd.errors import HskdError
 
-# Imported where it is used: settings take only the name DType from here.
+# torch is imported inside functions, because settings import this module only for the name DType.
 if TYPE_CHECKING:
     import torch
 
@@ -23,16 +23,16 @@ DType = Literal["auto", "fp32", "bf16"]
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How training runs on this machine. Options that change the bits are recorded and must stay as they are.
+    """Options of training on this machine. Options that change the bits are recorded, and must not change on resuming.
 
     Attributes:
-        dtype: resolved: fp32, or bf16 for autocast.
-        device: where the model trains.
-        checkpoints: save one after every epoch, so that a killed run can resume.
+        dtype: resolved precision: fp32, or bf16 for autocast.
+        device: the device to train on.
+        checkpoints: whether to save a checkpoint after every epoch, so that a killed run can resume.
         report_to: a reporter of ``transformers.Trainer``, such as tensorboard.
-        compile: run a student's layers through ``torch.compile``.
-        accumulate: parts that a process cuts its share of a batch into, one after the other; with several parts or
-            processes, losses are equal to rounding, and dropout masks differ.
+        compile: whether to run a student's layers through ``torch.compile``.
+        accumulate: number of parts into which a process splits its share of a batch (gradient accumulation). With
+            several parts or processes, losses are equal up to rounding, and dropout masks differ.
 
     Raises:
         HskdError: the reporter is unknown, or its package is not installed.
@@ -50,10 +50,10 @@ class RunOptions:
 
 
 def check_device(device: str) -> str:
-    """The name of a device, as far as that can be told without torch.
+    """Return ``device`` if it has the form of a device name. This needs no torch.
 
     Raises:
-        HskdError: it is none.
+        HskdError: it is not a device name.
     """
     if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,4})?", device):
         raise HskdError(f"device {device!r}: expected auto, cpu, cuda, cuda:0 (the first GPU) or mps.")
@@ -61,10 +61,10 @@ def check_device(device: str) -> str:
 
 
 def resolve_device(device: str = "auto") -> torch.device:
-    """``auto`` is CUDA where there is one, then Apple's MPS, then the CPU.
+    """Return the device with that name. ``auto`` prefers CUDA, then Apple's MPS, then the CPU.
 
     Raises:
-        HskdError: there is no such device here.
+        HskdError: this machine has no such device.
     """
     import torch
 
@@ -77,17 +77,17 @@ def resolve_device(device: str = "auto") -> torch.device:
         if not torch.backends.cuda.is_built():
             raise HskdError(f"device {device}: this PyTorch ({torch.__version__}) is built without CUDA; use cpu.")
         if (resolved.index or 0) >= (count := torch.cuda.device_count()):
-            raise HskdError(f"device {device}: PyTorch sees {count} GPUs here; use cpu, or a GPU that there is.")
+            raise HskdError(f"device {device}: PyTorch sees {count} GPUs here; use cpu, or an existing GPU.")
     if resolved.type == "mps" and not torch.backends.mps.is_available():
         raise HskdError(f"device {device}: PyTorch sees no Apple GPU here; use cpu.")
     return resolved
 
 
 def require_reporter(name: str) -> None:
-    """Refuse a reporter that ``transformers.Trainer`` does not know, or whose package is not installed.
+    """Check that ``transformers.Trainer`` knows a reporter and its package is installed.
 
     Raises:
-        HskdError: names those that can be used here.
+        HskdError: names the reporters that can be used.
     """
     if name == "none":
         return
@@ -106,10 +106,10 @@ def require_reporter(name: str) -> None:
 
 
 def _cpu_has_native_bf16() -> bool:
-    """Whether the CPU computes in bf16, and no environment variable holds torch's kernels to older instructions."""
+    """Return whether the CPU computes in bf16, and no environment variable limits torch to older instructions."""
     if os.environ.get("ATEN_CPU_CAPABILITY", "").lower() in ("default", "avx2"):
         return False
-    # oneDNN's names: those for processors with bf16 end in BF16, or name FP16 or AMX.
+    # In oneDNN, the instruction sets with bf16 are those whose names contain BF16, FP16, AMX or AVX10.
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
     if limit not in ("ALL", "DEFAULT") and not any(kind in limit for kind in ("BF16", "FP16", "AMX", "AVX10")):
         return False
@@ -126,13 +126,13 @@ def _native_bf16_flags() -> bool:
 
 
 def resolve_dtype(dtype: DType, device: torch.device) -> Literal["fp32", "bf16"]:
-    """The precision of the forward pass: ``auto`` is bf16 autocast where it is native, else fp32.
+    """Return the precision of the forward pass. ``auto`` is bf16 autocast if it is native, otherwise fp32.
 
-    Native means a CUDA device that supports bf16, or a CPU with ``avx512_bf16`` or ``amx_bf16``
-    whose kernels neither ``ATEN_CPU_CAPABILITY`` nor ``ONEDNN_MAX_CPU_ISA`` holds to older instructions.
+    Native means a CUDA device that supports bf16, or a CPU with ``avx512_bf16`` or ``amx_bf16`` that neither
+    ``ATEN_CPU_CAPABILITY`` nor ``ONEDNN_MAX_CPU_ISA`` limits to older instructions.
 
     Raises:
-        HskdError: ``dtype`` is none of auto, fp32, bf16, or the device cannot compute in it.
+        HskdError: ``dtype`` is not auto, fp32 or bf16, or the device cannot compute in it.
     """
     import torch
 
@@ -154,14 +154,14 @@ def resolve_dtype(dtype: DType, device: torch.device) -> Literal["fp32", "bf16"]
 
 
 def autocast(dtype: str, device: torch.device) -> torch.autocast:
-    """Autocast context for a resolved ``dtype`` (``fp32`` disables it)."""
+    """Return an autocast context for a resolved ``dtype``. ``fp32`` disables autocast."""
     import torch
 
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bf16")
 
 
 def set_threads(threads: int | None) -> int:
-    """Set the CPU threads of torch, if asked to, and return how many it uses: the number changes the bits."""
+    """Set torch's number of CPU threads unless ``threads`` is None, and return it. The number changes the bits."""
     import torch
 
     if threads is not None:
@@ -170,7 +170,7 @@ def set_threads(threads: int | None) -> int:
 
 
 def release_memory() -> None:
-    """Give freed memory back to the system, as glibc does not by itself: a teacher's would stay for hours."""
+    """Return freed memory to the system. glibc would keep it, and with it a teacher's memory for hours."""
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # not glibc
+    with contextlib.suppress(OSError, AttributeError):  # The C library is not glibc.
         ctypes.CDLL("libc.so.6").malloc_trim(0)

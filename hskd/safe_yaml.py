@@ -1,4 +1,4 @@
-"""Read YAML that may come from anybody: bounded in size and depth, no key twice, no tags."""
+"""Read YAML from untrusted sources: with limits on size and depth, and without tags or duplicate keys."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing_extensions import override
 from hskd.errors import HskdError, brief, cut
 
 LONGEST = 100_000
-"""Characters of a text. Python's YAML reads some 200,000 of them a second."""
+"""Maximum characters of a text. PyYAML reads about 200,000 characters per second."""
 DEEPEST = 30
-"""Lists and mappings within each other."""
+"""Maximum depth of nested lists and mappings."""
 MOST = 20_000
-"""Values, where every alias counts as all that it stands for."""
+"""Maximum number of values, with every alias expanded."""
 
 _TAG = "tag:yaml.org,2002:"
 _TAGS = {f"{_TAG}{name}" for name in ("null", "bool", "int", "float", "str", "timestamp", "seq", "map", "merge")}
@@ -24,10 +24,10 @@ _KEYS = {f"{_TAG}str", f"{_TAG}merge"}
 
 
 def read(file: Path) -> str:
-    """The text of a YAML file.
+    """Return the text of a YAML file, up to one character more than :data:`LONGEST`.
 
     Raises:
-        HskdError: it is missing, no UTF-8 text, or too long.
+        HskdError: the file is missing, cannot be read, or is not UTF-8 text.
     """
     try:
         with file.open(encoding="utf-8-sig") as opened:
@@ -42,10 +42,10 @@ def read(file: Path) -> str:
 
 
 def parse(text: str) -> tuple[Any, yaml.Node | None]:
-    """The value that ``text`` says, and its nodes, which know their lines.
+    """Return the value of a YAML text, and its root node, whose nodes know their lines.
 
     Raises:
-        yaml.YAMLError: it is not YAML, or more than a settings file may hold; the message names the line.
+        yaml.YAMLError: the text is not YAML, or exceeds a limit of a settings file. The error names the line.
     """
     if len(text) > LONGEST:
         raise yaml.YAMLError(f"more than {LONGEST:,} characters")
@@ -72,11 +72,11 @@ class _Loader(yaml.SafeLoader):
         if self._nodes > MOST:
             raise _error(f"more than {MOST:,} values", self.get_mark())
         if self._depth > DEEPEST:
-            raise _error(f"more than {DEEPEST} levels within each other", self.get_mark())
+            raise _error(f"more than {DEEPEST} nested levels", self.get_mark())
         node = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
         self._depth -= 1
         if node is not None and node.tag not in _TAGS:
-            raise _error(f"the tag {node.tag} is not known here; write the value alone", node.start_mark)
+            raise _error(f"the tag {node.tag} is not allowed; write the value without a tag", node.start_mark)
         return node  # type: ignore[no-any-return]
 
     @override
@@ -85,7 +85,7 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if key.tag not in _KEYS:
-                raise _error("a key that is no text; put it in quotes", key.start_mark)
+                raise _error("a key that is not text; put it in quotes", key.start_mark)
             if key.value in seen:
                 raise _error(f"the key {brief(key.value)} is written twice", key.start_mark)
             seen.add(key.value)
@@ -99,7 +99,7 @@ class _Loader(yaml.SafeLoader):
                 value.encode()
         except yaml.YAMLError:
             raise
-        except Exception as error:  # such as an integer of too many digits, a thirteenth month, half a character
+        except Exception as error:  # such as an integer with too many digits, a thirteenth month or invalid Unicode
             raise _error(f"a value that cannot be read ({error})", node.start_mark) from None
         if isinstance(value, float) and not math.isfinite(value):
             raise _error("a number that is not finite", node.start_mark)
@@ -109,10 +109,10 @@ class _Loader(yaml.SafeLoader):
 
 
 def _count(node: yaml.Node, sizes: dict[int, int]) -> int:
-    """How many values ``node`` comes to, with every alias written out.
+    """Return the number of values in ``node``, with every alias expanded.
 
     Raises:
-        yaml.YAMLError: more than ``MOST``, or without end.
+        yaml.YAMLError: there are more than ``MOST`` values, or an alias contains itself.
     """
     if isinstance(node, yaml.ScalarNode):
         return 1
@@ -122,9 +122,9 @@ def _count(node: yaml.Node, sizes: dict[int, int]) -> int:
         children = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
         size = sizes[id(node)] = 1 + sum(_count(child, sizes) for child in children)
     elif size == 0:
-        raise _error("an alias within what it stands for", node.start_mark)
+        raise _error("an alias that contains itself", node.start_mark)
     if size > MOST:
-        raise _error(f"more than {MOST:,} values, aliases written out", node.start_mark)
+        raise _error(f"more than {MOST:,} values, with aliases expanded", node.start_mark)
     return size
 
 

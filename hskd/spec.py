@@ -1,4 +1,4 @@
-"""The HSK spec: what is kept of a teacher's hidden states, one selector and amount per dimension."""
+"""The HSK spec, which says what is kept of a teacher's hidden states: one selector and amount per dimension."""
 
 from __future__ import annotations
 
@@ -47,24 +47,24 @@ DIMENSIONS: dict[str, Registry[Any]] = {
     "examples": EXAMPLES,
 }
 _AMOUNT = {"depth": ("n", "l"), "length": ("k", "t"), "width": ("w", "w"), "examples": ("e", "e")}
-"""The field that holds each dimension's amount, and its unit in the short form."""
+"""The field with the amount of each dimension, and its unit in the short form."""
 _SHORT = re.compile(
     r"(?:(all)l?|(\d+)l)_(?:(all)t?|(\d+)t)_(?:(all)[wh]?|(\d*\.\d+|\d+)[wh])(?:_(?:(all)e?|(\d*\.\d+|\d+)e))?",
     re.ASCII,
 )
 _LONGEST_SHORT, _LONGEST_JSON = 4_000, 1_000_000
-"""Characters of a spec. Python reads no integer of more than 4,300 digits."""
+"""Maximum characters of a spec. Python cannot parse integers of more than 4,300 digits."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes that a spec is applied to.
+    """The sizes of teacher and student to which a spec is applied.
 
     Attributes:
-        student_layers: ``L_S``, without the embedding output.
-        teacher_layers: ``L_T``, without the embedding output.
+        student_layers: ``L_S``, excluding the embedding output.
+        teacher_layers: ``L_T``, excluding the embedding output.
         teacher_width: ``d_T``.
-        vocab_size: of the tokenizer.
+        vocab_size: size of the tokenizer's vocabulary.
     """
 
     student_layers: int
@@ -74,7 +74,7 @@ class Shape:
 
     @classmethod
     def of(cls, teacher: PretrainedConfig, student_layers: int) -> Shape:
-        """The sizes of a teacher of configuration ``teacher``, and of a student of ``student_layers`` layers."""
+        """Return the sizes for a teacher's configuration and a student with ``student_layers`` layers."""
         return cls(
             student_layers=student_layers,
             teacher_layers=teacher.num_hidden_layers,
@@ -84,7 +84,7 @@ class Shape:
 
 
 class Layer(NamedTuple):
-    """One kept layer: the student's, the teacher's that it learns from, and the layers of what ranks tokens."""
+    """One kept layer: the student layer, the teacher layer it learns from, and the layers whose scores rank tokens."""
 
     student: int
     teacher: int
@@ -94,7 +94,7 @@ class Layer(NamedTuple):
 
 
 class HSKSpec(BaseModel):
-    """One selector and amount per dimension. :attr:`canonical` identifies it; :attr:`label` names it for people."""
+    """One selector and amount per dimension. :attr:`canonical` identifies it, and :attr:`label` is its short form."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -104,7 +104,7 @@ class HSKSpec(BaseModel):
     precision: SerializeAsAny[PrecisionSelector] = FP16()
     examples: Annotated[
         SerializeAsAny[ExamplesSelector],
-        # Absent where all are kept: it takes no part in the identity of specs from before there was a choice.
+        # Absent if all are kept, so that specs keep their identity from versions without this dimension.
         Field(exclude_if=lambda selector: selector.keeps_all),
     ] = RandomExamples()
 
@@ -116,27 +116,27 @@ class HSKSpec(BaseModel):
     @field_validator("examples")
     @classmethod
     def _all_are_all(cls, selector: ExamplesSelector) -> ExamplesSelector:
-        return RandomExamples() if selector.keeps_all else selector  # However they are chosen.
+        return RandomExamples() if selector.keeps_all else selector  # If all are kept, the selector has no effect.
 
     @model_validator(mode="after")
     def _go_together(self) -> HSKSpec:
         self.width.check(self.precision)
         if self.depth.draws and getattr(self.length, "att_map", "same") != "same":
             raise ValueError(
-                f"depth={self.depth.selector} draws teacher layers for each batch, so that none belongs to a student "
-                "layer beforehand; leave length.att_map at same"
+                f"depth={self.depth.selector} draws teacher layers for each batch, so none is mapped to a student "
+                "layer in advance; leave length.att_map at same"
             )
         return self
 
     @classmethod
     def parse(cls, text: str | dict[str, Any] | HSKSpec) -> HSKSpec:
-        """A spec from its short form, from JSON, or from the path of a JSON file.
+        """Return the spec that ``text`` describes: its short form, JSON, or the path of a JSON file.
 
-        The short form is ``1l_10t_0.1w`` (``h`` for ``w`` as in the paper, ``all`` for everything), perhaps with the
-        share of the examples behind it (``1l_10t_0.1w_0.25e``), then comma-separated changes: a selector
-        (``length=left``, ``width=pca``) or one of a selector's fields (``l_top=5``,
-        ``length.seed=3``, ``rotate=true``); docs/selectors.md lists them. An amount given as a number means ``top_n``,
-        ``attention_no_sep``, ``magnitude``, and ``random`` examples.
+        The short form is ``1l_10t_0.1w``: layers, tokens and width. ``all`` keeps everything, and ``h`` may replace
+        ``w``, as in the paper. A share of the examples may follow (``1l_10t_0.1w_0.25e``), and then comma-separated
+        changes. A change sets a selector (``length=left``, ``width=pca``) or a selector's field (``l_top=5``,
+        ``length.seed=3``, ``rotate=true``); docs/selectors.md lists them. Without a change, a numeric amount uses the
+        selectors ``top_n``, ``attention_no_sep``, ``magnitude`` and, for examples, ``random``.
 
         Raises:
             HskdError: the text is none of these, a selector is unknown, or an amount is out of range.
@@ -154,15 +154,15 @@ class HSKSpec(BaseModel):
                 raise HskdError(f"spec: {len(text):,} characters of JSON; expected at most {_LONGEST_JSON:,}.")
             try:
                 return cls._validate(json.loads(text))
-            except (ValueError, RecursionError) as error:  # not JSON, an integer of too many digits, or too deep
+            except (ValueError, RecursionError) as error:  # not JSON, an integer with too many digits, or too deep
                 raise HskdError(f"spec: not valid JSON ({error}).") from None
         short, *changes = text.strip().split(",") if len(text) <= _LONGEST_SHORT else ("",)
         match = _SHORT.fullmatch(short)
         if not match:
             raise HskdError(
-                f"spec {brief(text)}: expected layers_tokens_width such as 1l_10t_0.1w or all_all_all, perhaps a "
-                "share of the examples behind it (1l_10t_0.1w_0.25e), then changes such as length=left or l_top=5, "
-                "separated by commas; or JSON; or the path of a .json file."
+                f"spec {brief(text)}: expected layers_tokens_width such as 1l_10t_0.1w or all_all_all, optionally "
+                "followed by a share of the examples (1l_10t_0.1w_0.25e) and by changes such as length=left or "
+                "l_top=5, separated by commas; or JSON; or the path of a .json file."
             )
         _, n, _, k, _, w, _, e = match.groups()
         fields: dict[str, dict[str, Any]] = {
@@ -185,16 +185,16 @@ class HSKSpec(BaseModel):
             raise HskdError(f"spec: {describe(error)}.") from None
 
     def __eq__(self, other: object) -> bool:
-        """Compare :attr:`canonical`: field by field, ``l_top=1`` (layer 1) would equal ``l_top=1.0`` (all layers)."""
+        """Compare :attr:`canonical`. Field by field, ``l_top=1`` (layer 1) would equal ``l_top=1.0`` (all layers)."""
         return isinstance(other, HSKSpec) and self.canonical == other.canonical
 
     def full(self) -> HSKSpec:
-        """Full HSK of the same mapping: every mapped layer, real token and neuron, at the same precision."""
+        """Return the spec of full HSK under the same mapping: every mapped layer, token and neuron, same precision."""
         return HSKSpec(depth=self.depth.all_layers(), precision=self.precision)
 
     @property
     def canonical(self) -> str:
-        """JSON with every field, keys sorted: equal specs, and only they, have equal text."""
+        """JSON of all fields with sorted keys. Two specs are equal if and only if this text is."""
         return canonical_json(self.model_dump(mode="json"))
 
     @property
@@ -204,7 +204,7 @@ class HSKSpec(BaseModel):
 
     @property
     def label(self) -> str:
-        """The short form; :meth:`parse` turns it back into this spec (explicit layer pairs excepted)."""
+        """The short form. :meth:`parse` reads it back, except for a spec with explicit layer pairs."""
         short = "_".join(
             _amount_text(getattr(getattr(self, dimension), field, "all"), unit)
             for dimension, (field, unit) in _AMOUNT.items()
@@ -213,7 +213,7 @@ class HSKSpec(BaseModel):
         return ",".join([short, *_changes(HSKSpec.parse(short), self)])
 
     def layers(self, shape: Shape) -> tuple[Layer, ...]:
-        """The kept layers, from the lowest up; where they are drawn for each batch, all that may be.
+        """Return the kept layers, from the lowest up; all that may be drawn, if layers are drawn for each batch.
 
         Raises:
             HskdError: the student or the teacher lacks a layer that the spec names.
@@ -232,17 +232,17 @@ class HSKSpec(BaseModel):
 
 
 def _read(path: str) -> str:
-    """The text of a spec's JSON file.
+    """Return the text of a spec's JSON file.
 
     Raises:
-        HskdError: there is none, or it cannot be read.
+        HskdError: the file is missing or cannot be read.
     """
     try:
         with Path(with_home(path)).open(encoding="utf-8-sig") as file:
             return file.read(_LONGEST_JSON + 1)
     except FileNotFoundError:
         raise HskdError(f"spec: {path}: no such file.") from None
-    except (OSError, ValueError) as error:  # a folder, a name that no file can have, bytes that are not UTF-8
+    except (OSError, ValueError) as error:  # a folder, an invalid file name, or bytes that are not UTF-8
         raise HskdError(
             f"spec: {cut(path)}: cannot be read as a JSON file ({getattr(error, 'strerror', None) or error})."
         ) from None
@@ -254,7 +254,7 @@ def _amount_text(amount: int | float | str, unit: str) -> str:
 
 
 def _settings(dimension: str, selector: str) -> list[str]:
-    """A selector's fields apart from its name and its amount."""
+    """Return the names of a selector's fields, without its name and its amount."""
     amount, _ = _AMOUNT.get(dimension, ("", ""))
     return [field for field in DIMENSIONS[dimension][selector].model_fields if field not in ("selector", amount)]
 
@@ -271,8 +271,8 @@ def _apply_change(fields: dict[str, dict[str, Any]], change: str, text: str) -> 
         return
     if name.partition(".")[0] == "examples" and "examples" not in fields:
         raise HskdError(
-            f"spec {brief(text)}: {brief(change)}: chooses nothing where all examples are kept; say how many behind "
-            "the width, such as 1l_10t_0.1w_0.25e."
+            f"spec {brief(text)}: {brief(change)}: has no effect if all examples are kept; give their share after the "
+            "width, such as 1l_10t_0.1w_0.25e."
         )
     known = [f"{owner}.{field}" for owner in fields for field in _settings(owner, fields[owner]["selector"])]
     matches = [full for full in known if name in (full, full.partition(".")[2])]
@@ -288,7 +288,7 @@ def _apply_change(fields: dict[str, dict[str, Any]], change: str, text: str) -> 
 
 
 def _changes(base: HSKSpec, spec: HSKSpec) -> Iterator[str]:
-    """What must be written behind the short form of ``base`` to get ``spec``."""
+    """Yield the changes that turn the short form of ``base`` into that of ``spec``."""
     for dimension in DIMENSIONS:
         selector: Selector = getattr(spec, dimension)
         base_selector: Selector = getattr(base, dimension)

@@ -1,4 +1,4 @@
-"""What every training run here shares: Trainer on our batches, its arguments, its callbacks, and predictions."""
+"""Training of one stage: a Trainer over length-bucketed batches, its arguments and callbacks, and prediction."""
 
 from __future__ import annotations
 
@@ -41,15 +41,17 @@ from hskd.tasks import (
 
 
 class HeadModule(nn.Module):
-    """A model as gold labels and the prediction stage train it: rows of its head, and no more than the head reads.
+    """A model that returns the outputs of its head, and computes only what the head reads.
+
+    Fine-tuning on gold labels and the prediction stage train a model in this form.
 
     Args:
         model: the model.
-        head: what its predictions are.
-        encoder: how the model runs; by default as :class:`~hskd.fast.LeanEncoder` runs it.
+        head: the head of its task.
+        encoder: runs the model [default: a :class:`~hskd.fast.LeanEncoder` of it].
     """
 
-    accepts_loss_kwargs = False  # Or Trainer would count labels among all processes, which no loss here asks for.
+    accepts_loss_kwargs = False  # Otherwise, Trainer would count labels across processes, which no loss here needs.
 
     def __init__(self, model: PreTrainedModel, head: Head, encoder: LeanEncoder | None = None) -> None:
         super().__init__()
@@ -58,23 +60,23 @@ class HeadModule(nn.Module):
         self.encoder = encoder or LeanEncoder(model)
 
     def forward(self, padded: bool | None = None, **inputs: torch.Tensor) -> torch.Tensor:
-        """The head's rows ``(R, C)`` for a batch (:func:`~hskd.tasks.head_inputs`).
+        """Return the head's outputs ``(R, C)`` for a batch (:func:`~hskd.tasks.head_inputs`).
 
-        ``padded`` says whether it has pads, None that it is to find out.
+        ``padded`` says whether the batch has padding; None means that this is to be detected.
         """
         output = self.encoder.output(model_inputs(inputs), self.head.readout(inputs), padded)
         return self.head.rows(output, inputs)
 
 
 class StageTrainer(Trainer):
-    """``transformers.Trainer`` over a tokenised split, in length-bucketed batches that depend on seed and epoch alone.
+    """A ``transformers.Trainer`` over a tokenised split. Its batches depend only on seed and epoch.
 
-    A subclass gives the loss of a batch in :meth:`batch_loss`. A batch may be shared out among processes and taken in
-    several steps: its loss and gradient are those of the whole, to rounding.
+    Batches are bucketed by length. A subclass defines the loss of a batch in :meth:`batch_loss`. If several processes
+    share a batch, or gradients are accumulated, loss and gradient are those of the whole batch, up to rounding.
 
     Args:
-        model: the module to train. It says ``accepts_loss_kwargs = False``.
-        args: training arguments, those of :func:`training_arguments`.
+        model: the module to train. It must have ``accepts_loss_kwargs = False``.
+        args: the result of :func:`training_arguments`.
         dataset: the training examples, with their targets.
         stage: name of the stage, for messages and progress.
         options: further arguments of ``Trainer``, such as ``optimizer_cls_and_kwargs``.
@@ -94,12 +96,12 @@ class StageTrainer(Trainer):
             self.add_callback(callback)
 
     def batch_loss(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-        """The loss of a batch with its targets, a scalar, mean over its examples."""
+        """Return the loss of a batch with its targets: a scalar, the mean over its examples."""
         raise NotImplementedError
 
     @override
     def compute_loss(self, model: Any, inputs: Any, return_outputs: Any = False, num_items_in_batch: Any = None) -> Any:
-        # Trainer takes the mean over processes and accumulated steps, and shares of a batch may differ in size.
+        # Trainer averages over processes and accumulated steps, but the parts of a batch may differ in size.
         parts = self.args.world_size * self.args.gradient_accumulation_steps
         loss = self.batch_loss(model, inputs) * (inputs["share"] * parts)
         self._finite.see(loss, self.state.global_step + 1)
@@ -120,15 +122,15 @@ class StageTrainer(Trainer):
 
     @property
     def batches(self) -> int:
-        """Batches of an epoch; each is a step."""
+        """Number of batches in an epoch, each of which is one step."""
         return len(self.get_train_dataloader()) // int(self.args.gradient_accumulation_steps)
 
     def run(self) -> None:
-        """Train, going on from the last whole checkpoint in the output folder where there is one.
+        """Train. If the output folder holds a complete checkpoint, resume from the newest one.
 
         Raises:
-            HskdError: a checkpoint cannot be written, a loss or a gradient norm is not finite.
-            CorruptionError: a file of the checkpoint is not the one that was written.
+            HskdError: a checkpoint cannot be written, or a loss or gradient norm is not finite.
+            CorruptionError: a file of the checkpoint is damaged.
         """
         checkpoint = last_checkpoint(Path(self.args.output_dir))
         if checkpoint is not None:
@@ -139,14 +141,14 @@ class StageTrainer(Trainer):
             if not self.args.should_save:
                 raise
             torn = [path for path in Path(self.args.output_dir).glob("checkpoint-*") if not _is_whole(path)]
-            for path in torn:  # Of no use, and the room that it takes may be missing when the run is started again.
+            for path in torn:  # An incomplete checkpoint is useless, and a resumed run may need the disk space.
                 shutil.rmtree(path, ignore_errors=True)
             with saving(torn[0]) if torn else nullcontext():
                 raise
 
 
 class GoldTrainer(StageTrainer):
-    """Fine-tuning on gold labels: a teacher, or the arm *gold*.
+    """Fine-tunes a model on gold labels: a teacher, or a student of the arm *gold*.
 
     Args:
         model: the model with its head.
@@ -169,11 +171,11 @@ class GoldTrainer(StageTrainer):
 
 
 class FiniteCheck(TrainerCallback):
-    """Stops training at a loss or a gradient norm that is not finite.
+    """Stops training if a loss or a gradient norm is not finite.
 
-    A loss is read at once on a CPU. On a GPU it is read a step later, when its copy has arrived, so that no step waits
-    for the device. Gradient norms are read when Trainer logs them; between two logs, a gradient that is not a number
-    shows in the loss of the step after.
+    On a CPU, a loss is checked immediately. On a GPU, it is checked one step later, when its copy has arrived, so that
+    no step waits for the device. Gradient norms are checked when Trainer logs them. Between two logs, a NaN gradient
+    appears in the loss of the next step.
 
     Args:
         stage: name of the stage, for the message.
@@ -184,10 +186,10 @@ class FiniteCheck(TrainerCallback):
         self._unread: list[tuple[int, torch.Tensor, torch.cuda.Event | None]] = []
 
     def see(self, loss: torch.Tensor, step: int) -> None:
-        """Check the loss of ``step``, or set it aside where it is on a GPU.
+        """Check the loss of ``step`` on a CPU. On a GPU, check the previous losses and keep this one for later.
 
         Raises:
-            HskdError: it is not finite, or one set aside before is not.
+            HskdError: a checked loss is not finite.
         """
         if loss.device.type != "cuda":
             self._require_finite("loss", float(loss.detach()), step)
@@ -212,7 +214,7 @@ class FiniteCheck(TrainerCallback):
             self._require_finite("gradient norm", logs["grad_norm"], state.global_step)
 
     def _read(self) -> None:
-        """Check what was set aside."""
+        """Check the losses that were kept for later."""
         for step, loss, arrived in self._unread:
             if arrived is not None:
                 arrived.synchronize()
@@ -228,9 +230,10 @@ class FiniteCheck(TrainerCallback):
 
 
 class _LogEveryEpoch(TrainerCallback):
-    """Logs after every epoch, so that a short stage has a loss, and with every checkpoint.
+    """Logs after every epoch, so that a short stage has a logged loss, and at every checkpoint.
 
-    The loss since the last log is in no checkpoint: what is logged would depend on whether a run was resumed.
+    A checkpoint does not hold the loss since the last log. Without a log at every checkpoint, the logged losses would
+    depend on whether a run was resumed.
     """
 
     @override
@@ -245,7 +248,7 @@ class _LogEveryEpoch(TrainerCallback):
 
 
 class _SealCheckpoint(TrainerCallback):
-    """Writes the checksums of a checkpoint, which also say that all of several processes have written to it."""
+    """Writes the checksums of a checkpoint. They also mark that all processes have finished writing it."""
 
     @override
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -256,23 +259,23 @@ class _SealCheckpoint(TrainerCallback):
 
 
 def _require_checkpoint(checkpoint: Path) -> None:
-    """Refuse a checkpoint of which a file is damaged.
+    """Verify the files of a checkpoint.
 
     Raises:
-        CorruptionError: names the file, and says what to do.
+        CorruptionError: names the damaged file, and says what to do.
     """
     try:
         require_whole(checkpoint)
     except CorruptionError as error:
         damaged = str(error).partition(". ")[0].removesuffix(".")
         raise CorruptionError(
-            f"{damaged}. Delete the checkpoint {checkpoint}, and run the same command again: it goes on from an "
-            "earlier one, or starts anew."
+            f"{damaged}. Delete the checkpoint {checkpoint}, and run the same command again: it resumes from an "
+            "earlier one, or starts again."
         ) from None
 
 
 def clear_checkpoints(folder: Path) -> None:
-    """Remove the checkpoints in a stage's output folder, and the folder where nothing else is left: logs stay."""
+    """Remove the checkpoints in a stage's output folder, and the folder if it is then empty. Logs are kept."""
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     if folder.is_dir() and not any(folder.iterdir()):
@@ -280,7 +283,7 @@ def clear_checkpoints(folder: Path) -> None:
 
 
 class Callbacks(TrainerCallback):
-    """Plain functions as Trainer callbacks: ``on_step`` after every step, ``on_epoch`` after every epoch."""
+    """Trainer callback that calls ``on_step`` after every step, and ``on_epoch`` after every epoch."""
 
     def __init__(self, on_step: Callable[[], None] | None = None, on_epoch: Callable[[], None] | None = None) -> None:
         self._on_step = on_step
@@ -300,11 +303,11 @@ class Callbacks(TrainerCallback):
 
 
 class EpochScores(TrainerCallback, ExportableState):
-    """Scores a model after every epoch. Checkpoints hold the scores, so that a resumed run knows all of them.
+    """Scores a model after every epoch. Checkpoints hold the scores, so that a resumed run has all of them.
 
     Args:
-        score: gives the score.
-        on_score: called with all scores so far after each of them.
+        score: returns the score of the model.
+        on_score: called after each epoch with all scores so far.
     """
 
     def __init__(self, score: Callable[[], float], on_score: Callable[[list[float]], None]) -> None:
@@ -332,7 +335,10 @@ class EpochScores(TrainerCallback, ExportableState):
 
 
 def seed_training(seed: int) -> None:
-    """Seed everything that draws; each process draws another dropout, the main one that of a process alone."""
+    """Seed all random number generators.
+
+    Each process gets a different seed, so that dropout masks differ. The main process gets the seed of a single one.
+    """
     if rank := processes.rank():
         seed = int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
     set_seed(seed)
@@ -340,26 +346,28 @@ def seed_training(seed: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class StageRecipe:
-    """How a stage trains: AdamW, with weight decay but on biases and LayerNorms, and clipped gradients.
+    """Hyperparameters of a stage. It trains with AdamW and gradient clipping.
+
+    Weight decay does not apply to biases and LayerNorms.
 
     Attributes:
-        epochs: passes over the training examples.
+        epochs: number of passes over the training examples.
         learning_rate: peak learning rate.
-        schedule: ``lr_scheduler_type``, such as constant or linear.
-        batch_size: examples in a batch, over all processes together.
-        seed: decides the batches and the dropout.
+        schedule: ``lr_scheduler_type`` of ``TrainingArguments``, such as constant or linear.
+        batch_size: number of examples in a batch, over all processes together.
+        seed: seed of the batches and of dropout.
         dtype: fp32, or bf16 for autocast.
         device: the device to train on.
-        warmup_steps: steps of warm-up, or a share of all steps where below 1.
-        weight_decay: of AdamW.
-        max_grad_norm: gradients are clipped to this norm, over all parameters together; 0 leaves them as they are.
-        checkpoints: save one after every epoch, so that a killed run can resume.
-        report_to: a reporter of Trainer's (tensorboard, wandb, mlflow, ...), or none.
-        accumulate: parts that a process cuts its share of a batch into, one after the other.
-        first_epoch: epochs of the stages before: the batches go on from there, so that arms with and without them
-            see the same ones.
-        epoch_examples: examples that an epoch comes to, where the stage trains on fewer, pass after pass; None for
-            those that there are.
+        warmup_steps: number of warm-up steps; a value below 1 is a share of all steps.
+        weight_decay: weight decay of AdamW.
+        max_grad_norm: maximum norm of the gradient over all parameters together; 0 disables clipping.
+        checkpoints: whether to save a checkpoint after every epoch, so that a killed run can resume.
+        report_to: a reporter of Trainer (tensorboard, wandb, mlflow, ...), or none.
+        accumulate: number of parts into which a process splits its share of a batch (gradient accumulation).
+        first_epoch: number of epochs in earlier stages. Batches continue from there, so that arms with and without
+            these stages see the same batches.
+        epoch_examples: number of examples in an epoch, if the stage trains on fewer examples repeatedly; None for the
+            number of training examples.
     """
 
     epochs: float
@@ -381,7 +389,7 @@ class StageRecipe:
 
 @dataclass
 class StageArguments(TrainingArguments):
-    """``TrainingArguments`` that know how many examples a batch has: in all processes and all their steps together."""
+    """``TrainingArguments`` with the size of a whole batch, over all processes and accumulated steps."""
 
     batch_size: int = 32
     first_epoch: int = 0
@@ -390,20 +398,20 @@ class StageArguments(TrainingArguments):
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
-        # Not what accelerate's configuration says: what is recorded is dtype.
+        # accelerate's configuration must not override the recorded dtype.
         self.mixed_precision = "bf16" if self.bf16 else "no"
 
 
 def training_arguments(folder: Path, recipe: StageRecipe | None = None, **changes: Any) -> StageArguments:
-    """The arguments of a :class:`StageTrainer`.
+    """Return the arguments of a :class:`StageTrainer`.
 
     Args:
         folder: where checkpoints and the reporters' logs go.
-        recipe: how the stage trains; None where ``changes`` say all of it.
-        changes: fields of :class:`StageRecipe` to set, and any further argument of ``TrainingArguments``.
+        recipe: hyperparameters of the stage; None if ``changes`` sets all required fields.
+        changes: fields of :class:`StageRecipe` to set, and further arguments of ``TrainingArguments``.
 
     Raises:
-        HskdError: the batch is smaller than the number of its parts.
+        HskdError: a batch has fewer examples than parts.
     """
     known = {field.name for field in fields(StageRecipe)}
     of_recipe = {name: changes.pop(name) for name in list(changes) if name in known}
@@ -412,7 +420,7 @@ def training_arguments(folder: Path, recipe: StageRecipe | None = None, **change
     if parts > recipe.batch_size:
         raise HskdError(
             f"--batch-size {recipe.batch_size}: {processes.count()} processes with --accumulate {recipe.accumulate} "
-            f"cut a batch into {parts} parts; give a larger batch, or fewer of either."
+            f"cut a batch into {parts} parts; give a larger batch size, fewer processes or a smaller --accumulate."
         )
     return StageArguments(
         **{
@@ -435,7 +443,7 @@ def training_arguments(folder: Path, recipe: StageRecipe | None = None, **change
             "logging_steps": 10,
             "logging_nan_inf_filter": False,
             "save_strategy": "epoch" if recipe.checkpoints else "no",
-            # Of several processes the newest may not be whole yet.
+            # With several processes, the newest checkpoint may be incomplete, so the one before it is kept too.
             "save_total_limit": 1 if processes.count() == 1 else 2,
             "report_to": recipe.report_to,
             "disable_tqdm": True,
@@ -448,10 +456,11 @@ def training_arguments(folder: Path, recipe: StageRecipe | None = None, **change
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint in ``folder``, as the main process sees it; all processes ask together.
+    """Return the newest complete checkpoint in ``folder``; None if there is none.
 
-    One is whole once it has its checksums. Those of one process are also if they have ``trainer_state.json``, which
-    is written last: the process may have been killed between the two.
+    All processes must call it together, and get the answer of the main process. A checkpoint is complete once it has
+    its checksums. With a single process, ``trainer_state.json`` is enough: Trainer writes it last, and the process may
+    have been killed before the checksums were written.
     """
     alone = processes.count() == 1
 
@@ -464,7 +473,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """Whether a process came to the end of writing a checkpoint."""
+    """Return whether a checkpoint was written to its end."""
     if (checkpoint / CHECKSUMS).is_file():
         return True
     try:
@@ -475,16 +484,17 @@ def _is_whole(checkpoint: Path) -> bool:
 
 @dataclass(frozen=True)
 class StageRun:
-    """What a stage did, and what it cost.
+    """Statistics of a finished stage.
 
     Attributes:
-        epochs: epochs of the stage.
-        steps: steps of all epochs.
-        examples: examples of an epoch; where fewer are trained on, pass after pass, each pass counts.
-        seconds: wall time, since the last resumption.
-        examples_per_second: examples of all epochs over ``seconds``.
-        first_loss: the first that was logged.
-        last_loss: the last that was logged.
+        epochs: number of epochs.
+        steps: number of steps in all epochs.
+        examples: number of examples in an epoch. If the stage trains on fewer examples repeatedly, every repetition
+            counts.
+        seconds: wall time since the start or the last resumption.
+        examples_per_second: examples of all epochs divided by ``seconds``.
+        first_loss: the first logged loss; None if no loss was logged.
+        last_loss: the last logged loss; None if no loss was logged.
     """
 
     epochs: int
@@ -497,15 +507,16 @@ class StageRun:
 
 
 def run_stage(trainer: StageTrainer, progress: Progress, callbacks: Iterable[TrainerCallback] = ()) -> StageRun:
-    """Train a stage from its seed, or go on with it.
+    """Train a stage, or resume it, and return its statistics.
 
     Args:
-        trainer: the stage.
-        progress: is told the stage and its steps.
+        trainer: the trainer of the stage.
+        progress: receives the name of the stage and its steps.
         callbacks: further callbacks of ``Trainer``.
 
     Raises:
-        HskdError: a loss or a gradient norm is not finite.
+        HskdError: a checkpoint cannot be written, or a loss or gradient norm is not finite.
+        CorruptionError: a file of the checkpoint is damaged.
     """
     epochs, batches = int(trainer.args.num_train_epochs), trainer.batches
     examples = min(trainer.args.epoch_examples or len(trainer.dataset), batches * trainer.args.batch_size)
@@ -530,10 +541,10 @@ def run_stage(trainer: StageTrainer, progress: Progress, callbacks: Iterable[Tra
 
 @torch.no_grad()
 def predict_rows(module: HeadModule, split: TokenizedSplit, dtype: str, batch_size: int = 128) -> np.ndarray:
-    """The rows ``(R, C)`` fp32 of a model in eval mode, in the order of ``split``.
+    """Return a model's outputs ``(R, C)`` fp32 in eval mode, in the order of ``split``.
 
-    Where words are predicted, there is a row for each token, which is 0 where no word begins. Several processes share
-    the batches, and all get all rows.
+    There is one row per example. If the model predicts words, there is one row per token, which is 0 for tokens that
+    begin no word. If there are several processes, they share the batches, and all get all rows.
     """
     was_training = module.training
     module.eval()
@@ -553,6 +564,6 @@ def predict_rows(module: HeadModule, split: TokenizedSplit, dtype: str, batch_si
 
 
 def score(module: HeadModule, split: TokenizedSplit, dtype: str) -> dict[str, float]:
-    """The metrics of a model on a split that has labels, and their mean, ``score``; all between -1 and 1."""
+    """Return the metrics of a model on a split with labels, and their mean as ``score``. All are between -1 and 1."""
     assert split.labels is not None
     return module.head.metrics(predict_rows(module, split, dtype), split.labels)

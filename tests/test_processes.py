@@ -236,7 +236,7 @@ def test_what_several_processes_are_refused(
 
 def test_processes_that_have_not_met(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(HskdError, match="have not met"):
+    with pytest.raises(HskdError, match="not joined"):
         build(tmp_path / "artifact", lambda folder: None)
 
 

@@ -288,7 +288,7 @@ def test_a_trial_goes_without_the_store_it_derived(store: Store, url: str, tmp_p
     (trial / "student" / "config.json").write_text("{}")
     shutil.copytree(store.folder, trial / "store")
     (trial / ".store.lock").touch()
-    with pytest.raises(HskdError, match="is no finished store, teacher, student or trial"):
+    with pytest.raises(HskdError, match="is not a finished store, teacher, student or trial"):
         remote.publish(trial, url)
     (trial / "result.json").write_text("{}")
     remote.publish(trial, url)

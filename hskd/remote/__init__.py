@@ -1,6 +1,6 @@
-"""Stores, teachers, students and trials at any URL that ``fsspec`` opens, used from a verified local copy.
+"""Stores, teachers, students and trials at URLs: fetch them into a verified local copy, or publish them.
 
-The names are imported when they are first used.
+Any URL that ``fsspec`` opens will do. The public names are imported on first use.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
-"""What the folder of a store, teacher, student or trial consists of, here or elsewhere: files, sizes, checksums.
+"""List the files of a store, teacher, student or trial, local or remote, with their sizes and checksums.
 
-A store's manifest says it. Beside any other folder that is published lies a ``checksums.json`` that does.
+The list of a store is its manifest. Any other published folder has a ``checksums.json``.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from hskd.store_format.layout import MANIFEST
 from hskd.store_format.manifest import Manifest
 
 UPLOAD = "upload.json"
-"""Lies at a URL from the first file of an upload to the last, and says what is being uploaded."""
+"""Name of the marker of an unfinished upload. It exists until the last file is uploaded, and identifies the upload."""
 _MODEL, _TRIAL = "config.json", "result.json"
 
 
 class File(NamedTuple):
-    """One file of an artifact; what is not known is None."""
+    """One file of an artifact: its name, size and checksum. An unknown size or checksum is None."""
 
     name: str
     bytes: int | None
@@ -42,10 +42,10 @@ class Contents:
     """The files of an artifact.
 
     Attributes:
-        files: all but a store's manifest.
-        fingerprint: equal artifacts have equal ones.
-        index: the file that says what the others are, and is written last: its name and bytes.
-        manifest: that of a store, else None.
+        files: all files, except a store's manifest.
+        fingerprint: identifies the contents; equal artifacts have equal fingerprints.
+        index: name and bytes of the file that lists the others, and is written last; None if there is no such file.
+        manifest: the manifest of a store; otherwise None.
     """
 
     files: tuple[File, ...]
@@ -55,11 +55,11 @@ class Contents:
 
     @property
     def bytes(self) -> int:
-        """Size of the files, where known."""
+        """Total size of the files in bytes, as far as known."""
         return sum(file.bytes or 0 for file in self.files)
 
     def missing(self, folder: Path) -> list[File]:
-        """The files that ``folder`` lacks, or has in another size or with another checksum.
+        """Return the files that are missing in ``folder``, or differ there in size or checksum.
 
         Raises:
             OSError: a file cannot be read.
@@ -87,13 +87,14 @@ class _Checksums(BaseModel):
 
 
 def local_contents(folder: Path) -> Contents:
-    """What the artifact in ``folder`` consists of.
+    """Return the contents of the artifact in ``folder``.
 
-    Hidden files take no part, nor does the store that a trial derived for itself: it is an artifact of its own.
+    Hidden files are left out. So is the derived store of a trial, because it is an artifact of its own.
 
     Raises:
-        HskdError: it is no finished store, teacher, student or trial, or a file of it is a link to another folder.
-        CorruptionError: a file of it is not the one that was written.
+        HskdError: the folder is not a finished store, teacher, student or trial, or one of its files is a link that
+            leads out of the folder.
+        CorruptionError: a file is damaged.
     """
     if (folder / MANIFEST).is_file():
         manifest = Manifest.read(folder)
@@ -103,7 +104,7 @@ def local_contents(folder: Path) -> Contents:
         return _of_store(manifest, (folder / MANIFEST).read_bytes())
     if not any((folder / name).is_file() for name in (_MODEL, _TRIAL)) or folder.suffix == ".partial":
         raise HskdError(
-            f"{folder}: is no finished store, teacher, student or trial (it has neither {MANIFEST}, {_MODEL} nor "
+            f"{folder}: is not a finished store, teacher, student or trial (it has neither {MANIFEST}, {_MODEL} nor "
             f"{_TRIAL})."
         )
     for part in {folder, *(note.parent for note in folder.rglob(CHECKSUMS))}:
@@ -125,24 +126,24 @@ def local_contents(folder: Path) -> Contents:
 
 
 def remote_contents(place: Place) -> Contents:
-    """What the artifact at ``place`` consists of.
+    """Return the contents of the artifact at ``place``.
 
     Raises:
-        HskdError: there is none, or its upload was not finished.
-        CorruptionError: what says so is damaged.
+        HskdError: there is no artifact, or its upload was not finished.
+        CorruptionError: the manifest or the list of checksums is damaged.
     """
-    unfinished = HskdError(f"{place.url}: its upload was not finished; run hskd push again where it came from.")
+    unfinished = HskdError(f"{place.url}: its upload was not finished; run hskd push again from the original folder.")
     try:
         contents = finished_contents(place)
     except CorruptionError:
-        if place.read(UPLOAD) is not None:  # killed while the last file was written
+        if place.read(UPLOAD) is not None:  # The upload was killed while it wrote the index.
             raise unfinished from None
         raise
     if contents is not None:
         return contents
     if place.read(UPLOAD) is not None:
         raise unfinished
-    # A model folder that was copied there by other means.
+    # Without an index, this may still be a model folder that was copied by other means than hskd push.
     listing = place.listing()
     if _MODEL not in listing:
         raise HskdError(
@@ -153,14 +154,14 @@ def remote_contents(place: Place) -> Contents:
 
 
 def data_contents(place: Place, name: str | None) -> Contents:
-    """The files of examples at ``place``, of which nothing says what they are.
+    """Return the contents of a folder of examples at ``place``, which has no list of checksums.
 
     Args:
         place: the folder.
-        name: of one file in it; None for all of them but hidden ones.
+        name: name of a single file in it; None for all files except hidden ones.
 
     Raises:
-        HskdError: there are none.
+        HskdError: there are no such files.
     """
     if name is not None:
         stamp = place.stamp(name)
@@ -177,10 +178,10 @@ def data_contents(place: Place, name: str | None) -> Contents:
 
 
 def finished_contents(place: Place) -> Contents | None:
-    """What was published at ``place``; None where nothing was, or not yet all of it.
+    """Return the contents published at ``place``; None if there is no finished upload.
 
     Raises:
-        CorruptionError: what says so is damaged.
+        CorruptionError: the manifest or the list of checksums is damaged.
     """
     content = place.read(MANIFEST)
     if content is not None:
@@ -196,7 +197,7 @@ def finished_contents(place: Place) -> Contents | None:
         entries = _Checksums.model_validate(listed).files
     except ValidationError as error:
         raise CorruptionError(f"{damaged} ({describe(error)[:300]}).") from None
-    except (ValueError, RecursionError):  # text that is no text, or nesting too deep
+    except (ValueError, RecursionError):  # invalid Unicode, or excessive nesting
         raise CorruptionError(f"{damaged}.") from None
     return _listed(File(_inside(place, name), entry.bytes, entry.sha256) for name, entry in entries.items())
 
@@ -214,10 +215,10 @@ def _listed(files: Iterable[File]) -> Contents:
 
 
 def _inside(place: Place, name: str) -> str:
-    """``name``, which must be that of a file below the folder: what is elsewhere decides nothing about other folders.
+    """Return ``name`` if it names a file below the folder, so that a remote list cannot write to other folders.
 
     Raises:
-        CorruptionError: it is not.
+        CorruptionError: the name leads out of the folder, or is not a valid file name.
     """
     path = PurePosixPath(name)
     try:

@@ -1,4 +1,4 @@
-"""Copies from a URL and to a URL: verified, resumable, and whole or not at all."""
+"""Copy artifacts from and to URLs. Copies are verified, resumable and atomic."""
 
 from __future__ import annotations
 
@@ -26,43 +26,43 @@ from hskd.remote.contents import (
 from hskd.remote.place import Place, is_url
 
 CACHE = "remote"
-"""Kind of the artifacts that are copies of what lies elsewhere."""
+"""Kind of the artifacts that are cached copies of remote files."""
 WORK = Path("work")
 _SILENT = Silent()
 
 
 def local_copy(place: str | Path, work: Path = WORK, progress: Progress = _SILENT) -> Path:
-    """A folder on this machine: ``place`` itself, or what :func:`fetch` makes of a URL."""
+    """Return a local path: the result of :func:`fetch` if ``place`` is a URL, otherwise ``place`` itself."""
     return fetch(place, work, progress) if isinstance(place, str) and is_url(place) else Path(with_home(str(place)))
 
 
 def fetch(url: str, work: Path = WORK, progress: Progress = _SILENT) -> Path:
-    """Copy the store, teacher, student or trial at ``url`` into the cache and say where it is.
+    """Copy the store, teacher, student or trial at ``url`` into the cache, and return the local folder.
 
-    The copy lies in ``<work>/remote``, under a key of the URL and of what is there: when that changes, another copy
-    is made. A file that is there already is compared with its checksum, once a process, and not fetched again if it is
-    whole; so a killed fetch goes on, and a damaged copy is mended.
+    The copy lies in ``<work>/remote``, under a key of the URL and the remote contents. If the contents change, another
+    copy is made. Files that are already there are verified once per process, and fetched again only if they are
+    damaged. A killed fetch therefore resumes, and a damaged copy is repaired.
 
     Args:
-        url: any URL that ``fsspec`` opens; ``hskd cache`` lists and clears the copies.
+        url: any URL that ``fsspec`` opens. ``hskd cache`` lists and clears the copies.
         work: the work folder.
-        progress: is told how many files are fetched.
+        progress: receives the number of fetched files.
 
     Raises:
-        HskdError: nothing is there, it cannot be reached, or the disk is too full.
-        CorruptionError: a file is not what was published; it is not kept.
+        HskdError: nothing is at the URL, it cannot be reached, or the disk is too full.
+        CorruptionError: a fetched file does not match its checksum. It is not kept.
     """
     place = Place(url)
     return _cached(place, remote_contents(place), work, progress)
 
 
 def fetch_data(url: str, work: Path = WORK, progress: Progress = _SILENT) -> Path:
-    """Copy the file or folder of examples at ``url`` into the cache, as :func:`fetch` does, and say where it is.
+    """Copy the file or folder of examples at ``url`` into the cache, as :func:`fetch` does, and return its local path.
 
-    A URL whose last part has a dot names a file. Hidden files of a folder are left out.
+    If the last part of the URL contains a dot, it names a file. Hidden files of a folder are left out.
 
     Raises:
-        HskdError: nothing is there, it cannot be reached, or the disk is too full.
+        HskdError: nothing is at the URL, it cannot be reached, or the disk is too full.
     """
     parent, _, name = url.rstrip("/").rpartition("/")
     is_file = "." in name and not parent.endswith(":/")
@@ -73,7 +73,7 @@ def fetch_data(url: str, work: Path = WORK, progress: Progress = _SILENT) -> Pat
 
 
 def _cached(place: Place, contents: Contents, work: Path, progress: Progress) -> Path:
-    """A whole copy of ``contents`` in the cache."""
+    """Return the cache folder with a complete copy of ``contents``, after fetching what is missing."""
     folder = ArtifactFolders(work).folder(CACHE, {"url": place.url, "content": contents.fingerprint})
     try:
         if folder.is_dir() and (_lacks(contents, folder) or not _has_manifest(contents, folder)):
@@ -85,12 +85,12 @@ def _cached(place: Place, contents: Contents, work: Path, progress: Progress) ->
 
 
 def pull(url: str, folder: Path, progress: Progress = _SILENT) -> Path:
-    """Copy the store, teacher, student or trial at ``url`` into ``folder``; a killed copy goes on.
+    """Copy the store, teacher, student or trial at ``url`` into ``folder``, and return it. A killed copy resumes.
 
     Raises:
         HskdError: see :func:`fetch`.
         CorruptionError: see :func:`fetch`.
-        MismatchError: ``folder`` holds something else, or a copy that is damaged.
+        MismatchError: ``folder`` holds something else, or a damaged copy.
     """
     place = Place(url)
     contents = remote_contents(place)
@@ -99,8 +99,8 @@ def pull(url: str, folder: Path, progress: Progress = _SILENT) -> Path:
     def builder(partial: Path) -> None:
         nonlocal copied
         note = partial / UPLOAD
-        holds = "the beginning of something else than what is at that URL"
-        # Hidden files are what a killed copy was writing, perhaps the note itself.
+        holds = "the beginning of something else than the artifact at that URL"
+        # Hidden files are temporary files of a killed copy, possibly of the note itself.
         if not note.is_file() and any(not path.name.startswith(".") for path in partial.iterdir()):
             raise MismatchError(f"{partial}: holds {holds}. Choose another folder, or delete that one.")
         claim(note, contents.fingerprint, holds)
@@ -112,7 +112,7 @@ def pull(url: str, folder: Path, progress: Progress = _SILENT) -> Path:
         if not copied:
             _require_copy(contents, folder, place)
             progress.say(f"{folder} is there already")
-        # Last of all: a folder of files without it would look like something else to a run that goes on.
+        # The note must go last: a resumed run would not recognise an unfinished copy without it.
         (folder / UPLOAD).unlink(missing_ok=True)
     except OSError as error:
         raise HskdError(f"{folder}: cannot be read or written ({error.strerror or error}).") from error
@@ -120,7 +120,11 @@ def pull(url: str, folder: Path, progress: Progress = _SILENT) -> Path:
 
 
 def _require_copy(contents: Contents, folder: Path, place: Place) -> None:
-    """Refuse a folder that is not a whole copy of what is at ``place``."""
+    """Check that ``folder`` is a complete copy of ``contents``.
+
+    Raises:
+        MismatchError: it holds something else, or a damaged copy.
+    """
     known = contents.index is not None
     if _lacks(contents, folder) or (known and local_contents(folder).fingerprint != contents.fingerprint):
         raise MismatchError(
@@ -132,20 +136,20 @@ def _require_copy(contents: Contents, folder: Path, place: Place) -> None:
 def publish(folder: Path, url: str, progress: Progress = _SILENT) -> None:
     """Copy the store, teacher, student or finished trial in ``folder`` to ``url``.
 
-    What says that all is there is written last, so nobody reads half of it. Files that are there already in the right
-    size are not uploaded again, so a killed upload goes on.
+    The index, which lists all files, is written last, so that readers never see an incomplete artifact. A killed
+    upload resumes: files that are already there with the right size are not uploaded again.
 
     Raises:
-        HskdError: ``folder`` is nothing of the kind, other files lie at ``url``, or it cannot be written.
-        MismatchError: another artifact, or the beginning of one, lies at ``url``.
-        CorruptionError: a shard in ``folder`` is not what was written there.
+        HskdError: ``folder`` is not such an artifact, other files lie at ``url``, or ``url`` cannot be written.
+        MismatchError: ``url`` holds another artifact, or the beginning of another upload.
+        CorruptionError: a file in ``folder`` is damaged.
     """
     contents = local_contents(folder)
     assert contents.index is not None
     place = Place(url)
     plan = json.dumps({"upload": contents.fingerprint}).encode()
     claim_there = place.read(UPLOAD)
-    # An upload of this very artifact that was killed: the file that says that all is there may be half written.
+    # After a killed upload of this same artifact, the index may be incomplete, so it must not be read.
     there = None if claim_there == plan else finished_contents(place)
     if there is None:
         _claim_place(place, plan, claim_there)
@@ -167,24 +171,24 @@ def publish(folder: Path, url: str, progress: Progress = _SILENT) -> None:
 
 
 def contents_of(url: str) -> Contents:
-    """What lies at ``url``, without fetching it.
+    """Return the contents of the artifact at ``url``, without fetching its files.
 
     Raises:
-        HskdError: nothing is there, or it cannot be reached.
-        CorruptionError: what says so is damaged.
+        HskdError: nothing is at the URL, or it cannot be reached.
+        CorruptionError: the manifest or the list of checksums is damaged.
     """
     return remote_contents(Place(url))
 
 
 def verify(url: str, progress: Progress = _SILENT) -> Contents:
-    """Read back everything at ``url`` and compare it with its checksums; nothing is kept.
+    """Read every file at ``url`` and verify its checksum, without keeping a copy.
 
     Returns:
-        What is there.
+        The contents of the artifact.
 
     Raises:
-        HskdError: nothing is there, it cannot be reached, or it has no checksums.
-        CorruptionError: names the first file that is not what was published.
+        HskdError: nothing is at the URL, it cannot be reached, or it has no checksums.
+        CorruptionError: names the first file that does not match its checksum.
     """
     place = Place(url)
     contents = remote_contents(place)
@@ -199,10 +203,15 @@ def verify(url: str, progress: Progress = _SILENT) -> Contents:
 
 
 def _claim_place(place: Place, plan: bytes, recorded: bytes | None) -> None:
-    """Note at ``place`` what is being uploaded, unless the note ``recorded`` there says so."""
+    """Write the marker ``plan`` of an upload to ``place``, unless the marker ``recorded`` there is the same.
+
+    Raises:
+        HskdError: other files lie at ``place``.
+        MismatchError: another upload was begun there.
+    """
     if recorded == plan:
         return
-    # Where a file is not written whole or not at all, a kill may leave the beginning of the note, and nothing else.
+    # On file systems without atomic writes, a killed upload may leave only the beginning of the marker.
     begun = recorded is not None and plan.startswith(recorded) and set(place.listing()) == {UPLOAD}
     if recorded is not None and not begun:
         raise MismatchError(
@@ -214,7 +223,7 @@ def _claim_place(place: Place, plan: bytes, recorded: bytes | None) -> None:
 
 
 def _has_manifest(contents: Contents, folder: Path) -> bool:
-    """Whether the manifest of a store in ``folder`` has the bytes that it should have."""
+    """Return whether the manifest of the store in ``folder`` has the right bytes; True for other artifacts."""
     if contents.manifest is None or contents.index is None:
         return True
     path = folder / contents.index[0]
@@ -227,9 +236,9 @@ def _lacks(contents: Contents, folder: Path) -> bool:
 
 
 def _fill(place: Place, contents: Contents, folder: Path, progress: Progress) -> None:
-    """Fetch what ``folder`` lacks; a store's manifest last."""
+    """Fetch the files that ``folder`` lacks, and a store's manifest last."""
     names = {file.name for file in contents.files}
-    for leftover in folder.rglob(".*"):  # what a killed fetch was writing
+    for leftover in folder.rglob(".*"):  # temporary files of a killed fetch
         if leftover.is_file() and leftover.relative_to(folder).as_posix() not in names:
             leftover.unlink()
     missing = contents.missing(folder)
@@ -251,19 +260,19 @@ def _fill(place: Place, contents: Contents, folder: Path, progress: Progress) ->
 
 
 def _checked(place: Place, file: File) -> Iterator[bytes]:
-    """A remote file's blocks; the last one is followed by a comparison with what is known of the file.
+    """Yield the blocks of a remote file, then verify its size and checksum as far as they are known.
 
     Raises:
-        CorruptionError: its size or checksum is another.
+        CorruptionError: the size or the checksum does not match.
     """
     digest, size = hashlib.sha256(), 0
-    # One byte more than there should be tells that there are more; a file without an end is not read to its end.
+    # One byte beyond the expected size shows that the file is too long, without reading an endless file.
     for block in place.blocks(file.name, None if file.bytes is None else file.bytes + 1):
         digest.update(block)
         size += len(block)
         yield block
     where, checksum = place / file.name, digest.hexdigest()
-    advice = "the file is damaged there; delete it there, and push again from where it came"
+    advice = "the remote file is damaged; delete it there, and push again from the original folder"
     if file.bytes is not None and size != file.bytes:
         many = size if size < file.bytes else f"more than {file.bytes}"
         raise CorruptionError(f"{where}: {many} bytes where {file.bytes} were written: {advice}.")

@@ -1,4 +1,4 @@
-"""A folder at a URL: its files, read and written through ``fsspec``, with errors that say what to do."""
+"""A folder at a URL, whose files are read and written through ``fsspec``."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from hskd.errors import HskdError
 
 _BLOCK = 2**22
 _SMALL = 64 * 2**20
-"""Bytes that a file may have which is read as a whole: no manifest or list of checksums has more."""
+"""Maximum size in bytes of a file that is read as a whole. Manifests and lists of checksums are smaller."""
 
 
 def is_url(place: str | Path) -> bool:
-    """Whether ``place`` is a URL (``s3://bucket/store``, ``memory://store``, ...) and not a path."""
+    """Return whether ``place`` is a URL (``s3://bucket/store``, ``memory://store``, ...) and not a path."""
     return isinstance(place, str) and "://" in place
 
 
 class Place:
-    """The folder at ``url``; nothing is read yet.
+    """The folder at ``url``. Creating the object reads nothing.
 
     Raises:
         HskdError: the protocol is unknown, or needs a package that is not installed.
     """
 
     def __init__(self, url: str) -> None:
-        # A password in a URL must not reach messages, or the note beside a cached copy.
         from fsspec.core import url_to_fs
 
+        # A password in a URL must not reach messages, or the note beside a cached copy.
         self.url = re.sub(r"://[^/@:]*:[^/@]*@", "://", url).rstrip("/")
         try:
             self._files, root = url_to_fs(url)
@@ -39,34 +39,34 @@ class Place:
             raise HskdError(
                 f"{self.url}: cannot be opened: {error}. Known are file, memory, s3, gs, abfs, hf, https and others."
             ) from None
-        except Exception as error:  # each file system has errors of its own
+        except Exception as error:  # Each file system raises its own errors.
             raise HskdError(f"{self.url}: cannot be opened: {_said(error)}") from error
         self._root = root.rstrip("/")
-        self._files.invalidate_cache()  # what this process listed before may have changed since
+        self._files.invalidate_cache()  # Listings that this process has cached may be outdated.
 
     def __truediv__(self, name: str) -> str:
-        """The URL of a file, for messages."""
+        """Return the URL of a file, for messages."""
         return f"{self.url}/{name}"
 
     @contextmanager
     def _reached(self, name: str, doing: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # each file system has errors of its own
+        except Exception as error:  # Each file system raises its own errors.
             if isinstance(error, FileNotFoundError) and doing == "read":
                 raise HskdError(f"{self / name}: no such file.") from None
             raise HskdError(
-                f"{self / name}: cannot be {doing}: {_said(error)} Run the same command again to go on."
+                f"{self / name}: cannot be {doing}: {_said(error)} Run the same command again to resume."
             ) from error
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
 
     def read(self, name: str) -> bytes | None:
-        """A small file's bytes; None where there is no such file.
+        """Return the bytes of a small file; None if there is no such file.
 
         Raises:
-            HskdError: it cannot be read, or is not small.
+            HskdError: the file cannot be read, or is larger than 64 MiB.
         """
         content = bytearray()
         with self._reached(name, "read"):
@@ -82,10 +82,10 @@ class Place:
         return bytes(content)
 
     def blocks(self, name: str, most: int | None = None) -> Iterator[bytes]:
-        """A file's bytes, block by block, and no more than ``most`` of them.
+        """Yield the bytes of a file in blocks, at most ``most`` bytes in total.
 
         Raises:
-            HskdError: it is missing or cannot be read.
+            HskdError: the file is missing or cannot be read.
         """
         with self._reached(name, "read"):
             yield from self._blocks(name, most)
@@ -99,7 +99,7 @@ class Place:
                     left -= len(block)
 
     def size(self, name: str) -> int | None:
-        """A file's bytes; None where there is no such file."""
+        """Return the size of a file in bytes; None if there is no such file."""
         with self._reached(name, "read"):
             try:
                 return int(self._files.info(self._path(name))["size"])
@@ -107,7 +107,7 @@ class Place:
                 return None
 
     def stamp(self, name: str) -> tuple[int | None, str] | None:
-        """A file's size, where that is known, and a token that changes with it; None where there is no such file."""
+        """Return a file's size (None if unknown) and a token that changes with it; None if there is no such file."""
         with self._reached(name, "read"):
             try:
                 info = self._files.info(self._path(name))
@@ -116,14 +116,17 @@ class Place:
             return info.get("size"), str(self._files.checksum(self._path(name)))
 
     def listing(self) -> dict[str, tuple[int | None, str]]:
-        """Every file below the folder: its size, where that is known, and a token that changes with the file."""
+        """Return every file below the folder: name -> (size in bytes, token that changes with the file).
+
+        An unknown size is None.
+        """
         with self._reached("", "listed"):
             infos = self._files.find(self._root, detail=True)
             start = len(self._root) + 1
             return {path[start:]: (info.get("size"), str(self._files.checksum(path))) for path, info in infos.items()}
 
     def is_empty(self) -> bool:
-        """Whether nothing is there."""
+        """Return whether the folder is empty or missing."""
         with self._reached("", "listed"):
             try:
                 return not self._files.ls(self._root, detail=False)
@@ -131,10 +134,10 @@ class Place:
                 return True
 
     def put(self, path: Path, name: str) -> None:
-        """Upload a file.
+        """Upload the file at ``path`` under the name ``name``.
 
         Raises:
-            HskdError: it cannot be written, or arrives with another size.
+            HskdError: the file cannot be written, or its uploaded size is wrong.
         """
         with self._reached(name, "written"):
             self._files.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
@@ -148,14 +151,14 @@ class Place:
         """Write a small file.
 
         Raises:
-            HskdError: it cannot be written.
+            HskdError: the file cannot be written.
         """
         with self._reached(name, "written"):
             self._files.makedirs(self._root, exist_ok=True)
             self._files.pipe_file(self._path(name), content)
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file, if it exists."""
         if self.size(name) is not None:
             with self._reached(name, "removed"):
                 self._files.rm_file(self._path(name))

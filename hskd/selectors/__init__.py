@@ -1,6 +1,6 @@
-"""Selectors: one small file per dimension of hidden-state knowledge, one registry each.
+"""Selectors: one module and one registry per dimension of hidden-state knowledge.
 
-Every module of this folder is imported: a selector may also be a file of its own.
+This package imports every module in its folder, so a new selector may also be a file of its own.
 """
 
 from hskd.registry import import_all

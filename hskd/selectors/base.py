@@ -1,4 +1,4 @@
-"""What the selectors of every dimension share: the registries, and the view of a layer that they choose from."""
+"""Base classes of all selectors: the selector, its registry, and the view of a layer from which selectors choose."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 All = Literal["all"]
 LARGEST = 2**63 - 1
-"""The largest number that a field of a selector may have."""
+"""The largest integer that a selector's field may have, because arrays are int64."""
 
 
 class Selector(BaseModel):
-    """A strategy along one dimension, with its amount. Its fields are part of what identifies an HSK spec."""
+    """A strategy along one dimension, with its amount. Its fields are part of the identity of an HSK spec."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,14 +33,14 @@ T = TypeVar("T", bound=Selector)
 
 
 class Registry(registry.Registry[type[T]], Generic[T]):
-    """The selectors of one dimension, by name. ``@REGISTRY.register`` above a class adds one."""
+    """The selector classes of one dimension, by name. Decorate a class with ``@REGISTRY.register`` to add it."""
 
     def __init__(self, dimension: str) -> None:
         super().__init__("selector", plugins.SELECTORS, dimension)
         self.dimension = dimension
 
     def register(self, cls: type[T]) -> type[T]:
-        """Add a selector class under the default of its field ``selector``.
+        """Add a selector class under the default value of its field ``selector``, and return it.
 
         Raises:
             HskdError: another class has that name.
@@ -49,7 +49,9 @@ class Registry(registry.Registry[type[T]], Generic[T]):
         return cls
 
     def parse(self, fields: Any) -> T:
-        """The selector that ``fields`` (a dict with the key ``selector``) describes; a selector is returned as it is.
+        """Return the selector that ``fields`` describes, a dict with the key ``selector``.
+
+        If ``fields`` is a selector already, it is returned unchanged.
 
         Raises:
             HskdError: the selector is unknown, or a field is unknown, missing or out of range.
@@ -76,7 +78,7 @@ class Registry(registry.Registry[type[T]], Generic[T]):
 
 
 def describe(error: ValidationError) -> str:
-    """The first complaint of a pydantic error: field, what is wrong, what was given."""
+    """Return a description of a pydantic error's first problem: the field, the problem and the given value."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
     return f"field {cut(field)}: {first['msg']} (got {brief(first['input'])})"
@@ -84,15 +86,17 @@ def describe(error: ValidationError) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """The real tokens (no pads) of ``B`` examples, laid end to end: ``M`` in all.
+    """The concatenated real tokens (no padding) of ``B`` examples, ``M`` tokens in total.
 
     Attributes:
         example_ids: ``(B,)`` int64.
-        offsets: ``(B + 1,)`` int64; example ``b`` holds tokens ``offsets[b]`` up to ``offsets[b + 1]``.
-        input_ids: ``(M,)``.
+        offsets: ``(B + 1,)`` int64; example ``b`` has the tokens from ``offsets[b]`` up to, but not including,
+            ``offsets[b + 1]``.
+        input_ids: token ids, ``(M,)``.
         sep_id: the tokenizer's id of ``[SEP]``.
-        places: each token's position in its example, ``(M,)``; None counts them from 0, which holds for whole examples.
-        word_starts: which tokens begin a word, ``(M,)`` bool; None where no word is predicted.
+        places: the position of each token in its example, ``(M,)``; None if every example is complete, so that
+            positions count from 0.
+        word_starts: which tokens begin a word, ``(M,)`` bool; None if the teacher does not predict words.
     """
 
     example_ids: np.ndarray
@@ -104,21 +108,21 @@ class Tokens:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens of each example, ``(B,)``."""
+        """Number of tokens of each example, ``(B,)``."""
         import numpy as np
 
         return np.diff(self.offsets)
 
     @cached_property
     def example(self) -> np.ndarray:
-        """Which of the ``B`` examples each token belongs to, ``(M,)``."""
+        """Index of the example that each token belongs to, ``(M,)``."""
         import numpy as np
 
         return np.repeat(np.arange(len(self.lengths)), self.lengths)
 
     @cached_property
     def position(self) -> np.ndarray:
-        """Each token's position in its example, ``(M,)``."""
+        """Position of each token in its example, ``(M,)``."""
         import numpy as np
 
         if self.places is not None:
@@ -126,7 +130,7 @@ class Tokens:
         return np.arange(len(self.input_ids)) - np.repeat(self.offsets[:-1], self.lengths)
 
     def take(self, chosen: np.ndarray) -> Tokens:
-        """The tokens at the ascending indices ``chosen``; each keeps its example and its position there."""
+        """Return the tokens at the ascending indices ``chosen``. They keep their examples and positions."""
         import numpy as np
 
         return Tokens(
@@ -145,21 +149,21 @@ def _as_they_are(values: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)
 class LayerView:
-    """What a selector sees: ``M`` tokens of ``B`` examples in one layer. It is the same online and offline.
+    """The input of a selector: ``M`` tokens of ``B`` examples in one layer. It is the same online and offline.
 
     Attributes:
         tokens: ids, positions and examples of the tokens.
         layer: the student layer that learns; 0 is the embedding output.
-        states: the teacher's hidden states, ``(M, d_T)`` fp32, before they are rounded.
-        attention: the share of attention that ``[CLS]`` pays each token, ``(M,)`` fp32; None where the length selector
+        states: the teacher's hidden states before rounding, ``(M, d_T)`` fp32.
+        attention: the share of attention that ``[CLS]`` pays each token, ``(M,)`` fp32; None if the length selector
             names no attention layer.
-        rounding: rounds hidden states to the precision in which the spec stores them.
+        rounding: a function that rounds hidden states to the precision in which the spec stores them.
         gradient: how much the teacher's prediction depends on each token's hidden state, ``|h . dL/dh|``, ``(M,)``
-            fp32; None where the length selector asks for none.
-        received: the attention that each token receives, mean over heads and over the tokens that pay it, ``(M,)``
-            fp32; None where the length selector names no layer of it.
-        entropy: the entropy of the teacher's prediction for each token, in nats, ``(M,)``; None where the length
-            selector asks for none, or there is one prediction an example.
+            fp32; None if the length selector does not need it.
+        received: the attention that each token receives, as a mean over heads and over the tokens that pay it,
+            ``(M,)`` fp32; None if the length selector does not need it.
+        entropy: the entropy of the teacher's prediction for each token, in nats, ``(M,)``; None if the length
+            selector does not need it, or if the teacher makes one prediction per example.
     """
 
     tokens: Tokens
@@ -173,11 +177,11 @@ class LayerView:
 
     @cached_property
     def hidden(self) -> torch.Tensor:
-        """The hidden states as they are stored, ``(M, d_T)`` fp32. Choose by these: a store holds no others."""
+        """Hidden states rounded as for storage, ``(M, d_T)`` fp32. Rank by these, because a store has no others."""
         return self.rounding(self.states)
 
     def take(self, chosen: np.ndarray) -> LayerView:
-        """The view of the tokens at the ascending indices ``chosen``."""
+        """Return a view of the tokens at the ascending indices ``chosen``."""
         import torch
 
         rows = torch.from_numpy(chosen).to(self.states.device)
@@ -194,10 +198,10 @@ class LayerView:
 
 
 def mix(*keys: np.ndarray | int) -> np.ndarray:
-    """A uint64 that looks random and depends on nothing but ``keys`` (broadcast together).
+    """Return a pseudo-random uint64 hash of ``keys``, which are broadcast together.
 
-    Random selection by this value is the same online and offline, in any batch and on any machine.
-    The finaliser is splitmix64's (https://prng.di.unimi.it/splitmix64.c).
+    It depends only on the keys, so a random selection by it is the same online and offline, in any batch and on any
+    machine. The finaliser is that of splitmix64 (https://prng.di.unimi.it/splitmix64.c).
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""Width as coordinates along a basis: a kept token costs no byte for saying which neurons it keeps."""
+"""Width selectors that store coordinates along a basis, so that no neuron indices need to be stored."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=4)
 def random_orthogonal(width: int, seed: int) -> torch.Tensor:
-    """An orthogonal matrix drawn uniformly from ``seed``, ``(width, width)`` float64."""
+    """Return a uniformly random orthogonal matrix, drawn from ``seed``, ``(width, width)`` float64."""
     import numpy as np
     import torch
 
     orthogonal, triangular = np.linalg.qr(np.random.default_rng(seed).standard_normal((width, width)))
-    return torch.from_numpy(orthogonal * np.sign(np.diag(triangular)))  # the signs make it uniform
+    # Without the correction of signs, the distribution would not be uniform.
+    return torch.from_numpy(orthogonal * np.sign(np.diag(triangular)))
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Within, torch computes in one thread: a sum has the same bits whatever the number of threads around it."""
+    """Make torch compute in one thread within the context, so that sums do not depend on the number of threads."""
     import torch
 
     threads = torch.get_num_threads()
@@ -43,22 +44,22 @@ def one_thread() -> Iterator[None]:
 
 
 class BasisWidth(WidthSelector):
-    """Base of the selectors that keep coordinates ``B^T (h - m)`` of all neurons in place of some neurons.
+    """Base class of the selectors that keep coordinates ``B^T (h - m)`` of the hidden state instead of some neurons.
 
-    A subclass gives the directions ``B`` and the point ``m`` that coordinates are counted from.
+    A subclass defines the :meth:`directions` ``B`` and the :meth:`centre` ``m``.
     """
 
     def directions(self, codec: Codec, width: int) -> torch.Tensor:
-        """``B`` of one layer or of all, ``(..., d_T, k)`` fp32."""
+        """Return ``B`` of one layer or of all layers, ``(..., d_T, k)`` fp32."""
         raise NotImplementedError
 
     def centre(self, codec: Codec) -> torch.Tensor | None:
-        """``m`` of one layer or of all, ``(..., d_T)`` fp32; None for the origin."""
+        """Return ``m`` of one layer or of all layers, ``(..., d_T)`` fp32; None if it is 0."""
         return None
 
     @override
     def fixed(self, width: int) -> np.ndarray:
-        """Every neuron takes part."""
+        """Return all neurons, because coordinates are computed from all of them."""
         import numpy as np
 
         return np.arange(width)
@@ -82,9 +83,9 @@ class BasisWidth(WidthSelector):
 
 @WIDTH.register
 class Projection(BasisWidth):
-    """Coordinates along the first directions of a random orthogonal basis, the same for every layer.
+    """Keeps coordinates along the first directions of a random orthogonal basis, the same for every layer.
 
-    The basis follows from ``seed``, so that it takes no bytes.
+    The basis is computed from ``seed``, so it is not stored.
     """
 
     selector: Literal["projection"] = "projection"
@@ -102,15 +103,15 @@ def _first(width: int, seed: int, count: int) -> torch.Tensor:
 
 @WIDTH.register
 class PCA(BasisWidth):
-    """Coordinates along the principal components of the teacher's hidden states, for each layer, about their mean.
+    """Keeps the centred coordinates along the principal components of the teacher's hidden states, for each layer.
 
-    Components and mean are those of the kept tokens of the training examples. They are stored once.
+    Components and mean are computed from the kept tokens of the training examples, and stored once.
     """
 
     selector: Literal["pca"] = "pca"
     rotate: bool = False
-    """Rotate the kept coordinates at random, so that all have about the same spread: for int4 and int2, whose scale
-    serves all coordinates of a token (arXiv 2410.01680)."""
+    """Whether to rotate the kept coordinates at random, so that all have about the same spread. Use it with int4 and
+    int2, which have one scale for all coordinates of a token (arXiv 2410.01680)."""
 
     @override
     def directions(self, codec: Codec, width: int) -> torch.Tensor:
@@ -122,9 +123,9 @@ class PCA(BasisWidth):
 
     @override
     def codec_layout(self, precision: PrecisionSelector, width: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """The mean in fp32, and the directions in fp16 unless the coordinates are in fp32.
+        """Return the layout of the mean in fp32 and the directions in fp16, or in fp32 if the coordinates are.
 
-        Teacher and student are compared along the directions as they are stored, so rounding them costs nothing.
+        Rounding the directions costs no accuracy, because teacher and student are compared along the rounded ones.
         """
         import torch
 
@@ -138,11 +139,11 @@ class PCA(BasisWidth):
 
 
 class Components:
-    """Principal components from exact sums, in float64: one pass, whatever the number of tokens.
+    """Computes principal components in one pass over any number of tokens, from sums in float64.
 
     Args:
         width: ``d_T``.
-        count: components wanted.
+        count: number of components.
         dtype: type of the directions.
         rotate: whether to rotate the coordinates.
     """
@@ -156,7 +157,7 @@ class Components:
         self._products = torch.zeros((width, width), dtype=torch.float64)
 
     def add(self, view: LayerView) -> None:
-        """Add the products of the view's hidden states."""
+        """Add the hidden states of a view to the sums."""
         with one_thread():
             hidden = view.hidden.cpu().double()
             self._tokens += len(hidden)
@@ -164,7 +165,7 @@ class Components:
             self._products += hidden.T @ hidden
 
     def codec(self) -> Mapping[str, torch.Tensor]:
-        """The components of largest variance, and the mean."""
+        """Return the components of largest variance, and the mean."""
         import torch
 
         with one_thread():

@@ -1,4 +1,4 @@
-"""Width as codes: a kept token is a byte for each of a few codebooks, and is decoded to all its neurons."""
+"""Width selectors that store codes: a kept token takes one byte per codebook, and decodes to all its neurons."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ if TYPE_CHECKING:
     import torch
 
 VECTORS_PER_ENTRY = 64
-"""Tokens that a codebook learns from, for each of its entries; they are drawn where there are more."""
+"""Training tokens per codebook entry. If there are more tokens, a sample of this size is drawn."""
 _ROUNDS = 10
-"""Rounds of k-means. On hidden states of all-MiniLM-L6-v2, 25 rounds leave 1 % less error and take twice the time."""
+"""Rounds of k-means. On hidden states of all-MiniLM-L6-v2, 25 rounds reduce the error by 1 % and double the time."""
 _ROWS = 1024
-"""Vectors whose distances are computed at once: with 256 entries, these stay in a core's cache."""
+"""Vectors whose distances are computed at a time. With 256 entries, the distances fit in a core's cache."""
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class CodebookWidth(WidthSelector):
-    """Base of the selectors that keep one byte for each of ``max(1, floor(w * d_T))`` codebooks.
+    """Base class of the selectors that keep one byte for each of ``max(1, floor(w * d_T))`` codebooks.
 
-    Codebooks are learnt by k-means from the kept tokens of the training examples, for each layer, and stored once. A
-    code's byte does not depend on the precision, which is that of the codebooks.
+    The codebooks of each layer are learnt by k-means from the kept tokens of the training examples, and stored once.
+    The spec's precision applies to the codebooks. A code always takes one byte.
     """
 
     entries: Annotated[int, Field(ge=2, le=256)] = 256
-    """Entries of a codebook."""
+    """Number of entries of a codebook."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Decides the tokens that are learnt from, and where k-means begins."""
+    """Seed of the sample of training tokens, and of the initial means of k-means."""
 
     @override
     def check(self, precision: PrecisionSelector) -> None:
         if set(precision.layout(1)) != {"values"} or not precision.dtype.is_floating_point:
             raise ValueError(
-                f"width={self.selector} keeps codes of one byte, and precision is that of the codebooks: fp16, bf16 or "
-                f"fp32 (got {precision.selector})"
+                f"width={self.selector} keeps codes of one byte, so precision applies to the codebooks: expected fp16, "
+                f"bf16 or fp32 (got {precision.selector})"
             )
 
     @override
     def fixed(self, width: int) -> np.ndarray:
-        """Every neuron takes part."""
+        """Return all neurons, because codes are computed from all of them."""
         import numpy as np
 
         return np.arange(width)
@@ -65,13 +65,13 @@ class CodebookWidth(WidthSelector):
 
 @WIDTH.register
 class ProductCodes(CodebookWidth):
-    """Product quantisation: the neurons are cut into runs of about the same length, one codebook for each."""
+    """Product quantisation: the neurons are cut into runs of about equal length, with one codebook per run."""
 
     selector: Literal["pq"] = "pq"
 
     @override
     def codec_layout(self, precision: PrecisionSelector, width: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """Entry by entry, the neurons of all runs side by side."""
+        """Return the layout of the codebooks: row ``e`` concatenates entry ``e`` of all runs."""
         return {"codebook": (precision.dtype, (self.entries, width))}
 
     @override
@@ -89,7 +89,7 @@ class ProductCodes(CodebookWidth):
 
     @override
     def prepared(self, codec: Codec, width: int) -> Codec:
-        """The entries of the longer and of the shorter runs, ``(n * runs * entries, neurons)`` each."""
+        """Return the entries of the longer and of the shorter runs, ``(n * runs * entries, neurons)`` each."""
         codebook = codec["codebook"].float()
         count = self.count(width)
         short, longer = divmod(width, count)
@@ -122,13 +122,13 @@ class ProductCodes(CodebookWidth):
 
 @WIDTH.register
 class ResidualCodes(CodebookWidth):
-    """Residual quantisation: each codebook is for what those before it have left of the whole hidden state."""
+    """Residual quantisation: each codebook encodes the residual of the hidden state after the codebooks before it."""
 
     selector: Literal["rvq"] = "rvq"
 
     @override
     def codec_layout(self, precision: PrecisionSelector, width: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """Codebook by codebook."""
+        """Return the layout of the codebooks, which are stacked along the first dimension."""
         return {"codebook": (precision.dtype, (self.count(width), self.entries, width))}
 
     @override
@@ -147,7 +147,7 @@ class ResidualCodes(CodebookWidth):
 
     @override
     def prepared(self, codec: Codec, width: int) -> Codec:
-        """All entries, ``(n * codebooks * entries, d_T)``."""
+        """Return all entries, ``(n * codebooks * entries, d_T)``."""
         return {"table": codec["codebook"].float().flatten(0, 2)}
 
     @override
@@ -165,9 +165,9 @@ class ResidualCodes(CodebookWidth):
 
 
 def _places(codes: np.ndarray, entries: int) -> np.ndarray:
-    """Rows of a table that holds the entries of all codebooks ``(n, m)`` end to end, for codes ``(K, n, m)``.
+    """Return the rows of codes ``(K, n, m)`` in a table that concatenates the entries of all codebooks ``(n, m)``.
 
-    Codes are decoded by numpy: torch shares such short rows out among threads, which takes far longer than a copy.
+    Codes are decoded with numpy. For such short rows, torch spends far more time on its threads than on the copy.
     """
     import numpy as np
 
@@ -177,11 +177,11 @@ def _places(codes: np.ndarray, entries: int) -> np.ndarray:
 
 
 def nearest(values: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """The entry of ``codebook`` ``(E, d)`` that is nearest to each of ``values`` ``(M, d)``: ``(M,)`` uint8."""
+    """Return the index in ``codebook`` ``(E, d)`` nearest to each of ``values`` ``(M, d)``, as ``(M,)`` uint8."""
     import numpy as np
     import torch
 
-    centre = codebook.float().mean(0)  # distances are differences of squares: the smaller, the more exact
+    centre = codebook.float().mean(0)  # Distances are differences of squares, which are more exact for small numbers.
     entries, values = codebook.float() - centre, values - centre
     if values.shape[1] == 1:
         entries, values = codebook.float(), values + centre
@@ -202,10 +202,10 @@ def nearest(values: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
 
 
 def k_means(vectors: torch.Tensor, entries: int, seed: int) -> torch.Tensor:
-    """The means of ``entries`` groups of near ``vectors`` ``(M, d)``, by Lloyd's algorithm, ``(entries, d)`` fp32.
+    """Return the means of ``entries`` clusters of ``vectors`` ``(M, d)``, ``(entries, d)`` fp32, by Lloyd's algorithm.
 
-    It begins at vectors drawn from ``seed``, and ends after a fixed number of rounds, or where nothing changes. The
-    same vectors give the same bits in whatever thread it runs, as long as torch computes in one.
+    The initial means are vectors drawn from ``seed``. The algorithm ends after a fixed number of rounds, or when no
+    assignment changes. The same vectors give the same bits if torch computes in one thread.
     """
     import numpy as np
     import torch
@@ -219,15 +219,16 @@ def k_means(vectors: torch.Tensor, entries: int, seed: int) -> torch.Tensor:
         group = codes.long()
         sizes = torch.bincount(group, minlength=entries)
         sums = torch.zeros_like(means).index_add_(0, group, vectors)
-        # An entry to which no vector is nearest stays where it is.
+        # An empty cluster keeps its mean.
         means = torch.where((sizes > 0)[:, None], sums / sizes.clamp(min=1)[:, None], means)
     return means
 
 
 def _each(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """``work`` of each of ``items``, as many at a time as torch has threads; each is computed in one thread.
+    """Return ``work(item)`` for each of ``items``, in parallel, with a single torch thread per item.
 
-    Adding up in one thread gives the same bits whatever their number.
+    There are as many parallel workers as torch has threads. Because each item is computed in one thread, the bits do
+    not depend on the number of threads.
     """
     import torch
 
@@ -237,14 +238,14 @@ def _each(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
             return list(map(work, items))
 
         def begin() -> None:
-            torch.set_num_threads(1)  # New threads do not inherit it.
+            torch.set_num_threads(1)  # New threads do not inherit this setting.
 
         with ThreadPoolExecutor(threads, initializer=begin) as pool:
             return list(pool.map(work, items))
 
 
 def _runs(width: int, count: int) -> list[slice]:
-    """``width`` neurons cut into ``count`` runs, the longer ones first."""
+    """Return ``count`` slices that partition ``width`` neurons, the longer slices first."""
     import numpy as np
 
     short, longer = divmod(width, count)
@@ -253,7 +254,7 @@ def _runs(width: int, count: int) -> list[slice]:
 
 
 class _Sample(Fitter):
-    """Some of the kept tokens, drawn by a hash of example and position: in whatever order they come, the same ones."""
+    """A random sample of the kept tokens, drawn by a hash of example id and position, regardless of their order."""
 
     def __init__(self, selector: CodebookWidth, precision: PrecisionSelector, width: int) -> None:
         import numpy as np
@@ -264,7 +265,7 @@ class _Sample(Fitter):
         self._vectors = np.empty((0, width), np.float32)
 
     def add(self, view: LayerView) -> None:
-        """Keep the tokens of lowest hash."""
+        """Add tokens, and keep those of lowest hash."""
         import numpy as np
 
         tokens, before = view.tokens, len(self._keys)
@@ -277,13 +278,16 @@ class _Sample(Fitter):
         self._keys, self._vectors = keys[lowest][by_key], vectors[by_key]
 
     def _codebook(self, vectors: np.ndarray) -> torch.Tensor:
-        """Entries for ``vectors`` ``(M, d)``, ``(entries, d)`` in the precision: themselves, where they are few."""
+        """Return a codebook for ``vectors`` ``(M, d)``, ``(entries, d)`` in the spec's precision.
+
+        If there are no more distinct vectors than entries, the entries are these vectors.
+        """
         import numpy as np
         import torch
 
         entries = self._selector.entries
         vectors = np.ascontiguousarray(vectors) + np.float32(0)  # -0.0 is 0.0
-        # Vectors are as many as their hashes, or more; to sort the hashes is far quicker.
+        # The hashes give a lower bound of the number of distinct vectors, and are far faster to sort.
         if len(np.unique(mix(*vectors.view(np.uint32).T))) <= entries:
             different = np.unique(vectors, axis=0)
             if len(different) <= entries:
@@ -294,7 +298,7 @@ class _Sample(Fitter):
 
 class _ProductFitter(_Sample):
     def codec(self) -> Codec:
-        """A codebook for each run."""
+        """Return the codebooks of all runs."""
         import torch
 
         runs = _runs(self._width, self._selector.count(self._width))
@@ -303,7 +307,7 @@ class _ProductFitter(_Sample):
 
 class _ResidualFitter(_Sample):
     def codec(self) -> Codec:
-        """A codebook for what the ones before it leave, as they are stored."""
+        """Return the codebooks. Each learns from the residuals of those before it, after rounding for storage."""
         import torch
 
         books, left = [], torch.from_numpy(self._vectors)

@@ -1,4 +1,4 @@
-"""Depth: which student layers learn, and from which teacher layer each."""
+"""Depth: which student layers learn, and from which teacher layers."""
 
 from __future__ import annotations
 
@@ -15,31 +15,32 @@ Pairs = tuple[tuple[int, int], ...]
 
 
 class DepthSelector(Selector):
-    """Base of the selectors along depth."""
+    """Base class of the selectors along depth."""
 
     draws: ClassVar[bool] = False
-    """Whether each batch learns from other layers (:meth:`drawn`), of all that are :meth:`kept`."""
+    """Whether the layers to learn from are drawn anew for each batch (:meth:`drawn`), out of all :meth:`kept`."""
 
     def mapping(self, student_layers: int, teacher_layers: int) -> Pairs:
-        """Every mapped pair (student layer, teacher layer), ascending; layer 0 is the embedding output."""
+        """Return every mapped pair (student layer, teacher layer), ascending. Layer 0 is the embedding output."""
         raise NotImplementedError
 
     def kept(self, student_layers: int, teacher_layers: int) -> Pairs:
-        """The pairs that are distilled, ascending.
+        """Return the pairs (student layer, teacher layer) that are distilled, ascending.
 
-        Where layers are drawn for each batch, no student layer is known of a teacher layer: both numbers are its own.
+        If layers are drawn for each batch, the student layer is not known in advance. Both numbers of a pair are then
+        the teacher layer.
         """
         raise NotImplementedError
 
     def drawn(self, student_layers: int, teacher_layers: int, draw: int) -> Pairs:
-        """What a batch learns from, where layers are drawn: pairs (student layer, place among :meth:`kept`), ascending.
+        """Return the layers that one batch learns from, as pairs (student layer, index into :meth:`kept`), ascending.
 
-        ``draw`` is a number of the batch, which looks random.
+        ``draw`` is a pseudo-random number of the batch.
         """
         raise NotImplementedError
 
     def all_layers(self) -> DepthSelector:
-        """The same mapping with every mapped layer kept."""
+        """Return a selector with the same mapping that keeps every mapped layer."""
         raise NotImplementedError
 
 
@@ -47,12 +48,15 @@ DEPTH: Registry[DepthSelector] = Registry("depth")
 
 
 def uniform_mapping(student_layers: int, top: int) -> Pairs:
-    """``g(l) = round_half_even(l * L_top / L_S)`` for ``l = 0..L_S`` (arXiv 2106.05691)."""
+    """Return the pairs ``(l, g(l))`` with ``g(l) = round_half_even(l * L_top / L_S)``, ``l = 0..L_S``.
+
+    Source: arXiv 2106.05691.
+    """
     return tuple((layer, round(Fraction(layer * top, student_layers))) for layer in range(student_layers + 1))
 
 
 def _one_layer(value: object) -> object:
-    """Refuse layer pairs where one teacher layer is asked for."""
+    """Reject layer pairs for a field that needs one teacher layer."""
     if isinstance(value, tuple):
         raise ValueError("expected one teacher layer: its number, or a share of the teacher's layers")
     return value
@@ -60,12 +64,12 @@ def _one_layer(value: object) -> object:
 
 @DEPTH.register
 class TopN(DepthSelector):
-    """The top ``n`` student layers, mapped evenly onto teacher layers 0 to ``l_top``."""
+    """Keeps the top ``n`` student layers. The student's layers are mapped evenly to teacher layers 0 to ``l_top``."""
 
     selector: Literal["top_n"] = "top_n"
     n: Annotated[int, Field(ge=1)] | All = "all"
     l_top: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] | Pairs = 1.0
-    """Teacher layer that the top student layer learns from: a number, a share of ``L_T``, or explicit pairs."""
+    """The teacher layer of the top student layer, as a number or a share of ``L_T``; or explicit pairs of layers."""
 
     @override
     def all_layers(self) -> TopN:
@@ -73,10 +77,11 @@ class TopN(DepthSelector):
 
     @override
     def mapping(self, student_layers: int, teacher_layers: int) -> Pairs:
-        """Every mapped pair (student layer, teacher layer), ascending.
+        """Return every mapped pair (student layer, teacher layer), ascending.
 
         Raises:
-            HskdError: a layer of ``l_top`` is not one of the student's or the teacher's.
+            HskdError: ``l_top`` names a layer that the student or the teacher lacks, names no student layer, or names
+                a student layer twice.
         """
         if isinstance(self.l_top, tuple):
             for student, teacher in self.l_top:
@@ -98,10 +103,10 @@ class TopN(DepthSelector):
 
     @override
     def kept(self, student_layers: int, teacher_layers: int) -> Pairs:
-        """The top ``n`` pairs, ascending.
+        """Return the top ``n`` pairs, ascending.
 
         Raises:
-            HskdError: ``n`` is more than the mapped layers.
+            HskdError: ``n`` is larger than the number of mapped layers.
         """
         pairs = self.mapping(student_layers, teacher_layers)
         n = len(pairs) if self.n == "all" else self.n
@@ -114,9 +119,9 @@ class TopN(DepthSelector):
 
 @DEPTH.register
 class Reverse(TopN):
-    """The layers of ``top_n``, in reverse: the top student layer learns from the lowest of the kept teacher layers.
+    """Keeps the layers of ``top_n`` in reverse: the top student layer learns from the lowest kept teacher layer.
 
-    A control: what is kept is what ``top_n`` keeps, so a difference is one of order (arXiv 2502.04499).
+    This is a control for the order of layers, because the kept layers are those of ``top_n`` (arXiv 2502.04499).
     """
 
     selector: Literal["reverse"] = "reverse"  # type: ignore[assignment]
@@ -136,10 +141,10 @@ class Reverse(TopN):
 
 @DEPTH.register
 class Same(TopN):
-    """The top ``n`` student layers, which all learn from the teacher layer that ``l_top`` says.
+    """Keeps the top ``n`` student layers, which all learn from teacher layer ``l_top``.
 
-    A control: whether layers need different teachers (arXiv 2502.04499). A store holds that layer once for each of
-    the ``n``, because tokens are chosen for each student layer.
+    This is a control for whether student layers need different teacher layers (arXiv 2502.04499). A store holds the
+    teacher layer ``n`` times, because tokens are chosen for each student layer.
     """
 
     selector: Literal["same"] = "same"  # type: ignore[assignment]
@@ -158,10 +163,11 @@ class Same(TopN):
 
 @DEPTH.register
 class RandomLayers(TopN):
-    """For every batch, ``n`` teacher layers drawn from 1 to ``l_top``, in order, for the top ``n`` student layers.
+    """Draws ``n`` teacher layers from 1 to ``l_top`` for every batch.
 
-    The embedding output takes no part (RAIL-KD, arXiv 2109.10164). What is drawn depends on ``seed``, the seed of the
-    trial and the step, so that a resumed run draws the same. A store holds all layers that may be drawn.
+    The drawn layers are mapped in order to the top ``n`` student layers. The embedding output is never drawn (RAIL-KD,
+    arXiv 2109.10164). The draw depends on ``seed``, the trial's seed and the step, so a resumed run draws the same
+    layers. A store holds all layers that may be drawn.
     """
 
     selector: Literal["random"] = "random"  # type: ignore[assignment]
@@ -173,16 +179,16 @@ class RandomLayers(TopN):
 
     @override
     def kept(self, student_layers: int, teacher_layers: int) -> Pairs:
-        """All layers that may be drawn, ascending.
+        """Return all layers that may be drawn, ascending.
 
         Raises:
-            HskdError: ``n`` is more than the student's layers, or than there are to draw.
+            HskdError: ``n`` is larger than the number of student layers, or of layers that may be drawn.
         """
         top = self.mapping(student_layers, teacher_layers)[-1][1]
         if self._count(student_layers) > min(student_layers, top):
             raise HskdError(
-                f"depth=random: n = {self.n} is out of range: the student has {student_layers} layers to learn, and "
-                f"{top} teacher layers are there to be drawn (the embedding output takes no part)."
+                f"depth=random: n = {self.n} is out of range: the student has {student_layers} layers, and "
+                f"{top} teacher layers can be drawn (the embedding output never is)."
             )
         return tuple((layer, layer) for layer in range(1, top + 1))
 

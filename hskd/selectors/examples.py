@@ -1,4 +1,4 @@
-"""Examples: of which training examples anything is kept."""
+"""Examples: which training examples have hidden states in the store."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class ExampleScores:
-    """What a selector along examples sees: ``N`` training examples.
+    """The input of a selector along examples: ids and scores of ``N`` training examples.
 
     Attributes:
         example_ids: ``(N,)`` int64.
-        losses: the loss of each example's gold label under the teacher, ``(N,)``; None where it is not known.
-        entropies: the entropy of the teacher's prediction for each, in nats, ``(N,)``; None where it is not known.
+        losses: the teacher's loss on each example's gold label, ``(N,)``; None if it is not known.
+        entropies: the entropy of the teacher's prediction for each example, in nats, ``(N,)``; None if it is not known.
     """
 
     example_ids: np.ndarray
@@ -32,17 +32,17 @@ class ExampleScores:
 
 
 class ExamplesSelector(Selector):
-    """Base of the selectors along examples: keeps the ``max(1, floor(e * N))`` of highest score.
+    """Base class of the selectors along examples. It keeps the ``max(1, floor(e * N))`` examples of highest score.
 
-    Ties go to the smaller example id, so that the choice does not depend on the order of the examples. A subclass says
-    what an example's score is.
+    Ties go to the smaller example id, so the choice does not depend on the order of the examples. A subclass defines
+    :meth:`scores`.
     """
 
     e: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the training examples."""
 
     needs_losses: ClassVar[bool] = False
-    """Whether :meth:`scores` reads the loss of the gold label under the teacher."""
+    """Whether :meth:`scores` reads the teacher's loss on the gold label."""
     needs_entropies: ClassVar[bool] = False
     """Whether :meth:`scores` reads the entropy of the teacher's prediction."""
 
@@ -53,27 +53,27 @@ class ExamplesSelector(Selector):
 
     @property
     def keeps_all(self) -> bool:
-        """Whether something is kept of every example."""
+        """Whether every example is kept."""
         return self.e == 1
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether which examples are kept is known only once the teacher has run."""
+        """Whether the choice of examples needs the teacher's outputs."""
         return not self.keeps_all and (self.needs_losses or self.needs_entropies)
 
     def count(self, examples: int) -> int:
-        """How many of ``examples`` are kept, at least one. Exact: 0.29 of 100 is 29."""
+        """Return the number of examples kept of ``examples``, at least 1. It is exact: 0.29 of 100 is 29."""
         return max(1, int(Fraction(str(self.e)) * examples))
 
     def scores(self, view: ExampleScores) -> np.ndarray:
-        """Importance of each example, ``(N,)``; the highest are kept."""
+        """Return the importance of each example, ``(N,)``. The highest are kept."""
         raise NotImplementedError
 
     def select(self, view: ExampleScores) -> np.ndarray:
-        """Indices of the kept examples, ascending, ``(count(N),)``.
+        """Return the indices of the kept examples, ascending, ``(count(N),)``.
 
         Raises:
-            HskdError: the selector reads what is not known of the examples.
+            HskdError: ``view`` lacks a score that the selector needs.
         """
         import numpy as np
 
@@ -94,7 +94,7 @@ EXAMPLES: Registry[ExamplesSelector] = Registry("examples")
 
 @EXAMPLES.register
 class RandomExamples(ExamplesSelector):
-    """Examples drawn by a hash of ``seed`` and example id. A larger ``e`` adds to what a smaller one keeps."""
+    """Keeps random examples, drawn by a hash of ``seed`` and example id. A larger ``e`` keeps a superset of them."""
 
     selector: Literal["random"] = "random"
     seed: Annotated[int, Field(ge=0)] = 0
@@ -108,10 +108,10 @@ class RandomExamples(ExamplesSelector):
 
 @EXAMPLES.register
 class Disagree(ExamplesSelector):
-    """The examples on which the teacher and the gold labels disagree most: the highest loss of the label.
+    """Keeps the examples on which teacher and gold label disagree most: those with the highest loss of the label.
 
-    The loss is that which the teacher was fine-tuned with; of an example with a label for each word, the mean over
-    its words.
+    The loss is the loss that the teacher was fine-tuned with. If an example has a label for each word, it is the mean
+    over words.
     """
 
     selector: Literal["disagree"] = "disagree"
@@ -126,9 +126,9 @@ class Disagree(ExamplesSelector):
 
 @EXAMPLES.register
 class EntropyOfExamples(ExamplesSelector):
-    """The examples of which the teacher is least certain: the highest entropy of its prediction.
+    """Keeps the examples on which the teacher is least certain: those with the highest entropy of its prediction.
 
-    Of an example with a prediction for each word, it is the mean over its words.
+    If the teacher predicts each word, the entropy is the mean over words.
     """
 
     selector: Literal["entropy"] = "entropy"

@@ -1,4 +1,4 @@
-"""Length: which tokens of an example are kept, in each layer."""
+"""Length: which tokens of an example are kept in each layer."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class LengthSelector(Selector):
-    """Base of the selectors along length: keeps the ``min(k, eligible)`` tokens of highest score in an example.
+    """Base class of the selectors along length. It keeps the ``min(k, eligible)`` tokens of highest score per example.
 
-    Ties go to the earlier token; pads and tokens that are not eligible are never a fallback. A subclass says
-    what a token's score is, and may say which tokens are eligible.
+    Ties go to the earlier token. Padding and ineligible tokens are never kept, even if there are fewer than ``k``
+    others. A subclass defines :meth:`scores`, and may define :meth:`eligible`.
     """
 
     k: Annotated[int, Field(ge=1)] | All = "all"
@@ -30,57 +30,58 @@ class LengthSelector(Selector):
     needs_received: ClassVar[bool] = False
     """Whether :meth:`scores` reads the attention that each token receives."""
     needs_entropy: ClassVar[bool] = False
-    """Whether the teacher must predict something of each token, and :meth:`scores` reads the entropy of that."""
+    """Whether the teacher must predict each word, and :meth:`scores` reads the entropy of these predictions."""
 
     def eligible(self, tokens: Tokens) -> np.ndarray:
-        """Which tokens may be kept, ``(M,)`` bool."""
+        """Return which tokens may be kept, ``(M,)`` bool."""
         import numpy as np
 
         return np.ones(len(tokens.input_ids), bool)
 
     def scores(self, view: LayerView) -> np.ndarray:
-        """Importance of each token of ``view``, ``(M,)``; the highest are kept."""
+        """Return the importance of each token of ``view``, ``(M,)``. The highest are kept."""
         raise NotImplementedError
 
     def kept(self, view: LayerView) -> LayerView:
-        """The view of the kept tokens. A selector that averages tokens returns averages."""
+        """Return a view of the kept tokens, or of averages if the selector averages tokens."""
         return view.take(self.select(view))
 
     def members(self, tokens: Tokens) -> tuple[np.ndarray, np.ndarray] | None:
-        """Which tokens each kept one is the mean of; None where each is one token.
+        """Return which tokens are averaged into each kept token; None if kept tokens are not averages.
 
         Returns:
-            Indices into the kept tokens, ascending, ``(P,)``, and positions in the example, ``(P,)``.
+            For each of the ``P`` averaged tokens, the index of its kept token, ascending, ``(P,)``, and its position
+            in the example, ``(P,)``.
         """
         return None
 
     @property
     def stores_positions(self) -> bool:
-        """Whether a store must say which tokens are kept, as nothing else tells."""
+        """Whether a store must hold the positions of kept tokens, because they do not follow from the token ids."""
         return not self.keeps_all
 
     @property
     def keeps_all(self) -> bool:
-        """Whether every real token is kept, so that nothing is ranked and no position needs to be stored."""
+        """Whether every real token is kept. Then no token is ranked and no position is stored."""
         return self.k == "all" and type(self).eligible is LengthSelector.eligible
 
     def attention_layer(self, teacher_layer: int, top_mapped_layer: int) -> int | None:
-        """The teacher's attention layer (1-based) that ranks the tokens of ``teacher_layer``; None where none does.
+        """Return the attention layer (1-based) that ranks the tokens of ``teacher_layer``; None if no layer does.
 
         ``top_mapped_layer`` is the teacher layer of the same student layer under the mapping with ``L_top = L_T``.
         """
         return None
 
     def gradient_layer(self, teacher_layer: int) -> int | None:
-        """The teacher layer whose gradient ranks the tokens of ``teacher_layer``; None where none does."""
+        """Return the teacher layer whose gradient ranks the tokens of ``teacher_layer``; None if no layer does."""
         return teacher_layer if self.needs_gradient and self.k != "all" else None
 
     def received_layer(self, teacher_layer: int) -> int | None:
-        """The attention layer (1-based) by whose attention received the tokens of ``teacher_layer`` are ranked."""
+        """Return the attention layer (1-based) whose received attention ranks ``teacher_layer``'s tokens, or None."""
         return max(teacher_layer, 1) if self.needs_received and self.k != "all" else None
 
     def counts(self, tokens: Tokens) -> np.ndarray:
-        """How many tokens of each example are kept, ``(B,)`` int64: the same in every layer."""
+        """Return how many tokens of each example are kept in every layer, ``(B,)`` int64."""
         import numpy as np
 
         running = np.concatenate([[0], np.cumsum(self.eligible(tokens))])
@@ -88,10 +89,10 @@ class LengthSelector(Selector):
         return counts if self.k == "all" else np.minimum(self.k, counts)
 
     def select(self, view: LayerView) -> np.ndarray:
-        """Indices into the ``M`` tokens of those kept, in text order, ``(counts.sum(),)``.
+        """Return the indices of the kept tokens, in text order, ``(counts.sum(),)``.
 
         Raises:
-            HskdError: the selector ranks by what is not known here.
+            HskdError: ``view`` lacks a score that the selector needs.
         """
         import numpy as np
 
@@ -106,9 +107,9 @@ class LengthSelector(Selector):
             ("the teacher's prediction for each", self.needs_entropy, view.entropy),
         ):
             if needed and known is None:
-                raise HskdError(f"length={self.selector} ranks tokens by {what}, and there is none here.")
+                raise HskdError(f"length={self.selector} ranks tokens by {what}, which is not available here.")
         scores = self.scores(view)
-        # Best first within each example; lexsort is stable, so equal scores stay in text order.
+        # Best first within each example. lexsort is stable, so equal scores stay in text order.
         best_first = np.lexsort((-scores.astype(np.float64), ~eligible, tokens.example))
         rank = np.arange(len(best_first)) - np.repeat(tokens.offsets[:-1], tokens.lengths)
         return np.sort(best_first[rank < np.repeat(self.counts(tokens), tokens.lengths)])
@@ -119,11 +120,14 @@ LENGTH: Registry[LengthSelector] = Registry("length")
 
 @LENGTH.register
 class Attention(LengthSelector):
-    """The ``k`` tokens that ``[CLS]`` attends to most: after softmax, mean over heads (arXiv 2106.05691)."""
+    """Keeps the ``k`` tokens that ``[CLS]`` attends to most.
+
+    The attention is that after softmax, averaged over heads (arXiv 2106.05691).
+    """
 
     selector: Literal["attention"] = "attention"
     att_map: Literal["same", "top"] = "same"
-    """Whose attention ranks: that of the layer learnt from, or that of the mapping with ``L_top = L_T``."""
+    """The attention layer that ranks: ``same`` is the layer learnt from, ``top`` that of the mapping ``L_top=L_T``."""
 
     needs_attention: ClassVar[bool] = True
 
@@ -134,14 +138,14 @@ class Attention(LengthSelector):
 
     @override
     def attention_layer(self, teacher_layer: int, top_mapped_layer: int) -> int | None:
-        """Its own; the embedding output, which no attention made, is ranked by the first layer's."""
+        """Return the layer that ``att_map`` selects. Layer 1 ranks the embedding output, which has no attention."""
         if self.k == "all":
             return None  # nothing to rank
         return max(teacher_layer if self.att_map == "same" else top_mapped_layer, 1)
 
 
 class _WithoutSep(LengthSelector):
-    """Base of selectors that never keep ``[SEP]``."""
+    """Base class of selectors that never keep ``[SEP]``."""
 
     @override
     def eligible(self, tokens: Tokens) -> np.ndarray:
@@ -150,14 +154,14 @@ class _WithoutSep(LengthSelector):
 
 @LENGTH.register
 class AttentionNoSep(_WithoutSep, Attention):
-    """As ``attention``, but ``[SEP]`` is never kept (arXiv 2106.05691)."""
+    """Same as ``attention``, but never keeps ``[SEP]`` (arXiv 2106.05691)."""
 
     selector: Literal["attention_no_sep"] = "attention_no_sep"  # type: ignore[assignment]
 
 
 @LENGTH.register
 class Left(LengthSelector):
-    """The first ``k`` tokens."""
+    """Keeps the first ``k`` tokens."""
 
     selector: Literal["left"] = "left"
 
@@ -168,7 +172,7 @@ class Left(LengthSelector):
 
 @LENGTH.register
 class Norm(_WithoutSep):
-    """The ``k`` tokens whose hidden states are longest, by the Euclidean norm; never ``[SEP]``."""
+    """Keeps the ``k`` tokens whose hidden states have the largest Euclidean norm; never ``[SEP]``."""
 
     selector: Literal["norm"] = "norm"
 
@@ -180,11 +184,12 @@ class Norm(_WithoutSep):
 
 @LENGTH.register
 class Gradient(_WithoutSep):
-    """The ``k`` tokens on whose hidden states the teacher's prediction depends most; never ``[SEP]``.
+    """Keeps the ``k`` tokens on whose hidden states the teacher's prediction depends most; never ``[SEP]``.
 
-    The score is ``|h . dL/dh|`` for the state ``h`` of the layer learnt from, where ``L`` is the loss of the teacher's
-    own prediction: minus the log-probability of the class that it predicts, or the number itself in a regression. With
-    two classes, the entropy of the prediction ranks tokens alike, but vanishes where both are as likely.
+    The score is ``|h . dL/dh|`` for the hidden state ``h`` of the layer learnt from. ``L`` is the loss of the teacher's
+    own prediction: the negative log-probability of the predicted class, or the predicted number in a regression. With
+    two classes, the gradient of the entropy would rank an example's tokens in the same order, but it vanishes if both
+    classes are equally likely.
     """
 
     selector: Literal["gradient"] = "gradient"
@@ -199,10 +204,10 @@ class Gradient(_WithoutSep):
 
 @LENGTH.register
 class Received(_WithoutSep):
-    """The ``k`` tokens to which the most attention is paid, mean over heads and over all tokens; never ``[SEP]``.
+    """Keeps the ``k`` tokens that receive the most attention, averaged over heads and over all tokens; never ``[SEP]``.
 
-    The attention is that of the layer learnt from; the embedding output is ranked by the first layer's. Unlike the
-    attention that ``[CLS]`` pays, it says something where ``[CLS]`` is not what the teacher's head reads.
+    The attention is that of the layer learnt from. Layer 1 ranks the embedding output. Unlike the attention that
+    ``[CLS]`` pays, this score is also meaningful if the teacher's head does not read ``[CLS]``.
     """
 
     selector: Literal["received"] = "received"
@@ -217,9 +222,9 @@ class Received(_WithoutSep):
 
 @LENGTH.register
 class Entropy(LengthSelector):
-    """The ``k`` words of which the teacher is least certain, each by its first token: the highest entropy.
+    """Keeps the first tokens of the ``k`` words on which the teacher is least certain: those of highest entropy.
 
-    For teachers that predict something of each word. A token that begins no word has no prediction, and is never kept.
+    It needs a teacher that predicts each word. A token that begins no word has no prediction, and is never kept.
     """
 
     selector: Literal["entropy"] = "entropy"
@@ -230,8 +235,8 @@ class Entropy(LengthSelector):
     def eligible(self, tokens: Tokens) -> np.ndarray:
         if tokens.word_starts is None:
             raise HskdError(
-                "length=entropy ranks tokens by the teacher's prediction for each, and this teacher predicts one thing "
-                "of an example; use another length selector, such as attention_no_sep."
+                "length=entropy ranks tokens by the teacher's prediction for each, and this teacher makes one "
+                "prediction per example; use another length selector, such as attention_no_sep."
             )
         return tokens.word_starts
 
@@ -243,22 +248,22 @@ class Entropy(LengthSelector):
 
 @LENGTH.register
 class Pool(_WithoutSep):
-    """The means of ``k`` runs of about the same length that an example's tokens are cut into; ``[SEP]`` is in none.
+    """Keeps ``k`` means per example: its tokens, without ``[SEP]``, are cut into ``k`` runs of about equal length.
 
-    One run is the mean of the example. The student's states are averaged over the same tokens, which follow from the
-    token ids, so that no position is stored.
+    With ``k = 1``, this is the mean over the example. The student's hidden states are averaged over the same tokens.
+    The runs follow from the token ids, so no position is stored.
     """
 
     selector: Literal["pool"] = "pool"
 
     @property
     def stores_positions(self) -> bool:
-        """The runs follow from the token ids."""
+        """False, because the runs follow from the token ids."""
         return False
 
     @override
     def select(self, view: LayerView) -> np.ndarray:
-        """The first token of each run, where its mean stands."""
+        """Return the index of the first token of each run. The run's mean takes the position of this token."""
         import numpy as np
 
         run, _ = self.members(view.tokens)
@@ -274,13 +279,13 @@ class Pool(_WithoutSep):
         counts = self.counts(tokens)
         sizes = np.bincount(example, minlength=len(counts))
         rank = np.arange(len(chosen)) - (np.cumsum(sizes) - sizes)[example]
-        # Of 7 tokens and 3 runs: 0 0 0 1 1 2 2.
+        # For example, 7 tokens and 3 runs give 0 0 0 1 1 2 2.
         run = rank * counts[example] // sizes[example]
         return (np.cumsum(counts) - counts)[example] + run, tokens.position[chosen]
 
     @override
     def kept(self, view: LayerView) -> LayerView:
-        """The mean of each run, of states as they are stored; it stands where its first token does."""
+        """Return a view of the mean of each run, over hidden states rounded as for storage."""
         import numpy as np
         import torch
 
@@ -298,7 +303,7 @@ class Pool(_WithoutSep):
 
 @LENGTH.register
 class Cls(LengthSelector):
-    """``[CLS]`` alone."""
+    """Keeps only ``[CLS]``."""
 
     selector: Literal["cls"] = "cls"
     k: Literal[1] = 1
@@ -314,7 +319,7 @@ class Cls(LengthSelector):
 
 @LENGTH.register
 class Random(LengthSelector):
-    """``k`` tokens drawn for each example and layer; the draw depends on ``seed``, example id and layer alone."""
+    """Keeps ``k`` random tokens per example and layer, drawn by a hash of ``seed``, layer, example id and position."""
 
     selector: Literal["random"] = "random"
     seed: Annotated[int, Field(ge=0)] = 0

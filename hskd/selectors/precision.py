@@ -1,4 +1,4 @@
-"""Precision: the bits in which a kept value is stored."""
+"""Precision: the number format in which kept values are stored."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
     import torch
 
 Layout = dict[str, tuple["torch.dtype", int]]
-"""Arrays by name: the type and the number of the elements."""
+"""The type and the number of elements of each array, by name."""
 
 
 class PrecisionSelector(Selector):
-    """Base of the precisions: how kept values turn into stored arrays and back.
+    """Base class of the precisions. It converts kept values into stored arrays and back.
 
-    A plain number type needs only ``number``. A quantiser overrides all four methods: it may store several
-    arrays, a scale beside the codes, say.
+    A plain number type defines only ``number``. A quantiser overrides all four methods, and may store several arrays,
+    such as codes and a scale.
     """
 
     number: ClassVar[str]
-    """PyTorch's name of the type of the stored numbers. A name, so that a spec is read without importing PyTorch."""
+    """PyTorch's name of the type of the stored numbers. It is a string, so that parsing a spec needs no PyTorch."""
     superset: ClassVar[str] = "fp32"
-    """The precision of a superset for specs of this one alone: itself where storing twice changes nothing."""
+    """The precision of a superset if all specs have this precision: the same one if rounding twice is harmless."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -37,21 +37,22 @@ class PrecisionSelector(Selector):
         return dtype
 
     def layout(self, count: int) -> Layout:
-        """The arrays stored for ``count`` values of one token in one layer: name -> (dtype, elements)."""
+        """Return the arrays stored for ``count`` values of one token in one layer: name -> (dtype, elements)."""
         return {"values": (self.dtype, count)}
 
     def encode(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """``values`` ``(..., count)`` as the arrays of :meth:`layout`."""
+        """Return ``values`` ``(..., count)`` as the arrays of :meth:`layout`."""
         return {"values": values.to(self.dtype)}
 
     def decode(self, arrays: Mapping[str, torch.Tensor], count: int) -> torch.Tensor:
-        """The ``count`` values that ``arrays`` hold, ``(..., count)`` fp32."""
+        """Return the ``count`` values that ``arrays`` hold, ``(..., count)`` fp32."""
         return arrays["values"].float()
 
     def ranked(self, values: torch.Tensor) -> torch.Tensor:
-        """Hidden states ``(M, d_T)`` as the width selector ranks them: rounded as they will be stored.
+        """Return hidden states ``(M, d_T)`` rounded as for storage, by which selectors rank.
 
-        So a superset in the spec's precision, one in fp32 and the teacher itself all give the same neurons.
+        Rounding first makes a superset in the spec's precision, a superset in fp32 and the teacher itself all give the
+        same neurons.
         """
         return values.to(self.dtype).float()
 
@@ -61,7 +62,7 @@ PRECISION: Registry[PrecisionSelector] = Registry("precision")
 
 @PRECISION.register
 class FP32(PrecisionSelector):
-    """32 bits: as the teacher computes."""
+    """Stores 32-bit floats, without rounding."""
 
     selector: Literal["fp32"] = "fp32"
     number: ClassVar[str] = "float32"
@@ -69,7 +70,7 @@ class FP32(PrecisionSelector):
 
 @PRECISION.register
 class FP16(PrecisionSelector):
-    """16 bits, 11 of them significant."""
+    """Stores 16-bit floats with 11 significant bits."""
 
     selector: Literal["fp16"] = "fp16"
     number: ClassVar[str] = "float16"
@@ -78,7 +79,7 @@ class FP16(PrecisionSelector):
 
 @PRECISION.register
 class BF16(PrecisionSelector):
-    """16 bits, 8 of them significant, with the range of fp32."""
+    """Stores 16-bit floats with 8 significant bits and the range of fp32."""
 
     selector: Literal["bf16"] = "bf16"
     number: ClassVar[str] = "bfloat16"
@@ -86,39 +87,42 @@ class BF16(PrecisionSelector):
 
 
 class _Quantiser(PrecisionSelector):
-    """Whole numbers from ``-largest`` to ``largest``, times one scale for each kept token and layer.
+    """Base class of precisions that store a code per value, and one scale per kept token and layer.
 
-    The scale depends on which neurons are kept, so neurons are ranked before any rounding, and a superset cannot
-    be stored like this. A value is wrong by half a scale at most, and by what fp16 rounds off the scale: a share of
-    2^-11, or 2^-25 for a scale below 2^-14. Where the largest value takes a scale beyond fp16 (65,504), the scale is
-    infinite and the values read back are not finite; no store is written of them.
+    The scale depends on which neurons are kept. Neurons are therefore ranked before rounding, and a superset cannot
+    have this precision. If the scale exceeds the range of fp16 (65,504), it is infinite and the decoded values are not
+    finite. No store is written in that case.
+
+    In ``int8`` and ``int4``, codes are integers from ``-largest`` to ``largest``. The error of a value is at most half
+    a scale, plus the rounding error of the scale in fp16: a relative error of 2^-11, or an absolute error of 2^-25 for
+    a scale below 2^-14.
     """
 
     largest: ClassVar[int]
 
     def ranked(self, values: torch.Tensor) -> torch.Tensor:
-        """``values`` as they are."""
+        """Return ``values`` unchanged."""
         return values
 
     def _codes(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
         scale = (values.abs().amax(dim=-1, keepdim=True) / self.largest).half()
-        # A scale that fp16 rounds to 0 belongs to values that are as good as 0.
+        # If fp16 rounds the scale to 0, the values are practically 0.
         codes = (values / scale.float()).nan_to_num(0.0).round().clamp(-self.largest, self.largest)
         return codes.to(torch.int8), scale
 
 
 @PRECISION.register
 class Int8(_Quantiser):
-    """8 bits, from -127 to 127 times a scale in fp16 for each kept token and layer."""
+    """Stores 8-bit integers from -127 to 127, and an fp16 scale per kept token and layer."""
 
     selector: Literal["int8"] = "int8"
     number: ClassVar[str] = "int8"
     largest: ClassVar[int] = 127
 
     def layout(self, count: int) -> Layout:
-        """A byte for each value, and the scale."""
+        """Return one byte per value, and the scale."""
         import torch
 
         return {"values": (torch.int8, count), "scale": (torch.float16, 1)}
@@ -135,21 +139,21 @@ class Int8(_Quantiser):
 
 @PRECISION.register
 class Int4(_Quantiser):
-    """4 bits, from -7 to 7 times a scale in fp16 for each kept token and layer; two values to a byte."""
+    """Stores 4-bit integers from -7 to 7, two per byte, and an fp16 scale per kept token and layer."""
 
     selector: Literal["int4"] = "int4"
     number: ClassVar[str] = "uint8"
     largest: ClassVar[int] = 7
 
     def layout(self, count: int) -> Layout:
-        """Half a byte for each value, and the scale."""
+        """Return half a byte per value, and the scale."""
         import torch
 
         return {"values": (torch.uint8, -(-count // 2)), "scale": (torch.float16, 1)}
 
     @override
     def encode(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Two numbers a byte: 8 is added to each, and 0 stands for the missing one of an odd count."""
+        """Return two integers per byte, each plus 8. An odd count is padded with 0."""
         import torch
 
         codes, scale = self._codes(values)
@@ -169,32 +173,33 @@ class Int4(_Quantiser):
 
 @PRECISION.register
 class Int2(_Quantiser):
-    """2 bits: -1.5, -0.5, 0.5 or 1.5 times a scale in fp16 for each kept token and layer; four values to a byte.
+    """Stores 2-bit codes for -1.5, -0.5, 0.5 and 1.5, four per byte, and an fp16 scale per kept token and layer.
 
-    The step follows the spread of the values, where ``int8`` and ``int4`` follow the largest: of four numbers, none
-    can be spent on an outlier. Coordinates that are alike in spread suit it best (``width=pca,rotate=true``).
+    The step follows the spread of the values. In ``int8`` and ``int4`` it follows the largest value, but with four
+    levels, none can be spent on an outlier. Coordinates with similar spread suit this precision best
+    (``width=pca,rotate=true``).
     """
 
     selector: Literal["int2"] = "int2"
     number: ClassVar[str] = "uint8"
     largest: ClassVar[int] = 1
     step: ClassVar[float] = 0.9957
-    """Best distance of four levels, for normally distributed values of unit variance (Max 1960)."""
+    """Optimal distance between four levels, for normally distributed values of unit variance (Max 1960)."""
 
     def layout(self, count: int) -> Layout:
-        """A quarter of a byte for each value, and the scale."""
+        """Return a quarter of a byte per value, and the scale."""
         import torch
 
         return {"values": (torch.uint8, -(-count // 4)), "scale": (torch.float16, 1)}
 
     @override
     def encode(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Four numbers a byte, 0 to 3; 0 stands for the missing ones."""
+        """Return four codes per byte, each from 0 to 3. An incomplete byte is padded with 0."""
         import torch
 
         step = self.step * values.square().mean(dim=-1, keepdim=True).sqrt()
         codes = ((values / step).nan_to_num(0.0, 0.0, 0.0).floor() + 2).clamp(0, 3)
-        # Given the codes, this scale has the least squared error. It makes a token's only value exact.
+        # This is the least-squares scale for the given codes. A single value per token is exact.
         levels = codes - 1.5
         scale = ((values * levels).sum(-1, keepdim=True) / levels.square().sum(-1, keepdim=True)).half()
         quarters = torch.nn.functional.pad(codes.to(torch.uint8), (0, -values.shape[-1] % 4)).unflatten(-1, (-1, 4))

@@ -1,1 +1,1 @@
-"""The store: the teacher's selected hidden-state knowledge and logits on disk, addressed by example id."""
+"""The store: a teacher's selected hidden-state knowledge and prediction targets on disk, addressed by example id."""

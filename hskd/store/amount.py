@@ -1,4 +1,4 @@
-"""How much HSK a spec keeps of a data set: counted exactly, before anything runs."""
+"""Count how much HSK a spec keeps of a data set, without running a teacher."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hskd.store_format.layout import ArraySpec, codec_bytes, derived_arrays, tot
 
 
 class Counts(NamedTuple):
-    """Sizes of a data set: examples, their real tokens, and the tokens that are kept in each layer of all of them."""
+    """Counts over a data set: examples, real tokens, and tokens kept per layer."""
 
     examples: int
     tokens: int
@@ -22,14 +22,14 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True)
 class HSKAmount:
-    """What a spec keeps of a data set.
+    """The amount of HSK that a spec keeps of a data set.
 
     Attributes:
-        kept_values: numbers kept, over all examples.
-        full_values: numbers in full HSK of the same mapping: every mapped layer, real token and neuron.
+        kept_values: number of kept values in all examples.
+        full_values: number of values in full HSK of the same mapping: every mapped layer, real token and neuron.
         fraction: ``kept_values / full_values``.
-        fraction_padded: the paper's way of counting: the same, over tokens padded to the maximum length.
-        bytes_per_example: what the spec's store takes on disk: targets, addresses, and what is held once for all.
+        fraction_padded: the fraction as the paper counts it: full HSK has every example padded to the maximum length.
+        bytes_per_example: size of the derived store on disk per example, including targets, ids and the codec.
     """
 
     kept_values: int
@@ -53,13 +53,13 @@ def measure(
 
     Args:
         spec: what is kept.
-        tokens: those that have something to learn from: all, unless the teacher has another tokenizer.
+        tokens: the tokens with hidden states to learn from: all tokens, unless the teacher has another tokenizer.
         shape: sizes of teacher and student.
-        max_length: tokens that an example is cut to.
-        target: what a store holds of the teacher's outputs, ``task.head.target()``.
-        aligned_tokens: where the teacher has another tokenizer, how many tokens there are in all; full HSK is that of
-            ``tokens`` then, and a store says which these are.
-        chosen: the examples of which something is kept, where that is known; see :func:`kept_tokens`.
+        max_length: number of tokens to which examples are truncated.
+        target: the array of the teacher's outputs, ``task.head.target()``.
+        aligned_tokens: number of all tokens, if the teacher has another tokenizer; otherwise None. Full HSK then
+            covers only ``tokens``, and the store marks them.
+        chosen: indices of the kept examples, if known; see :func:`kept_tokens`.
 
     Raises:
         HskdError: the spec names a layer that the student or the teacher lacks.
@@ -69,15 +69,15 @@ def measure(
 
 
 def kept_tokens(spec: HSKSpec, tokens: Tokens, chosen: np.ndarray | None = None) -> int:
-    """How many tokens ``spec`` keeps in a layer, over all examples in ``tokens``.
+    """Return the number of tokens that ``spec`` keeps per layer in all examples.
 
-    Which examples are kept may depend on what the teacher says. Where that is not known yet, they are taken to be as
-    long as the others: their number is exact, and that of their tokens the one to expect.
+    The kept examples may depend on the teacher's outputs. If they are not known yet, they are assumed to have the
+    average length: the number of examples is exact, and the number of tokens is the expected one.
 
     Args:
         spec: what is kept.
         tokens: all training examples.
-        chosen: the examples of which something is kept, ``(C,)``; None where that is not known.
+        chosen: indices of the kept examples, ``(C,)``; None if they are not known.
     """
     counts = spec.length.counts(tokens)
     if chosen is None and spec.examples.needs_teacher:
@@ -95,7 +95,7 @@ def amount_of(
     counts: Counts,
     aligned_tokens: int | None = None,
 ) -> HSKAmount:
-    """:func:`measure` from counts over all examples.
+    """Return the same as :func:`measure`, given counts over all examples.
 
     Raises:
         HskdError: the spec names a layer that the student or the teacher lacks.

@@ -1,4 +1,4 @@
-"""Derive many: the compact store of one spec, ranked and cut from a superset, with no teacher."""
+"""Derivation: write the compact store of one spec from a superset, without the teacher."""
 
 from __future__ import annotations
 
@@ -45,23 +45,26 @@ def derive(
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
 ) -> Store:
-    """Write what ``spec`` keeps of ``superset`` into ``folder``; resumable and reused as an extraction is.
+    """Write what ``spec`` keeps of ``superset`` into ``folder``, and return the derived store.
 
-    A share of the examples is one of those in the superset, and a width selector that learns (``pca``, ``pq``, ...)
-    learns from all of them that are kept, in one more pass. So derive from a superset of the training examples alone.
+    A killed run resumes, and a finished store is reused, as for an extraction.
+
+    Derive only from a superset of the training examples. A spec's share of the examples is taken from all examples of
+    the superset. A width selector that learns (``pca``, ``pq``, ...) learns from all kept examples, in one more pass.
 
     Args:
         superset: an open superset store.
         spec: what to keep.
-        student_layers: ``L_S``, which the layer mapping depends on.
-        folder: where the store will lie.
-        shard_bytes: size at which a shard is cut.
-        progress: is told the examples done, and the bytes needed and free.
+        student_layers: ``L_S``, on which the layer mapping depends.
+        folder: where to write the store.
+        shard_bytes: size of a shard in bytes.
+        progress: receives the number of finished examples, and the bytes needed and free.
 
     Raises:
-        HskdError: the superset lacks a layer, an attention layer or the precision that the spec asks for, a value
-            does not fit into that precision, or the disk is too full.
-        MismatchError: ``folder`` holds another store.
+        HskdError: the superset lacks a layer, a score or the precision that the spec needs, a value does not fit into
+            that precision, or the disk is too full.
+        MismatchError: ``folder`` holds another store, or ``superset`` is not a superset.
+        CorruptionError: a shard of the superset is damaged.
     """
     progress = progress or Silent()
     manifest = superset.manifest
@@ -106,7 +109,7 @@ def derive(
         assert fitted is not None
         if not all(bool(array.isfinite().all()) for array in fitted.values()):
             raise HskdError(
-                f"spec {spec.label}: what width={spec.width.selector} learns does not fit into "
+                f"spec {spec.label}: the codec that width={spec.width.selector} learns does not fit into "
                 f"{spec.precision.selector}; ask for precision=bf16 or precision=fp32."
             )
         save_file(fitted, path)
@@ -116,7 +119,7 @@ def derive(
             codec.update(load_file(partial_of(folder) / CODEC))
         rows = np.arange(span.start, span.stop)
         kept: dict[str, list[torch.Tensor]] = {
-            # Of no example in the span, perhaps.
+            # The spec may keep none of the examples in the span, and torch.cat needs at least one tensor.
             name: [torch.empty((0, array.elements), dtype=array.dtype)]
             for name, array in arrays.items()
             if array.per == "kept"
@@ -138,7 +141,7 @@ def derive(
     if processes.by_main(lambda: finished_store(folder, plan, progress.say) is not None):
         return Store.open(folder)
     chosen = spec.examples.select(superset.example_scores(spec.examples))
-    # Every shard is held against its checksum when it is read to be cut, not twice.
+    # Every shard is verified when its hidden states are read below, so it need not be verified here.
     counts = np.zeros(len(superset), np.int64)
     counts[chosen] = spec.length.counts(superset.tokens(np.arange(len(superset)), whole=False))[chosen]
     needed = total_bytes(arrays, len(superset), int(superset.lengths.sum()), int(counts.sum()))
@@ -157,7 +160,7 @@ def _refuse(
     arrays: dict[str, ArraySpec],
     shard: Shard,
 ) -> None:
-    """Say which example has a number that the spec's precision cannot hold, or none that is a number."""
+    """Raise an error that names the example with a non-finite number, or a number too large for the precision."""
     name, row = fault
     example = span.start + example_of_row(arrays[name], row, shard)
     which = f"example {example} (id {int(superset.example_ids[example])})"
@@ -170,17 +173,17 @@ def _refuse(
 
 
 def require_served(superset: Store, spec: HSKSpec, shape: Shape) -> None:
-    """Refuse a spec that the superset cannot serve.
+    """Check that the superset holds everything that the spec needs.
 
     Raises:
-        HskdError: says what the superset lacks and how to extract one that has it.
+        HskdError: names what the superset lacks, and says how to extract a superset that has it.
         MismatchError: the store is not a superset.
     """
     manifest = superset.manifest
     if manifest.kind != "superset":
         raise MismatchError(
             f"{superset.folder}: is the store of the spec {superset.spec.label if superset.spec else '?'}, not a "
-            "superset; derive from the superset that it was derived from."
+            "superset; derive from its superset."
         )
     if spec.length.needs_entropy or spec.examples.needs_teacher:
         require_ranks(spec, superset.head)
@@ -202,14 +205,14 @@ def require_served(superset: Store, spec: HSKSpec, shape: Shape) -> None:
     if not gradients <= set(manifest.gradient_layers):
         raise HskdError(
             f"spec {spec.label}: ranks tokens by the gradient in teacher layers {_listed(gradients)}, and "
-            f"{superset.folder} holds that of {list(manifest.gradient_layers)}; extract a superset with "
+            f"{superset.folder} holds it for {list(manifest.gradient_layers)}; extract a superset with "
             f"--gradient-layers {_listed({*manifest.gradient_layers, *gradients})}."
         )
     received = {layer.received for layer in layers if layer.received is not None}
     if not received <= set(manifest.received_layers):
         raise HskdError(
             f"spec {spec.label}: ranks tokens by the attention that they receive in layers {_listed(received)}, and "
-            f"{superset.folder} holds that of {list(manifest.received_layers)}; extract a superset with "
+            f"{superset.folder} holds it for {list(manifest.received_layers)}; extract a superset with "
             f"--received-layers {_listed({*manifest.received_layers, *received})}."
         )
     if manifest.precision not in ("fp32", spec.precision.selector):
@@ -225,7 +228,7 @@ def _listed(layers: set[int]) -> str:
 
 
 def chunks(rows: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
-    """Cut ``rows`` so that the tokens of a chunk fit in memory at full width; into nothing where there are none."""
+    """Split ``rows`` into chunks whose tokens fit in memory at full width; an empty list if there are no rows."""
     if not len(rows):
         return []
     running = np.cumsum(lengths[rows])

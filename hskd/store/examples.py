@@ -1,4 +1,4 @@
-"""Training examples from the store itself: token ids, lengths and ids are in it, so that no text is needed."""
+"""Training examples read from a store. It holds token ids, lengths and example ids, so training needs no text."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from hskd.tasks.registry import TASKS
 
 
 def store_examples(store: Store, token_types: bool = True) -> TokenizedSplit:
-    """The examples that a store was extracted from, as the tokenizer gave them, without their labels.
+    """Return the tokenised examples that a store was extracted from, without labels.
 
-    The same ids, tokens and order as ``tokenize`` makes of the texts, so the same batches. The store does not hold
-    token types; they follow from the separators, and the data fingerprint in the manifest tells whether rightly:
+    Example ids, tokens and order are those of ``tokenize`` on the texts, so the batches are the same. A store holds no
+    token types. They are reconstructed from the separators and checked against the data fingerprint in the manifest:
 
         store = hskd.Store.open("s3://bucket/store")
         train = hskd.store_examples(store)
@@ -29,7 +29,7 @@ def store_examples(store: Store, token_types: bool = True) -> TokenizedSplit:
         token_types: whether the student's tokenizer gives token types, as BERT's does and RoBERTa's does not.
 
     Raises:
-        HskdError: the token types follow another rule than BERT's.
+        HskdError: the token types do not follow BERT's rule, so they cannot be reconstructed.
     """
     rows = np.arange(len(store))
     tokens = store.every_token(rows)
@@ -49,21 +49,21 @@ def store_examples(store: Store, token_types: bool = True) -> TokenizedSplit:
     if not token_types:
         return plain
     pairs = replace(plain, token_type_ids=_segments(plain))
-    # A single sentence in which someone wrote [SEP] looks like a pair.
+    # A single sentence whose text contains [SEP] looks like a pair.
     single = replace(plain, token_type_ids=np.zeros(len(plain.input_ids), np.uint8))
     for split in (pairs, single):
         if split.fingerprint == origin.data:
             return split
-    if plain.fingerprint == origin.data:  # the teacher has none
+    if plain.fingerprint == origin.data:  # The teacher's tokenizer gives no token types.
         return pairs
     raise HskdError(
         f"{store.folder}: the token types of its examples follow another rule than BERT's (0 up to the first "
-        "separator, then 1), so they cannot be told from the store; give the data instead of --no-data."
+        "separator, then 1), so they cannot be read from the store; give the data instead of --no-data."
     )
 
 
 def _segments(split: TokenizedSplit) -> NDArray[np.uint8]:
-    """For every token, 0 up to and including its example's first separator, then 1."""
+    """Return token types by BERT's rule: 0 up to and including an example's first separator, then 1."""
     separators = np.cumsum(split.input_ids == split.sep_id)
     before = separators - (split.input_ids == split.sep_id)
     first = before[split.offsets[:-1]]
@@ -71,13 +71,13 @@ def _segments(split: TokenizedSplit) -> NDArray[np.uint8]:
 
 
 def store_task(store: Store) -> Task:
-    """The task that a store was extracted for, as far as training from the store needs it.
+    """Return the task that a store was extracted for, with everything that training from the store needs.
 
-    Labels and length are the store's. Metrics and the epochs of the HSK stage are those of the task of that name, and
-    for the user's own files those of ``custom``.
+    Label names and maximum length are the store's. Metrics and HSK epochs come from the registered task of the same
+    name, or are the defaults if there is none.
 
     Raises:
-        HskdError: the kind of head that the store names is not known here.
+        HskdError: the store names an unknown kind of head.
     """
     origin, target = store.manifest.origin, store.manifest.target.array
     if (entry := TASKS.find(origin.task)) is not None:

@@ -1,4 +1,4 @@
-"""Growing a store: the shards of one that is there, then those of the examples that it lacks."""
+"""Extend a store: reuse the shards of an existing store, and add shards for the examples that it lacks."""
 
 from __future__ import annotations
 
@@ -21,15 +21,13 @@ from hskd.tasks import TokenizedSplit
 
 
 def in_order_of(old: Store, split: TokenizedSplit) -> TokenizedSplit:
-    """``split`` in the order of a store that extends ``old``: its examples as they lie there, then the others.
+    """Return ``split`` reordered to extend ``old``: first the examples of ``old`` in its order, then the others.
 
     Raises:
-        MismatchError: ``old`` is no superset, or holds examples that are not in ``split``.
+        MismatchError: ``old`` is not a superset, or holds examples that are not in ``split``.
     """
     if old.manifest.kind != "superset":
-        raise MismatchError(
-            f"{old.folder}: is derived; extend the superset that it was derived from, then derive the spec again."
-        )
+        raise MismatchError(f"{old.folder}: is a derived store; extend its superset, then derive the spec again.")
     order = np.argsort(split.ids)
     place = np.minimum(np.searchsorted(split.ids[order], old.example_ids), len(split) - 1)
     old_rows = order[place]
@@ -37,7 +35,7 @@ def in_order_of(old: Store, split: TokenizedSplit) -> TokenizedSplit:
     if missing:
         raise MismatchError(
             f"{old.folder}: {missing} of its {len(old)} examples are not among the {len(split)} to extract, so it "
-            "cannot be extended to them; extract the data that it was made from and more, or without --extend."
+            "cannot be extended; extract data that includes all its examples, or leave out --extend."
         )
     rest = np.setdiff1d(np.arange(len(split)), old_rows)
     rows = np.concatenate([old_rows, rest])
@@ -45,12 +43,12 @@ def in_order_of(old: Store, split: TokenizedSplit) -> TokenizedSplit:
 
 
 def require_extends(old: Store, plan: Manifest, split: TokenizedSplit) -> None:
-    """Refuse to extend a store with what another teacher says, or with other knowledge than it holds.
+    """Check that the new store has the same teacher, contents and settings as the store that it extends.
 
     Args:
-        old: the store that is there.
-        plan: the manifest of the new one, without its shards.
-        split: its examples, those of ``old`` first.
+        old: the existing store.
+        plan: the manifest of the new store, without its shards.
+        split: the examples of the new store, those of ``old`` first.
 
     Raises:
         MismatchError: names what differs, both values, and what to do.
@@ -96,9 +94,11 @@ def require_extends(old: Store, plan: Manifest, split: TokenizedSplit) -> None:
 def plan_parts(
     arrays: Mapping[str, ArraySpec], split: TokenizedSplit, shard_bytes: int, old: Store | None = None
 ) -> list[range]:
-    """The examples of each shard: those of ``old`` as they are, then the task's own, then augmented ones.
+    """Return the range of examples of each shard.
 
-    No shard holds both real and augmented examples, so that a store of the real ones is the beginning of this one.
+    The shards of ``old`` come first, then those of the task's own examples, then those of augmented examples. No shard
+    mixes real and augmented examples. The shards of a store of the real examples are therefore the first
+    shards of this one.
     """
     spans: list[range] = []
     if old is not None:
@@ -117,10 +117,10 @@ def plan_parts(
 
 
 def place_shards(old: Store, folder: Path) -> None:
-    """Put the shards of ``old`` into ``folder``, as hard links where the disk is the same, else as copies.
+    """Put the shards of ``old`` into ``folder``: as hard links if possible, otherwise as copies.
 
     Raises:
-        CorruptionError: a shard's bytes are not those that were written.
+        CorruptionError: a shard does not match its checksum.
         HskdError: the disk is full.
     """
     for entry in old.manifest.shards:

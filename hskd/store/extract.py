@@ -1,4 +1,4 @@
-"""Extract once: one pass of the teacher over the data writes a superset that any spec can be derived from."""
+"""Extraction: one pass of the teacher over the data writes a superset, from which specs are derived."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ from hskd.teachers.loading import Teacher
 
 @dataclass(frozen=True)
 class Superset:
-    """What a superset must hold so that every spec of a study can be derived from it.
+    """The contents of a superset: what it must hold so that every spec of a study can be derived from it.
 
     Attributes:
         layers: teacher layers, ascending.
         attention_layers: attention layers (1-based) whose ``[CLS]`` row is needed.
-        precision: name of the precision; fp32 serves every spec, fp16 and bf16 those of the same precision.
-        gradient_layers: teacher layers for which it is held how much the prediction depends on each token; that takes a
-            backward pass.
-        received_layers: attention layers (1-based) of which it is held how much attention each token receives.
-        gold_losses: whether the loss of each example's gold label under the teacher is held.
+        precision: name of the precision. fp32 serves every spec; fp16 and bf16 serve specs of the same precision.
+        gradient_layers: teacher layers with a score of how much the prediction depends on each token. Computing it
+            takes a backward pass.
+        received_layers: attention layers (1-based) with a score of how much attention each token receives.
+        gold_losses: whether the superset holds the teacher's loss on each example's gold label.
     """
 
     layers: tuple[int, ...]
@@ -71,7 +71,7 @@ class Superset:
 
     @classmethod
     def of(cls, specs: Iterable[HSKSpec], shape: Shape) -> Superset:
-        """The union of what ``specs`` ask for.
+        """Return the union of what ``specs`` need.
 
         Raises:
             HskdError: a spec names a layer that the student or the teacher lacks.
@@ -90,7 +90,7 @@ class Superset:
 
     @classmethod
     def held_by(cls, manifest: Manifest) -> Superset:
-        """What a superset that is there holds."""
+        """Return the contents of an existing superset."""
         return cls(
             layers=manifest.layers,
             attention_layers=manifest.attention_layers,
@@ -102,7 +102,7 @@ class Superset:
 
     @classmethod
     def union(cls, parts: Iterable[Superset]) -> Superset:
-        """What holds all that ``parts`` hold; in fp16 where there are none."""
+        """Return the union of ``parts``; an empty superset in fp16 if there are none."""
         parts = list(parts)
         precisions = {part.precision for part in parts} or {"fp16"}
 
@@ -120,12 +120,12 @@ class Superset:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """What is held, as JSON. Further scores are left out where there are none, as in earlier versions' recipes."""
+        """The contents as JSON. Absent scores are left out, so that recipes of earlier versions stay valid."""
         further = ("gradient_layers", "received_layers", "gold_losses")
         return {name: value for name, value in asdict(self).items() if name not in further or value}
 
     def arrays(self, shape: Shape, target: ArraySpec, max_length: int, aligned: bool = False) -> dict[str, ArraySpec]:
-        """The arrays of this superset, for a teacher and a target of these sizes (see ``superset_arrays``)."""
+        """Return the arrays of this superset for a teacher and a target of these sizes (see ``superset_arrays``)."""
         arrays = superset_arrays(
             len(self.layers),
             len(self.attention_layers),
@@ -141,14 +141,15 @@ class Superset:
 
 @dataclass(frozen=True, eq=False)
 class ExtractOptions:
-    """How an extraction runs.
+    """Options of an extraction.
 
     Attributes:
-        dtype: precision of the teacher's forward pass, resolved: fp32, or bf16 for autocast.
-        batch_size: examples in a forward pass; the store depends on it only to rounding.
-        shard_bytes: size at which a shard is cut.
-        extend: a store of some of the examples, by the same teacher and of the same superset. Its shards become the
-            first of the new store; the teacher runs on the other examples alone. It stays as it is.
+        dtype: resolved precision of the teacher's forward pass: fp32, or bf16 for autocast.
+        batch_size: examples per forward pass. It changes the stored values only by rounding.
+        shard_bytes: size of a shard in bytes.
+        extend: a superset with the same teacher and contents that holds some of the examples. Its shards become the
+            first shards of the new store, and the teacher runs only on the other examples. The old store is not
+            changed.
     """
 
     dtype: str = "fp32"
@@ -166,24 +167,26 @@ def extract(
     options: ExtractOptions | None = None,
     progress: Progress | None = None,
 ) -> Store:
-    """Run the teacher over ``split`` once and write the superset store into ``folder``.
+    """Run the teacher over ``split`` once, write a superset store into ``folder``, and return it.
 
-    A killed extraction goes on after the last whole shard and ends with the same bytes; a finished one is reused.
+    A killed extraction resumes after the last complete shard and ends with the same bytes. A finished store is
+    reused.
 
     Args:
         teacher: the fine-tuned teacher.
         task: its task.
-        split: the tokenised examples. Where they are aligned (:func:`hskd.tasks.align`), the teacher runs on its own
-            tokens, and the store holds what it says of the student's.
-        superset: what to hold.
-        folder: where the store will lie.
+        split: the tokenised examples. If they are aligned (:func:`hskd.tasks.align`), the teacher runs on its own
+            tokens, and its hidden states are stored for the student's tokens.
+        superset: the contents of the store.
+        folder: where to write the store.
         options: precision, sizes, and a store to extend [default: those of :class:`ExtractOptions`].
-        progress: is told the examples done, and the bytes needed and free.
+        progress: receives the number of finished examples, and the bytes needed and free.
 
     Raises:
-        HskdError: a layer is out of range, texts are too long, a value is not finite or does not fit into the precision
-            (the message names the example), or the disk is too full.
-        MismatchError: ``folder`` holds another store, or the store to extend is of another teacher, superset or data.
+        HskdError: a layer is out of range, texts are too long, labels are missing, a value is not finite or does not
+            fit into the precision (the message names the example), or the disk is too full.
+        MismatchError: ``folder`` holds another store, the store to extend has another teacher, superset or data, or
+            the examples are aligned with another tokenizer than the teacher's.
         CorruptionError: a shard of the store to extend is damaged.
     """
     options, progress = options or ExtractOptions(), progress or Silent()
@@ -207,8 +210,8 @@ def extract(
     precision = PRECISION[superset.precision]()  # type: ignore[call-arg]
     if precision.superset != superset.precision:
         raise HskdError(
-            f"precision {superset.precision}: depends on which neurons are kept, which a superset leaves open; "
-            f"extract with --precision {precision.superset}."
+            f"precision {superset.precision}: a superset cannot have it, because its scale depends on which neurons "
+            f"are kept; extract with --precision {precision.superset}."
         )
     if extend is not None:
         split = in_order_of(extend, split)
@@ -303,7 +306,7 @@ def extract(
                 labelled_batch, counts = split.collate(order + span.start), split.row_counts(order + span.start)
                 losses = gold_losses(task.head, output.target.cpu(), labelled_batch, counts)
                 shard[GOLD_LOSS][torch.from_numpy(order), 0] = torch.from_numpy(losses).float()
-            progress.advance(len(order) * processes.count())  # The other processes do about as much.
+            progress.advance(len(order) * processes.count())  # The other processes advance at about the same rate.
         fault = misfit(shard)
         if fault is not None:
             name, row = fault
@@ -331,7 +334,7 @@ def extract(
 
 
 def _run_on(split: TokenizedSplit) -> TokenizedSplit:
-    """The examples in the teacher's own tokens."""
+    """Return the examples in the teacher's tokens."""
     return split if split.aligned is None else split.aligned.teacher
 
 
@@ -351,29 +354,29 @@ _SAID = {TARGET: "output", GOLD_LOSS: "loss of the gold label"}
 
 
 def gold_losses(head: Head, rows: torch.Tensor, batch: Mapping[str, torch.Tensor], counts: np.ndarray) -> np.ndarray:
-    """The loss of each example's gold label under the teacher, ``(B,)``; where words have labels, the mean over these.
+    """Return the teacher's loss on each example's gold label, ``(B,)``; the mean over words if words have labels.
 
     Args:
-        head: says what the loss is.
-        rows: the teacher's, on the CPU, ``(R, C)``.
+        head: defines the loss.
+        rows: the teacher's outputs, ``(R, C)``, on the CPU.
         batch: the examples, with labels.
         counts: rows of each example, ``(B,)``.
 
     Raises:
-        HskdError: the head knows no such loss.
+        HskdError: the head defines no such loss.
     """
     return example_means(head.gold_losses(rows, head.labels(batch)), counts)
 
 
 def _named(teacher: Teacher, split: TokenizedSplit, example: int) -> str:
-    """An example, as a person finds it: its place in the data, its id and how it begins."""
+    """Return a description of an example for messages: its index, its id and the beginning of its text."""
     ids = split.input_ids[split.offsets[example] : split.offsets[example + 1]]
     text = teacher.tokenizer.decode(ids[:40].tolist(), skip_special_tokens=True)
     return f"example {example} of {len(split)} (id {int(split.ids[example])}: {text[:60]!r})"
 
 
 def empty_shard(arrays: dict[str, ArraySpec], split: TokenizedSplit, span: range) -> Shard:
-    """Arrays for the examples of ``span``, addresses filled in, knowledge still zero."""
+    """Return the arrays of a shard for the examples of ``span``: ids and lengths are filled in, knowledge is zero."""
     tokens = slice(int(split.offsets[span.start]), int(split.offsets[span.stop]))
     kept = split.with_targets.offsets[span.start : span.stop + 1]
     rows = {"example": len(span), "token": tokens.stop - tokens.start, "kept": int(kept[-1] - kept[0])}

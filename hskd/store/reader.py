@@ -1,7 +1,7 @@
-"""Reading a store: memory-mapped shards, addressed by example id, whole batches gathered at once.
+"""Read a store: shards are memory-mapped, examples are addressed by id, and a batch is gathered in a few operations.
 
-A shard is compared with its checksum when something of it is read for the first time in a process. That reads the file
-once, in order, so that what is gathered from it afterwards is in memory.
+The first read of a shard in a process verifies the shard's checksum. This reads the file sequentially, so later
+batches find it in the page cache.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from hskd.tasks import TokenizedSplit
 
 _ADVICE = "copy the store again, or delete it and make it again"
 _CHECKED_ROWS = 2**16
-"""Rows of a shard whose positions and neurons are looked at at once."""
+"""Rows of a shard whose positions and neurons are checked at a time."""
 
 
 class Store:
-    """A store on disk. Nothing is loaded but addresses; values are read through memory maps when asked for.
+    """An open store. It loads only ids and lengths, and reads values through memory maps on demand.
 
-    The method that reads a shard first in a process compares it with its checksum, and raises a
-    :class:`CorruptionError` if they differ. The attributes :attr:`example_ids`, :attr:`lengths` and :attr:`counts` are
-    compared with the manifest alone: a shard in which they are wrong is refused when its values are read.
+    The first method that reads a shard in a process verifies the shard's checksum, and raises
+    :class:`CorruptionError` if it does not match. The attributes :attr:`example_ids`, :attr:`lengths` and
+    :attr:`counts` are checked only against the manifest. If they are wrong, reading the shard's values raises.
     """
 
     def __init__(
@@ -61,13 +61,13 @@ class Store:
         self.folder = folder
         self.manifest = manifest
         self.codec = codec or {}
-        """What the width selector has learnt, ``(n, ...)`` for each array; empty for most."""
+        """The codec of the width selector, ``(n, ...)`` for each array; empty for selectors that learn nothing."""
         self._shards = shards
-        # A relative path may mean something else by the time a shard is read.
+        # The working directory may change before a shard is read.
         self._paths = [folder.absolute() / entry.file for entry in manifest.shards]
         self._unverified = set(range(len(shards)))
         self.example_ids = _joined(shards, "example_ids").astype(np.int64)
-        """``(N,)``, in the order of the data set."""
+        """Ids of the examples, in the order of the data set, ``(N,)``."""
         self.lengths = _joined(shards, "lengths").astype(np.int64)
         """Real tokens of each example, ``(N,)``."""
         self.counts = _joined(shards, "counts").astype(np.int64) if "counts" in shards[0] else self.lengths
@@ -79,17 +79,18 @@ class Store:
 
     @classmethod
     def open(cls, folder: str | Path, work: Path = WORK) -> Store:
-        """Open the store in ``folder``; its checksums are compared when something is read, not here.
+        """Open the store in ``folder``. Shards are verified when they are first read, not here.
 
         Args:
-            folder: a folder, or a URL, which is copied into ``work`` first and compared with its checksums (see
+            folder: a folder or a URL. A URL is first copied into ``work`` and verified (see
                 :func:`hskd.remote.fetch`).
             work: the work folder.
 
         Raises:
-            HskdError: there is no finished store, the URL cannot be reached, or a shard is a link to another folder.
-            CorruptionError: the manifest is not one, or a shard is missing, has another size than was written, cannot
-                be read, or holds other arrays, lengths or counts than the manifest says.
+            HskdError: the folder holds no finished store, the URL cannot be reached, or a shard is a link that leads
+                out of the folder.
+            CorruptionError: the manifest is damaged; the codec is damaged; or a shard is missing, has the wrong size,
+                cannot be read, or holds other arrays, lengths or counts than the manifest says.
         """
         folder = local_copy(folder, work)
         manifest = Manifest.read(folder)
@@ -103,7 +104,7 @@ class Store:
         return len(self.example_ids)
 
     def _require_share(self) -> None:
-        """Refuse a store that keeps something of more examples than its spec does, or of none."""
+        """Check that the number of examples with hidden states is at least 1 and at most what the spec keeps."""
         if self.spec is not None and not self.spec.examples.keeps_all:
             kept, share = len(self.rows_with_hsk), self.spec.examples.count(len(self))
             if not 0 < kept <= share:
@@ -114,31 +115,31 @@ class Store:
 
     @property
     def rows_with_hsk(self) -> np.ndarray:
-        """The examples of which hidden states are held, ascending: all, unless the spec keeps a share of them."""
+        """Rows of the examples with hidden states, ascending: all rows, unless the spec keeps a share of them."""
         if self.spec is None or self.spec.examples.keeps_all:
             return np.arange(len(self))
         return np.flatnonzero(self.counts)
 
     @cached_property
     def head(self) -> Head:
-        """What the targets are.
+        """The head of the store's task, which defines the targets.
 
         Raises:
-            HskdError: the kind of head that the store names is not known here.
+            HskdError: the store names an unknown kind of head.
         """
         origin = self.manifest.origin
         return head_of(origin.head, origin.label_names).for_target(self.manifest.target.array)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """What another process needs to open the store for itself: not the values, but which shards need no reading."""
+        """Pickle the folder, the fingerprint and the checksums verified so far, and not the values."""
         digests = [entry for entry in map(remembered, self._paths) if entry is not None]
         return _opened_again, (self._paths[0].parent, self.manifest.fingerprint, digests)
 
     def verify(self) -> None:
-        """Compare every file with its checksum, whether that was done before or not.
+        """Verify the checksum of every file, even if it was verified before.
 
         Raises:
-            CorruptionError: names the first file whose bytes are not those written, or say what cannot be.
+            CorruptionError: names the first file that is damaged, cannot be read or has invalid contents.
         """
         for shard, (path, entry) in enumerate(zip(self._paths, self.manifest.shards, strict=True)):
             try:
@@ -150,15 +151,15 @@ class Store:
             read_codec(self.folder, self.manifest)
 
     def require_whole(self, rows: np.ndarray | None = None) -> None:
-        """Compare the shards that hold the examples in ``rows`` with their checksums, if this process has not yet.
+        """Verify the shards that hold the examples in ``rows``, except those this process has verified already.
 
-        Call it before processes are forked that read the store, each of which would else do so for itself.
+        Call it before you fork processes that read the store. Otherwise each of them verifies the shards itself.
 
         Args:
             rows: examples ``(B,)``; None for all.
 
         Raises:
-            CorruptionError: names the first shard whose bytes are not those written, or say what cannot be.
+            CorruptionError: names the first shard that is damaged, cannot be read or has invalid contents.
         """
         if self._unverified:
             touched = self._unverified if rows is None else self._unverified.intersection(self._shard_of[rows].tolist())
@@ -173,7 +174,7 @@ class Store:
         path = self.folder / self.manifest.shards[shard].file
         if not whole:
             raise CorruptionError(
-                f"{path}: its SHA-256 is not that of what was written: the file is damaged; {_ADVICE}."
+                f"{path}: its SHA-256 is not the one in the manifest: the file is damaged; {_ADVICE}."
             )
         fault = _fault(self._shards[shard], self.manifest)
         if fault is not None:
@@ -182,12 +183,12 @@ class Store:
 
     @cached_property
     def spec(self) -> HSKSpec | None:
-        """What a derived store keeps; None for a superset."""
+        """The spec of a derived store; None for a superset."""
         return None if self.manifest.spec is None else HSKSpec.parse(self.manifest.spec)
 
     @cached_property
     def precision(self) -> PrecisionSelector:
-        """How values are stored."""
+        """The precision of the stored values."""
         return PRECISION[self.manifest.precision]()  # type: ignore[call-arg]
 
     @cached_property
@@ -196,11 +197,11 @@ class Store:
         return self.example_ids[order], order
 
     def rows(self, example_ids: np.ndarray) -> np.ndarray:
-        """Where examples lie in the store, ``(B,)``.
+        """Return the rows of examples in the store, ``(B,)``.
 
         Raises:
             MismatchError: an example is not in the store.
-            CorruptionError: it may be that it is not because the store is damaged.
+            CorruptionError: an example is missing, and the store is damaged, which may be the cause.
         """
         ids, order = self._sorted_ids
         place = np.minimum(np.searchsorted(ids, example_ids), len(ids) - 1)
@@ -215,13 +216,14 @@ class Store:
         return order[place]
 
     def require_tokens(self, tokens: Tokens) -> None:
-        """Refuse data whose token ids are not those that the teacher saw.
+        """Check that the examples have the same token ids as in the store.
 
-        Only token ids are read, and not held against a checksum: those that are equal to the data's are right.
+        If all token ids are equal, no checksum needs to be verified. Otherwise the checksums are verified to tell
+        other data from a damaged store.
 
         Raises:
             MismatchError: an example is missing, or its tokens differ.
-            CorruptionError: they do because the store is damaged.
+            CorruptionError: they differ, and the store is damaged.
         """
         rows = self.rows(tokens.example_ids)
         same_length = self.lengths[rows] == tokens.lengths
@@ -231,11 +233,11 @@ class Store:
         raise MismatchError(
             f"{self.folder}: examples have other tokens here than in the store "
             f"({int((~same_length).sum())} of {len(rows)} differ in length): the tokenizer or the maximum length "
-            f"(the store's is {self.manifest.origin.max_length}) is another one. Use the store's, or extract again."
+            f"(the store's is {self.manifest.origin.max_length}) differs. Use the store's, or extract again."
         )
 
     def require_words(self, split: TokenizedSplit) -> None:
-        """Refuse data in which other tokens begin words than those to which the teacher gave a target.
+        """Check that the same tokens begin words as in the store, whose targets belong to these tokens.
 
         Raises:
             MismatchError: an example is missing, or its words differ.
@@ -252,25 +254,25 @@ class Store:
             )
         if not np.array_equal(starts, split.word_starts):
             raise MismatchError(
-                f"{self.folder}: other tokens begin words here than in the store, though the tokens are the same: the "
-                "texts have white space elsewhere. Use those that it was extracted from, or extract again."
+                f"{self.folder}: other tokens begin words here than in the store, although the token ids are the same: "
+                "the texts differ in white space. Use the texts that the store was extracted from, or extract again."
             )
 
     def targets(self, rows: np.ndarray) -> torch.Tensor:
-        """The teacher's rows ``(R, C)`` for the examples in ``rows`` ``(B,)``, in their order.
+        """Return the teacher's outputs ``(R, C)`` for the examples in ``rows`` ``(B,)``, in their order.
 
-        One row for each example, or one for each of its words where ``manifest.target.per`` says ``token``.
+        There is one output row per example, or one per word if ``manifest.target.per`` is ``token``.
         """
         targets, starts = self.target_array(rows), self.word_starts(rows)
         return targets if starts is None else targets[torch.from_numpy(starts)]
 
     def target_array(self, rows: np.ndarray) -> torch.Tensor:
-        """The targets of the examples as they are stored, where tokens that begin no word have a row too."""
+        """Return the targets as stored: unlike :meth:`targets`, with a row for tokens that begin no word."""
         self.require_whole(rows)
         return self._gather(TARGET, rows)
 
     def word_starts(self, rows: np.ndarray) -> np.ndarray | None:
-        """Which tokens of the examples begin a word, ``(M,)`` bool; None where the targets are not of words."""
+        """Return which tokens of the examples begin a word, ``(M,)`` bool; None if targets do not belong to words."""
         if WORD_STARTS in self._per:
             self.require_whole(rows)
         return self._word_starts(rows)
@@ -279,7 +281,7 @@ class Store:
         return self._gather(WORD_STARTS, rows).numpy().astype(bool) if WORD_STARTS in self._per else None
 
     def token_ids(self, rows: np.ndarray) -> np.ndarray:
-        """Token ids of the examples, end to end, ``(M,)``."""
+        """Return the concatenated token ids of the examples, ``(M,)``."""
         self.require_whole(rows)
         return self._token_ids(rows)
 
@@ -287,21 +289,23 @@ class Store:
         return self._gather("token_ids", rows).numpy().astype(np.int64)
 
     def has_target(self, rows: np.ndarray) -> np.ndarray | None:
-        """Which tokens of the examples have hidden states to learn from, ``(M,)`` bool; None where all have."""
+        """Return which tokens of the examples have hidden states to learn from, ``(M,)`` bool; None if all have."""
         if HAS_TARGET not in self._per:
             return None
         self.require_whole(rows)
         return self._gather(HAS_TARGET, rows).numpy().astype(bool)
 
     def every_token(self, rows: np.ndarray) -> Tokens:
-        """The examples' tokens, whether they have something to learn from or not."""
+        """Return all tokens of the examples, with or without hidden states to learn from."""
         self.require_whole(rows)
         return self._tokens(rows)
 
     def tokens(self, rows: np.ndarray, whole: bool = True) -> Tokens:
-        """The examples' tokens, as the selectors see them: those that have hidden states to learn from.
+        """Return the tokens of the examples that have hidden states to learn from, which are what selectors see.
 
-        ``whole=False`` leaves the checksums out: for a plan whose execution reads the examples again.
+        Args:
+            rows: the examples, ``(B,)``.
+            whole: whether to verify checksums. Pass False to plan work that later reads the same examples.
         """
         if whole:
             self.require_whole(rows)
@@ -317,11 +321,11 @@ class Store:
         return Tokens(self.example_ids[rows], offsets, ids, sep_id, word_starts=starts)
 
     def kept(self, rows: np.ndarray) -> KeptHSK:
-        """The kept knowledge of the examples in ``rows`` ``(B,)``, in their order.
+        """Return the kept knowledge of the examples in ``rows`` ``(B,)``, in their order.
 
         Raises:
-            HskdError: this is a superset, which keeps nothing in particular yet; or the spec keeps a share of the
-                examples, and one of these is not among them.
+            HskdError: this is a superset, from which no spec has been derived yet; or the spec keeps a share of the
+                examples, and one of ``rows`` is not among them.
         """
         if self.manifest.kind != "derived":
             raise HskdError(f"{self.folder}: is a superset; derive a spec from it first (hskd store derive).")
@@ -369,7 +373,7 @@ class Store:
         basis = self.spec.width.basis(self.codec, len(self.manifest.layers), self.manifest.teacher_width)
         if basis is None:
             return None
-        # Worker processes send it with every batch: in shared memory, that copies nothing.
+        # Worker processes send the basis with every batch. In shared memory, this needs no copy.
         return Basis(basis.directions.contiguous().share_memory_(), basis.origin.share_memory_())
 
     def _neurons(self, rows: np.ndarray, count: int) -> torch.Tensor | None:
@@ -381,10 +385,10 @@ class Store:
         return unpack_neurons(packed, self.manifest.teacher_width, count)
 
     def example_scores(self, selector: ExamplesSelector) -> ExampleScores:
-        """What ``selector`` ranks all examples by.
+        """Return the scores of all examples that ``selector`` ranks by.
 
         Raises:
-            HskdError: the store does not hold it, or the teacher's predictions have no such thing.
+            HskdError: the store does not hold these scores, or they are undefined for this kind of head.
         """
         losses = entropies = None
         rows = np.arange(len(self))
@@ -405,11 +409,11 @@ class Store:
         return ExampleScores(self.example_ids, losses, entropies)
 
     def states(self, rows: np.ndarray, entropies: bool = False) -> TeacherStates:
-        """Everything a superset holds of the examples in ``rows``, as the teacher would give it.
+        """Return everything that a superset holds for the examples in ``rows``, as the teacher would give it.
 
         Args:
-            rows: the examples.
-            entropies: give the entropy of the prediction for each token, too, where there is one.
+            rows: the examples, ``(B,)``.
+            entropies: whether to add the entropy of each token's prediction, if the teacher predicts words.
 
         Raises:
             HskdError: this is not a superset.
@@ -439,7 +443,7 @@ class Store:
 
     @cached_property
     def _starts(self) -> dict[str, np.ndarray]:
-        """Where each example's rows begin within its shard, for arrays of kept and of all tokens."""
+        """The first row of each example within its shard, for arrays per kept token and per token, ``(N,)`` each."""
         starts = {}
         for per, sizes in (("kept", self.counts), ("token", self.lengths)):
             running = np.cumsum(sizes) - sizes
@@ -447,7 +451,7 @@ class Store:
         return starts
 
     def _gather(self, name: str, rows: np.ndarray) -> torch.Tensor:
-        """The rows of array ``name`` that belong to the examples ``rows``, end to end."""
+        """Return the concatenated rows of array ``name`` that belong to the examples ``rows``."""
         shards = self._shard_of[rows]
         per = self._per[name]
         if per == "example":
@@ -460,35 +464,35 @@ class Store:
         dtype = self._shards[0][name].dtype
 
         def array(shard: int) -> torch.Tensor:
-            # torch cannot write to chosen rows of uint16; the bits are the same.
+            # torch has no indexed assignment for uint16. A view as int16 has the same bits.
             return self._shards[shard][name].view(torch.int16 if dtype == torch.uint16 else dtype)
 
         where = torch.from_numpy(index)
         if len(self._shards) == 1:
             return array(0)[where].view(dtype)
         out = torch.empty((len(index), *array(0).shape[1:]), dtype=array(0).dtype)
-        for shard in np.unique(shards):  # of the thousands that a large store has
+        for shard in np.unique(shards):  # A large store has thousands of shards, and a batch touches few.
             in_shard = torch.from_numpy(np.flatnonzero(shards == shard))
             out[in_shard] = array(shard)[where[in_shard]]
         return out.view(dtype)
 
 
 def _opened_again(folder: Path, fingerprint: str, digests: list[tuple[Stamp, str]]) -> Store:
-    """A store that was pickled, in another process or later.
+    """Open a store again after unpickling, in another process or later.
 
     Raises:
-        MismatchError: another store lies there now.
+        MismatchError: the folder holds another store by now.
         HskdError: see :meth:`Store.open`.
     """
     take_over(digests)
     store = Store.open(folder)
     if store.manifest.fingerprint != fingerprint:
-        raise MismatchError(f"{folder}: is another store now than when it was opened first; open it again.")
+        raise MismatchError(f"{folder}: the store has changed since it was pickled; open it again.")
     return store
 
 
 def _opened(folder: Path, entry: ShardEntry, arrays: dict[str, ArraySpec], max_length: int) -> dict[str, torch.Tensor]:
-    """The arrays of a shard, mapped into memory."""
+    """Return the memory-mapped arrays of a shard, after checking their names, types, shapes and lengths."""
     path = folder / entry.file
     if not path.is_file():
         raise CorruptionError(f"{path}: the shard is missing; {_ADVICE}.")
@@ -513,8 +517,8 @@ def _opened(folder: Path, entry: ShardEntry, arrays: dict[str, ArraySpec], max_l
             )
     if int(lengths.min()) < 1 or int(lengths.max()) > max_length or bool((counts > lengths).any()):
         raise CorruptionError(
-            f"{path}: holds an example of no tokens, of more than {max_length}, or of more kept ones than it has; "
-            f"{_ADVICE}."
+            f"{path}: holds an example with no tokens, with more than {max_length}, or with more kept tokens than "
+            f"tokens; {_ADVICE}."
         )
     return shard
 
@@ -541,9 +545,9 @@ def _require_arrays(
 
 
 def _fault(shard: dict[str, torch.Tensor], manifest: Manifest) -> str | None:
-    """What a shard says that cannot be, beyond its lengths and counts; None where all can be read.
+    """Return a description of the first invalid value in a shard, beyond its lengths and counts; None if all are valid.
 
-    A checksum that fits says that a shard is as written, not that whoever wrote it meant well.
+    A matching checksum proves only that the file has not changed. It does not protect against a malicious writer.
     """
     token_ids = shard["token_ids"].numpy()
     if int(token_ids.min()) < 0 or int(token_ids.max()) >= manifest.vocab_size:
@@ -552,7 +556,7 @@ def _fault(shard: dict[str, torch.Tensor], manifest: Manifest) -> str | None:
         starts = shard[WORD_STARTS].numpy()
         ends = np.cumsum(shard["lengths"].numpy().astype(np.int64))
         if int(starts.max()) > 1 or bool(starts[np.concatenate([[0], ends[:-1]])].any()):
-            return "holds beginnings of words that are neither 0 nor 1, or one in the first token of an example"
+            return "holds word starts that are neither 0 nor 1, or one at the first token of an example"
     counts = shard.get("counts", shard["lengths"]).numpy().astype(np.int64)
     if HAS_TARGET in shard:
         targets = shard[HAS_TARGET].numpy()
@@ -560,10 +564,10 @@ def _fault(shard: dict[str, torch.Tensor], manifest: Manifest) -> str | None:
         per_example = np.add.reduceat(targets.astype(np.int64), np.concatenate([[0], ends[:-1]]))
         spec = None if manifest.spec is None else HSKSpec.parse(manifest.spec)
         every = spec is None or spec.length.keeps_all
-        # Of an example that is not among the kept ones, nothing is held.
+        # An example that the spec does not keep has no kept tokens.
         short = (counts < per_example) & ((counts > 0) | (spec is None or spec.examples.keeps_all))
         if int(targets.max()) > 1 or bool((counts > per_example).any()) or (every and bool(short.any())):
-            return "does not hold as many tokens with a target as it says"
+            return "its count of tokens with a target is wrong"
     lengths = np.repeat(shard["lengths"].numpy(), counts)
     positions, neurons = (shard[name].numpy() if name in shard else None for name in ("positions", "neurons"))
     for start in range(0, len(lengths), _CHECKED_ROWS):
@@ -571,12 +575,12 @@ def _fault(shard: dict[str, torch.Tensor], manifest: Manifest) -> str | None:
         if positions is not None and bool((positions[rows] >= lengths[rows, None]).any()):
             return "holds positions beyond the end of their example"
         if neurons is not None and not _neurons_fit(neurons[rows], manifest):
-            return f"holds neurons that are not among the teacher's {manifest.teacher_width}, or too few or too many"
+            return f"holds neurons outside the teacher's {manifest.teacher_width}, or too few or too many neurons"
     return None
 
 
 def _neurons_fit(packed: np.ndarray, manifest: Manifest) -> bool:
-    """Whether rows of packed neurons ``(K, n * elements)`` can be unpacked into neurons that the teacher has."""
+    """Return whether packed neurons ``(K, n * elements)`` decode to the right number of the teacher's neurons."""
     width, count = manifest.teacher_width, HSKSpec.parse(manifest.spec or {}).width.count(manifest.teacher_width)
     if packed.dtype == np.uint16:
         return bool((packed < width).all())
@@ -588,9 +592,10 @@ def _neurons_fit(packed: np.ndarray, manifest: Manifest) -> bool:
 
 
 def read_codec(folder: Path, manifest: Manifest) -> dict[str, torch.Tensor]:
-    """The arrays of a derived store that are there once, compared with their checksum.
+    """Read and verify the codec of a derived store, ``(n, ...)`` for each array.
 
     Raises:
+        HskdError: the file is a link that leads out of the folder.
         CorruptionError: the file is missing, damaged, or holds other arrays than the spec needs.
     """
     path, entry, spec = folder / CODEC, manifest.codec, HSKSpec.parse(manifest.spec or {})
@@ -599,7 +604,7 @@ def read_codec(folder: Path, manifest: Manifest) -> dict[str, torch.Tensor]:
     except OSError as error:
         raise _unreadable(path, error) from error
     if not whole:
-        raise CorruptionError(f"{path}: is not the file that was written there: it is damaged; {_ADVICE}.")
+        raise CorruptionError(f"{path}: its size or SHA-256 is not the one in the manifest: it is damaged; {_ADVICE}.")
     require_inside(folder, path)
     try:
         codec = load_file(path)
@@ -615,7 +620,7 @@ def read_codec(folder: Path, manifest: Manifest) -> dict[str, torch.Tensor]:
 
 
 def pack_neurons(neurons: torch.Tensor, width: int, as_mask: bool) -> torch.Tensor:
-    """Neuron indices ``(K, n, k)`` as stored: ``(K, n * bytes)`` bit masks, or ``(K, n * k)`` 16-bit indices."""
+    """Return neuron indices ``(K, n, k)`` packed as ``(K, n * bytes)`` bit masks or ``(K, n * k)`` 16-bit indices."""
     if not as_mask:
         return neurons.flatten(1).to(torch.uint16)
     mask = torch.zeros((*neurons.shape[:2], width), dtype=torch.bool).scatter_(2, neurons, True)
@@ -623,11 +628,11 @@ def pack_neurons(neurons: torch.Tensor, width: int, as_mask: bool) -> torch.Tens
 
 
 def unpack_neurons(packed: torch.Tensor, width: int, count: int) -> torch.Tensor:
-    """The inverse of :func:`pack_neurons`, from ``(K, n, ...)`` to indices ``(K, n, count)`` int64."""
+    """Return the indices ``(K, n, count)`` int64 that :func:`pack_neurons` packed, given as ``(K, n, ...)``."""
     if packed.dtype == torch.uint16:
         return packed.long()
     bits = np.unpackbits(packed.numpy(), axis=2, count=width).view(bool)
-    # One index into all of it, less where each mask begins: numpy finds it faster than one index a dimension.
+    # In numpy, one flat index minus the start of each mask is faster than one index per dimension.
     neurons = np.flatnonzero(bits).reshape(*bits.shape[:2], count)
     neurons -= np.arange(0, bits.size, width).reshape(*bits.shape[:2], 1)
     return torch.from_numpy(neurons)

@@ -1,4 +1,4 @@
-"""What a store will take, from counts alone: nothing is loaded and nothing is run."""
+"""Predict the sizes of stores from token counts, without running a teacher."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from hskd.store_format.layout import SHARD_BYTES, ArraySpec, codec_bytes, derive
 
 @dataclass(frozen=True)
 class StoreSize:
-    """Sizes of the two stores of a spec.
+    """Sizes of a spec's superset and derived store.
 
     Attributes:
-        examples: in the data set.
-        tokens: real tokens, over all examples.
-        kept_tokens: tokens kept in a layer, over all examples.
+        examples: number of examples in the data set.
+        tokens: number of real tokens in all examples.
+        kept_tokens: number of tokens kept per layer in all examples.
         fraction: kept values / values of full HSK.
-        derived_bytes: of the store that a student trains from.
-        full_bytes: of such a store of full HSK of the same mapping, in fp16.
-        superset_bytes: of the superset that it is derived from, and that can be deleted then.
-        shards: of the derived store.
+        derived_bytes: size of the derived store, from which a student trains.
+        full_bytes: size of a derived store with full HSK under the same mapping, in fp16.
+        superset_bytes: size of the superset, which you can delete after deriving.
+        shards: approximate number of shards of the derived store.
     """
 
     examples: int
@@ -44,17 +44,17 @@ class StoreSize:
 def size_of(
     spec: HSKSpec, shape: Shape, examples: Tokens | np.ndarray, max_length: int, target: ArraySpec
 ) -> StoreSize:
-    """Sizes for examples that are known, or whose lengths are.
+    """Return the sizes for a data set whose tokens or lengths are known.
 
-    Where only the teacher knows which examples a spec keeps, or these are drawn by ids that are not known, they are
-    taken to be as long as the others (see :func:`hskd.store.amount.kept_tokens`).
+    If the kept examples cannot be known in advance, because the teacher's outputs or the example ids decide, they are
+    assumed to have the average length (see :func:`hskd.store.amount.kept_tokens`).
 
     Args:
         spec: what is kept.
         shape: sizes of teacher and student.
-        examples: their tokens, or the number of real tokens of each, ``(N,)``.
-        max_length: tokens that an example is cut to.
-        target: what the store holds of the teacher's outputs, ``task.head.target()``.
+        examples: the tokens of all examples, or the number of real tokens of each, ``(N,)``.
+        max_length: number of tokens to which examples are truncated.
+        target: the array of the teacher's outputs, ``task.head.target()``.
     """
     if isinstance(examples, Tokens):
         counts = Counts(len(examples.lengths), len(examples.input_ids), kept_tokens(spec, examples))
@@ -67,13 +67,13 @@ def size_of(
 def size_of_many(
     spec: HSKSpec, shape: Shape, examples: int, mean_tokens: float, max_length: int, target: ArraySpec
 ) -> StoreSize:
-    """Sizes for so many examples of so many real tokens on average, special tokens counted.
+    """Return the sizes for a given number of examples and a mean number of real tokens, including special tokens.
 
-    Every example is taken to be as long as the average. Short ones keep fewer tokens and long ones no more, so what
-    is kept is, if anything, less than this says.
+    Every example is assumed to have the mean length. A spec with at most ``k`` tokens keeps fewer of a short example
+    and no more of a long one, so the result is an upper bound of what is kept, up to rounding.
 
     Raises:
-        HskdError: fewer than three tokens on average, or more than ``max_length``.
+        HskdError: ``mean_tokens`` is below 3 or above ``max_length``.
     """
     if not 3 <= mean_tokens <= max_length:
         raise HskdError(f"--mean-tokens {mean_tokens:g}: expected 3 to {max_length}, the maximum length.")

@@ -1,4 +1,4 @@
-"""The spread of what a store keeps: what the loss ``standardised`` divides by."""
+"""Standard deviations of the values that a store keeps, by which the loss ``standardised`` divides."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from hskd.store.reader import Store
 
 
 def spread_of(store: Store, superset: Store | None) -> torch.Tensor:
-    """The teacher's standard deviation of every kept number, over the kept tokens, ``(n, k)`` fp32.
+    """Return the standard deviation of every kept number over the kept tokens, ``(n, k)`` fp32.
 
-    It is computed from the stores at hand in one pass, and not stored. Where the kept neurons differ from token to
-    token, it is that of all neurons, ``(n, d_T)``, which only the superset knows.
+    It is computed in one pass over a store, and not saved. If the kept neurons differ between tokens, the result is
+    ``(n, d_T)`` for all neurons, and the pass needs the superset.
 
     Args:
         store: a derived store.
-        superset: the superset that it was derived from; None where it is not at hand.
+        superset: the superset that it was derived from; None if it is not available.
 
     Raises:
-        HskdError: the superset is needed and not at hand.
+        HskdError: the superset is needed and not given.
     """
     spread, manifest, spec = Spread(), store.manifest, store.spec
     assert spec is not None and manifest.student_layers is not None
     per_token = spec.width.fixed(manifest.teacher_width) is None
     if per_token and superset is None:
         raise HskdError(
-            f"{store.folder}: keeps other neurons of every token, so that the standard deviation of a neuron is not "
-            "known from what is kept; give the superset that it was derived from, or another --hsk-loss."
+            f"{store.folder}: the kept neurons differ between tokens, so the standard deviation of a neuron needs the "
+            "superset; give the superset that the store was derived from, or another --hsk-loss."
         )
     source = superset if per_token and superset is not None else store
     held_rows = store.rows_with_hsk

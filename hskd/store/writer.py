@@ -1,7 +1,7 @@
-"""Writing shards: each appears whole or not at all, and a second run goes on after the last whole one.
+"""Write a store shard by shard. Each shard is written atomically, and a killed run resumes after the last one.
 
-A shard's checksum is taken when it is written. Until the store is finished it lies in a note beside the shard, and a
-second run makes a shard anew that is not what its note says.
+The checksum of a shard is computed when it is written. Until the store is finished, it lies in a note file beside the
+shard. A resumed run computes a shard again if it does not match its note.
 """
 
 from __future__ import annotations
@@ -37,26 +37,27 @@ def write_store(
     report: Callable[[str], None] = lambda message: None,
     place: Callable[[Path], None] = lambda partial: None,
 ) -> Manifest:
-    """Write the store that ``plan`` describes into ``folder``, shard by shard, resuming what a killed run left.
+    """Write the store that ``plan`` describes into ``folder``, shard by shard, and resume an interrupted run.
 
-    Several processes deal the shards out among them.
+    If there are several processes, they share the shards.
 
     Args:
-        folder: where the finished store will lie; until then it is ``<folder>.partial``.
+        folder: where the finished store will lie; until then, it is ``<folder>.partial``.
         plan: the manifest without its shards.
         ranges: the examples of each shard.
-        needed_bytes: size of the finished store, checked against the free space before anything is written.
-        make_shard: computes the arrays of a range of examples; not called for shards that are there already.
-        report: receives one line saying what is needed and what is free.
-        place: puts into the unfinished folder what need not or must not be computed by shards: shards that another
-            store has, or the file that holds what there is once.
+        needed_bytes: size of the finished store in bytes. It is compared with the free space before anything is
+            written.
+        make_shard: computes the arrays of a range of examples. It is not called for shards that exist already.
+        report: receives one line with the bytes needed and free.
+        place: adds files to the unfinished folder that ``make_shard`` does not compute: shards of another store, or
+            the codec.
 
     Returns:
         The manifest of the finished store.
 
     Raises:
         HskdError: the disk is too full or cannot be written.
-        MismatchError: the folder holds a store, or the beginning of one, with another plan.
+        MismatchError: the folder holds a finished or unfinished store with another plan.
     """
     finished = finished_store(folder, plan, report)
     if finished is not None:
@@ -68,14 +69,14 @@ def write_store(
         claim(
             partial / PLAN,
             [plan.plan, [len(span) for span in ranges]],
-            "the beginning of another store (of another teacher, data set or selection, or in shards of another size)",
+            "the beginning of another store (another teacher, data set or selection, or another shard size)",
         )
-        for leftover in partial.glob(".*"):  # what a killed run was writing
+        for leftover in partial.glob(".*"):  # temporary files of a killed run
             leftover.unlink()
         _note_again(partial, plan)
         place(partial)
         done = sum(path.stat().st_size for path in partial.glob("shard-*.safetensors"))
-        what = "this store" if not done else f"the rest of this store ({format_bytes(done)} are there)"
+        what = "this store" if not done else f"the rest of this store ({format_bytes(done)} exist already)"
         report(require_space(partial, needed_bytes - done, what))
 
     def end(partial: Path, shards: dict[int, ShardEntry]) -> None:
@@ -97,16 +98,16 @@ def write_store(
         processes.by_main(lambda: end(partial, shards))
 
     build(folder, builder, together=True)
-    return _finished(folder, plan)  # which another process may have written while we waited
+    return _finished(folder, plan)  # Another process may have written the store while this one waited for the lock.
 
 
 def finished_store(
     folder: Path, plan: Manifest, report: Callable[[str], None] = lambda message: None
 ) -> Manifest | None:
-    """The manifest of the store in ``folder``, if it is finished; None if there is none.
+    """Return the manifest of the finished store in ``folder``; None if there is none.
 
     Raises:
-        MismatchError: it has another plan.
+        MismatchError: the store has another plan.
         HskdError: see :meth:`Manifest.read`.
     """
     if not processes.by_main((folder / MANIFEST).is_file):
@@ -124,17 +125,17 @@ def _finished(folder: Path, plan: Manifest) -> Manifest:
 
 
 def shard_note(path: Path) -> Path:
-    """Where the manifest's entry for the shard at ``path`` lies until there is a manifest."""
+    """Return the path of the note that holds a file's manifest entry until the manifest is written."""
     return path.with_name(path.stem.replace("shard", "note") + ".json")
 
 
 def write_note(folder: Path, entry: ShardEntry) -> None:
-    """Note what a shard of an unfinished store is, before it is there."""
+    """Write the note of a shard. It must be written before the shard itself."""
     write_json(shard_note(folder / entry.file), entry.model_dump())
 
 
 def whole_entry(path: Path) -> ShardEntry | None:
-    """What the note beside the shard at ``path`` says; None where the shard, or its note, is missing or damaged."""
+    """Return the manifest entry of the shard at ``path``; None if the shard or its note is missing or damaged."""
     try:
         entry = ShardEntry.model_validate(read_json(shard_note(path)))
         whole = path.stat().st_size == entry.bytes and file_sha256(path) == entry.sha256
@@ -144,13 +145,13 @@ def whole_entry(path: Path) -> ShardEntry | None:
 
 
 def place_once(partial: Path, save: Callable[[Path], None]) -> None:
-    """Write what a store holds once for all examples into an unfinished one, unless it is there as it was written.
+    """Write the codec of an unfinished store, unless it is there undamaged.
 
-    Shards that were made with what is damaged now are removed: made again, it may differ in its last bits.
+    Shards encoded with a damaged codec are removed, because the new codec may differ from it in its last bits.
 
     Args:
         partial: the unfinished folder.
-        save: writes the file.
+        save: writes the codec to the given path.
     """
     path = partial / CODEC
     if _placed(path) is not None:
@@ -163,12 +164,12 @@ def place_once(partial: Path, save: Callable[[Path], None]) -> None:
         except SafetensorError as error:  # how safetensors reports a full disk
             raise OSError(None, str(error)) from error
         entry = FileEntry(file=CODEC, bytes=temporary.stat().st_size, sha256=file_sha256(temporary))
-        path.unlink(missing_ok=True)  # The note is about to speak of another.
+        path.unlink(missing_ok=True)  # The new note would not match the old file.
         write_json(shard_note(path), entry.model_dump())
 
 
 def _placed(path: Path) -> FileEntry | None:
-    """What the note beside the file at ``path`` says; None where the file, or its note, is missing or damaged."""
+    """Return the manifest entry of the file at ``path``; None if the file or its note is missing or damaged."""
     try:
         entry = FileEntry.model_validate(read_json(shard_note(path)))
         whole = path.stat().st_size == entry.bytes and file_sha256(path) == entry.sha256
@@ -178,7 +179,7 @@ def _placed(path: Path) -> FileEntry | None:
 
 
 def _note_again(partial: Path, plan: Manifest) -> None:
-    """Write the notes that a run had removed already when it was killed: its manifest says what they said."""
+    """Restore the notes from the manifest, for a run that was killed after it had begun to delete its notes."""
     try:
         manifest = _finished(partial, plan)
     except HskdError:
@@ -208,19 +209,20 @@ def _write_shard(path: Path, span: range, make_shard: Callable[[range], Shard]) 
             bytes=temporary.stat().st_size,
             sha256=file_sha256(temporary),
         )
-        path.unlink(missing_ok=True)  # Its note is about to speak of another.
+        path.unlink(missing_ok=True)  # The new note would not match the old file.
         write_note(path.parent, entry)
     return entry
 
 
 def misfit(shard: Shard) -> tuple[str, int] | None:
-    """The first array of a shard, by name, that holds a number that is not finite, and the first such row of it.
+    """Return the name of the first array with a non-finite number, and its first such row; None if all are finite.
 
-    What overflows in its precision becomes infinite in ``values``, or makes the ``scale`` of quantised values so.
+    Arrays are checked in the order of their names. A value that overflows its precision is infinite in ``values``, or
+    makes the ``scale`` of quantised values infinite.
     """
     for name, array in sorted(shard.items()):
         if array.is_floating_point() and array.numel():
-            # Least and greatest are NaN where a number is; this is quicker than to look at each by itself.
+            # aminmax returns NaN if any number is NaN. It is faster than checking each number.
             if all(math.isfinite(float(end)) for end in array.aminmax()):
                 continue
             return name, int((~torch.isfinite(array)).flatten(1).any(1).nonzero()[0])

@@ -1,1 +1,1 @@
-"""What a store looks like on disk: arrays, shards, manifest."""
+"""The on-disk format of a store: arrays, shards and the manifest."""

@@ -1,7 +1,7 @@
-"""What a store looks like on disk: which arrays, of which type, in how many shards.
+"""The layout of a store on disk: its arrays, their types, and how examples are cut into shards.
 
-A store is a folder with a ``manifest.json`` and shards. A shard is one safetensors file that holds a run of
-consecutive examples. Arrays are flat: one row per example, per real token, or per kept token; nothing is padded.
+A store is a folder with a ``manifest.json`` and shards. A shard is one safetensors file that holds consecutive
+examples. Arrays are flat, without padding: they have one row per example, per real token, or per kept token.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from hskd.errors import HskdError
 
-# Heads name their arrays by this module, and the command line names heads before it runs anything.
+# Heads import this module, and the command line imports heads at start-up, which must not import torch.
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 CODEC = "codec.safetensors"
-"""What a derived store holds once, for all its examples (see :func:`codec_bytes`)."""
+"""The file of a derived store that holds its codec, once for all examples (see :func:`codec_bytes`)."""
 SHARD_BYTES = 128 * 2**20
 
 
 class ArraySpec(NamedTuple):
-    """One array of a store: what its rows stand for, its type, and the elements of a row."""
+    """One array of a store: the meaning of a row, the data type, and the elements per row."""
 
     per: Literal["example", "token", "kept"]
     dtype: torch.dtype
@@ -35,25 +35,25 @@ class ArraySpec(NamedTuple):
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row."""
+        """Size of one row in bytes."""
         return self.dtype.itemsize * self.elements
 
 
 TARGET = "target"
-"""The array that holds the teacher's rows, as the head of the task says (see :meth:`hskd.heads.Head.target`)."""
+"""The array of the teacher's outputs. The head of the task defines its rows (see :meth:`hskd.heads.Head.target`)."""
 
 WORD_STARTS = "word_starts"
-"""The array that is 1 where a token begins a word; in stores whose target has a row for each token."""
+"""The array that is 1 where a token begins a word. Only stores whose target has a row per token have it."""
 
 HAS_TARGET = "has_target"
-"""The array that is 1 where a token has hidden states to learn from; in stores of another tokenizer's tokens than the
-teacher's."""
+"""The array that is 1 where a token has hidden states to learn from. Only stores whose tokens come from another
+tokenizer than the teacher's have it."""
 
 GOLD_LOSS = "gold_loss"
-"""The array of a superset that holds the loss of each example's gold label under the teacher."""
+"""The array of a superset with the teacher's loss on each example's gold label."""
 
 ADDRESSES = ("example_ids", "lengths", "counts", "token_ids", WORD_STARTS, HAS_TARGET)
-"""The arrays of one number a row, which are stored without a second dimension."""
+"""The arrays with one number per row. They are stored without a second dimension."""
 
 
 def _common(target: ArraySpec, max_length: int, vocab_size: int) -> dict[str, ArraySpec]:
@@ -86,7 +86,22 @@ def superset_arrays(
     max_length: int,
     vocab_size: int,
 ) -> dict[str, ArraySpec]:
-    """The arrays of a superset: every real token at full width, and the attention that ``[CLS]`` pays it, in fp32."""
+    """Return the arrays of a superset, by name.
+
+    They hold every real token at full width, and in fp32 the attention that ``[CLS]`` pays each token.
+
+    Args:
+        layers: number of teacher layers held.
+        attention_layers: number of attention layers held.
+        width: ``d_T``.
+        target: the array of the teacher's outputs.
+        precision: how hidden states are stored.
+        max_length: maximum tokens of an example.
+        vocab_size: size of the tokenizer's vocabulary.
+
+    Raises:
+        HskdError: ``max_length`` does not fit in 16 bits.
+    """
     import torch
 
     arrays = _common(target, max_length, vocab_size)
@@ -98,13 +113,13 @@ def superset_arrays(
 
 
 def with_scores(arrays: dict[str, ArraySpec], gradients: int, received: int, gold_losses: bool) -> dict[str, ArraySpec]:
-    """The arrays of a superset that holds further scores, too, in fp32.
+    """Return ``arrays`` with the further scores that a superset may hold, in fp32.
 
     Args:
-        arrays: those of :func:`superset_arrays`.
-        gradients: layers whose gradient is held, one number a token.
-        received: attention layers of which it is held how much each token receives, one number a token.
-        gold_losses: whether the loss of each example's gold label is held.
+        arrays: the result of :func:`superset_arrays`.
+        gradients: number of layers with a gradient score per token.
+        received: number of attention layers with a score of the attention that each token receives.
+        gold_losses: whether the superset holds the teacher's loss on each example's gold label.
     """
     import torch
 
@@ -114,9 +129,9 @@ def with_scores(arrays: dict[str, ArraySpec], gradients: int, received: int, gol
 
 
 def with_alignment(arrays: dict[str, ArraySpec], max_length: int) -> dict[str, ArraySpec]:
-    """The arrays of a store whose tokens are those of another tokenizer than the teacher's.
+    """Return the arrays of a store whose tokens come from another tokenizer than the teacher's.
 
-    It says which tokens have something to learn from, and holds nothing of the others.
+    Such a store marks the tokens that have hidden states to learn from, and holds none for the others.
     """
     import torch
 
@@ -128,13 +143,24 @@ def with_alignment(arrays: dict[str, ArraySpec], max_length: int) -> dict[str, A
 
 
 _SCORES = ("attention", "gradient", "received")
-"""Arrays of numbers that tokens are ranked by."""
+"""The arrays of the scores by which tokens are ranked."""
 
 
 def derived_arrays(
     spec: HSKSpec, shape: Shape, max_length: int, target: ArraySpec, aligned: bool = False
 ) -> dict[str, ArraySpec]:
-    """The arrays of one spec's store; ``aligned`` where it is cut from one :func:`with_alignment`."""
+    """Return the arrays of a derived store, by name.
+
+    Args:
+        spec: what the store keeps.
+        shape: sizes of teacher and student.
+        max_length: maximum tokens of an example.
+        target: the array of the teacher's outputs.
+        aligned: whether the superset's arrays are those of :func:`with_alignment`.
+
+    Raises:
+        HskdError: ``max_length`` does not fit in 16 bits, or the spec names a layer that student or teacher lacks.
+    """
     arrays = _common(target, max_length, shape.vocab_size)
     if not (spec.length.keeps_all and spec.examples.keeps_all):
         arrays["counts"] = ArraySpec("example", _small(max_length), 1)
@@ -144,10 +170,10 @@ def derived_arrays(
 
 
 def kept_arrays(spec: HSKSpec, shape: Shape, max_length: int) -> dict[str, tuple[torch.dtype, int]]:
-    """What a store of ``spec`` holds for each kept token: name -> (dtype, elements over all kept layers).
+    """Return the arrays with one row per kept token: name -> (dtype, elements over all kept layers).
 
-    Neurons that differ from token to token take the smaller of a bit mask (``d`` bits) and 16-bit indices;
-    positions take a byte where no example has more than 256 tokens.
+    Neurons that differ between tokens are stored as a bit mask (``d_T`` bits) or as 16-bit indices, whichever is
+    smaller. Positions take one byte if no example has more than 256 tokens, and two bytes otherwise.
     """
     import torch
 
@@ -165,13 +191,13 @@ def kept_arrays(spec: HSKSpec, shape: Shape, max_length: int) -> dict[str, tuple
 
 
 def codec_bytes(spec: HSKSpec, shape: Shape) -> int:
-    """Bytes of what a store of ``spec`` holds once: the directions or codebooks of its width selector."""
+    """Return the bytes of a store's codec: the directions or codebooks of its width selector, stored once."""
     layout = spec.width.codec_layout(spec.precision, shape.teacher_width)
     return len(spec.layers(shape)) * sum(dtype.itemsize * prod(sizes) for dtype, sizes in layout.values())
 
 
 def total_bytes(arrays: Mapping[str, ArraySpec], examples: int, tokens: int, kept: int) -> int:
-    """Bytes of a store's arrays for so many examples, real tokens and kept tokens."""
+    """Return the bytes of a store's arrays for these numbers of examples, real tokens and kept tokens."""
     rows = {"example": examples, "token": tokens, "kept": kept}
     return sum(array.row_bytes * rows[array.per] for array in arrays.values())
 
@@ -179,13 +205,15 @@ def total_bytes(arrays: Mapping[str, ArraySpec], examples: int, tokens: int, kep
 def plan_shards(
     arrays: Mapping[str, ArraySpec], lengths: np.ndarray, counts: np.ndarray, shard_bytes: int = SHARD_BYTES
 ) -> list[range]:
-    """Cut the examples into runs of about ``shard_bytes``; a pure function of the sizes, so a resumed run agrees.
+    """Return the range of examples of each shard, so that shards have about ``shard_bytes``.
+
+    The result depends only on the arguments, so a resumed run cuts the same shards.
 
     Args:
         arrays: the arrays of the store.
         lengths: real tokens of each example, ``(N,)``.
         counts: kept tokens of each example, ``(N,)``.
-        shard_bytes: size at which a shard is cut.
+        shard_bytes: size of a shard in bytes.
     """
     import numpy as np
 
@@ -200,7 +228,7 @@ def plan_shards(
 
 
 def example_of_row(array: ArraySpec, row: int, shard: Mapping[str, torch.Tensor]) -> int:
-    """Which example of a shard the row ``row`` of ``array`` belongs to."""
+    """Return the index, within its shard, of the example that row ``row`` of ``array`` belongs to."""
     if array.per == "example":
         return row
     sizes = shard["counts"] if array.per == "kept" and "counts" in shard else shard["lengths"]
@@ -208,12 +236,15 @@ def example_of_row(array: ArraySpec, row: int, shard: Mapping[str, torch.Tensor]
 
 
 def shard_name(index: int) -> str:
-    """File name of a shard."""
+    """Return the file name of a shard."""
     return f"shard-{index:05d}.safetensors"
 
 
 def ragged_rows(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """The rows of runs, end to end: ``starts[i], ..., starts[i] + sizes[i] - 1`` for each ``i``, ``(sizes.sum(),)``."""
+    """Return the row indices of consecutive runs, ``(sizes.sum(),)``.
+
+    Run ``i`` is ``starts[i], ..., starts[i] + sizes[i] - 1``.
+    """
     import numpy as np
 
     ends = np.cumsum(sizes)

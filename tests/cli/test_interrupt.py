@@ -93,5 +93,5 @@ def test_home(word: str, meant: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nobodys_home() -> None:
-    with pytest.raises(HskdError, match="~nobody-of-that-name/x: there is no such user's folder"):
+    with pytest.raises(HskdError, match="~nobody-of-that-name/x: there is no home folder of that user"):
         with_home("~nobody-of-that-name/x")

@@ -158,7 +158,7 @@ def test_the_spread_is_that_of_the_teacher(lab: Lab, tmp_path: Path, text: str) 
         whole = HSKSpec.parse("2l_3t_all")
         expected = derive(lab.superset, whole, 2, tmp_path / "whole").kept(np.arange(len(store))).values
         expected = expected.double().std(0, correction=0)
-        with pytest.raises(HskdError, match="give the superset that it was derived from"):
+        with pytest.raises(HskdError, match="give the superset that the store was derived from"):
             spread_of(store, None)
     torch.testing.assert_close(spread.double(), expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(lab.online(spec).spread(lab.train), spread, rtol=1e-2, atol=1e-3)

@@ -114,7 +114,7 @@ WRONG = {
     "a switch that needs the teacher": (
         "name: g\n\ntraining:\n  compat: [zero_dropped, pads_in_loss]\n",
         3,
-        ["training", "pads_in_loss", "a store holds no pads", "online: true"],
+        ["training", "pads_in_loss", "a store holds no padding", "online: true"],
     ),
     "a selector without an amount": (
         "name: g\nsweeps:\n  - {length: [cls]}\n",

@@ -146,7 +146,7 @@ def test_words_are_part_of_the_data(
     assert labelled(HEAD, replace(joined, labels=None)) != labelled(HEAD, replace(apart, labels=None))
     store = extract(teacher, TASK, apart, Superset((1,), ()), tmp_path / "apart")
     assert len(store.targets(np.array([0]))) == 3
-    with pytest.raises(MismatchError, match="the texts have white space elsewhere"):
+    with pytest.raises(MismatchError, match="the texts differ in white space"):
         StoreSource(store, joined, 2)
     with pytest.raises(MismatchError, match="holds the teacher's outputs for words, and those for examples are needed"):
         StoreSource(superset, replace(train, word_starts=None), 2)
@@ -160,7 +160,7 @@ def test_words_that_cannot_be_are_refused(superset: Store, tmp_path: Path, value
         arrays["word_starts"][0 if value == 1 else 1] = value
 
     rewritten(folder, change)
-    with pytest.raises(CorruptionError, match="beginnings of words that are neither 0 nor 1, or one in the first"):
+    with pytest.raises(CorruptionError, match="word starts that are neither 0 nor 1, or one at the first"):
         Store.open(folder).word_starts(np.array([0]))
 
 

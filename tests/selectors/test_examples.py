@@ -111,7 +111,7 @@ def test_a_spec_that_keeps_all_is_what_it_was() -> None:
     share = HSKSpec.parse("1l_10t_0.1w_0.25e")
     assert '"examples":{"e":0.25,"seed":0,"selector":"random"}' in share.canonical
     assert share.full() == HSKSpec.parse("1l_10t_0.1w").full()
-    with pytest.raises(HskdError, match=r"chooses nothing where all examples are kept; say how many behind the width"):
+    with pytest.raises(HskdError, match=r"has no effect if all examples are kept; give their share after the width"):
         HSKSpec.parse("1l_10t_0.1w,examples=disagree")
 
 

@@ -256,7 +256,7 @@ def test_a_shard_whose_targets_were_changed_is_refused(two: Two, tmp_path: Path)
     save_file(arrays, path)
     changed = entry.model_copy(update={"sha256": file_sha256(path), "bytes": path.stat().st_size})
     store.manifest.model_copy(update={"shards": (changed,)}).write(store.folder)
-    with pytest.raises(CorruptionError, match="does not hold as many tokens with a target as it says"):
+    with pytest.raises(CorruptionError, match="its count of tokens with a target is wrong"):
         Store.open(store.folder).states(np.arange(3))
 
 

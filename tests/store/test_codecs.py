@@ -84,7 +84,7 @@ def test_damage_is_named(superset: Store, tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(CorruptionError, match=rf"{CODEC}: is not the file that was written"):
+    with pytest.raises(CorruptionError, match=rf"{CODEC}: its size or SHA-256 is not the one in the manifest"):
         store.verify()
     for change in (lambda: None, path.unlink):
         change()

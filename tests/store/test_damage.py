@@ -106,7 +106,7 @@ def test_whatever_is_read_first_is_refused(stores: dict[str, Store], tmp_path: P
     for read_rows in (values, store.targets, store.token_ids, store.tokens, store.require_whole):
         read_rows(first)
         with pytest.raises(
-            CorruptionError, match=rf"{entry.file}: its SHA-256 is not that .* delete it and make it again"
+            CorruptionError, match=rf"{entry.file}: its SHA-256 is not the one .* delete it and make it again"
         ):
             read_rows(inside)
     with pytest.raises(CorruptionError, match=entry.file):
@@ -200,7 +200,7 @@ def test_a_store_is_pickled(stores: dict[str, Store], tmp_path: Path, monkeypatc
     assert float(there.stdout) == store.kept(np.array([0, 1])).values.double().sum().item()
     shutil.rmtree(folder)
     shutil.copytree(stores["fp16"].folder, folder)
-    with pytest.raises(MismatchError, match="another store now than when it was opened first"):
+    with pytest.raises(MismatchError, match="the store has changed since it was pickled"):
         pickle.loads(content)
 
 
@@ -237,13 +237,13 @@ def put(name: str, row: int, value: int) -> Any:
         ("superset", put("lengths", 0, 200), "its lengths add up to"),
         ("fp16", put("counts", 0, 200), "its counts add up to"),
         ("fp16", put("positions", 3, 255), "positions beyond the end of their example"),
-        ("fp16", put("neurons", 3, 32), "neurons that are not among the teacher's 32"),
-        ("fp32", put("neurons", 3, 255), "neurons that are not among the teacher's 32, or too few or too many"),
+        ("fp16", put("neurons", 3, 32), "neurons outside the teacher's 32"),
+        ("fp32", put("neurons", 3, 255), "neurons outside the teacher's 32, or too few or too many neurons"),
         ("int4", put("neurons", 0, 0), "too few or too many"),
         ("superset", put("token_ids", 5, 200), "token ids that are not among the 200 of the vocabulary"),
         ("superset", lambda arrays: arrays.update(token_ids=arrays["token_ids"][:, None]), "array token_ids"),
         ("superset", lambda arrays: arrays.update(values=arrays["values"][:, :, None]), "array values"),
-        ("superset", lambda arrays: arrays.update(values=arrays["values"].half()), "where they take"),
+        ("superset", lambda arrays: arrays.update(values=arrays["values"].half()), "but they take"),
         ("fp16", lambda arrays: arrays.pop("positions"), "array positions"),
         ("fp16", lambda arrays: arrays.update(more=torch.zeros(3)), "array more"),
         ("fp16", lambda arrays: arrays.update(values=arrays["values"].view(torch.bfloat16)), "array values"),

@@ -239,6 +239,6 @@ def test_command_line(setting: Setting, tmp_path: Path, hskd: Hskd) -> None:
     spec = ("--spec", "1l_3t_0.1w", "--student-layers", 2)
     assert hskd("store", "derive", both, *spec, "--out", tmp_path / "derived")[0] == 0
     code, _, err = hskd(*command, *few, "--augment", extra, "--extend", tmp_path / "derived", "--out", tmp_path / "no")
-    assert code == 2 and "is derived; extend the superset" in " ".join(err.split())
+    assert code == 2 and "is a derived store; extend its superset" in " ".join(err.split())
     with pytest.raises(HskdError, match="no store"):
         Store.open(tmp_path / "no")

@@ -131,7 +131,7 @@ def test_an_edited_manifest(copy: Path, field: str) -> None:
     manifest = json.loads((copy / MANIFEST).read_text())
     manifest[field] = {"mapped": [2, 1], "special_ids": {"sep": 0}, "made_by": {}, "examples": 1}[field]
     (copy / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(CorruptionError, match="not what its checksum says"):
+    with pytest.raises(CorruptionError, match="does not match its checksum"):
         Store.open(copy)
 
 
@@ -165,7 +165,7 @@ def test_two_shards_swapped(copy: Path) -> None:
         ({"precision": "fp16"}, "array values"),
         ({"precision": "fp64"}, "unknown selector 'fp64'"),
         ({"layers": [0, 1], "mapped": [0, 1]}, "array values"),
-        ({"layers": [0, 1]}, "names layers or neurons as no superset does"),
+        ({"layers": [0, 1]}, "names layers or neurons that a superset cannot have"),
         ({"attention_layers": []}, "array attention"),
         ({"teacher_width": 16}, "array values"),
         ({"spec": {"depth": 1}, "student_layers": 2, "kind": "derived"}, "depth"),

@@ -96,7 +96,7 @@ def test_from_teacher_to_trial_at_urls(
         (("push", "FOLDER", "somewhere"), "somewhere: expected a URL, such as s3://bucket/store"),
         (("pull", "somewhere", "out"), "somewhere: expected a URL"),
         (("pull", "memory://none", "out"), "memory://none: there is no store, teacher, student or trial"),
-        (("push", "nowhere", "memory://none"), "nowhere: is no finished store, teacher, student or trial"),
+        (("push", "nowhere", "memory://none"), "nowhere: is not a finished store, teacher, student or trial"),
         (("store", "verify", "memory://none"), "memory://none: there is no store"),
         (("store", "inspect", "memory://none"), "memory://none: there is no store"),
         (

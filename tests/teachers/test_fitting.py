@@ -364,7 +364,7 @@ def test_a_full_disk_while_a_checkpoint_is_saved(tmp_path: Path, tokenizer: Bert
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
         said = str(refused.value)
         assert "checkpoint-2: cannot be written (" in said and "\n" not in said
-        assert "are free there. Free some space or mend the folder, and run the same command again" in said
+        assert "are free there. Free some space or repair the folder, and run the same command again" in said
         assert not list(folder.with_name(f"{name}.partial").rglob("checkpoint-*"))
         assert finished(folder, body, tmp_path / "tokens") == expected
 
