@@ -158,7 +158,7 @@ def test_what_a_store_cannot_show_is_refused(given: Given, tmp_path: Path) -> No
     with pytest.raises(MismatchError, match="not in this store"):
         token_importance(given.store, 1, given.tokenizer)
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]))
-    with pytest.raises(MismatchError, match="give that of the teacher"):
+    with pytest.raises(MismatchError, match="give the tokenizer of the teacher"):
         sentences(given.store, BertTokenizerFast(vocab=str(tmp_path / "vocab.txt")))
     with pytest.raises(HskdError, match="examples = 0"):
         neuron_magnitude(given.store, examples=0)
