@@ -134,7 +134,7 @@ def python(code: str, *arguments: str, cwd: Path | None = None, **environment: s
 
 
 def commands() -> list[str]:
-    """Yield every command, including the commands of groups."""
+    """Return every command, including the commands of groups."""
     return [*BUILT_IN, *(f"{group} {name}" for group, names in GROUPS.items() for name in names)]
 
 

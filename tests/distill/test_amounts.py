@@ -231,7 +231,7 @@ class _KilledError(Exception):
 @pytest.mark.parametrize("text", ["2l_3t_0.25w_0.3e", "1l_3t_0.25w_0.3e,depth=random"])
 @pytest.mark.parametrize("step", [5, 8])
 def test_a_resumed_trial_comes_to_the_same(lab: Lab, superset: Store, tmp_path: Path, text: str, step: int) -> None:
-    """Passes over few examples do not end with an epoch, but checkpoints are written with an epoch, at steps 4 and 8."""
+    """Passes over few examples do not end with an epoch. Checkpoints do end with one, at steps 4 and 8."""
 
     def run(name: str, kill_at: int | None) -> dict[str, Any]:
         student, ready = prepared(lab, superset, text, tmp_path / "derived")

@@ -57,7 +57,7 @@ def make_projection(width: int) -> nn.Linear:
 
 
 def addresses(kept: KeptHSK) -> list[tuple[int, int, int, int, int, list[int]]]:
-    """Yield example, index of the kept layer, student layer, position, target row and neurons of every kept token."""
+    """Return example, index of the kept layer, student layer, position, target row and neurons of every kept token."""
     found, row = [], 0
     for b, count in enumerate(kept.counts.tolist()):
         for _ in range(count):

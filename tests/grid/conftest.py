@@ -23,7 +23,7 @@ Write = Callable[..., Path]
 
 @pytest.fixture(autouse=True)
 def _one_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pretend that there is one core: the command line trains the teacher on all cores, whose number changes the bits."""
+    """Pretend to have one core: the command line trains the teacher on all cores, whose number changes the bits."""
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
 
 
