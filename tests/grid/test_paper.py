@@ -1,6 +1,6 @@
-"""The paper's study at the paper's shapes: random weights as a hub lays them out, official CoLA sentences, every stage.
+"""The paper's study at the paper's shapes: every stage on official CoLA sentences, with random weights in hub layout.
 
-Parameter counts, layer maps, and what is kept, against numbers and loops written out here.
+Parameter counts, layer maps and kept values are compared with numbers and loops that are written out here.
 """
 
 from __future__ import annotations

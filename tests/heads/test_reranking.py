@@ -57,7 +57,7 @@ def test_scores_are_those_of_scikit_learn() -> None:
 def test_known_rankings() -> None:
     grades = np.array([0, 1, 0, 2])
     assert ranking_scores(np.array([0.1, 0.9, 0.2, 1.0]), grades) == (1, 1, 1)
-    worst = ranking_scores(np.array([1.0, 0.2, 0.9, 0.1]), grades)  # relevant ones third and fourth, the better one last
+    worst = ranking_scores(np.array([1.0, 0.2, 0.9, 0.1]), grades)  # relevant ones third and fourth, the better last
     assert worst.average_precision == pytest.approx((1 / 3 + 2 / 4) / 2) and worst.reciprocal_rank == pytest.approx(
         1 / 3
     )

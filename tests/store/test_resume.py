@@ -142,7 +142,7 @@ def files(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def assert_resumed(store: Store, alone: Store, kept: dict[str, tuple[int, int]], computed: int) -> None:
-    """Check that ``store`` has the bytes of ``alone``, and that the shards ``kept`` by a killed run were not rewritten."""
+    """Check that ``store`` has the bytes of ``alone``, and that ``kept`` shards of a killed run were not rewritten."""
     assert store.manifest.shards == alone.manifest.shards
     assert store.manifest.fingerprint == alone.manifest.fingerprint
     store.verify()

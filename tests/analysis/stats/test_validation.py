@@ -1,9 +1,9 @@
-"""Whether the statistics keep their word: simulated studies whose truth is known, thousands of them.
+"""Error rates and coverage of the statistics, over thousands of simulated studies with known truth.
 
 Every claim is made with 95 % confidence, so it may be wrong in 5 % of the simulations, give or take three standard
-errors of that share. Scores are as a grid's: a seed moves all points alike, since they see the same batches, and each
-trial adds noise of its own. The mean of five scores has the t-distribution's tails: the last test shows what an
-interval that ignores them, the percentile bootstrap, covers.
+errors of that share. Scores are like a grid's: a seed shifts all points equally, because they see the same batches, and
+each trial adds its own noise. The mean of five scores has the tails of a t-distribution. The last test measures the
+coverage of an interval that ignores these tails, the percentile bootstrap.
 """
 
 from __future__ import annotations
@@ -158,10 +158,10 @@ def test_a_clear_knee_is_found(seeds: int, noise: float, power: float) -> None:
 
 
 def right_answers(examples: int, seeds: int, own: float, rng: np.random.Generator) -> np.ndarray:
-    """Whether none and full answer right, ``(2, seeds, examples)`` bool.
+    """Return whether none and full answer correctly, ``(2, seeds, examples)`` bool.
 
-    Some sentences are harder than others, for both, and some gain more than others from full HSK. A seed shifts all
-    of its trial's answers, and each answer has a noise of deviation ``own``.
+    Some sentences are harder than others for both, and some gain more than others from full HSK. A seed shifts all
+    answers of its trial, and each answer has noise of deviation ``own``.
     """
     ease, gain = rng.normal(1.0, 1.2, examples), rng.normal(0.2, 0.6, examples)
     shift, noise = rng.normal(0, 0.06, (2, seeds, 1)), rng.normal(0, own, (2, seeds, examples))
