@@ -312,7 +312,7 @@ def test_a_damaged_list(url: str, tmp_path: Path, content: bytes) -> None:
         remote.fetch(url, tmp_path)
 
 
-# ---- what cannot be reached
+# ---- URLs that cannot be reached
 
 
 @pytest.mark.parametrize(

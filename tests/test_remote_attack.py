@@ -205,7 +205,7 @@ def test_wrong_sizes_and_checksums_are_refused(
         assert not (tmp_path / "copy").is_dir() or read is remote.fetch
 
 
-# ---- files that mean ill
+# ---- malicious files
 
 
 class Endless(MemoryFileSystem):

@@ -157,7 +157,7 @@ def test_with_no_switch_every_hook_does_the_default_thing(lab: Lab, tmp_path: Pa
         assert student.dropout is before
 
 
-# What the teacher says
+# The teacher's knowledge
 
 
 def test_teacher_dropout(lab: Lab) -> None:
@@ -338,7 +338,7 @@ def test_loose_masks_count_sep_in_the_first_example(lab: Lab, first: int) -> Non
     assert found[2] == {1: [0, 1], 2: [1], 3: []}[first]
 
 
-# What the student learns
+# The student's targets
 
 
 @pytest.mark.parametrize("text", ["2l_3t_0.25w", "2l_3t_0.25w,width=uniform", "all_all_0.5w", "1l_3t_all"])
@@ -472,7 +472,7 @@ def test_gold_regression_needs_a_regression(lab: Lab, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.json"))
 
 
-# How it learns
+# Optimisation
 
 
 LIVELY = {"arm": "none", "hsk_epochs": 3, "prediction_epochs": 3, "prediction_lr": 3e-3}
@@ -676,7 +676,7 @@ def test_taylor_dropout(lab: Lab, tmp_path: Path) -> None:
         create_rosita(lab.teacher, lab.train, RositaSettings(**sizes), tmp_path / "a")
 
 
-# Together, and refused
+# Combinations and errors
 
 
 def online_trial(

@@ -231,7 +231,7 @@ def test_a_store_alone_tells_its_examples(two: Two) -> None:
     np.testing.assert_array_equal(split.input_ids, two.split.input_ids)
 
 
-# ---- what is refused
+# ---- errors
 
 
 def test_the_teacher_of_another_tokenizer_is_refused(two: Two, tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ def test_a_pickled_store_knows_what_was_read(
     assert same(contents(pickle.loads(content)), contents(store))
 
 
-# ---- what cannot be, however well its checksums fit
+# ---- impossible contents with matching checksums
 
 
 def put(name: str, row: int, value: int) -> Any:

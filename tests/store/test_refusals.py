@@ -196,7 +196,7 @@ def test_a_folder_without_a_finished_store(tmp_path: Path, hskd: Hskd) -> None:
         assert "its extraction was not finished; run the same command again" in message
 
 
-# ---- what does not belong together
+# ---- mismatches
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +300,7 @@ def test_a_derived_store_serves_its_spec_only(
         prepare(setting, shallow, student_folder, tmp_path)
 
 
-# ---- what a superset lacks
+# ---- contents that a superset lacks
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,7 @@ def test_pairs_are_cut_in_either_tokenizer(tmp_path: Path) -> None:
     assert lost and all(token.endswith("<-") for token in lost)
 
 
-# ---- what a teacher says, told of the student's tokens
+# ---- the teacher's states for the student's tokens
 
 
 def states_of(split: TokenizedSplit, rows: np.ndarray) -> TeacherStates:
@@ -281,7 +281,7 @@ def test_the_cache_is_read_again_and_checked(tmp_path: Path) -> None:
         aligned(BERT, BYTES, tmp_path, ["is fun", "playing"])
 
 
-# ---- what cannot be aligned
+# ---- texts that cannot be aligned
 
 
 def test_a_slow_tokenizer_is_refused_with_the_reason() -> None:

@@ -65,7 +65,7 @@ def splits_of(data: TaskData, folder: Path, tokens: Path) -> dict[str, Tokenized
     return tokenize(data, load_tokenizer(str(folder)), tokens)
 
 
-# What works
+# Models that work
 
 
 @pytest.mark.parametrize("pad", ["in no split", "null", "another"])
@@ -111,7 +111,7 @@ def _fail() -> None:
     raise AssertionError("trained")
 
 
-# What is refused before anything is trained
+# Errors before any training
 
 
 def test_one_token_type_for_pairs(tmp_path: Path, tokenizer: BertTokenizerFast) -> None:
@@ -177,7 +177,7 @@ def test_a_student_that_lacks_a_weight_is_refused(tmp_path: Path, tokenizer: Ber
         load_classifier(str(folder), toy().task, new_head=True)
 
 
-# Files that are not what they seem
+# Damaged or malicious files
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
@@ -257,7 +257,7 @@ def test_old_weights_are_tensors_or_refused(tmp_path: Path, tokenizer: BertToken
     assert not mark.exists()
 
 
-# What pipeline makes of them
+# Saved models in transformers' pipeline
 
 
 def test_a_regression_is_one_for_pipeline_too(tmp_path: Path, tokenizer: BertTokenizerFast) -> None:
