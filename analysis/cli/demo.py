@@ -34,7 +34,7 @@ def demo(
 ) -> None:
     """Run a small study end to end: a teacher, a store of its hidden states, some students, and their figure.
 
-    The first run takes about five minutes on two cores; a second run takes a second. It runs the grid preset demo.
+    The first run takes about four minutes on two cores; a second run takes a second. It runs the grid preset demo.
     """
     from hskd.analysis.finished import FinishedDemo
 
