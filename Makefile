@@ -4,23 +4,23 @@ export HF_HUB_OFFLINE ?= 1
 
 .PHONY: demo test torture bench docs lint format types notebook clean
 
-demo: .venv/installed          ## the main job on real data; ends with a marginal-utility figure
+demo: .venv/installed          ## a small study on real data, up to its marginal-utility figure
 	$(BIN)/hskd demo
 
 test: .venv/installed          ## the test suite, in two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# Running commands are broken 5 times as often as in the suite, files damaged 20 times as often, and random input is 50
-# times as much: 10,000 of each kind.
+# Compared with the suite, this interrupts commands 5 times as often, damages files 20 times as often, and tries 50 times
+# as many random inputs: 10,000 of each kind.
 torture: .venv/installed       ## attack files, input and running commands for hours (docs/reliability.md)
 	HSKD_TORTURE=5 $(BIN)/python -m pytest tests/torture --timeout 36000
 	HSKD_TORTURE=20 $(BIN)/python -m pytest -m torture --ignore tests/torture --timeout 36000
 	HSKD_TORTURE=50 $(BIN)/python -m pytest -m fuzz --timeout 36000
 
-bench: .venv/installed         ## times of training, extraction and stores on this machine; on a quiet one
+bench: .venv/installed         ## time training, extraction and stores on this machine; close other programs first
 	$(BIN)/hskd bench
 
-docs: .venv/installed          ## the documentation as a site, with its links checked: build/site/index.html
+docs: .venv/installed          ## build the documentation as a site and check its links: build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 lint: .venv/installed types    ## ruff, mypy and the order of imports
@@ -28,11 +28,11 @@ lint: .venv/installed types    ## ruff, mypy and the order of imports
 	$(BIN)/ruff format --check .
 	cd build/types && $(CURDIR)/$(BIN)/lint-imports --no-cache --no-logo $(CURDIR)/pyproject.toml
 
-format: .venv/installed        ## rewrite the code as ruff wants it
+format: .venv/installed        ## format the code with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# mypy and import-linter find modules by their folders, so the three are linked into the one package that they become.
+# mypy and import-linter find modules by their folders, so links make one package of the three folders.
 types: .venv/installed         ## mypy
 	rm -rf build/types
 	mkdir -p build/types/hskd
@@ -48,5 +48,5 @@ notebook: .venv/installed      ## Jupyter, in the folder of notebooks
 	$(BIN)/pip install -c constraints.txt -e '.[analysis,bench,offline,cluster,notebook,dev]'
 	touch $@
 
-clean:                         ## forget installation and artifacts (results stay)
+clean:                         ## delete the installation and all artifacts (results stay)
 	rm -rf .venv work build

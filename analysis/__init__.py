@@ -1,7 +1,7 @@
-"""From result tables to curves, statistics and figures; imports ``hskd``, never the reverse.
+"""Analysis of result tables: curves, statistics, figures and reports.
 
-What a notebook needs is imported from here, such as ``from hskd.analysis import studies, points``; a module is loaded
-when the first of its names is asked for.
+This package imports the rest of ``hskd``, never the reverse. Notebooks import names from here, such as
+``from hskd.analysis import studies, points``. A module is loaded when the first of its names is used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Recognise a finished demo without importing what it ran with."""
+"""Recognise a finished demo without importing the libraries that it ran with."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from hskd.teachers.offline import minilm_folder
 FILE = "summary.json"
 _LIBRARIES = ("hskd", "torch", "transformers", "matplotlib")
 _ENVIRONMENT = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES")
-"""Variables that change a trial's precision or device."""
+"""Environment variables that change a trial's precision or device."""
 
 
 @dataclass(frozen=True)
 class FinishedDemo:
-    """What a demo printed at its end, kept beside its results.
+    """The final output of a demo, stored beside its results.
 
     Attributes:
-        folder: the results.
-        key: fingerprint of what the results depend on: preset, seeds, data and model by content, numbers of hskd's
-            code, versions, machine.
+        folder: of the results.
+        key: fingerprint of everything that the results depend on: preset, seeds, contents of data and model, hskd's
+            schema numbers, library versions, environment variables and machine.
     """
 
     folder: Path
@@ -38,7 +38,7 @@ class FinishedDemo:
 
     @classmethod
     def of(cls, folder: Path, preset: str, seeds: int) -> FinishedDemo:
-        """The demo of a preset on this machine, whether it is finished or not."""
+        """Return the demo of a preset on this machine, finished or not."""
         content = {
             "preset": files("hskd.grid").joinpath("presets", f"{preset}.yaml").read_text(encoding="utf-8"),
             "seeds": seeds,
@@ -51,7 +51,7 @@ class FinishedDemo:
         return cls(folder, fingerprint(content))
 
     def summary(self) -> str | None:
-        """What it printed, or None if it is not finished or a file of its results has changed since."""
+        """Return the stored output, or None if the demo is not finished or a result file has changed since."""
         try:
             content = read_json(self.folder / FILE)
         except (OSError, HskdError):
@@ -60,11 +60,11 @@ class FinishedDemo:
         return str(content["summary"]) if same else None
 
     def write(self, summary: str) -> None:
-        """Keep what it printed, with the state of its results."""
+        """Store the output with the state of the result files."""
         write_json(self.folder / FILE, {"key": self.key, "files": self._files(), "summary": summary})
 
     def _files(self) -> dict[str, Any]:
-        """Path -> size and time of every file of the results."""
+        """Return the size and modification time of every result file, by relative path."""
         paths = (path for path in sorted(self.folder.rglob("*")) if path.is_file() and path.name != FILE)
         return {
             path.relative_to(self.folder).as_posix(): [path.stat().st_size, path.stat().st_mtime_ns] for path in paths

@@ -1,4 +1,4 @@
-"""The least that is enough, from a task to an answer: ``hskd.find``, and what it returns."""
+"""Find the least HSK that is enough for a task: ``hskd.find`` and its result."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TOLERANCE, BUDGET = 0.5, 60
-"""Points of score that may be lost, and trials, where nothing else is asked for."""
+"""Defaults: points of score that a spec may lose, and the number of trials."""
 
 
 @dataclass(frozen=True, eq=False)
 class FindResult:
-    """What a search came to. In Jupyter it shows itself.
+    """The result of a search. Jupyter displays it as text, figure and table.
 
     Attributes:
-        outcome: what is known, and how it came to be known.
+        outcome: verdict, reason and evidence of the search.
         chosen: the candidates, the cheapest first.
         full_bytes: bytes an example of full HSK.
-        settings: what was to be shown.
+        settings: of the search, such as the tolerance and the level.
         folder: of the results.
         title: task and student.
-        config: of a trial of the answer, or of full HSK where there is none.
+        config: of a trial of the answer, or of full HSK where there is no answer.
     """
 
     outcome: Outcome
@@ -56,25 +56,25 @@ class FindResult:
 
     @property
     def answer(self) -> str | None:
-        """The label of the cheapest spec that is shown to be enough; None where nothing is."""
+        """The label of the cheapest spec that is shown to be enough; None where there is none."""
         return None if self.outcome.answer is None else self.chosen[self.outcome.answer].name
 
     @property
     def too_little(self) -> str | None:
-        """The dearest point that is shown not to be enough: a label, or ``none``."""
+        """The largest point that is shown not to be enough: a label, ``none`` for no HSK, or None."""
         index = self.outcome.too_little
         return None if index is None else "none" if index < 0 else self.chosen[index].name
 
     @property
     def margin(self) -> str:
-        """What may be lost, in words."""
+        """The loss that is allowed, in words."""
         if self.settings.margin_share is not None:
             return f"{100 * self.settings.margin_share:g} % of the gap from none to full"
         return f"{100 * self.settings.tolerance:g} points"
 
     @property
     def limit(self) -> float:
-        """What may be lost, a share of 1; a share of the gap is that of the gap's estimate."""
+        """The loss that is allowed, as a share of 1. A share of the gap is taken of the estimated gap."""
         gap = self.outcome.known.gap
         if self.settings.margin_share is None:
             return self.settings.tolerance
@@ -102,7 +102,7 @@ class FindResult:
 
     @cached_property
     def tests(self) -> pd.DataFrame:
-        """What fresh seeds say, a row for each candidate tested, from dear to cheap.
+        """The tests on fresh seeds, a row per candidate, from the most bytes to the fewest.
 
         Columns: name, bytes_per_example, loss (against full, a share of 1), low, high (its bounds), n (seeds), verdict
         (``enough``, ``too little`` or ``not resolved``).
@@ -114,7 +114,7 @@ class FindResult:
     def _row(self, test: Confirmation) -> dict[str, Any]:
         assert test.candidate is not None
         one, judgement = self.chosen[test.candidate], test.judgement
-        shift = test.loss - judgement.mean  # the test is of the loss less what may be lost
+        shift = test.loss - judgement.mean  # the test is about the loss minus the loss that is allowed
         return {
             "name": one.name,
             "bytes_per_example": one.bytes_per_example,
@@ -127,10 +127,10 @@ class FindResult:
 
     @cached_property
     def screened(self) -> pd.DataFrame:
-        """What search seeds say, a row for each candidate tried, from cheap to dear.
+        """The results on search seeds, a row per candidate tried, from the fewest bytes to the most.
 
-        Columns: name, bytes_per_example, n (seeds), loss (mean, against the mean of full), expected and spread (after
-        all that was screened).
+        Columns: name, bytes_per_example, n (seeds), loss (mean, against the mean of full), expected and spread (mean
+        and spread of the loss as estimated from all screened candidates).
         """
         scores, first = self.outcome.scores, self.settings.first_search_seed
         full = [one.reported for seed, one in scores.get(("full", None), {}).items() if seed >= first]
@@ -147,11 +147,11 @@ class FindResult:
 
     @property
     def gap(self) -> float:
-        """Full - none, as far as it was looked at; NaN where it was not."""
+        """The estimated score of full minus none, a share of 1; NaN where the search did not measure it."""
         return math.nan if self.outcome.known.gap is None else -self.outcome.known.gap.mean
 
     def figure(self) -> Figure:
-        """Losses against full by bytes, screened and confirmed."""
+        """Draw losses against full by bytes, of screened and of confirmed candidates."""
         from hskd.analysis.figures.minimum import minimum_figure
 
         return minimum_figure(self.tests, self.screened, self.limit, self.gap)
@@ -192,29 +192,29 @@ def find(  # noqa: PLR0913
     machine: Machine | None = None,
     watcher: Watcher | None = None,
 ) -> FindResult:
-    """Find the cheapest spec that is shown to be enough, with few trials; or go on with a search that was stopped.
+    """Find the cheapest spec that is shown to be enough, with few trials. A search that was stopped resumes.
 
     Args:
         task: a task, a preset, or the path of a grid's YAML file.
         tolerance: points of score that may be lost against full HSK.
-        margin_share: instead: the share of the gap from none to full that may be lost.
-        budget_trials: trials in all.
-        seconds: after which no further trials begin.
+        margin_share: used instead of ``tolerance``: the share of the gap from none to full that may be lost.
+        budget_trials: largest number of trials, finished ones included.
+        seconds: time after which no further trials begin.
         student: name of the student, where the grid has several.
-        space: specs to choose from: a space, ``paper``, or the path of its YAML file [default: for these sizes].
+        space: specs to choose from: a space, ``paper``, or the path of a YAML file [default: by the models' sizes].
         constraints: fields of the space, such as ``most_bytes``, ``most_layers`` and ``attention``.
-        search_rates: whether learning rates are searched [default: where the grid says none].
+        search_rates: whether learning rates are searched [default: where the grid has none].
         changes: dotted keys of the grid and their values, as ``hskd grid run --set`` takes them.
         settings: further settings of the search.
         out: folder of the results [default: ``results/find-NAME``].
         work: folder of artifacts, shared with grids.
-        workers: trials at a time.
-        executor: where trials run [default: here, or in ``workers`` processes].
+        workers: number of trials that run at a time.
+        executor: runs the trials [default: in this process, or in ``workers`` processes].
         machine: precision, device and threads [default: this machine's].
-        watcher: is told what happens.
+        watcher: receives progress reports.
 
     Raises:
-        HskdError: something cannot be read, or no trial can be run.
+        HskdError: an input cannot be read, or no trial can be run.
         MismatchError: ``out`` holds trials of another task, teacher, student or training.
     """
     grid = changed(grid_of(task), changes or {})
@@ -243,15 +243,15 @@ def find(  # noqa: PLR0913
 
 
 def find_each(task: str, students: Sequence[str] | None = None, **asked: Any) -> list[FindResult]:
-    """One search for each of some students of a grid; results of several lie in folders of their own.
+    """Run one search per student of a grid. With several students, each has its own results folder.
 
     Args:
-        task: as :func:`find` takes it.
-        students: names [default: all that the grid has].
-        **asked: all else that :func:`find` takes.
+        task: as in :func:`find`.
+        students: names of the students [default: all students of the grid].
+        **asked: other arguments of :func:`find`.
 
     Raises:
-        HskdError: as :func:`find`, or the grid has no student of a name.
+        HskdError: as in :func:`find`, or the grid has no student of such a name.
     """
     grid = changed(grid_of(task), asked.get("changes") or {})
     names = list(students or [student.name for student in grid.students])
@@ -262,10 +262,10 @@ def find_each(task: str, students: Sequence[str] | None = None, **asked: Any) ->
 
 
 def with_student(grid: GridSpec, name: str | None) -> GridSpec:
-    """The grid with one of its students alone.
+    """Return the grid with only one of its students.
 
     Raises:
-        HskdError: there is none of that name, or there are several and no name.
+        HskdError: the grid has no student of that name, or has several students and ``name`` is None.
     """
     names = [student.name for student in grid.students]
     if name is None and len(names) == 1:
@@ -277,7 +277,7 @@ def with_student(grid: GridSpec, name: str | None) -> GridSpec:
 
 
 class _Quiet(Silent):
-    """Tells no one."""
+    """Watcher that reports nothing."""
 
     def trials(self, done: int, failed: int, total: int, news: str, running: int = 0) -> None: ...
 

@@ -1,4 +1,4 @@
-"""The results table, read and checked, and cut into studies: the trials that may be compared with each other."""
+"""Read and check a results table, and split it into studies: trials that may be compared with each other."""
 
 from __future__ import annotations
 
@@ -26,32 +26,33 @@ AMOUNT_COLUMNS = ("bytes_per_example", "fraction")
 """The columns that order points by how much HSK they keep, the main one first."""
 
 AXES = {"bytes": "bytes_per_example", "values": "fraction"}
-"""The columns of amounts by the name that commands give them."""
+"""Columns of amounts by their names on the command line."""
 
 KEYS = ("task", "teacher", "student", "train_examples", "score_split")
-"""The columns that set studies apart."""
+"""Columns whose values define a study: trials that differ in one of them are not compared."""
 _FIELDS = ("n", "l_top", "length", "k", "width", "precision")
 _TEXT = ("task", "teacher", "student", "arm", "spec", *_FIELDS, "score_split")
 _AMOUNTS = ("n", "k")
 _AMOUNT = re.compile(r"(all|[0-9]{1,18}(\.0)?)?")
 _MAY_BE_EMPTY = ("spec", LOSS, *_FIELDS)
 _NUMBERS = ("train_examples", "seed", "fraction", "bytes_per_example", "score", "teacher_score")
-"""Columns that every trial has a number in; the other columns of numbers may be empty, or not be there."""
+"""Columns in which every trial has a number. Other columns of numbers may be empty or missing."""
 _WHOLE = ("train_examples", "seed")
 LONGEST_TEXT, LONGEST_SLUG = 500, 150
-"""Characters of a name, and of a file name that is made of several."""
+"""Maximum characters of a name, and of a file name made of several names."""
 _SCORES = ("score", "teacher_score")
 
 
 def read_trials(path: Path) -> pd.DataFrame:
-    """Read a table of trials, one row each, and check every cell that the analysis uses.
+    """Read a table of trials, one row per trial, and check every cell that the analysis uses.
 
     Args:
-        path: a results folder, or a CSV file with the columns of ``hskd.results.COLUMNS``; those that the analysis
-            does not use may be missing, others are kept. A folder without results may hold a ``trials.csv``.
+        path: a results folder, or a CSV file with the columns of ``hskd.results.COLUMNS``. Columns that the analysis
+            does not use may be missing, and unknown columns are kept. A folder without results may hold a
+            ``trials.csv``.
 
     Raises:
-        HskdError: there is no table, it is no CSV table, it is empty, or a column is missing or holds what it may not.
+        HskdError: the table does not exist, is not CSV or is empty, or a column is missing or holds invalid values.
     """
     path = Path(path)
     file = path / CSV_FILE if path.is_dir() else path
@@ -79,10 +80,10 @@ def read_trials(path: Path) -> pd.DataFrame:
 
 
 def _compare(trials: pd.DataFrame, results: pd.DataFrame, file: Path) -> None:
-    """Refuse a table that says something else than the results that lie beside it.
+    """Check a table against the results in the same folder.
 
     Raises:
-        HskdError: it has other trials, or another value.
+        HskdError: the table has other trials or other values than the results.
     """
     rows = trials.set_index("trial")
     expected = check(results).set_index("trial")
@@ -108,10 +109,10 @@ def _compare(trials: pd.DataFrame, results: pd.DataFrame, file: Path) -> None:
 
 
 def check(trials: pd.DataFrame, source: Path | str = "the table") -> pd.DataFrame:
-    """A copy of ``trials`` whose columns have the right types; ``source`` is what messages call it.
+    """Return a copy of ``trials`` with checked values and the right column types. Messages call it ``source``.
 
     Raises:
-        HskdError: it is empty, or a column is missing or holds what it may not.
+        HskdError: the table is empty, or a column is missing or holds invalid values.
     """
     missing = [column for column in (*_TEXT, "w", *_NUMBERS) if column not in trials]
     if missing:
@@ -148,13 +149,13 @@ def check(trials: pd.DataFrame, source: Path | str = "the table") -> pd.DataFram
     no_bytes = on_curve & (trials["bytes_per_example"] <= 0)
     _refuse(source, trials, "bytes_per_example", no_bytes, "is not above 0")
     _refuse(source, trials, "spec", (trials["arm"] == "spec") & (trials["spec"] == ""), "has no label")
-    if LOSS in trials:  # Only what has an HSK stage has a loss there, and the squared error is not written.
+    if LOSS in trials:  # Arms without an HSK stage have no such loss, and an empty cell means the squared error.
         trials[LOSS] = trials[LOSS].mask(~trials["arm"].isin(DISTILLED) | (trials[LOSS] == "mse"), "")
     return trials
 
 
 def _text(cell: Any) -> str | None:
-    """A cell as text; None for an empty one."""
+    """Return a cell as text, or None for an empty cell."""
     if cell is None or cell is pd.NA or cell is pd.NaT or (isinstance(cell, float) and math.isnan(cell)):
         return None
     try:
@@ -164,7 +165,7 @@ def _text(cell: Any) -> str | None:
 
 
 def _is_text(cell: str) -> bool:
-    """Whether a cell can be written to a file and shown."""
+    """Return whether a cell can be written to a file and displayed."""
     try:
         return "\0" not in cell.encode().decode()
     except UnicodeEncodeError:
@@ -172,7 +173,7 @@ def _is_text(cell: str) -> bool:
 
 
 def _as_numbers(cells: pd.Series[Any]) -> pd.Series[Any]:
-    """Cells as numbers; NaN for whatever is none, such as true, a word or a number that no float holds."""
+    """Return cells as numbers; NaN for anything else, such as true, a word or a number too large for a float."""
     if isinstance(cells.dtype, np.dtype) and cells.dtype.kind in "iuf":
         return cells
 
@@ -199,17 +200,18 @@ def _refuse(source: Path | str, trials: pd.DataFrame, column: str, bad: Any, wha
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """Trials of one task, teacher, student and training set: what may be compared. Make it with :meth:`of`.
+    """Trials that may be compared: those of one task, teacher, student, training set and split.
 
-    A *point* is what has one place on a curve: a spec, or an arm (of *full* there may be one for each mapping,
-    precision and loss of the HSK stage). ``trials`` has a row per trial, with the columns of the table and
+    Make a study with :meth:`of`. A *point* is a spec or an arm: it has one place on a curve. There may be a *full*
+    point for each mapping, precision and loss of the HSK stage. ``trials`` has a row per trial, with the columns of the
+    table and these:
 
-    * ``name``: of the point: the spec's label, or the arm, with its mapping and its loss where there are several;
-    * ``strategy``: how the spec chooses, apart from how much: the settings that vary among the study's specs, such
-      as ``left`` or ``l_top=5, random``; empty where none does, and for other arms. A dimension kept whole needs no
-      strategy: such a spec belongs to the one that it fits, if there is just one;
-    * ``reference``: name of the full point of the same mapping and loss, of several precisions the one of most bytes;
-      for arms without a mapping that of the only one; empty where there is none;
+    * ``name``: of the point. The spec's label, or the arm, with its mapping and its loss where there are several.
+    * ``strategy``: how the spec selects, regardless of how much. It lists the settings that vary among the study's
+      specs, such as ``left`` or ``l_top=5, random``. It is empty where nothing varies, and for other arms. A dimension
+      that is kept whole has no strategy, so such a spec belongs to the strategy that it fits, if exactly one does.
+    * ``reference``: name of the full point of the same mapping and loss; of several precisions, the one of most bytes.
+      Arms without a mapping refer to the only full point. It is empty where there is no such point.
     * ``hsk_loss``: the loss of the HSK stage, empty for the squared error.
     """
 
@@ -220,15 +222,15 @@ class Study:
     score_split: str
     trials: pd.DataFrame
     folder: Path | None = None
-    """The results folder, where the trials come from one."""
+    """The results folder that the trials come from, if any."""
 
     @classmethod
     def of(cls, trials: pd.DataFrame, folder: Path | None = None, source: Path | str = "the table") -> Study:
-        """The study of ``trials``, a table as :func:`read_trials` gives it, checked here as there.
+        """Return the study of ``trials``, a table like that of :func:`read_trials`. The table is checked again.
 
         Raises:
-            HskdError: the table is refused by :func:`check`; holds several tasks, teachers, students, training sets
-                or splits; or has two trials of one point and seed.
+            HskdError: :func:`check` rejects the table; it holds several tasks, teachers, students, training sets or
+                splits; or it has two trials of one point and seed.
         """
         return cls._of_checked(check(trials, source), folder, source)
 
@@ -263,19 +265,19 @@ class Study:
 
     @property
     def title(self) -> str:
-        """For people: task, student, training examples and split."""
+        """Title for readers: task, student, training examples and split."""
         return f"{self.task} · {self.student} · {self.train_examples:,} training examples · {self.score_split}"
 
     @property
     def slug(self) -> str:
-        """For file names: all that sets the study apart, in letters, digits, dots and hyphens."""
+        """Name for files: everything that defines the study, in letters, digits, dots and hyphens."""
         parts = (self.task, self.teacher, self.student, self.train_examples, self.score_split)
         text = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(map(str, parts))).strip("-.")
         return text if len(text) <= LONGEST_SLUG else f"{text[:LONGEST_SLUG]}-{fingerprint(parts)}"
 
     @cached_property
     def unit(self) -> str:
-        """What 100 times a score is called, as the results say it; a percentage where only a table is known."""
+        """Unit of 100 times a score, as stored in the results; per cent where only a table is known."""
         if self.folder is None or "trial" not in self.trials:
             return "%"
         result = ResultsFolder(self.folder).result(str(self.trials["trial"].iloc[0]))
@@ -288,34 +290,34 @@ class Study:
 
     @property
     def full_bytes(self) -> float:
-        """Bytes an example of full HSK in fp16, whatever its mapping; NaN where no such trial is in the table."""
+        """Bytes an example of full HSK in fp16, the most of any mapping; NaN where the table has no such trial."""
         full = self.trials[(self.trials["arm"] == "full") & (self.trials["precision"] == "fp16")]
         return float(full["bytes_per_example"].max())
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """Scores, shares of 1: a row per seed, a column per point; NaN where there is no such trial."""
+        """Scores as shares of 1, a row per seed and a column per point; NaN where there is no such trial."""
         return self.trials.pivot(index="seed", columns="name", values="score")
 
     @cached_property
     def points(self) -> pd.DataFrame:
-        """What each point is, by its name, from the least HSK up: arm, spec, strategy, reference, amounts."""
+        """Arm, spec, strategy, reference and amounts of each point, by its name, from the least HSK up."""
         first = self.trials.drop_duplicates("name").set_index("name")
         columns = ["arm", "spec", "strategy", "reference", *AMOUNT_COLUMNS, *_FIELDS, LOSS, "w"]
         return first[columns].sort_values([*AMOUNT_COLUMNS], kind="stable")
 
     @cached_property
     def parts(self) -> dict[str, Parts]:
-        """The points that are some HSK, by name, taken apart (see :func:`~hskd.analysis.stats.points.taken_apart`)."""
+        """Parts of each *spec* and *full* point, by name (see :func:`~hskd.analysis.stats.points.taken_apart`)."""
         return taken_apart_by_name(self.trials)
 
     @cached_property
     def _rows(self) -> dict[str, dict[str, Any]]:
-        """:attr:`points` as plain dicts, for questions that are asked often."""
+        """:attr:`points` as plain dicts, which are faster to look up."""
         return self.points.to_dict("index")  # type: ignore[return-value]
 
     def amount(self, name: str, column: str) -> float:
-        """How much HSK a point keeps, by one of ``AMOUNT_COLUMNS``."""
+        """Return how much HSK a point keeps; ``column`` is one of ``AMOUNT_COLUMNS``."""
         return float(self._rows[name][column])
 
     @cached_property
@@ -325,13 +327,13 @@ class Study:
 
     @property
     def dimension(self) -> str:
-        """The dimension whose amount varies over the specs, or ``joint`` where several do."""
+        """The dimension whose amount varies over the specs, or ``joint`` where several vary."""
         return self.dimension_of(self.strategies)
 
     def dimension_of(self, strategies: Sequence[str]) -> str:
-        """The same of the specs of some strategies alone.
+        """Return the dimension that varies over the specs of ``strategies``, or ``joint`` where several vary.
 
-        A lone spec varies in nothing: then it is the dimension in which it is less than full.
+        For a single spec, it is the dimension in which the spec keeps less than full.
         """
         specs = self.trials[(self.trials["arm"] == "spec") & self.trials["strategy"].isin(strategies)]
         for rows in (specs, pd.concat([specs, self.trials[self.trials["arm"] == "full"]])):
@@ -343,10 +345,11 @@ class Study:
         return "joint"
 
     def ladder(self, strategy: str, by: str = AMOUNT_COLUMNS[0]) -> tuple[list[str], str]:
-        """A strategy's points from the least amount up, and the name of the full point above them.
+        """Return a strategy's points from the least amount up, and the name of the full point above them.
 
-        Full is the one of most bytes; where the strategy's specs differ in precision, the others of its mapping are
-        steps below it. A spec that holds as much as full, or more, is no step. Full is empty where there is none.
+        That full point is the one of most bytes. Where the strategy's specs differ in precision, the other full points
+        of its mapping are steps below it. A spec that keeps as much as full or more is left out. The name is empty
+        where there is no full point.
 
         Raises:
             HskdError: ``by`` is not one of ``AMOUNT_COLUMNS``.
@@ -360,7 +363,7 @@ class Study:
 
         rows = self._rows
         specs = [name for name, row in rows.items() if row["arm"] == "spec" and row["strategy"] == strategy]
-        references = sorted({rows[name]["reference"] for name in specs} - {""})  # a set has no order
+        references = sorted({rows[name]["reference"] for name in specs} - {""})  # sorted, so that ties are stable
         references.sort(key=amounts)
         if not references:
             return sorted(specs, key=amounts), ""
@@ -377,10 +380,10 @@ class Study:
 
 
 def only_study(path: Path) -> Study:
-    """The one study of a results folder or table (see :func:`read_trials`).
+    """Return the only study of a results folder or table (see :func:`read_trials`).
 
     Raises:
-        HskdError: there are several, or as :func:`studies`.
+        HskdError: there are several studies, or as in :func:`studies`.
     """
     all_studies = studies(path)
     if len(all_studies) > 1:
@@ -390,10 +393,10 @@ def only_study(path: Path) -> Study:
 
 
 def studies(path: Path) -> list[Study]:
-    """The studies of a results folder or table (see :func:`read_trials`), in the order of the table.
+    """Return the studies of a results folder or table (see :func:`read_trials`), in the order of the table.
 
     Raises:
-        HskdError: the table is refused by :func:`read_trials` or :meth:`Study.of`.
+        HskdError: :func:`read_trials` or :meth:`Study.of` rejects the table.
     """
     path = Path(path)
     trials = read_trials(path)

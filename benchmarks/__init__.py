@@ -1,1 +1,1 @@
-"""What training, extraction and stores cost on this device: ``hskd bench``. No hub, no data, random weights."""
+"""Benchmarks of training, extraction and stores (``hskd bench``), with random weights and no data or network."""

@@ -1,8 +1,8 @@
-"""What each thing that the engine does for speed is worth: a step of the HSK stage with one of them left out.
+"""Measure the effect of each speed optimisation: a step of the HSK stage with one of them left out.
 
-Steps of ``1l_10t_0.1w`` on one batch of 32, random weights in the paper's shapes, as the engine runs them but without
-``Trainer``. The variants take turns in one process; a factor is the median, over the rounds, of a variant's time over
-that of the step with everything in it.
+The steps are those of ``1l_10t_0.1w`` on one batch of 32, with random weights in the paper's shapes. They run as in the
+engine, but without ``Trainer``. The variants take turns in one process. A factor is the median, over the rounds, of a
+variant's time divided by the time of the step with all optimisations.
 
     python -m hskd.benchmarks.ablation --rounds 12
 """
@@ -38,12 +38,12 @@ from hskd.runtime import autocast, resolve_dtype
 CPU = torch.device("cpu")
 BATCH, KEPT_TOKENS, NEURONS, TEACHER_WIDTH = 32, 10, 76, 768
 SETTINGS = {"pad64": 64, "cola": None}
-"""Tokens that every example is padded to; None for the longest of the batch."""
+"""Tokens that every example is padded to; None pads to the longest example of the batch."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A step with something left out."""
+    """A step with some optimisations left out."""
 
     name: str
     all_rows: bool = False
@@ -68,7 +68,7 @@ VARIANTS = (
 
 
 def batch_of(pad_to: int | None) -> tuple[dict[str, torch.Tensor], KeptHSK]:
-    """Inputs of one batch with CoLA's lengths, and random targets."""
+    """Return the inputs of one batch with CoLA's lengths, and random targets."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.from_numpy(np.sort(draw_lengths("cola", 50 * BATCH))[25 * BATCH : 26 * BATCH].astype(np.int64))
     width = pad_to or int(lengths.max())
@@ -98,7 +98,7 @@ def _torch_attention(
 
 @contextlib.contextmanager
 def stepper(variant: Variant, kind: str, pad_to: int | None, dtype: str) -> Iterator[Callable[[], float]]:
-    """A function that makes one step and returns its seconds."""
+    """Yield a function that makes one step and returns its seconds."""
     inputs, kept = batch_of(pad_to)
     student = student_of(kind, SIZES["full"]).train()
     top = student.config.num_hidden_layers
@@ -141,7 +141,7 @@ def stepper(variant: Variant, kind: str, pad_to: int | None, dtype: str) -> Iter
 
 
 def main() -> None:
-    """Measure and print a table for each student, length setting and precision."""
+    """Measure all variants and print a table with a column per student, length setting and precision."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--compile", action="store_true", help="also with torch.compile, which takes minutes")

@@ -1,7 +1,7 @@
-"""The benchmarks, one test a case: ``hskd bench`` runs them, and so does ``pytest benchmarks/bench.py``.
+"""The benchmarks, one test per case. ``hskd bench`` or ``pytest benchmarks/bench.py`` runs them.
 
-A test takes its times from the driver, which measured its group's cases in turns (see docs/benchmarks.md), and hands
-them to pytest-benchmark.
+The driver measures the cases of a group in turns (see docs/benchmarks.md). A test passes the times of its case on to
+pytest-benchmark.
 """
 
 from __future__ import annotations
@@ -17,40 +17,40 @@ Replay = Callable[[], None]
 
 
 def test_training(replay: Replay) -> None:
-    """Seconds a batch of every way of training."""
+    """Seconds per batch of every way of training."""
     replay()
 
 
 def test_lengths(replay: Replay) -> None:
-    """Seconds a batch, offline on real lengths and online on padded ones."""
+    """Seconds per batch, offline on real lengths and online on padded ones."""
     replay()
 
 
 def test_extraction(replay: Replay) -> None:
-    """Seconds a batch of an extraction, and of the teacher alone."""
+    """Seconds per batch of an extraction, and of the teacher alone."""
     replay()
 
 
 def test_store(replay: Replay) -> None:
-    """Seconds a batch of reading, and of the training that reads."""
+    """Seconds per batch of reading a store, and of training from it."""
     replay()
 
 
 def test_size(replay: Replay) -> None:
-    """Seconds a batch of writing stores; their sizes are in ``extra_info``."""
+    """Seconds per batch of writing stores; their sizes are in ``extra_info``."""
     replay()
 
 
 def test_memory(replay: Replay) -> None:
-    """Seconds a batch with a small and a large store; memory is in ``extra_info``."""
+    """Seconds per batch with a small and a large store; memory is in ``extra_info``."""
     replay()
 
 
 def test_scale(replay: Replay) -> None:
-    """Seconds a batch with ever more stored examples."""
+    """Seconds per batch with more and more stored examples."""
     replay()
 
 
 def test_grid(replay: Replay) -> None:
-    """Seconds a trial of grids of several sizes; what is not training is in ``extra_info``."""
+    """Seconds per trial of grids of several sizes; the time outside training is in ``extra_info``."""
     replay()

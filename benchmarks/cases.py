@@ -1,4 +1,4 @@
-"""What is measured: cases, in groups that are measured together, in suites."""
+"""The measured cases. Cases form groups that are measured together, and groups form suites."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from hskd.benchmarks.shapes import SPEC, STUDENTS, Sizes
 
 @dataclass(frozen=True)
 class Case:
-    """One thing that is timed, in a process of its own.
+    """One kind of work that is timed, in a process of its own.
 
     Attributes:
         name: its name in the group.
-        what: which function of :mod:`hskd.benchmarks.workers` does it.
+        what: the function of :mod:`hskd.benchmarks.workers` that does the work.
         lengths: length setting of the examples.
         dtype: fp32, or bf16 for autocast.
-        student: kind of the student; empty where there is none.
-        spec: what the HSK stage distils.
-        examples: examples stored, or trials of a grid; None for the setting's default.
-        mebibytes: size of the store, where that decides the number of examples.
+        student: kind of the student; empty where there is no student.
+        spec: the HSK spec of the HSK stage.
+        examples: number of stored examples, or of trials of a grid; None for the setting's default.
+        mebibytes: size of the store in MiB, which then decides the number of examples.
     """
 
     name: str
@@ -46,7 +46,7 @@ TRAINING = ("fine-tuning", "fine-tuning-cls", "offline", "online", "prediction",
 
 
 def training(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:
-    """Every way of training a student, the teacher alone, and the peak of matrix products."""
+    """Yield groups of every way of training a student, the teacher alone, and the peak of matrix products."""
     for dtype in dtypes:
         for lengths in sizes.lengths:
             for student in STUDENTS:
@@ -55,7 +55,7 @@ def training(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:
 
 
 def lengths(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:
-    """Offline on real lengths against online at the paper's padding: what speed-up a user of the paper's way sees."""
+    """Yield groups that compare offline training on real lengths with online training at the paper's padding."""
     for student in STUDENTS:
         measured_cases = [(what, "pad64", "fp32") for what in ("online", "teacher", "fine-tuning")]
         measured_cases += [(what, "cola", dtype) for dtype in dtypes for what in ("offline", "fine-tuning")]
@@ -64,7 +64,7 @@ def lengths(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:
 
 
 def extraction(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:
-    """Writing a superset, for one spec and for full HSK, against the bare teacher on the same batches."""
+    """Yield groups that compare writing a superset, for one spec and for full HSK, with the bare teacher."""
     for dtype in dtypes:
         for at in sizes.extraction_lengths:
             whole = Case("extraction-full", "extraction", at, dtype, "rosita6", "all_all_all")
@@ -73,7 +73,7 @@ def extraction(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:
 
 
 def store(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:
-    """How fast random batches are read, against how fast training consumes them."""
+    """Yield a group that compares how fast random batches are read with how fast training consumes them."""
     yield Group(
         "store",
         "reading",
@@ -85,7 +85,7 @@ def store(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:
 
 
 def size(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:
-    """What stores take on disk."""
+    """Yield a group that measures the size of stores on disk."""
     cases = tuple(
         Case(what, what, "cola", student="rosita6", examples=sizes.size_examples) for what in ("superset", "derived")
     )
@@ -93,7 +93,7 @@ def size(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:
 
 
 def memory(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:
-    """Memory while training from a small store and from a large one, of full HSK."""
+    """Yield a group that measures memory in training from a small and from a large store of full HSK."""
     cases = tuple(
         Case(f"{mebibytes}-MiB", "offline", "cola", dtypes[-1], "rosita6", "all_all_all", mebibytes=mebibytes)
         for mebibytes in sizes.store_mebibytes
@@ -102,7 +102,7 @@ def memory(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:
 
 
 def scale(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:
-    """Training from stores of more and more examples, all of one length."""
+    """Yield a group of training from stores of more and more examples, all of one length."""
     cases = tuple(
         Case(str(examples), "offline", "short", dtypes[-1], "tinybert4", examples=examples) for examples in sizes.scale
     )
@@ -110,7 +110,7 @@ def scale(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:
 
 
 def grid(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:
-    """What a trial of a grid costs beside its training, with tiny models."""
+    """Yield a group that measures the overhead of a grid's trials beside training, with tiny models."""
     yield Group("grid", "trials", tuple(Case(str(trials), "grid", examples=trials) for trials in sizes.trials))
 
 

@@ -1,10 +1,11 @@
-"""Widths that keep other numbers than neurons, against ``magnitude``: derive, the HSK stage, and reading a store.
+"""Compare width selectors that keep other numbers than neurons with ``magnitude``: derive, HSK stage and reading.
 
     python -m hskd.benchmarks.codecs [--rounds 5]
 
-One process, widths in turn, medians over rounds of the ratio to ``magnitude`` in the same round. A superset of about
-100,000 tokens of width 384 with random values; the specs keep a tenth of the width of every token in two layers. The
-students are as wide as the teacher (pruned, of two heads and 96 FFN neurons a layer) and narrower (312, with ``W``).
+The selectors take turns in one process. The results are medians, over the rounds, of the ratio to ``magnitude`` in the
+same round. The superset has about 100,000 tokens of width 384 with random values. The specs keep a tenth of the width
+of every token in two layers. One student is as wide as the teacher (pruned to two heads and 96 FFN neurons a layer),
+the other is narrower (312, with ``W``).
 """
 
 from __future__ import annotations
@@ -42,27 +43,27 @@ STUDENTS = {
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long ``work`` takes."""
+    """Return the seconds that ``work`` takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def in_turn(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median over ``rounds`` of the seconds of each of ``works`` over those of the first, after a round to warm up."""
+    """Return the median over ``rounds`` of each work's time divided by the first one's, after a warm-up round."""
     times = np.array([[seconds(work) for work in works.values()] for _ in range(rounds + 1)])[1:]
     print({name: f"{np.median(column):.3f} s" for name, column in zip(works, times.T, strict=True)}, flush=True)
     return dict(zip(works, np.median(times / times[:, :1], axis=0), strict=True))
 
 
 def batches_of(split: TokenizedSplit, count: int) -> list[dict[str, torch.Tensor]]:
-    """Random batches, the same for every width."""
+    """Return random batches, the same for every width."""
     rng = np.random.default_rng(0)
     return [split.collate(rng.integers(len(split), size=BATCH)) for _ in range(count)]
 
 
 def deriving(superset: Store, folder: Path, width: str) -> Callable[[], object]:
-    """Writes the store of a width anew."""
+    """Return a function that writes the store of a width from scratch."""
 
     def work() -> None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -72,13 +73,13 @@ def deriving(superset: Store, folder: Path, width: str) -> Callable[[], object]:
 
 
 def reading(source: StoreSource, split: TokenizedSplit) -> Callable[[], object]:
-    """Reads random batches."""
+    """Return a function that reads random batches."""
     batches = batches_of(split, READS)
     return lambda: [source.kept(batch) for batch in batches]
 
 
 def training(source: StoreSource, split: TokenizedSplit, student: str) -> Callable[[], object]:
-    """Steps of the HSK stage, reading included."""
+    """Return a function that runs steps of the HSK stage, reading included."""
     torch.manual_seed(0)
     config = BertConfig(num_hidden_layers=SHAPE.student_layers, vocab_size=SHAPE.vocab_size, **STUDENTS[student])
     model = BertForSequenceClassification(config).train()
@@ -97,10 +98,10 @@ def training(source: StoreSource, split: TokenizedSplit, student: str) -> Callab
 
 
 def main() -> None:
-    """Measure and print the ratios."""
+    """Measure the ratios and print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--examples", type=int, default=7_500, help="of SST-2's lengths; 13.3 tokens each")
+    parser.add_argument("--examples", type=int, default=7_500, help="with SST-2's lengths, 13.3 tokens on average")
     options = parser.parse_args()
     table = Table("time / magnitude's", *WIDTHS)
 

@@ -1,4 +1,4 @@
-"""``hskd bench``: run the suites on a device, then put their numbers into tables and figures."""
+"""The command ``hskd bench``: run the suites on a device, and make tables and figures of the times."""
 
 from __future__ import annotations
 
@@ -24,41 +24,41 @@ if TYPE_CHECKING:
 
 def bench(
     device: Annotated[
-        Literal["cpu", "cuda", "mps", "all"], typer.Option(help="Where; all: the CPU, then what accelerator is there.")
+        Literal["cpu", "cuda", "mps", "all"], typer.Option(help="Device; all: the CPU, then every available one.")
     ] = "cpu",
     quick: Annotated[bool, typer.Option(help="Small batches and few rounds: a first look, in minutes.")] = False,
     only: Annotated[
-        list[str] | None, typer.Option(help=f"Run this suite only; may be given again. One of {', '.join(SUITES)}.")
+        list[str] | None, typer.Option(help=f"Run only this suite; repeatable. One of {', '.join(SUITES)}.")
     ] = None,
     lengths: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"Length setting of the training suite; may be given again. One of {', '.join(SIZES['full'].lengths)} "
+            help=f"Length setting of the training suite; repeatable. One of {', '.join(SIZES['full'].lengths)} "
             "(default: all)."
         ),
     ] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Examples in a batch (default: 32, the paper's; 8 with --quick).")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the results; each device has one in it.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder of the results, with a subfolder per device.")] = Path(
         "results/bench"
     ),
-    work: Annotated[Path, typer.Option(help="Folder of what is done, which a second run does not repeat.")] = Path(
+    work: Annotated[Path, typer.Option(help="Folder of finished groups, which a second run does not repeat.")] = Path(
         "work"
     ),
-    fresh: Annotated[bool, typer.Option(help="Measure again what is done.")] = False,
+    fresh: Annotated[bool, typer.Option(help="Measure finished groups again.")] = False,
     tables: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Measure nothing: make the tables and figures of the timing files in this folder, such as copies of "
-            "what a killed run left in work/bench, from whichever machine.",
+            help="Measure nothing, and only make tables and figures of the timing files in this folder. They may be "
+            "copies of files that an interrupted run on any machine left in work/bench.",
         ),
     ] = None,
 ) -> None:
     """Time training, extraction and stores on this machine, with random weights in the paper's shapes.
 
-    A killed run goes on where it was, as long as the code and the settings are the same. Close other programs first.
+    Close other programs first. An interrupted run resumes if code and settings are the same.
     """
     from hskd.analysis.report.timing import write_timing_report
 
@@ -73,7 +73,7 @@ def bench(
     if unknown:
         raise HskdError(f"--only {unknown[0]}: no such suite; there are {', '.join(SUITES)}.")
     sizes = "quick" if quick else "full"
-    chosen_sizes(sizes, lengths, batch)  # refuses what cannot be, before anything runs
+    chosen_sizes(sizes, lengths, batch)  # raises for unknown settings before anything runs
     for name in devices(device):
         folder = out / (slug(torch.device(name)) + ("-quick" if quick else "") + (f"-batch-{batch}" if batch else ""))
         run_suites(only or list(SUITES), name, sizes, folder, work / "bench", fresh, lengths=lengths, batch=batch)
@@ -81,7 +81,7 @@ def bench(
 
 
 def devices(asked: str) -> list[str]:
-    """The devices that ``asked`` stands for.
+    """Return the devices that ``asked`` stands for.
 
     Raises:
         HskdError: this machine has no such device.
@@ -97,7 +97,7 @@ def devices(asked: str) -> list[str]:
 
 
 def slug(device: torch.device) -> str:
-    """The name of a device's folder: lower case, words joined by dashes."""
+    """Return the name of a device's folder: lower case, words joined by dashes."""
     from hskd.benchmarks.driver import device_name
 
     return re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
@@ -114,20 +114,20 @@ def run_suites(
     lengths: Sequence[str] | None = None,
     batch: int | None = None,
 ) -> None:
-    """Run suites in a pytest of their own, and write one file of pytest-benchmark for each into ``folder``.
+    """Run suites in a pytest process of their own, and write a pytest-benchmark file for each into ``folder``.
 
     Args:
-        suites: which.
+        suites: names of the suites.
         device: cpu, cuda or mps.
         sizes: full, quick or tiny.
-        folder: where the files will lie.
-        cases: folder of the groups that are done.
-        fresh: measure again what is done.
-        lengths: length settings of the training suite; None for those of the sizes.
-        batch: examples in a batch; None for that of the sizes.
+        folder: folder of the files.
+        cases: folder of finished groups.
+        fresh: measure finished groups again.
+        lengths: length settings of the training suite; None for those of ``sizes``.
+        batch: examples in a batch; None for that of ``sizes``.
 
     Raises:
-        HskdError: a benchmark failed; nothing is written, and what is done is kept in ``cases``.
+        HskdError: a benchmark failed. No file is written, and ``cases`` keeps the finished groups.
     """
     tests = [f"{Path(__file__).with_name('bench.py')}::test_{suite}" for suite in suites]
     options = ["--sizes", sizes, "--device", device, "--cases", str(cases.resolve()), *(["--fresh"] if fresh else [])]
@@ -137,12 +137,12 @@ def run_suites(
     with tempfile.TemporaryDirectory() as temporary:
         timings = Path(temporary) / "timings.json"
         command = [sys.executable, "-m", "pytest", *tests, *options, *quiet, f"--benchmark-json={timings}"]
-        # Whatever pytest is told where this runs, here it is told this.
+        # These options replace the pytest configuration of the folder that this runs in.
         ran = subprocess.run([*command, "-o", "addopts=", "--import-mode=importlib"], check=False, stdout=sys.stderr)
         if ran.returncode:
-            raise HskdError("a benchmark failed, see above. Run the same command again: what is done is kept.")
+            raise HskdError("a benchmark failed, see above. Run the same command again: it keeps finished groups.")
         content = read_json(timings)
     for suite in suites:
         suite_timings = [case for case in content["benchmarks"] if case["extra_info"]["suite"] == suite]
-        # Thousands of times, one a line, would take half as much again, and the files are kept in the repository.
+        # The files are committed. With one time per line, their thousands of times would take 50 % more space.
         write_json(folder / f"{suite}.json", content | {"benchmarks": suite_timings}, indent=None)

@@ -1,4 +1,4 @@
-"""pytest's side of the benchmarks: options, the groups as parameters, what goes into the JSON file."""
+"""The pytest plugin of the benchmarks: options, groups as parameters, and the contents of the JSON file."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from hskd.runtime import resolve_dtype
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Options of ``pytest benchmarks/bench.py``."""
+    """Add the options of ``pytest benchmarks/bench.py``."""
     group = parser.getgroup("hskd")
     group.addoption("--sizes", choices=list(SIZES), default="full", help="how much is run")
     group.addoption("--lengths", action="append", help="length setting of the training suite, instead of all")
     group.addoption("--batch", type=int, help="examples in a batch, instead of the sizes'")
     group.addoption("--device", default="cpu", help="cpu, cuda, mps")
-    group.addoption("--cases", type=Path, help="folder of the groups that are done, which are not measured again")
-    group.addoption("--fresh", action="store_true", help="measure again what is done")
+    group.addoption("--cases", type=Path, help="folder of finished groups, which are not measured again")
+    group.addoption("--fresh", action="store_true", help="measure finished groups again")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The marker is pytest-timeout's, which need not be there."""
-    config.addinivalue_line("markers", "timeout: a group takes as long as it takes")
+    """Register the marker of pytest-timeout, because that plugin need not be installed."""
+    config.addinivalue_line("markers", "timeout: the time limit of pytest-timeout, switched off here")
 
 
 def _sizes(config: pytest.Config) -> Sizes:
@@ -40,7 +40,7 @@ def _sizes(config: pytest.Config) -> Sizes:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test for every case of the suite's groups."""
+    """Make a test of every case of the suite's groups."""
     config = metafunc.config
     device = torch.device(config.getoption("--device"))
     native = resolve_dtype("auto", device) == "bf16"
@@ -51,22 +51,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    """The device and the versions; not the name of the machine."""
-    for unsteady in ("node", "release", "cpu"):  # the CPU's clock, among others, is never the same twice
+    """Record the device and the versions, but not the name of the machine."""
+    for unsteady in ("node", "release", "cpu"):  # they differ between runs: "cpu" includes the current clock
         machine_info.pop(unsteady, None)
     device = torch.device(config.getoption("--device"))
     machine_info["hskd"] = provenance() | {"device": device_name(device), "threads": torch.get_num_threads()}
 
 
 def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
-    """Parameters by name; what they stand for is in ``extra_info``."""
+    """Reduce the parameters to their names; ``extra_info`` holds their contents."""
     for benchmark in output_json["benchmarks"]:
         benchmark["params"] = {name: benchmark["extra_info"][name] for name in ("group", "case")}
 
 
 @pytest.fixture(scope="session")
 def driver(pytestconfig: pytest.Config) -> Driver:
-    """What measures."""
+    """The driver that measures the groups."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     return Driver(
         sizes=_sizes(pytestconfig),
@@ -79,7 +79,7 @@ def driver(pytestconfig: pytest.Config) -> Driver:
 
 @pytest.fixture(scope="session")
 def measured(driver: Driver, request: pytest.FixtureRequest) -> Callable[[Group], dict[str, Measured]]:
-    """Measures a group when its first case is asked for, and says how far the session is."""
+    """Return a function that measures a group when its first case is requested, and prints the progress."""
     groups = dict.fromkeys(item.callspec.params["group"] for item in request.session.items)  # type: ignore[attr-defined]
     order = {group: place for place, group in enumerate(groups, 1)}
     results: dict[Group, dict[str, Measured]] = {}
@@ -97,7 +97,7 @@ def measured(driver: Driver, request: pytest.FixtureRequest) -> Callable[[Group]
 def replay(
     group: Group, case: Case, measured: Callable[[Group], dict[str, Measured]], benchmark: Any
 ) -> Callable[[], None]:
-    """Hands a case's times to pytest-benchmark, and what else is known of it."""
+    """Return a function that passes a case's times to pytest-benchmark; its other data go into ``extra_info``."""
     cases = measured(group)
     benchmark.group = f"{group.suite} {group.name}"
     benchmark.extra_info |= {"suite": group.suite, "group": group.name, "case": case.name} | cases[case.name].known

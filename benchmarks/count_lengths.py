@@ -1,7 +1,7 @@
-"""How long the examples of three GLUE tasks are: what ``benchmarks/lengths.json`` holds.
+"""Count the lengths of the examples of three GLUE tasks and write them to ``benchmarks/lengths.json``.
 
-Training examples, tokenised with BERT's uncased WordPiece vocabulary (the offline package carries it) and cut to the
-task's maximum length. Needs the official files.
+The counts are of training examples, tokenised with BERT's uncased WordPiece vocabulary (part of the offline model
+package) and truncated to the task's maximum length. This needs the official GLUE files.
 
     python -m hskd.benchmarks.count_lengths ../shared/glue
 """
@@ -24,7 +24,7 @@ TASKS = ("cola", "sst2", "rte")
 
 
 def counted(task: str, folder: Path) -> dict[str, object]:
-    """Of a task's training examples: how many there are of each length, and how many different tokens they use."""
+    """Return how many training examples of a task have each length, and how many different tokens they use."""
     with tempfile.TemporaryDirectory() as cache:
         train = tokenize(load_task(task, str(folder)), load_tokenizer(OFFLINE_MINILM), Path(cache))["train"]
         lengths, examples = np.unique(train.lengths, return_counts=True)
@@ -38,7 +38,7 @@ def counted(task: str, folder: Path) -> dict[str, object]:
 
 
 def main() -> None:
-    """Count, and write the file."""
+    """Count the lengths and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("glue", type=Path, help="folder that holds CoLA, SST-2 and RTE")
     folder = parser.parse_args().glue

@@ -1,4 +1,4 @@
-"""Random examples with the lengths of real ones, and random stores of them: no data set and no network is needed.
+"""Make random examples with the lengths of real ones, and random stores of them. Neither data nor network is needed.
 
 Length settings: ``cola``, ``sst2``, ``rte`` (lengths as in the training set, padded to the longest of a batch),
 ``pad64`` (CoLA's, padded to 64, as in the paper), ``pad128`` (RTE's, padded to 128), ``short`` (always 12 tokens).
@@ -31,14 +31,14 @@ TASK_OF = {"pad64": "cola", "pad128": "rte", "short": "cola"}
 PADDED = {"pad64": 64, "pad128": 128}
 CLS, SEP, PAD, FIRST = 101, 102, 0, 1000
 EPOCH_BATCHES = 50
-"""Batches that the engine sorts by length together; of a real epoch's, a few that stand for all are taken."""
-_POOL = 1024
+"""Batches that the engine sorts by length together. :func:`epoch_lengths` picks a few that represent them all."""
+_POOL = 1024  # different rows of random values in a store: more take longer to draw, and reading costs the same
 TARGET = HEAD.target()
-"""Different rows of random values in a store: more would take longer to draw, and reading them costs the same."""
+"""Array of the prediction targets in a random store."""
 
 
 def draw_lengths(setting: str, count: int) -> np.ndarray:
-    """``count`` lengths, ascending, spread evenly over the quantiles of the setting's task, ``(count,)`` int64."""
+    """Return ``count`` ascending lengths at even quantiles of the setting's task, ``(count,)`` int64."""
     if setting == "short":
         return np.full(count, 12)
     table = read_json(LENGTHS_FILE)[TASK_OF.get(setting, setting)]["lengths"]
@@ -47,10 +47,11 @@ def draw_lengths(setting: str, count: int) -> np.ndarray:
 
 
 def epoch_lengths(setting: str, batch: int, batches: int) -> np.ndarray:
-    """Lengths of an epoch of a few ``batches`` that stand for a real epoch's, ``(batches * batch,)``.
+    """Return the lengths of a short epoch of ``batches`` that represent a real epoch, ``(batches * batch,)``.
 
-    A real epoch's batches, sorted by length, are cut into as many parts, and of each part the batch nearest to the
-    part's mean is taken. Sorted again, the same batches come out, as tight as a real epoch's are.
+    The batches of a real epoch, sorted by length, are divided into that many parts. Of each part, the batch nearest to
+    the part's mean is taken. Sorting these examples again gives the same batches, with as little padding as in a real
+    epoch.
     """
     real = draw_lengths(setting, EPOCH_BATCHES * batch).reshape(EPOCH_BATCHES, batch)
     parts = np.array_split(real, batches)
@@ -58,9 +59,9 @@ def epoch_lengths(setting: str, batch: int, batches: int) -> np.ndarray:
 
 
 def make_split(setting: str, lengths: np.ndarray, cache: Path, seed: int = 0) -> TokenizedSplit:
-    """Random tokens of the given ``lengths``, in random order, mapped from a file in ``cache`` as real ones are.
+    """Return random tokens of the given ``lengths``, in random order, memory-mapped from ``cache`` like real ones.
 
-    They are drawn from as many different tokens as the real training set uses.
+    The tokens are drawn from as many different ids as the real training set uses.
     """
     rng = np.random.default_rng(seed)
     lengths = rng.permutation(lengths)
@@ -71,7 +72,7 @@ def make_split(setting: str, lengths: np.ndarray, cache: Path, seed: int = 0) ->
     cache.mkdir(parents=True)
     write_arrays(cache, {"offsets": offsets, "input_ids": tokens, "token_type_ids": np.zeros(len(tokens), np.uint8)})
     arrays = read_arrays(cache)
-    scrambled = np.arange(len(lengths), dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # odd: all differ
+    scrambled = np.arange(len(lengths), dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # odd, so all ids differ
     return TokenizedSplit(
         ids=scrambled.view(np.int64),
         offsets=arrays["offsets"],
@@ -87,13 +88,13 @@ def make_split(setting: str, lengths: np.ndarray, cache: Path, seed: int = 0) ->
 
 
 def vocabulary_of(setting: str) -> np.ndarray:
-    """All token ids that the real training set would use as many of."""
+    """Return all token ids that the examples of a setting may use, as many as the real training set uses."""
     vocabulary = read_json(LENGTHS_FILE)[TASK_OF.get(setting, setting)]["vocabulary"]
     return np.concatenate([[PAD, CLS, SEP], np.arange(FIRST, FIRST + vocabulary)])
 
 
 def spec_store(folder: Path, split: TokenizedSplit, spec: HSKSpec, shape: Shape) -> Store:
-    """A store of random values: what ``derive`` would write for ``spec``, ``split`` and models of ``shape``."""
+    """Write a derived store of random values for ``spec``, ``split`` and models of ``shape``, and return it."""
     arrays = derived_arrays(spec, shape, split.max_length, TARGET)
     layers = spec.layers(shape)
     mask = spec.width.fixed(shape.teacher_width)
@@ -111,7 +112,7 @@ def spec_store(folder: Path, split: TokenizedSplit, spec: HSKSpec, shape: Shape)
         }
     )
     counts = np.zeros(len(split), np.int64)
-    # Of a choice that only a teacher can make, the first examples stand for the chosen ones.
+    # Some selectors need a teacher's scores. Equal scores stand in for them, so the first examples are selected.
     scores = ExampleScores(split.ids, *np.zeros((2, len(split))))
     chosen = spec.examples.select(scores)
     counts[chosen] = spec.length.counts(split.tokens)[chosen]
@@ -125,7 +126,7 @@ def spec_store(folder: Path, split: TokenizedSplit, spec: HSKSpec, shape: Shape)
 
 
 def superset_store(folder: Path, split: TokenizedSplit, specs: list[HSKSpec], shape: Shape) -> Store:
-    """A superset of random values that serves ``specs``."""
+    """Write a superset of random values that serves ``specs``, and return it."""
     from hskd.store.extract import Superset
 
     contents = Superset.of(specs, shape)
@@ -145,7 +146,7 @@ def superset_store(folder: Path, split: TokenizedSplit, specs: list[HSKSpec], sh
 
 
 def examples_for(mebibytes: int, setting: str, spec: HSKSpec, shape: Shape) -> int:
-    """How many examples of a length setting make a store of ``spec`` of so many MiB."""
+    """Return how many examples of a length setting make a store of ``spec`` of this many MiB."""
     arrays = derived_arrays(spec, shape, 128, TARGET)
     lengths = draw_lengths(setting, 1000)
     kept = lengths if getattr(spec.length, "k", "all") == "all" else np.minimum(lengths - 1, spec.length.k)
@@ -179,7 +180,7 @@ def _plan(split: TokenizedSplit, shape: Shape, kind: Any) -> Manifest:
 
 
 def _random_codec(layout: dict[str, tuple[torch.dtype, tuple[int, ...]]], layers: int) -> dict[str, torch.Tensor]:
-    """Random arrays of what a store holds once, for each of so many layers."""
+    """Return random arrays of a codec, for each of ``layers`` layers."""
     rng = np.random.default_rng(1)
     return {
         name: torch.from_numpy(rng.standard_normal((layers, *sizes), np.float32)).to(dtype)
@@ -204,7 +205,7 @@ def _write(
         part = replace(split.take(np.arange(span.start, span.stop)), labels=None)
         kept = counts[examples]
         rank_in_example = ragged_rows(np.zeros(len(span), np.int64), kept)
-        # Spread over the example, in every layer alike, [SEP] left out.
+        # Positions are spread over the example, without [SEP], and are the same in every layer.
         spread = rank_in_example * np.repeat(np.maximum(part.lengths - 1, 1), kept) // np.repeat(kept, kept)
         given = {
             "example_ids": part.ids,
@@ -228,14 +229,14 @@ def _write(
 
 
 def _pool(rng: np.random.Generator, name: str, array: ArraySpec, plan: Manifest, neurons: int) -> torch.Tensor:
-    """Random rows of an array."""
+    """Return random rows of an array."""
     if name == "neurons":
         layers = len(plan.layers)
         order = rng.random((_POOL, layers, plan.teacher_width)).argsort(axis=2)[:, :, :neurons]
         chosen = torch.from_numpy(np.sort(order, axis=2))
         return pack_neurons(chosen, plan.teacher_width, array.dtype == torch.uint8)
     if name == "values" and array.dtype == torch.uint8:
-        # Codes of a codebook, or bits in which any byte can be.
+        # Either codes of a codebook, or packed bits, where any byte is valid.
         codes = getattr(HSKSpec.parse(plan.spec or {}).width, "entries", 256)
         return torch.from_numpy(rng.integers(codes, size=(_POOL, array.elements), dtype=np.uint8))
     return torch.from_numpy(rng.standard_normal((_POOL, array.elements), np.float32)).to(array.dtype)

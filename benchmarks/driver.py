@@ -1,4 +1,4 @@
-"""The driver: one process per case, one of them at work at a time, round after round."""
+"""The driver: it runs one process per case, and only one of them works at a time, in rounds."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from hskd.hashing import file_sha256, fingerprint
 from hskd.io import read_json, write_json
 
 PACKAGES = ("hskd", "benchmarks")
-"""The code that decides what is measured."""
+"""Packages whose code decides the measurements."""
 
 
 @dataclass
 class Measured:
-    """What became of a case: seconds per batch, one for each round, and what else is known of it."""
+    """The measurements of a case: seconds per batch for each round, and other properties by name."""
 
     seconds: list[float] = field(default_factory=list)
     known: dict[str, Any] = field(default_factory=dict)
@@ -41,10 +41,10 @@ class Driver:
 
     Args:
         sizes: how much is run.
-        device: where.
+        device: the device that is measured.
         threads: CPU threads of a worker.
-        cases: folder of the groups that are done, which are not measured again; None to keep nothing.
-        fresh: measure again what is done.
+        cases: folder of finished groups, which are not measured again; None to store nothing.
+        fresh: measure finished groups again.
     """
 
     sizes: Sizes
@@ -54,7 +54,7 @@ class Driver:
     fresh: bool = False
 
     def measure(self, group: Group) -> dict[str, Measured]:
-        """The cases of ``group``, by name; from their file where it is done.
+        """Return the measurements of ``group`` by case name. A finished group is read from its file.
 
         Raises:
             HskdError: a worker failed.
@@ -84,8 +84,8 @@ class Driver:
         from hskd.benchmarks.job import Job
         from hskd.benchmarks.workers import run
 
-        # Forks of a process that has imported everything and computed nothing start at once: CUDA, too, survives a
-        # fork that came before its first use. Others were not tried.
+        # Forks of a process that has imported everything and computed nothing start at once. CUDA works in a fork that
+        # was made before its first use. Other accelerators were not tried.
         forked = self.device.type in ("cpu", "cuda") and sys.platform == "linux"
         context: Any = multiprocessing.get_context("forkserver" if forked else "spawn")
         if forked:
@@ -107,7 +107,7 @@ class Driver:
             yield pipes
         finally:
             for pipe in pipes.values():
-                pipe.close()  # who still waits for a turn goes home
+                pipe.close()  # workers that still wait for a turn then exit
             for process in processes:
                 process.join(timeout=10)
                 if process.is_alive():
@@ -118,13 +118,13 @@ class Driver:
         measured = {case.name: Measured(known=self._describe(case)) for case in group.cases}
         names = list(workers)
         steps = self.sizes.turn(group.cases[0].lengths, self.device)
-        # The first turn is slowed by the counting of operations.
+        # The first turn is slow, because it counts operations.
         warmup = 1 + max(0, -(-(self.sizes.warmup_steps - steps) // steps))
         fewest, most = self.sizes.rounds
         rounds, done = most, 0
         start = time.monotonic()
         while done < warmup + rounds:
-            # Nobody always goes after the same one.
+            # The order rotates, so that no case always follows the same other case.
             for name in names[done % len(names) :] + names[: done % len(names)]:
                 workers[name].send("go")
                 report = self._receive(group, name, workers[name])
@@ -159,8 +159,8 @@ class Driver:
             message: dict[str, Any] = pipe.recv()
         except (EOFError, ConnectionError):
             raise HskdError(
-                f"benchmark {group.suite} {group.name}: the process of {name} died: out of memory? Run the same "
-                "command again; what is done is kept."
+                f"benchmark {group.suite} {group.name}: the process of {name} died, perhaps out of memory. Run the "
+                "same command again; it keeps finished groups."
             ) from None
         if "error" in message:
             raise HskdError(f"benchmark {group.suite} {group.name}: {name} failed:\n{message['error']}")
@@ -168,7 +168,7 @@ class Driver:
 
 
 def _rates(seconds: float, known: dict[str, Any]) -> dict[str, float]:
-    """Per second, at a median of ``seconds`` a batch: examples, real tokens, floating-point operations."""
+    """Return examples, real tokens and floating-point operations per second, at a median of ``seconds`` per batch."""
     per_batch = {
         name: known[f"{name}_per_batch"] for name in ("examples", "tokens", "flops") if f"{name}_per_batch" in known
     }
@@ -176,7 +176,7 @@ def _rates(seconds: float, known: dict[str, Any]) -> dict[str, float]:
 
 
 def device_name(device: torch.device) -> str:
-    """What the device is called: the processor and how many cores of it, or the accelerator."""
+    """Return the name of the device: the processor with its number of cores, or the accelerator."""
     from hskd.provenance import provenance
 
     if device.type == "cuda":
@@ -186,7 +186,7 @@ def device_name(device: torch.device) -> str:
 
 
 def code_fingerprint() -> str:
-    """16 hexadecimal digits that stand for the code of the engine and of the benchmarks."""
+    """Return a fingerprint of the code of the engine and of the benchmarks, 16 hexadecimal digits."""
     root = Path(__file__).resolve().parents[1]
     files = sorted(file for package in PACKAGES for file in (root / package).rglob("*.py"))
     return fingerprint([[str(file.relative_to(root)), file_sha256(file)] for file in files])

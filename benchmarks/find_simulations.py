@@ -1,7 +1,7 @@
-"""How well `hskd find` searches, on simulated students: ``python -m hskd.benchmarks.find_simulations``.
+"""Measure how well `hskd find` searches, on simulated students: ``python -m hskd.benchmarks.find_simulations``.
 
-Each run draws a world from a surface that is fitted to one of our own grids (:mod:`hskd.benchmarks.surfaces`) and lets
-a method find the least that is enough in it. The table has a row for each method: how often it claims what loses more
+Each run draws a world from a surface that is fitted to one of our own grids (:mod:`hskd.benchmarks.surfaces`). A method
+then searches that world for the least sufficient spec. The table has a row per method: how often its answer loses more
 than the tolerance, how often its answer is within a factor of 2 in bytes of the true minimum, and its trials.
 """
 
@@ -25,29 +25,29 @@ from hskd.minimum.space import Candidate, default_space
 
 TOLERANCES = (0.005, 0.01)
 GRID_SEEDS = 10
-"""Seeds of a fixed grid: as many as our joint grids have where differences had to be settled."""
+"""Seeds of a fixed grid: as many as our joint grids have where small differences had to be resolved."""
 LADDERS = (16, 64)
-"""Sizes of fixed grids: specs at even steps through the space, by bytes."""
+"""Sizes of fixed grids, whose specs are at even steps through the space, by bytes."""
 DESIGN = (
     *(f"1l_{k}t_{w}w" for k in (1, 3, 8) for w in (0.03, 0.1, 0.3)),
     *(f"2l_{k}t_{w}w" for k in (3, 8) for w in (0.1, 0.3)),
     *("2l_8t_all", "2l_all_0.3w", "3l_all_0.3w"),
 )
-"""A fixed grid as a person makes it: the one of ``mr-joint``, with the amounts that the space has."""
+"""A fixed grid as a person designs it: that of ``mr-joint``, with the amounts of the space."""
 FACTOR = 2.0
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a method did in a world.
+    """The result of a method in a world.
 
     Attributes:
         ended: enough, no gap, or something else.
-        trials: that it ran.
-        loss: true loss of its answer; NaN where there is none.
-        is_false: whether that is more than the tolerance.
-        ratio: bytes of its answer over those of the true minimum; NaN where there is none.
+        trials: number of trials that it ran.
+        loss: true loss of its answer; NaN where there is no answer.
+        is_false: whether that loss is more than the tolerance.
+        ratio: bytes of its answer over those of the true minimum; NaN where either is missing.
     """
 
     ended: str
@@ -58,7 +58,7 @@ class Run:
 
 
 def found_by_search(world: World, chosen: Sequence[Candidate], full_bytes: float, settings: SearchSettings) -> Run:
-    """A search, as ``hskd find`` makes it."""
+    """Run a search like that of ``hskd find``."""
     search = Search(chosen, full_bytes, settings)
 
     def evaluate(batch: object) -> list[Scored | None]:
@@ -70,7 +70,7 @@ def found_by_search(world: World, chosen: Sequence[Candidate], full_bytes: float
 
 
 def found_by_grid(world: World, chosen: Sequence[Candidate], specs: int | tuple[str, ...], tolerance: float) -> Run:
-    """A fixed grid, judged as :func:`hskd.analysis.stats.sufficiency.minimum_sufficient` does."""
+    """Run a fixed grid, judged as in :func:`hskd.analysis.stats.sufficiency.minimum_sufficient`."""
     if isinstance(specs, int):
         indices = sorted({round(i * (len(chosen) - 1) / (specs - 1)) for i in range(specs)})
     else:
@@ -127,7 +127,7 @@ def _candidates(tokens: float) -> tuple[list[Candidate], float]:
 
 
 def simulate(method: Method, make: Callable[..., World], tolerance: float, seed: int) -> Run:
-    """One run: the surfaces take turns."""
+    """Return one run. Successive seeds use the surfaces in turn."""
     surface = _surfaces()[seed % len(_surfaces())]
     chosen, full_bytes = _candidates(surface.tokens)
     world = make(surface, chosen, seed)
@@ -144,7 +144,7 @@ def simulations(
     workers: int = 1,
     first: int = 0,
 ) -> list[Run]:
-    """Many runs, in worker processes if asked for."""
+    """Return ``runs`` runs, in worker processes if ``workers`` is above 1."""
     call = partial(simulate, method, make, tolerance)
     if workers == 1:
         return [call(seed) for seed in range(first, first + runs)]
@@ -153,7 +153,7 @@ def simulations(
 
 
 def summary(runs: Sequence[Run]) -> dict[str, float]:
-    """Shares in per cent, and medians."""
+    """Return shares of runs in per cent, and medians."""
     ratios = np.array([one.ratio for one in runs])
     answered = ratios[~np.isnan(ratios)]
     return {

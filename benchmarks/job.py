@@ -1,4 +1,4 @@
-"""What a worker of a benchmark works on: a case, its sizes, and its data."""
+"""The job of a benchmark worker: a case, its sizes, and its data."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _PADDED_BATCHES = 16
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker works on.
+    """The job of a worker.
 
     Attributes:
         case: the case.
         sizes: how much is run.
-        device: where.
+        device: the device that is measured.
         threads: CPU threads.
-        folder: for its files; deleted after.
+        folder: for its files; deleted afterwards.
     """
 
     case: Case
@@ -40,12 +40,12 @@ class Job:
 
     @property
     def steps(self) -> int:
-        """Batches in a turn."""
+        """Number of batches in a turn."""
         return self.sizes.turn(self.case.lengths, self.device)
 
     @property
     def spec(self) -> HSKSpec:
-        """What the HSK stage distils."""
+        """The HSK spec of the HSK stage."""
         return HSKSpec.parse(self.case.spec)
 
     @property
@@ -56,7 +56,7 @@ class Job:
         return Shape.of(teacher, layers)
 
     def split(self) -> TokenizedSplit:
-        """The examples: as many as the case says, or an epoch that stands for a real one."""
+        """Return the examples: as many as the case says, or a short epoch that represents a real one."""
         case, batch = self.case, self.sizes.batch
         count = case.examples
         if case.mebibytes is not None:
@@ -65,12 +65,12 @@ class Job:
             count = _PADDED_BATCHES * batch
         if count is None:
             lengths = epoch_lengths(case.lengths, batch, self.steps)
-        else:  # whole batches: a short one would make its step look fast
+        else:  # only whole batches, because the step of a short one is faster
             lengths = draw_lengths(case.lengths, max(count // batch, 1) * batch)
         return make_split(case.lengths, lengths, self.folder / "tokens")
 
     def batches(self, split: TokenizedSplit) -> Iterator[dict[str, torch.Tensor]]:
-        """The batches that the engine trains on, without end."""
+        """Yield the batches that the engine trains on, endlessly."""
         sampler = BucketedBatchSampler(split.lengths, self.sizes.batch, SEED)
         for epoch in itertools.count():
             sampler.set_epoch(epoch)

@@ -15,7 +15,7 @@ HEAD = SequenceClassification(label_names=("0", "1"))
 
 
 def student_of(kind: str, sizes: Sizes) -> PreTrainedModel:
-    """A random student of ``kind`` (see ``STUDENTS``), as its class in ``transformers`` or :mod:`hskd` makes it."""
+    """Return a student of ``kind`` (see ``STUDENTS``), initialised by its class in ``transformers`` or :mod:`hskd`."""
     torch.manual_seed(1)
     fields = sizes.shapes[kind]
     model: PreTrainedModel
@@ -27,16 +27,16 @@ def student_of(kind: str, sizes: Sizes) -> PreTrainedModel:
 
 
 class RandomTeacher(Teacher):
-    """A teacher with random weights, which no tokenizer goes with."""
+    """A teacher with random weights and without a tokenizer."""
 
     @property
     def tokenizer_fingerprint(self) -> str:
-        """A constant."""
+        """A constant, because there is no tokenizer."""
         return "none"
 
 
 def teacher_of(sizes: Sizes, device: torch.device) -> RandomTeacher:
-    """A random teacher, in eval mode."""
+    """Return a teacher with random weights, in eval mode."""
     torch.manual_seed(0)
     model = BertForSequenceClassification(BertConfig(**sizes.shapes["teacher"])).eval().to(device)
     return RandomTeacher("random", model, None, HEAD, "random")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A worker's side of taking turns: only the worker whose turn it is computes, the others wait at a pipe."""
+"""The worker's side of turns: only the worker whose turn it is computes, the others wait at a pipe."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until what was queued on an accelerator is done; a CPU queues nothing.
+    """Wait until an accelerator has finished its queued work. A CPU has no queue.
 
-    The branch of CUDA was run on an H200; that of MPS is written after torch's documentation and was not run.
+    The CUDA branch was run on an H200. The MPS branch follows torch's documentation and was never run.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -26,7 +26,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def anonymous_bytes() -> int | None:
-    """Memory that this process holds beside mapped files (``RssAnon``), in bytes; None where Linux does not say."""
+    """Return the memory of this process without mapped files (``RssAnon``), in bytes; None without ``/proc``."""
     return _status("RssAnon")
 
 
@@ -39,7 +39,7 @@ def _status(name: str) -> int | None:
 
 
 def memory(device: torch.device) -> dict[str, int | None]:
-    """Peak memory of this process in bytes: resident (``VmHWM``), and on the accelerator."""
+    """Return the peak memory of this process in bytes: resident (``VmHWM``), and on the accelerator."""
     peak = _status("VmHWM")
     if peak is None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -47,25 +47,25 @@ def memory(device: torch.device) -> dict[str, int | None]:
     if device.type == "cuda":
         peaks["peak_device_bytes"] = torch.cuda.max_memory_allocated(device)
     elif device.type == "mps":
-        peaks["device_bytes"] = torch.mps.driver_allocated_memory()  # MPS keeps no peak
+        peaks["device_bytes"] = torch.mps.driver_allocated_memory()  # the current value, as MPS records no peak
     return peaks
 
 
 @dataclass
 class Pace:
-    """Cuts a worker's steps into turns, and tells the driver what each took.
+    """Divides a worker's steps into turns, and reports the time of each turn to the driver.
 
     Args:
         pipe: to the driver, which sends ``go`` or ``stop``.
         steps: steps of a turn.
-        device: where the steps compute.
+        device: the device of the computation.
     """
 
     pipe: Connection
     steps: int
     device: torch.device
     known: dict[str, Any] = field(default_factory=dict)
-    """What the worker adds to its case's record."""
+    """Properties that the worker adds to its case's record."""
     batches: int | None = None
     """Batches of a turn, where a step is not one batch."""
     _left: int = 0
@@ -73,9 +73,9 @@ class Pace:
     _counter: FlopCounterMode | None = None
 
     def begin(self) -> bool:
-        """All is loaded: wait for the first turn. False if there is none.
+        """Wait for the first turn, after everything is loaded. Return False if there is no turn.
 
-        Floating-point operations of matrix products are counted in that turn, so its time says nothing.
+        That turn counts the floating-point operations of matrix products, so its time is not valid.
         """
         if self.batches is None:
             self.batches = self.steps
@@ -85,7 +85,7 @@ class Pace:
         return go
 
     def step(self) -> bool:
-        """A step is done; at the end of a turn, wait for the next. False when there is none."""
+        """Count a step as done, and wait for the next turn at the end of a turn. Return False if there is no more."""
         self._left -= 1
         if self._left:
             return True
@@ -98,14 +98,14 @@ class Pace:
         return self._wait({"seconds": seconds, "anonymous_bytes": anonymous_bytes()})
 
     def end(self) -> None:
-        """Tell the driver what is known of the case."""
+        """Send the properties of the case to the driver."""
         self.pipe.send({"known": self.known | {"batches_per_turn": self.batches} | memory(self.device)})
 
     def _wait(self, message: dict[str, Any]) -> bool:
         waiting, working = time.perf_counter(), time.process_time()
         self.pipe.send(message)
         go = self.pipe.recv() == "go"
-        # Threads that spin while they wait would disturb whoever's turn it is.
+        # Threads that spin while they wait would disturb the worker whose turn it is, so CPU time is recorded too.
         self.known["waited_seconds"] = self.known.get("waited_seconds", 0.0) + time.perf_counter() - waiting
         self.known["waited_cpu_seconds"] = self.known.get("waited_cpu_seconds", 0.0) + time.process_time() - working
         self._left = self.steps

@@ -1,4 +1,4 @@
-"""Times that were measured in another process, as pytest-benchmark takes them: through a timer of our own."""
+"""Pass times that were measured in another process to pytest-benchmark, through a timer of our own."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _now = 0.0
 
 
 def seconds_replayed() -> float:
-    """The timer: seconds of all that was replayed so far."""
+    """Return the sum of all seconds replayed so far; this is the timer of the tests."""
     return _now
 
 
 def replay(benchmark: Any, seconds: Sequence[float]) -> None:
-    """Give the fixture ``benchmark`` one round for each of ``seconds``; its test must have the timer above."""
+    """Replay one round for each of ``seconds`` in the fixture ``benchmark``. Its test must use the timer above."""
     left = iter(seconds)
 
     def advance() -> None:

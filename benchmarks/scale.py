@@ -1,12 +1,12 @@
-"""The largest real run made here: SST-2's 67,349 sentences, by the commands of ``hskd``.
+"""Run a distillation on SST-2's 67,349 sentences with the commands of ``hskd``, and measure each command.
 
     python -m hskd.benchmarks.scale --data ../shared/glue/SST-2 --work work/scale
 
-Fine-tunes a teacher on some sentences (its quality does not matter here), prunes a student, extracts the superset of
+It fine-tunes a teacher on some sentences (its quality does not matter here), prunes a student, extracts the superset of
 all sentences, derives the spec's store, and trains one epoch of the HSK stage and one of the prediction stage. Each
-command is a process of its own whose memory is sampled. The extraction is killed with SIGKILL half way, and run again.
-A run that was cut short goes on with the step that it was at; figures of a step that went on are marked so. Ends with
-a JSON file and a table (``docs/scaling.md``).
+command is a process of its own whose memory is sampled. The extraction is killed with SIGKILL half way, and then
+resumed. An interrupted run resumes at its current step, and the figures of a resumed step are marked. The results are a
+JSON file and a table (``docs/scaling.md``).
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from hskd.teachers.loading import Teacher
 
 SAMPLE_SECONDS = 0.2
 INTO_THE_SHARD = 3.0
-"""Seconds after a shard was finished at which the extraction is killed: it is in the midst of the next."""
+"""Seconds from the end of a shard until the extraction is killed, so that it is in the middle of the next shard."""
 STUDENT_LAYERS = 3
 
 
 class Steps:
-    """The commands, each run once: what each cost is kept in the work folder.
+    """The commands. Each is run once, and its measurements are stored in the work folder.
 
     Args:
         work: folder of the artifacts.
@@ -63,13 +63,13 @@ class Steps:
         makes: Path,
         kill: Callable[[], bool] = lambda: False,
     ) -> dict[str, Any]:
-        """Run ``hskd`` with ``arguments``, unless that was done.
+        """Run ``hskd`` with ``arguments``, unless the step is finished, and return its measurements.
 
         Args:
             name: of the step.
             arguments: of the command line.
-            makes: folder of its artifact; while unfinished, one beside it whose name ends in ``.partial``.
-            kill: asked several times a second whether to kill it now.
+            makes: folder of its artifact. While unfinished, the folder's name ends in ``.partial``.
+            kill: called several times a second; the process is killed when it returns True.
         """
         if name in self.done:
             return self.done[name]
@@ -115,7 +115,7 @@ class Steps:
 
 
 def anonymous_bytes_of(pid: int) -> int:
-    """``RssAnon`` of a process, in bytes: what it holds beside mapped files; 0 once it is gone."""
+    """Return the memory of a process without mapped files (``RssAnon``), in bytes; 0 after its end."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -124,7 +124,7 @@ def anonymous_bytes_of(pid: int) -> int:
 
 
 def cpu_seconds_of(pid: int) -> float:
-    """Seconds of CPU that a process has used, whatever else the machine did; 0 once it is gone."""
+    """Return the CPU seconds that a process has used; 0 after its end."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     except OSError:
@@ -133,7 +133,7 @@ def cpu_seconds_of(pid: int) -> float:
 
 
 class HalfWay:
-    """Whether an extraction into ``folder`` has written half its shards, and is in the midst of the next."""
+    """Tells when an extraction into ``folder`` has written half its shards and is in the middle of the next."""
 
     def __init__(self, folder: Path, shards: int) -> None:
         self._partial = folder.with_name(folder.name + ".partial")
@@ -141,14 +141,14 @@ class HalfWay:
         self._since: float | None = None
 
     def __call__(self) -> bool:
-        """Whether that is so now."""
+        """Return whether the extraction has reached that point."""
         if self._since is None and len(list(self._partial.glob("shard-*"))) >= self._half:
             self._since = time.perf_counter()
         return self._since is not None and time.perf_counter() - self._since > INTO_THE_SHARD
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Run all steps that are not done, and collect the figures."""
+    """Run all unfinished steps, and return the figures."""
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)
     steps = Steps(work, options.threads)
@@ -288,7 +288,7 @@ def show(figures: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Run, write the JSON file, print the table."""
+    """Run the steps, write the JSON file and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of SST-2's official files")
     parser.add_argument("--work", type=Path, default=Path("work/scale"))

@@ -1,4 +1,4 @@
-"""The shapes of the models that are timed, and how much is run: fully, quickly, or just to see that it runs."""
+"""The shapes of the timed models, and the sizes of runs: full, quick, or tiny for tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 STUDENTS = ("tinybert4", "rosita6")
 SPEC = "1l_10t_0.1w"
-"""What the HSK stage distils, unless a case says otherwise."""
+"""Default HSK spec of a case."""
 PAPER_SHAPES: dict[str, dict[str, Any]] = {
     "teacher": {},
     "tinybert4": {
@@ -30,7 +30,7 @@ PAPER_SHAPES: dict[str, dict[str, Any]] = {
         "embedding_rank": 128,
     },
 }
-"""What differs from BERT-base's configuration (12 layers, width 768, 12 heads, ffn 3072, vocabulary 30,522)."""
+"""Differences from BERT-base's configuration (12 layers, width 768, 12 heads, FFN 3072, vocabulary 30,522)."""
 TINY_SHAPES: dict[str, dict[str, Any]] = {
     "teacher": {
         "num_hidden_layers": 3,
@@ -65,12 +65,12 @@ class Sizes:
         lengths: length settings of the training suite (see :mod:`hskd.benchmarks.data`).
         extraction_lengths: length settings of the extraction suite.
         batch: examples in a batch.
-        steps: batches in a turn of a length setting; a turn is one time that is written down.
-        accelerator_steps: batches in a turn on an accelerator, at least: of a turn's first batches much of the time is
-            spent filling its queue, of the last emptying it.
-        rounds: fewest and most rounds; in a round every case of a group has one turn.
-        seconds: a group gets as many rounds as fit in this time.
-        warmup_steps: steps before the first turn that counts, at least.
+        steps: batches in a turn, by length setting. A turn gives one recorded time.
+        accelerator_steps: fewest batches in a turn on an accelerator. Filling and emptying its queue takes time at the
+            start and the end of a turn.
+        rounds: fewest and most rounds. In a round, every case of a group has one turn.
+        seconds: time for the rounds of a group, which decides their number.
+        warmup_steps: fewest steps before the first recorded turn.
         matmul: side of the square matrices whose product gives the peak.
         store_examples: examples in the store whose reading is timed.
         size_examples: examples in the stores whose size is measured.
@@ -99,7 +99,7 @@ class Sizes:
     trials: tuple[int, ...] = (3, 6, 12)
 
     def turn(self, lengths: str, device: torch.device) -> int:
-        """Batches in a turn of a length setting on a device."""
+        """Return the number of batches in a turn of a length setting on a device."""
         steps = self.steps.get(lengths, 1)
         return steps if device.type == "cpu" else max(steps, self.accelerator_steps)
 
@@ -146,10 +146,10 @@ SIZES = {
 
 
 def chosen_sizes(name: str, lengths: Sequence[str] | None = None, batch: int | None = None) -> Sizes:
-    """The sizes of a name, with other length settings of the training suite, or another batch, where they are given.
+    """Return the sizes of a name, with other length settings of the training suite or another batch if given.
 
     Raises:
-        HskdError: a length setting is none.
+        HskdError: a length setting is unknown.
     """
     sizes = SIZES[name]
     for setting in lengths or ():

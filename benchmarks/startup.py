@@ -1,4 +1,4 @@
-"""How long the command line takes to start, as ratios to ``import typer`` in one run.
+"""Measure how long the command line takes to start, as ratios to ``import typer`` in one run.
 
 ``python -m hskd.benchmarks.startup`` prints a table of medians.
 """
@@ -13,9 +13,9 @@ import time
 
 ROUNDS = 5
 LIMIT = 4.0
-"""What help, completion and usage errors may take at most, in times of ``python -c "import typer"``."""
+"""Longest time of help, completion and usage errors, as a multiple of ``python -c "import typer"``."""
 
-# what the script that pip installs says
+# The same code as in the script that pip installs.
 _HSKD = "import sys; sys.argv[0] = 'hskd'; from hskd.cli.app import main; main()"
 BASELINE = 'python -c "import typer"'
 COMMANDS: dict[str, list[str]] = {
@@ -35,7 +35,7 @@ _COMPLETION = {"_HSKD_COMPLETE": "complete_bash", "COMP_WORDS": "hskd grid r", "
 
 
 def seconds(command: list[str], environment: dict[str, str] | None = None) -> float:
-    """Wall-clock time of a process. It may keep compiled modules, as an installation does."""
+    """Return the wall-clock time of a process. It may cache compiled modules, as an installation does."""
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     start = time.perf_counter()
     subprocess.run(command, env=variables | (environment or {}), capture_output=True, check=False)
@@ -43,9 +43,9 @@ def seconds(command: list[str], environment: dict[str, str] | None = None) -> fl
 
 
 def ratios(rounds: int = ROUNDS) -> dict[str, float]:
-    """Median time of each command over that of ``import typer``; commands take turns in every round.
+    """Return the median time of each command over that of ``import typer``. Commands take turns in every round.
 
-    A round before the first compiles the modules and is not counted.
+    An extra round at the start compiles the modules and is not counted.
     """
     times: dict[str, list[float]] = {name: [] for name in (BASELINE, *COMMANDS, "completion")}
     for _ in range(rounds + 1):
@@ -59,7 +59,7 @@ def ratios(rounds: int = ROUNDS) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print the ratios; exit with 1 if one is above the limit."""
+    """Print the ratios, and exit with 1 if one is above the limit."""
     measured = ratios()
     for name, ratio in measured.items():
         print(f"{name:35} {ratio:5.1f}x" + ("" if ratio <= LIMIT else f"  above {LIMIT:g}"))

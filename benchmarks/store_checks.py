@@ -1,8 +1,8 @@
-"""What share of an epoch does it take to compare a store with its checksums?
+"""Measure the time to compare a store with its checksums, as a share of an epoch.
 
-Makes the store of one spec for examples of a task's lengths, of random values in the paper's shapes. Measures the
-comparison of every shard with its checksum, which a process does once; reading every batch of an epoch; and steps of
-the HSK stage, whose median times the number of batches is an epoch.
+The store holds one spec of examples with a task's lengths, with random values in the paper's shapes. The script times
+three things: comparing every shard with its checksum, which a process does once; reading every batch of an epoch; and
+steps of the HSK stage. The median step times the number of batches is an epoch.
 
     python -m hskd.benchmarks.store_checks --lengths cola --examples 8551 --spec 1l_10t_0.1w
 """
@@ -40,7 +40,7 @@ BATCH = 32
 
 
 class _Stopwatch(TrainerCallback):
-    """Ends the training after so many steps, and keeps the time of each but the first few."""
+    """Ends the training after a number of steps, and records the time of each step after the warm-up."""
 
     def __init__(self, steps: int, warmup: int = 3) -> None:
         self.seconds: list[float] = []
@@ -58,7 +58,7 @@ class _Stopwatch(TrainerCallback):
 
 
 def main() -> None:
-    """Measure and print a table."""
+    """Measure the times and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", default="cola", help="length setting of the examples")
     parser.add_argument("--examples", type=int, default=8_551)

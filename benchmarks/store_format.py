@@ -1,11 +1,12 @@
-"""Which file format reads random batches fastest: Arrow, safetensors or .npy?
+"""Compare how fast file formats read random batches: Arrow, safetensors and .npy.
 
-Writes the same values three times (examples of 1 layer x 10 tokens x 38 neurons in fp16: the paper's ``1l_10t_0.1h``
-of a teacher 384 wide), opens each from disk, and reads random batches, as training from a store does:
+The script writes the same values in each format, opens them from disk, and reads random batches, as training from a
+store does. An example has 1 layer x 10 tokens x 38 neurons in fp16: the paper's ``1l_10t_0.1h`` of a teacher of width
+384. The formats are:
 
-* Arrow, through ``datasets``: a column of fixed shape and one of lists, handed out as numpy and as torch;
-* safetensors, mapped by ``safe_open`` and indexed as ``hskd.store.reader`` does;
-* a ``.npy`` file, mapped by numpy.
+* Arrow, through ``datasets``: a column of fixed shape and a column of lists, returned as numpy and as torch;
+* safetensors, memory-mapped by ``safe_open`` and indexed as in ``hskd.store.reader``;
+* a ``.npy`` file, memory-mapped by numpy.
 
 The files are in the page cache, so this measures the formats and not the disk.
 
@@ -38,7 +39,7 @@ Read = Callable[[np.ndarray], torch.Tensor]
 
 
 def arrow(fixed: bool, as_torch: bool) -> tuple[Callable[[np.ndarray, Path], None], Callable[[Path], Read]]:
-    """Write and open a data set with one column, of fixed shape or of lists of ``TOKENS x NEURONS`` values."""
+    """Return functions that write and open a data set of one column: fixed shape, or lists of values."""
 
     def write(values: np.ndarray, folder: Path) -> None:
         shape = (TOKENS, LAYERS * NEURONS)
@@ -69,26 +70,26 @@ def arrow(fixed: bool, as_torch: bool) -> tuple[Callable[[np.ndarray, Path], Non
 
 
 def write_safetensors(values: np.ndarray, folder: Path) -> None:
-    """One shard."""
+    """Write one shard."""
     folder.mkdir()
     save_file({"values": torch.from_numpy(values)}, folder / "shard.safetensors")
 
 
 def open_safetensors(folder: Path) -> Read:
-    """As ``Store.open`` does; the file is mapped, not read."""
+    """Open a shard as ``Store.open`` does: memory-mapped."""
     with safe_open(folder / "shard.safetensors", framework="pt") as file:
         values = file.get_tensor("values")
     return lambda rows: values[torch.from_numpy(rows)]
 
 
 def write_npy(values: np.ndarray, folder: Path) -> None:
-    """One file."""
+    """Write one file."""
     folder.mkdir()
     np.save(folder / "values.npy", values)
 
 
 def open_npy(folder: Path) -> Read:
-    """Mapped."""
+    """Open the file memory-mapped."""
     values = np.load(folder / "values.npy", mmap_mode="r")
     return lambda rows: torch.from_numpy(values[rows])
 
@@ -104,7 +105,7 @@ FORMATS = {
 
 
 def main() -> None:
-    """Measure and print a table."""
+    """Measure the times and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000, help="examples in the file")
     parser.add_argument("--batches", type=int, default=500, help="batches read")

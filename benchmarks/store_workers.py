@@ -1,4 +1,4 @@
-"""What the workers of the other suites do: extraction, reading, sizes on disk, the cost of a grid."""
+"""Work of the suites that do not time training: extraction, reading, sizes on disk, and the overhead of a grid."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from hskd.tasks import Task, TokenizedSplit, model_inputs, sequential_batches
 from hskd.trials.config import Machine
 
 READS = 100
-"""Batches read in a turn."""
+"""Number of batches read in a turn."""
 TASK = Task("random", ("text",), "label", HEAD, 1, 128)
 
 
 def _specs(shape: Shape, spec: HSKSpec | None = None) -> list[HSKSpec]:
-    """What a superset is asked to serve: ``spec``, or full HSK and tokens ranked by attention in every mapped layer."""
+    """Return the specs that a superset serves: ``spec``, or full HSK and attention ranking in every mapped layer."""
     if spec is not None and spec != spec.full():
         return [spec]
     return [HSKSpec(), HSKSpec.parse(f"{shape.student_layers + 1}l_10t_0.1w")]
 
 
 def extraction(job: Job, pace: Pace) -> None:
-    """A superset is written, ``[CLS]`` rows included; a turn is a whole extraction."""
+    """Write a superset, attention rows of ``[CLS]`` included. A turn is a whole extraction."""
     split = job.split()
     teacher, shape = teacher_of(job.sizes, job.device), job.shape
     _whole_turns(pace, job.steps, split, job.sizes)
@@ -65,7 +65,7 @@ def extraction(job: Job, pace: Pace) -> None:
 
 @torch.no_grad()
 def forward(job: Job, pace: Pace) -> None:
-    """The teacher's forward pass over the batches of an extraction; a turn is all of them."""
+    """Run the teacher's forward pass over the batches of an extraction. A turn is all of them."""
     split = job.split()
     model = teacher_of(job.sizes, job.device).model
     _whole_turns(pace, job.steps, split, job.sizes)
@@ -78,7 +78,7 @@ def forward(job: Job, pace: Pace) -> None:
 
 
 def read(job: Job, pace: Pace) -> None:
-    """Random batches are read, as the HSK stage does."""
+    """Read random batches, as the HSK stage does."""
     split = job.split()
     source = StoreSource(spec_store(job.folder / "store", split, job.spec, job.shape), split, job.shape.student_layers)
     rng = np.random.default_rng(0)
@@ -92,7 +92,7 @@ def read(job: Job, pace: Pace) -> None:
 
 
 def superset(job: Job, pace: Pace) -> None:
-    """A superset of random values is written."""
+    """Write a superset of random values."""
     split, shape = job.split(), job.shape
     _whole_turns(pace, len(split) // job.sizes.batch, split, job.sizes)
     contents = Superset.of(_specs(shape), shape)
@@ -112,10 +112,10 @@ def superset(job: Job, pace: Pace) -> None:
 
 
 def derived(job: Job, pace: Pace) -> None:
-    """The store of one spec is derived from a superset.
+    """Derive the store of one spec from a superset.
 
-    The floor: kept values, for each kept token and layer the smaller of a bit a neuron and 16 bits a kept neuron and
-    one byte for its position, and the logits.
+    The floor of its size is the sum of the kept values, the logits and, for each kept token and layer, a byte for the
+    position and the smaller of a bit per neuron and 16 bits per kept neuron.
     """
     split, shape, spec = job.split(), job.shape, job.spec
     superset_of_case = superset_store(job.folder / "superset", split, _specs(shape), shape)
@@ -137,11 +137,11 @@ def derived(job: Job, pace: Pace) -> None:
 
 class _Unwatched(Silent):
     def trials(self, done: int, failed: int, total: int, news: str, running: int = 0) -> None:
-        """A trial ended; nobody is told."""
+        """Ignore the end of a trial."""
 
 
 def grid(job: Job, pace: Pace) -> None:
-    """A grid of so many trials is run, with models so small that little of its time is training."""
+    """Run a grid of the case's number of trials, with models so small that training takes little of the time."""
     trials = job.case.examples or 3
     spec = _grid(job, trials // 3)
     _whole_turns(pace, trials, None, job.sizes)
@@ -164,7 +164,7 @@ def grid(job: Job, pace: Pace) -> None:
 
 
 def _grid(job: Job, seeds: int) -> GridSpec:
-    """Three arms for every seed (none, full, one spec), of a teacher, a tokenizer and examples made on the spot."""
+    """Return a grid of none, full and one spec for every seed. Its teacher, tokenizer and data are written here."""
     words = ["good", "bad", "fine", "dull", "warm", "cold"]
     (job.folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
     teacher = teacher_of(Sizes("tiny", TINY_SHAPES), torch.device("cpu"))
@@ -194,7 +194,7 @@ def _grid(job: Job, seeds: int) -> GridSpec:
 
 
 def _whole_turns(pace: Pace, batches: int, split: TokenizedSplit | None, sizes: Sizes) -> None:
-    """A turn is one call that does so many ``batches``."""
+    """Make a turn one call that processes ``batches`` batches."""
     pace.steps, pace.batches = 1, batches
     if split is not None:
         pace.known |= {

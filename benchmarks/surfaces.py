@@ -1,7 +1,7 @@
-"""How losses depend on what is kept, as our own grids have it: surfaces to simulate a search on.
+"""Surfaces of losses by amounts, fitted to our own grids, on which searches are simulated.
 
-A surface is a power law in layers, tokens and width, fitted to the joint grids of ``results``, with what the fit leaves
-and the spread between seeds as they were there. A draw moves all of it by about what the grids leave open.
+A surface is a power law in layers, tokens and width, fitted to a joint grid of ``results``. It has the grid's residuals
+and its spread between seeds. A draw varies all of these by about the uncertainty of the grid.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from hskd.results import load
 from hskd.spec import HSKSpec, Shape
 
 JOINT_GRIDS = ("mr-joint", "mr-joint-wide", "mr-500", "mr-tinybert-joint", "sst2-joint", "sst2-500")
-"""Grids of ``results`` in which all dimensions are cut together, and full is above none."""
+"""Grids of ``results`` in which all dimensions vary together and full is above none."""
 EXAMPLES = 2000
 SHAPE = Shape(student_layers=3, teacher_layers=6, teacher_width=384, vocab_size=30522)
 OWN = 0.0005
-"""Standard deviation of a spec's own loss, apart from its neighbours; precisions of one spec differ by about that."""
+"""Standard deviation of a spec's loss that its neighbours do not share. Precisions of one spec differ by about this."""
 LEAST_WIDTH = 0.03
 """The width at which the power law is 1."""
 
@@ -40,7 +40,7 @@ class Surface:
         gap: full - none.
         top: loss of one token of one layer with 3 % of its neurons.
         slopes: of layers, tokens and width, in the power law.
-        rest: standard deviation of what the power law leaves.
+        rest: standard deviation of the residuals of the power law.
         noise: standard deviation of a spec's score between seeds.
         none_noise: the same for none.
         gap_error: standard error of the gap.
@@ -57,7 +57,7 @@ class Surface:
     gap_error: float
 
     def losses(self, amounts: np.ndarray) -> np.ndarray:
-        """Losses of specs, ``(specs,)``; ``amounts`` are layers, tokens and width, ``(specs, 3)``."""
+        """Return the losses of specs, ``(specs,)``; ``amounts`` are layers, tokens and width, ``(specs, 3)``."""
         whole = np.array([[SHAPE.student_layers + 1, self.tokens, 1.0]])
         part, rest = _power(amounts, self.slopes), float(_power(whole, self.slopes)[0])
         return self.top * (part - rest) / (1 - rest)
@@ -70,7 +70,7 @@ def _power(amounts: np.ndarray, slopes: Sequence[float]) -> np.ndarray:
 
 
 def fitted(folder: Path) -> Surface:
-    """The surface of a finished grid."""
+    """Return the surface of a finished grid."""
     table = load(folder)
     table = table[table["arm"].isin(["none", "full", "spec"])]
     full, none = (table.loc[table["arm"] == arm, "score"] for arm in ("full", "none"))
@@ -104,14 +104,14 @@ def _with(surface: Surface, values: np.ndarray) -> Surface:
 
 
 def _amounts(spec: HSKSpec, tokens: float) -> tuple[float, float, float]:
-    """Layers, tokens and share of the width that a spec keeps."""
+    """Return the layers, tokens and share of the width that a spec keeps."""
     layers = len(spec.layers(SHAPE))
     k, w = getattr(spec.length, "k", 1), getattr(spec.width, "w", 1.0)
     return layers, tokens if k == "all" else min(k, tokens), 1.0 if w == "all" else max(w, 1 / SHAPE.teacher_width)
 
 
 def candidates_of(space: Space, tokens: float) -> tuple[list[Candidate], float]:
-    """The candidates of a space, with the bytes that their stores take, and the bytes of full HSK."""
+    """Return the candidates of a space with the bytes of their stores, and the bytes of full HSK."""
     size_of = _sizes(tokens)
     return candidates(space, SHAPE, size_of), size_of(HSKSpec())
 
@@ -123,7 +123,7 @@ def _sizes(tokens: float) -> Callable[[HSKSpec], float]:
     from hskd.store_format.layout import ArraySpec
 
     def size_of(spec: HSKSpec) -> float:
-        # A store of another study has its own target; two classes in fp32 are what `mr` has.
+        # The target is that of `mr`: two classes in fp32. Stores of other tasks differ in it.
         k = getattr(spec.length, "k", 1)
         kept = tokens if k == "all" else min(float(k), tokens)
         counts = Counts(EXAMPLES, round(EXAMPLES * tokens), round(EXAMPLES * kept))
@@ -136,7 +136,7 @@ def _sizes(tokens: float) -> Callable[[HSKSpec], float]:
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """One draw: what is true of each candidate, and the scores that its trials get.
+    """One draw: the true loss of each candidate, and the scores of trials.
 
     Attributes:
         losses: true mean losses against full, ``(candidates,)``.
@@ -155,7 +155,7 @@ class World:
     seed: int
 
     def score(self, arm: str, candidate: int | None, seed: int) -> float:
-        """The score of a trial: always the same for the same trial."""
+        """Return the score of a trial; the same trial always has the same score."""
         place = {"none": 0, "full": 1}.get(arm, 2 + (candidate or 0))
         draw = float(np.random.default_rng((self.seed, place, seed)).normal())
         if arm == "none":
@@ -166,9 +166,9 @@ class World:
 
 
 def drawn(surface: Surface, chosen: Sequence[Candidate], seed: int) -> World:
-    """A world like a surface: gap and slopes moved by about their errors, each spec by what the fit left.
+    """Return a world like a surface, with gap and slopes varied by their errors and each spec by the residuals.
 
-    A codec is worth 1 to 3 times its width in neurons (drawn once), and int4 up to 0.1 points of loss.
+    A codec counts as 1 to 3 times its width in neurons (drawn once). int4 and int2 add a loss of up to 0.1 points.
     """
     rng = np.random.default_rng((seed, 1))
     gap = max(surface.gap + surface.gap_error * float(rng.normal()), 0.2 * surface.gap)
@@ -178,7 +178,7 @@ def drawn(surface: Surface, chosen: Sequence[Candidate], seed: int) -> World:
     amounts = np.array([_amounts(one.spec, surface.tokens) for one in chosen])
     is_codec = np.array([one.family != "neurons" for one in chosen])
     amounts[:, 2] = np.where(is_codec, np.minimum(amounts[:, 2] * codec, 1.0), amounts[:, 2])
-    alike = smoothness(features(chosen, axes(chosen)) * 2)  # what the power law leaves changes twice as fast
+    alike = smoothness(features(chosen, axes(chosen)) * 2)  # residuals vary twice as fast over the amounts
     rest = np.linalg.cholesky(alike + 1e-6 * np.eye(len(chosen))) @ rng.normal(size=len(chosen))
     losses = moved.losses(amounts) + surface.rest * rest + OWN * rng.normal(size=len(chosen))
     losses += np.array([coarse if one.spec.precision.selector in ("int4", "int2") else 0.0 for one in chosen])
@@ -187,18 +187,18 @@ def drawn(surface: Surface, chosen: Sequence[Candidate], seed: int) -> World:
 
 
 def flat(surface: Surface, chosen: Sequence[Candidate], seed: int) -> World:
-    """A world in which nothing matters: none, full and every spec have the same mean."""
+    """Return a world in which HSK has no effect: none, full and every spec have the same mean."""
     still = np.zeros(len(chosen))
     return World(still, 0.0, still + surface.noise, surface.none_noise, surface.noise, seed)
 
 
 def joint_surfaces(results: Path) -> list[Surface]:
-    """The surfaces of all joint grids."""
+    """Return the surfaces of all joint grids."""
     return [fitted(results / name) for name in JOINT_GRIDS]
 
 
 def table_of_surfaces(surfaces: Sequence[Surface]) -> pd.DataFrame:
-    """What the surfaces say, in points."""
+    """Return the parameters of the surfaces, with losses and spreads in points."""
     return pd.DataFrame(
         {
             "grid": one.name,

@@ -1,4 +1,4 @@
-"""What a worker process does: it loads a case's models and data, then computes when it is its turn."""
+"""The worker process of a case: it loads models and data, and computes when it is its turn."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from hskd.tasks import TokenizedSplit, model_inputs
 from hskd.training import GoldTrainer, HeadModule, StageTrainer, training_arguments
 
 _PRODUCTS = 8  # matrix products of a turn
-_FOREVER = 100_000  # epochs: the driver says when it is enough
+_FOREVER = 100_000  # epochs: the driver ends the training
 
 
 class _TakesTurns(TrainerCallback):
@@ -42,24 +42,24 @@ class _TakesTurns(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Everything is loaded."""
+        """Wait for the first turn, as everything is loaded."""
         self.pace.begin()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """A step is done."""
+        """Count the step, and stop the training after the last turn."""
         control.should_training_stop = not self.pace.step()
 
 
 class WholeHeadModule(HeadModule):
-    """A classifier as everyone trains it: the last layer computes every token, though the head reads one."""
+    """A classifier as usually trained: the last layer computes every token, although the head reads only one."""
 
     def forward(self, padded: bool | None = None, **inputs: torch.Tensor) -> torch.Tensor:
-        """The head's rows, with all else that the engine does for speed."""
+        """Return the head's rows, with all other optimisations of the engine."""
         return self.head.rows(self.encoder.output(inputs, None, padded), inputs)
 
 
 def train(job: Job, pace: Pace) -> None:
-    """A stage of the engine, through ``Trainer``: fine-tuning, offline or online HSK stage, prediction stage."""
+    """Train a stage of the engine with ``Trainer``: fine-tuning, offline or online HSK stage, or prediction stage."""
     case, split = job.case, job.split()
     _describe(job, pace, split)
     student = student_of(case.student, job.sizes).to(job.device)
@@ -98,7 +98,7 @@ def train(job: Job, pace: Pace) -> None:
 
 
 def stock(job: Job, pace: Pace) -> None:
-    """A bare torch loop that fine-tunes the stock student on the same batches: none of the engine's tricks."""
+    """Fine-tune the stock student on the same batches in a bare torch loop, without the engine's optimisations."""
     split = job.split()
     _describe(job, pace, split)
     student = student_of(job.case.student, job.sizes).to(job.device).train()
@@ -117,7 +117,7 @@ def stock(job: Job, pace: Pace) -> None:
 
 @torch.no_grad()
 def teacher(job: Job, pace: Pace) -> None:
-    """The teacher's forward pass alone, with fused attention."""
+    """Run the teacher's forward pass alone, with fused attention."""
     split = job.split()
     _describe(job, pace, split)
     model = teacher_of(job.sizes, job.device).model
@@ -131,7 +131,7 @@ def teacher(job: Job, pace: Pace) -> None:
 
 @torch.no_grad()
 def matmul(job: Job, pace: Pace) -> None:
-    """Products of large square matrices: what the device can do at most."""
+    """Multiply large square matrices, to measure the peak of the device."""
     side = job.sizes.matmul
     dtype = torch.bfloat16 if job.case.dtype == "bf16" else torch.float32
     left, right = (torch.randn(side, side, device=job.device).to(dtype) for _ in range(2))
@@ -151,24 +151,24 @@ def _describe(job: Job, pace: Pace, split: TokenizedSplit) -> None:
 
 
 def run(pipe: Connection, job: Job) -> None:
-    """The life of a worker process; what goes wrong is told to the driver."""
+    """Run a worker process from start to end. Errors are sent to the driver."""
     try:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         datasets.disable_progress_bars()
         torch.set_num_threads(job.threads)
-        gc.freeze()  # Trainer collects garbage before it trains: among all that is imported, most of a second
+        gc.freeze()  # Trainer collects garbage before it trains, which takes almost a second over all imported objects
         pace = Pace(pipe, job.steps, job.device)
         _work_of(job.case.what)(job, pace)
         pace.end()
     except (EOFError, ConnectionError):
-        return  # the driver is gone
+        return  # the driver has exited
     except BaseException:
         pipe.send({"error": traceback.format_exc()})
         raise SystemExit(1) from None
     finally:
-        shutil.rmtree(job.folder, ignore_errors=True)  # also where the driver was killed
+        shutil.rmtree(job.folder, ignore_errors=True)  # also if the driver was killed and cannot delete it
 
 
 def _work_of(what: str) -> Callable[[Job, Pace], None]:

@@ -1,6 +1,6 @@
-"""Write the pictures in notebooks again with a palette, as in reports: a third of the bytes, the same to the eye.
+"""Rewrite the pictures in notebooks with a palette, as in reports. They take a third of the bytes and look the same.
 
-``python notebooks/reduce_pictures.py notebooks/*.ipynb``, after the notebooks were run anew.
+Run ``python notebooks/reduce_pictures.py notebooks/*.ipynb`` after running the notebooks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hskd.io import atomic_path
 
 
 def reduced(picture: str) -> str:
-    """A PNG in base64 with at most 256 colours; the same one where that is not smaller."""
+    """Return a PNG in base64 with at most 256 colours, or the same PNG if that is not smaller."""
     with Image.open(BytesIO(base64.b64decode(picture))) as image:
         palette = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
     file = BytesIO()

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start, too: it changes the bits
-# Messages are wrapped and coloured as in a terminal of this size without colours, whatever the tests run in. rich and
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # also in processes that tests start: it changes the last bits
+# Messages are wrapped and coloured as in a terminal of this size without colours, wherever the tests run. rich and
 # typer read these when they are imported. GITHUB_ACTIONS would make typer colour its messages.
 os.environ.update(COLUMNS="80", LINES="24", _TYPER_FORCE_DISABLE_TERMINAL="1")
 os.environ.pop("FORCE_COLOR", None)
@@ -26,7 +26,7 @@ from hskd.students.rosita.create import create_rosita
 from hskd.students.rosita.settings import RositaSettings
 from hskd.training import HeadModule, predict_rows
 
-# A busy machine is slow, not wrong.
+# A busy machine is slow, which is not a failure.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
@@ -45,17 +45,17 @@ SLOWEST = (
     "trials/test_trial.py",
     "grid/test_kill.py",
 )
-"""Files that take longest, most of it in processes that they start."""
+"""The slowest test files. Most of their time is spent in processes that they start."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let pytest-xdist, where it is in use, hand out the files in the order of the next function."""
+    """Let pytest-xdist, if it is used, distribute the files in the order of the next function."""
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Begin with the slowest files under pytest-xdist, so that no worker is left alone with one at the end."""
+    """Start with the slowest files under pytest-xdist, so that none of them remains at the end."""
     if hasattr(config, "workerinput"):
         rank = {file: place for place, file in enumerate(SLOWEST)}
         folder = Path(__file__).parent
@@ -70,13 +70,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """One thread: its number changes the bits, and models as tiny as these wait for a second more than they gain."""
+    """Use one thread. The thread count changes the last bits, and tiny models do not gain from a second thread."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def glue() -> Path:
-    """The folder of official GLUE files, where this machine has them."""
+    """The folder of official GLUE files; tests are skipped where this machine does not have them."""
     if not GLUE.is_dir():
         pytest.skip(f"official GLUE files are not at {GLUE}")
     return GLUE
@@ -84,7 +84,7 @@ def glue() -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BertTokenizerFast:
-    """A WordPiece tokenizer of a fixed vocabulary: training one gives another on every run, and so other losses."""
+    """A WordPiece tokenizer of a fixed vocabulary. A trained one, and so the losses, would differ from run to run."""
     known = sorted({word for sentence in GOOD + BAD for word in sentence.split()} | set("0123456789abcdeghilmnorstuvy"))
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     folder = tmp_path_factory.mktemp("tokenizer")
@@ -95,7 +95,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BertTokenizerFast:
 
 
 def make_bert(seed: int = 0, **overrides: object) -> BertForSequenceClassification:
-    """A random BERT classifier: 2 layers, width 32, 4 heads of 8, ffn 64, unless ``overrides`` say otherwise."""
+    """Return a random BERT classifier: 2 layers, width 32, 4 heads of 8, FFN 64, unless ``overrides`` change this."""
     settings: dict[str, object] = {
         "vocab_size": 200,
         "hidden_size": 32,
@@ -140,13 +140,13 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lab(tmp_path_factory: pytest.TempPathFactory, tokenizer: BertTokenizerFast, data_folder: Path) -> Lab:
     """A teacher of 4 layers with dropout, a ROSITA student and a narrower BERT of 2, and a superset of everything."""
     gc.collect()
-    gc.freeze()  # Trainer collects garbage at every end: among all that is imported, that takes longer than it trains
+    gc.freeze()  # Trainer collects garbage at every end, which is slow if it covers all imported objects
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("lab")
     teacher = make_bert(num_hidden_layers=4)
     teacher.save_pretrained(root / "teacher")
     tokenizer.save_pretrained(root / "teacher")
-    with torch.no_grad():  # a teacher that says now this, now that
+    with torch.no_grad():  # a teacher whose output varies with dropout
         opened = Lab.open(root, data_folder)
         rows = predict_rows(HeadModule(teacher, opened.task.head), opened.train, "fp32")
         shift = torch.from_numpy(rows).mean(dim=0)

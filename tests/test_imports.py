@@ -1,4 +1,4 @@
-"""The order of imports that the documentation prints is the contract that `make lint` checks."""
+"""The order of imports in the documentation is the contract that `make lint` checks."""
 
 from __future__ import annotations
 

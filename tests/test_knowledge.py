@@ -1,4 +1,4 @@
-"""Selection against a plain loop over examples, layers, tokens and neurons, for every selector."""
+"""Selection equals a plain loop over examples, layers, tokens and neurons, for every selector."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ CLS_ID, SEP_ID = 2, 3
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 STEPS = {"int8": 127, "int4": 7}
 TOKENS = tuple(name for name in LENGTH if name != "pool")
-"""The selectors that keep tokens as they are; tests/selectors/test_pool.py is about means."""
+"""The selectors that keep tokens unchanged; tests/selectors/test_pool.py covers means."""
 NEURONS = ("magnitude", "random", "uniform")
-"""The selectors that keep neurons; tests/selectors/test_codecs.py is about those that keep other numbers."""
+"""The selectors that keep neurons; tests/selectors/test_codecs.py covers those that keep other numbers."""
 EXAMPLES = ((40, 6), (7, 2), (1_000_003, 11), (8, 3))
 """Id and length of each example."""
 
-# round_half_even(l * L_top / 3): by hand, for L_top 5 and 4.
+# round_half_even(l * L_top / 3), by hand, for L_top 5 and 4.
 MAPPED = {"1.0": [0, 2, 3, 5], "4": [0, 1, 3, 4]}
 
 
@@ -33,11 +33,11 @@ def make_states() -> TeacherStates:
     ids, lengths = zip(*EXAMPLES, strict=True)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     count = int(offsets[-1])
-    input_ids = torch.randint(SEP_ID, 6, (count,), generator=generator).numpy()  # [SEP] inside, too
+    input_ids = torch.randint(SEP_ID, 6, (count,), generator=generator).numpy()  # [SEP] may also be inside
     input_ids[offsets[:-1]], input_ids[offsets[1:] - 1] = CLS_ID, SEP_ID
 
     def hidden() -> torch.Tensor:
-        # Many ties in |h| once rounded, none before.
+        # Many ties in |h| after rounding, none before.
         coarse = (torch.randn(count, 16, generator=generator) * 4).round() / 4
         return coarse + 1e-6 * torch.randn(count, 16, generator=generator)
 
@@ -54,7 +54,7 @@ def make_states() -> TeacherStates:
 
 
 def plain_positions(spec: HSKSpec, states: TeacherStates, b: int, layer: int, teacher: int) -> list[int]:
-    """Positions kept of example ``b`` in student layer ``layer``, which learns from ``teacher``."""
+    """Return the kept positions of example ``b`` in student layer ``layer``, which learns from ``teacher``."""
     tokens, name = states.tokens, spec.length.selector
     start, stop = tokens.offsets[b : b + 2].tolist()
     places = list(range(stop - start))
@@ -75,7 +75,7 @@ def plain_positions(spec: HSKSpec, states: TeacherStates, b: int, layer: int, te
         places.sort(key=lambda place: (-score[place], place))
     if spec.length.k == "all":
         return places
-    if name == "random":  # tests/selectors/test_length.py holds the draw to plain integers
+    if name == "random":  # tests/selectors/test_length.py compares the draw with plain integers
         alone = Tokens(tokens.example_ids[[b]], np.array([0, stop - start]), tokens.input_ids[start:stop], SEP_ID)
         return spec.length.select(LayerView(alone, layer, torch.empty(stop - start, 0))).tolist()  # type: ignore[no-any-return]
     if name == "received":
@@ -98,7 +98,7 @@ def plain_neurons(spec: HSKSpec, values: list[float]) -> list[int]:
 
 
 def plain_two_bits(values: torch.Tensor) -> torch.Tensor:
-    """Two bits: levels of even distance by the root mean square, then the scale of least squared error."""
+    """Encode in two bits: evenly spaced levels by the root mean square, then the scale of least squared error."""
     step = 0.9957 * values.square().mean().sqrt()
     sizes = torch.where(values.abs() < step, 0.5, 1.5)
     levels = torch.where(values < 0, -sizes, sizes)

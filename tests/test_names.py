@@ -1,4 +1,4 @@
-"""Variables say what they hold: some names say only that there is something."""
+"""Variables say what they hold: names without meaning are forbidden."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SAY_NOTHING = frozenset({"found", "shown", "held", "mine", "said", "wanted", "th
 
 
 def _bound(node: ast.AST) -> Iterator[str]:
-    """The names that a node binds by itself: variables, parameters, functions, classes, imports and attributes."""
+    """Return the names that a node binds: variables, parameters, functions, classes, imports and attributes."""
     match node:
         case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name) | ast.Attribute(attr=name, ctx=ast.Store()):
             yield name
@@ -28,7 +28,7 @@ def _bound(node: ast.AST) -> Iterator[str]:
 
 
 def _refused(source: str) -> list[tuple[int, str]]:
-    """Line and name, wherever a name that says nothing is bound."""
+    """Return line and name wherever a meaningless name is bound."""
     nodes = [node for node in ast.walk(ast.parse(source)) if hasattr(node, "lineno")]
     return sorted((node.lineno, name) for node in nodes for name in _bound(node) if name in SAY_NOTHING)
 

@@ -1,4 +1,4 @@
-"""The notebooks as committed: run in order, free of errors and of this machine. That they still run, nbmake tests."""
+"""The committed notebooks ran in order, without errors and without traces of this machine. nbmake runs them anew."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from hskd.store.reader import Store
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 LINES = 14
-"""Of a cell: imports and formatting included, about ten that say something."""
+"""Maximum lines of a cell, imports and formatting included: about ten lines of substance."""
 OF_A_MACHINE = re.compile(r"/(home|root|tmp|work|Users|private|var|opt)/|site-packages|\x1b\[")
 
 
 def test_the_server_listens_on_the_loopback_address_alone() -> None:
-    """Whoever can reach a notebook server runs code on the machine."""
+    """Anyone who reaches a notebook server can run code on the machine."""
     makefile = (FOLDER.parent / "Makefile").read_text(encoding="utf-8")
     started = [line for line in makefile.splitlines() if "/jupyter lab" in line]
     assert started and all("--ServerApp.ip=127.0.0.1" in line for line in started)
@@ -36,7 +36,7 @@ def test_outputs_are_those_of_one_run_from_top_to_bottom(path: Path) -> None:
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     assert any(cell.outputs for cell in cells)
-    assert notebook.metadata.kernelspec.name == "python3"  # of whatever environment runs it
+    assert notebook.metadata.kernelspec.name == "python3"  # the kernel of any environment
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -66,5 +66,5 @@ def test_the_committed_store_is_whole_and_small() -> None:
     store.verify()
     assert len(store) == 8 and store.manifest.kind == "superset" and store.manifest.precision == "fp16"
     assert store.manifest.layers == tuple(range(7)) and store.manifest.attention_layers == tuple(range(1, 7))
-    assert store_examples(store).fingerprint == store.manifest.origin.data  # of these eight, not of the twelve
+    assert store_examples(store).fingerprint == store.manifest.origin.data  # of these eight, not of all twelve
     assert store.manifest.bytes < 1.5 * 10**6

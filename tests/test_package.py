@@ -1,4 +1,4 @@
-"""sdist and wheel: what is in them, and that the wheel runs the demo in an empty environment outside the repository."""
+"""sdist and wheel: their contents, and the demo from the wheel in an empty environment outside the repository."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run(command: list[str], folder: Path, environment: dict[str, str] | None = N
 
 
 def sources(suffixes: tuple[str, ...]) -> set[str]:
-    """Files of the packages that git tracks or would track, by their place in the wheel."""
+    """Return the package files that git tracks or would track, by their path in the wheel."""
     listed = run(["git", "ls-files", "--cached", "--others", "--exclude-standard", *FOLDERS], ROOT).splitlines()
     places = {Path(FOLDERS[Path(name).parts[0]], *Path(name).parts[1:]): ROOT / name for name in listed}
     return {place.as_posix() for place, path in places.items() if path.is_file() and path.suffix in suffixes}
@@ -71,20 +71,20 @@ def test_the_wheel_holds_one_package_with_every_module(built: dict[str, Path]) -
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"hskd"}
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     missing = sources((".py", ".yaml", ".j2", ".typed", ".json")) - names
-    # pytest reads its conftest.py from the repository; in a wheel it would be there too, and harmless.
+    # pytest reads its conftest.py from the repository. In a wheel it would be useless but harmless.
     assert not missing
 
 
 @pytest.fixture(scope="module")
 def environment(built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A virtual environment with the wheel alone; dependencies are those of the environment that runs the tests."""
+    """A virtual environment with only the wheel. Dependencies are those of the environment that runs the tests."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder / "venv", with_pip=False)
     base = {"base": str(folder / "venv"), "platbase": str(folder / "venv")}
     packages = Path(sysconfig.get_path("purelib", vars=base))
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(packages)]
     run([*pip, str(built["wheel"])], folder)
-    # Folders come after the wheel's; their .pth files are not read, so this repository's editable install is not seen.
+    # Folders come after the wheel's. Their .pth files are not read, so this repository's editable install is not seen.
     dependencies = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     (packages / "dependencies.pth").write_text("\n".join(dependencies) + "\n")
     return folder
@@ -95,12 +95,12 @@ def python(environment: Path) -> str:
 
 
 def plain(environment: Path) -> dict[str, str]:
-    """Environment variables without those that lead Python into the repository."""
+    """Return environment variables without those that lead Python into the repository."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
 
 
 def test_the_wheel_imports_without_the_extras(environment: Path) -> None:
-    """Distillation, its command and grids need neither a plotting stack nor pytest."""
+    """Distillation, its command and grids need neither plotting libraries nor pytest."""
     code = """
 import sys
 extras = {"matplotlib", "seaborn", "pytest", "pytest_benchmark", "ray"}
@@ -121,7 +121,7 @@ print(hskd.__file__)
 
 
 class Demo:
-    """``hskd demo --quick`` from the wheel: the real teacher, the real sentences, every step."""
+    """``hskd demo --quick`` from the wheel: the real teacher, real sentences, every step."""
 
     def __init__(self, environment: Path) -> None:
         self.environment = environment
@@ -141,14 +141,14 @@ class Demo:
         )
 
     def stamps(self) -> dict[Path, int]:
-        """When each file of each artifact was written; recipes are touched at every use."""
+        """Return modification times of the files of each artifact, except recipes, which every use touches."""
         files = [path for path in self.work.rglob("*") if path.is_file()]
         return {path: path.stat().st_mtime_ns for path in files if not path.name.endswith((".recipe.json", ".lock"))}
 
 
 @pytest.fixture(scope="module")
 def demo(environment: Path) -> Demo:
-    """The quick demo, run once: it takes minutes."""
+    """The quick demo, run once because it takes minutes."""
     return Demo(environment)
 
 
@@ -162,7 +162,7 @@ def test_the_quick_demo_ends_with_a_table_and_a_figure(demo: Demo) -> None:
     assert specs["fraction"].between(0.0005, 0.3).sum() >= 5
     assert specs["fraction"].is_monotonic_increasing
     assert trials["peak_memory_bytes"].max() < 4 * 2**30
-    # Every arm trains for as many epochs in all.
+    # Every arm trains for the same total number of epochs.
     assert (trials["hsk_epochs"] + trials["prediction_epochs"]).nunique() == 1
 
 

@@ -1,4 +1,4 @@
-"""Plug-ins: the page's own examples run on the command line, in worker processes, on Ray and from a package."""
+"""Plug-ins: the page's examples run on the command line, in worker processes, on Ray and from a package."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OPTIONS = ["--out", "out", "--work", "work", "--dtype", "fp32", "--threads", "1"
 
 
 def prepare(folder: Path, tokenizer: BertTokenizerFast) -> Path:
-    """A folder with the page's module, a model to fine-tune, and a grid of both."""
+    """Fill a folder with the page's module, a model to fine-tune, and a grid of both."""
     (folder / "my_plugin.py").write_text("\n".join(BLOCK.findall(PAGE.read_text(encoding="utf-8"))))
     make_bert(num_hidden_layers=3).save_pretrained(folder / "body")
     tokenizer.save_pretrained(folder / "body")
@@ -51,13 +51,13 @@ def folder(tmp_path: Path, tokenizer: BertTokenizerFast) -> Path:
 def run_in_workers(
     tmp_path_factory: pytest.TempPathFactory, tokenizer: BertTokenizerFast
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The grid, run in two workers."""
+    """The results of the grid, run in two workers."""
     folder = prepare(tmp_path_factory.mktemp("plugged"), tokenizer)
     return folder, hskd(folder, "grid", "run", "grid.yaml", "--workers", "2", *OPTIONS)
 
 
 def hskd(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run ``hskd`` in ``folder``, in a process that knows no plug-in."""
+    """Run ``hskd`` in ``folder``, in a process without any plug-in loaded."""
     command = [str(Path(sys.executable).with_name("hskd")), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "300", **variables}
     return subprocess.run(
@@ -99,7 +99,7 @@ def test_a_grid_of_plug_ins_runs_on_ray(
 ) -> None:
     folder = shutil.copytree(run_in_workers[0], tmp_path / "ray")
     shutil.rmtree(folder / "out")
-    shutil.rmtree(folder / "work" / "trials")  # the teacher and the stores are there; the trials run on Ray
+    shutil.rmtree(folder / "work" / "trials")  # teacher and stores exist, and the trials run on Ray
     ran = hskd(folder, "grid", "run", "grid.yaml", "--ray", *OPTIONS, RAY_USAGE_STATS_ENABLED="0")
     assert ran.returncode == 0, ran.stderr
     require_table(folder)

@@ -1,4 +1,4 @@
-"""Two processes, as ``accelerate launch`` starts them, do what one does."""
+"""Two processes under ``accelerate launch`` do the same as one."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def task(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[st
 
 @pytest.fixture(scope="module")
 def one(lab: Lab, task: list[str], tokenizer: BertTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one process makes."""
+    """The results of one process."""
     out = tmp_path_factory.mktemp("one")
     dry = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     make_bert(num_hidden_layers=4, **dry).save_pretrained(out / "body")
@@ -66,7 +66,7 @@ def one(lab: Lab, task: list[str], tokenizer: BertTokenizerFast, tmp_path_factor
 
 @pytest.fixture(scope="module")
 def two(one: Path, lab: Lab, data_folder: Path, task: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes make."""
+    """The results of two processes."""
     out = tmp_path_factory.mktemp("two")
 
     together.begin_extraction(lab, out / "begun", batches=5)
@@ -128,7 +128,7 @@ def test_stores_have_the_same_bytes(one: Path, two: Path, name: str) -> None:
 
 
 def test_one_process_ends_what_two_began(one: Path, two: Path, lab: Lab, tmp_path: Path) -> None:
-    """As two killed processes leave it: each has some of its own shards."""
+    """Two killed processes each leave some shards of their own."""
     whole = Store.open(one / "made" / "whole")
     partial = tmp_path / "store.partial"
     shutil.copytree(two / "killed.partial", partial)
@@ -184,7 +184,7 @@ def test_the_command(one: Path, task: list[str], tmp_path: Path) -> None:
         for field in ("first_loss", "last_loss"):
             assert result["stages"][stage][field] == pytest.approx(expected["stages"][stage][field], rel=1e-4)
         assert result["stages"][stage]["steps"] == expected["stages"][stage]["steps"] == 4
-    # One of them speaks.
+    # Only one of them prints.
     assert done.stdout.count("trial: ") == 1 and done.stderr.count("HSK stage: 4 steps") == 1
 
 
@@ -226,7 +226,7 @@ def test_what_several_processes_are_refused(
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(sys, "argv", ["hskd", *words])
     waited: list[float] = []
-    monkeypatch.setattr(time, "sleep", waited.append)  # during which the launcher ends it, where the main one fails
+    monkeypatch.setattr(time, "sleep", waited.append)  # the launcher ends this process meanwhile
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 2
@@ -245,5 +245,5 @@ def test_settings_of_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         arguments(tmp_path, batch_size=4, accumulate=5)
     with pytest.raises(HskdError, match=r"loose_masks: .*, which 1 processes with --accumulate 2 cut into parts"):
         Departures(["loose_masks"]).require_whole_batches(2, 1)
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # of accelerate's configuration; --dtype decides
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # set by accelerate; --dtype decides
     assert arguments(tmp_path).mixed_precision == "no"

@@ -16,7 +16,7 @@ REPORT = "import json; from hskd.provenance import provenance; print(json.dumps(
 
 
 def recorded(environment: dict[str, str], folder: Path) -> dict[str, object]:
-    """What a process with this environment records; it works in ``folder``."""
+    """Return the provenance that a process with this environment records in ``folder``."""
     done = subprocess.run(
         [sys.executable, "-c", REPORT], capture_output=True, text=True, check=False, env=environment, cwd=folder
     )
@@ -67,7 +67,7 @@ def test_a_repository_that_the_environment_names_is_not_asked(tmp_path: Path, mo
 
 
 def test_the_commit_that_pip_installed_from(tmp_path: Path) -> None:
-    """A wheel holds no repository; pip writes down where it came from (PEP 610)."""
+    """A wheel holds no repository, but pip records its origin (PEP 610)."""
     shutil.copytree(ROOT / "hskd", tmp_path / "hskd", ignore=shutil.ignore_patterns("__pycache__"))
     info = tmp_path / "hskd-9.dist-info"
     info.mkdir()

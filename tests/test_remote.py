@@ -35,7 +35,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(params=["memory", "file"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A folder elsewhere in which nothing is yet."""
+    """An empty place at a URL."""
     name = uuid.uuid4().hex
     yield f"memory://{name}/a/b" if request.param == "memory" else f"file://{tmp_path}/{name}/a/b"
     if request.param == "memory":
@@ -43,13 +43,13 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 
 def files(url: str) -> dict[str, bytes]:
-    """Every file at ``url``."""
+    """Return the contents of every file at ``url``."""
     system, root = fsspec.core.url_to_fs(url)
     return {path[len(root) + 1 :]: system.cat_file(path) for path in system.find(root)}
 
 
 def put(url: str, content: bytes | None) -> None:
-    """Write a file elsewhere, or remove it."""
+    """Write a remote file, or remove it."""
     system, path = fsspec.core.url_to_fs(url)
     if content is None:
         system.rm_file(path)
@@ -63,7 +63,7 @@ def flipped(content: bytes) -> bytes:
 
 
 class Steps(Silent):
-    """How many files were copied; dies before the one after the last of ``most``."""
+    """Counts copied files, and dies before file number ``most`` + 1."""
 
     def __init__(self, most: int = 99) -> None:
         self.most, self.done, self.planned = most, 0, 0
@@ -91,7 +91,7 @@ def test_push_and_open(store: Store, url: str, tmp_path: Path) -> None:
     rows = opened.rows(store.example_ids)
     assert torch.equal(opened.states(rows).hidden[1], store.states(rows).hidden[1])
 
-    # The second time nothing is copied; the cache lists it.
+    # The second time nothing is copied, and the cache lists the store.
     steps = Steps()
     assert remote.fetch(url + "/", tmp_path / "work", steps) == opened.folder and steps.planned == 0
     (listed,) = artifacts(tmp_path / "work")
@@ -112,7 +112,7 @@ def test_a_damaged_shard_is_refused_and_not_kept(store: Store, url: str, tmp_pat
             with pytest.raises(CorruptionError, match=f"{bad}: .*{said}"):
                 read()
         kept = [path for path in (tmp_path / "work").rglob("*") if path.is_file() and "shard" in path.name]
-        assert [path.name for path in kept] == [shard_name(0)]  # which is whole
+        assert [path.name for path in kept] == [shard_name(0)]  # which is complete
         assert [artifact.finished for artifact in artifacts(tmp_path / "work")] == [False]
     put(bad, content)
     Store.open(url, tmp_path / "work").verify()
@@ -173,7 +173,7 @@ def test_a_killed_push_goes_on_and_nobody_reads_half_of_it(store: Store, url: st
     assert set(files(url)) == {UPLOAD, shard_name(0), shard_name(1)}
     with pytest.raises(HskdError, match=f"{url}: its upload was not finished"):
         Store.open(url, tmp_path / "work")
-    # A store of the same shape has shards of the same size: they must not count as its own.
+    # A store of the same shape has shards of the same size, which must not count as its own.
     other = make_store(tmp_path / "other", seed=1)
     with pytest.raises(MismatchError, match="the beginning of another upload"):
         remote.publish(other.folder, url)
@@ -222,7 +222,7 @@ def test_pull(store: Store, url: str, tmp_path: Path) -> None:
     assert remote.pull(url, folder, steps) == folder and steps.done == SHARDS - 1
     assert {path.name for path in folder.iterdir()} == {MANIFEST, *map(shard_name, range(SHARDS))}
     Store.open(folder).verify()
-    remote.pull(url, folder)  # is there already
+    remote.pull(url, folder)  # already exists
     (folder / shard_name(0)).write_bytes(b"mine")
     with pytest.raises(MismatchError, match=f"{folder}: holds something else than {url}"):
         remote.pull(url, folder)
@@ -255,7 +255,7 @@ def test_a_model_folder(model_folder: Path, url: str, tmp_path: Path, monkeypatc
     assert torch.equal(student.classifier.weight, load_student(model_folder).classifier.weight)
     folder = Path(resolve_model(url))
     assert folder.is_relative_to("work/remote") and {path.name for path in folder.iterdir()} == names
-    remote.publish(folder, url)  # the same once more
+    remote.publish(folder, url)  # the same again
     remote.verify(url)
 
     weights = files(url)["model.safetensors"]
@@ -312,7 +312,7 @@ def test_a_damaged_list(url: str, tmp_path: Path, content: bytes) -> None:
         remote.fetch(url, tmp_path)
 
 
-# ---- what cannot be reached
+# ---- URLs that cannot be reached
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Copies from and to URLs under kills, damage, full disks and files that mean ill."""
+"""Copies from and to URLs under kills, damage, full disks and malicious files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What looks like the folder of a model, with one file in a folder of its own."""
+    """Return a folder that looks like a model, with one file in a subfolder."""
     folder = tmp_path_factory.mktemp("models") / "model"
     (folder / "more").mkdir(parents=True)
     for name in ("config.json", "model.safetensors", "more/words.txt"):
@@ -57,7 +57,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("kind", ["store", "model", "model without checksums"])
 def test_a_pull_killed_at_any_operation_goes_on(source: Path, model: Path, tmp_path: Path, kind: str) -> None:
     folder = source if kind == "store" else model
-    there = tmp_path / "elsewhere" / "artifact"  # in no folder that is watched
+    there = tmp_path / "elsewhere" / "artifact"  # outside the watched folder
     if kind == "model without checksums":
         shutil.copytree(folder, there)
     else:
@@ -86,7 +86,7 @@ def test_a_fetch_killed_at_any_operation_goes_on(source: Path, tmp_path: Path) -
 
 
 def test_a_push_killed_at_any_operation_goes_on(source: Path, tmp_path: Path) -> None:
-    """And nobody reads half of it."""
+    """And no reader sees half of it."""
     killed = 0
     for place in killed_everywhere(tmp_path, lambda place: remote.publish(source, f"file://{place}/there")):
         killed += 1
@@ -102,7 +102,7 @@ def test_a_push_killed_at_any_operation_goes_on(source: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("name", [UPLOAD, MANIFEST])
 @pytest.mark.parametrize("share", [0, 0.5])
 def test_a_push_killed_within_a_file_goes_on(source: Path, url: str, tmp_path: Path, name: str, share: float) -> None:
-    """Where files appear before they are whole, as on a local disk."""
+    """This is for file systems where files appear before they are complete, as on a local disk."""
     there = tmp_path / "there"
     if name == MANIFEST:
         remote.publish(source, url)
@@ -157,7 +157,7 @@ def test_a_damaged_copy_is_not_there_already(source: Path, url: str, tmp_path: P
         shard.write_bytes(damaged)
         with pytest.raises(MismatchError, match=r"copy: holds something else than .* or a damaged copy .* delete"):
             remote.pull(url, folder)
-        assert shard.read_bytes() == damaged  # a folder of the user's is not changed
+        assert shard.read_bytes() == damaged  # a folder of the user is not changed
     shard.write_bytes(content)
     remote.pull(url, folder)
 
@@ -205,11 +205,11 @@ def test_wrong_sizes_and_checksums_are_refused(
         assert not (tmp_path / "copy").is_dir() or read is remote.fetch
 
 
-# ---- files that mean ill
+# ---- malicious files
 
 
 class Endless(MemoryFileSystem):
-    """Every file says that it has 5 bytes, and has no end."""
+    """Claims that every file has 5 bytes, but never ends."""
 
     protocol = "endless"
     given = 0
@@ -256,7 +256,7 @@ def endless() -> Iterator[type[Endless]]:
 def test_a_file_without_an_end(
     endless: type[Endless], tmp_path: Path, files: tuple[str, ...], read: Callable[..., Path]
 ) -> None:
-    """No more is read of it than it should have, and nothing of it stays."""
+    """No more is read than the stated size, and nothing of it is kept."""
     endless.files = files
     with pytest.raises(HskdError, match=r"more than 5 bytes where 5|is larger than any file of that name"):
         read("endless://bucket/model", tmp_path / "copy")
@@ -324,7 +324,7 @@ def test_push_takes_a_link_within_the_folder(model: Path, url: str, tmp_path: Pa
 
 
 def test_a_copy_is_verified_once_a_process(source: Path, url: str, tmp_path: Path) -> None:
-    """A store that was fetched is not read again when it is trained on, once it lies still."""
+    """A fetched store is not read again for training, once its files have settled."""
     remote.publish(source, url)
     folder = remote.fetch(url, tmp_path / "work")
     read: list[str] = []

@@ -1,4 +1,4 @@
-"""The committed results: nothing is missing, all is packed, reports can be made of them, and the tree stays small."""
+"""The committed results: complete, packed, and small; reports can be made of them."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ RESULTS = ROOT / "results"
 MADE_HERE = ("demo", "demo-quick")
 COMMITTED = sorted(path.parent for path in RESULTS.glob("*/trials.parquet") if path.parent.name not in MADE_HERE)
 DRAWN = ("demo-3-seeds",)
-"""Their reports are made with all figures; drawing every one would take minutes."""
+"""Results whose reports are made with all figures. Drawing all would take minutes."""
 DOCS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md"))
 FINDINGS = sorted(f"results/{path.name}" for path in ROOT.glob("results/*.md"))
 PAGES = ("README.md", "results/rates/README.md", *FINDINGS, *DOCS)
 TREE = 15_000_000
-"""Bytes that the tracked files may take."""
-TRIED = pd.read_csv(RESULTS / "rates" / "none.csv")  # none at several rates, of several grids
+"""Most bytes of all tracked files."""
+TRIED = pd.read_csv(RESULTS / "rates" / "none.csv")  # none at several learning rates, from several grids
 
 by_folder = pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
 
 
 def tracked() -> list[Path]:
-    """The files that git tracks and that are here."""
+    """Return the tracked files that exist here."""
     try:
         done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
@@ -62,7 +62,7 @@ def test_the_grid_file_plans_the_trials_that_are_there(folder: Path) -> None:
     assert [config.id for config in configs] == list(results)
     [machine] = {Machine(c.dtype, c.device, c.threads, c.build_threads) for c in configs}
     planned = [config.id for config in load_grid(str(folder / GRID_FILE)).trials(machine)]
-    if any(config.files for config in configs):  # of data that is not in the repository: part of the ids
+    if any(config.files for config in configs):  # data outside the repository is part of the ids
         [files] = {tuple(config.files.items()) for config in configs}
         grid = load_grid(str(folder / GRID_FILE)).trials(machine)
         planned = [config.model_copy(update={"files": dict(files)}).id for config in grid]

@@ -1,4 +1,4 @@
-"""The documentation's site: it builds without a warning, and asks no other server for anything."""
+"""The documentation site builds without a warning, and requests nothing from other servers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytest.importorskip("mkdocstrings", reason="needs hskd[dev]")
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built strictly: a link that leads nowhere, or a page outside the navigation, fails."""
+    """The site, built strictly: a broken link, or a page outside the navigation, fails."""
     folder = tmp_path_factory.mktemp("site")
     words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}

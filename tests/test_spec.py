@@ -1,4 +1,4 @@
-"""The HSK spec: short forms, canonical JSON, labels, layers, and what a store of it holds."""
+"""The HSK spec: short forms, canonical JSON, labels, layers, and its representation in a store."""
 
 from __future__ import annotations
 
@@ -88,12 +88,12 @@ BY_NAME: dict[str, dict[str, st.SearchStrategy[Any]]] = {
 
 
 def together(parts: tuple[Any, ...]) -> HSKSpec:
-    """A spec of selectors along every dimension, changed where two do not go together."""
+    """Return a spec of selectors along every dimension, adapted where two are not compatible."""
     by_dimension = dict(zip(BY_NAME, parts, strict=True))
-    # Codes are bytes: the precision is that of the codebooks.
+    # Codes are bytes, so the precision is that of the codebooks.
     if isinstance(by_dimension["width"], CodebookWidth) and isinstance(by_dimension["precision"], QUANTISERS):
         by_dimension["precision"] = FP16()
-    # No teacher layer belongs to a student layer beforehand.
+    # A student layer has no fixed teacher layer.
     if isinstance(by_dimension["depth"], RandomLayers) and isinstance(by_dimension["length"], Attention):
         by_dimension["length"] = by_dimension["length"].model_copy(update={"att_map": "same"})
     return HSKSpec(**by_dimension)
@@ -143,7 +143,7 @@ def test_canonical_round_trip(spec: HSKSpec, pairs: tuple[tuple[int, int], ...])
 def test_canonical_is_golden() -> None:
     spec = HSKSpec.parse("1l_10t_0.1w")
     assert spec.canonical == GOLDEN
-    # What names folders on disk: it must never change for a spec that exists.
+    # This names folders on disk, so it must never change for an existing spec.
     assert spec.fingerprint == "efa53abc4db08b49"
 
 
@@ -331,7 +331,7 @@ U8, U16, F16 = torch.uint8, torch.uint16, torch.float16
         ("all_all_all", 64, {"values": (F16, 3 * 768)}),
         ("all_all_all,precision=fp32", 64, {"values": (torch.float32, 3 * 768)}),
         ("1l_all_all,precision=bf16", 512, {"values": (torch.bfloat16, 768)}),
-        # 47 neurons: indices take 94 bytes, a mask 96. 48 neurons: 96 bytes both ways, and the mask is taken.
+        # 47 neurons: indices take 94 bytes, a mask 96. 48 neurons: 96 bytes either way, and the mask is used.
         ("1l_all_0.0612w", 64, {"values": (F16, 47), "neurons": (U16, 47)}),
         ("1l_all_0.0625w", 64, {"values": (F16, 48), "neurons": (U8, 96)}),
         ("2l_all_0.5w", 64, {"values": (F16, 768), "neurons": (U8, 192)}),

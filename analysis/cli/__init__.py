@@ -1,1 +1,1 @@
-"""Commands that the analysis adds to ``hskd``: one module each."""
+"""Commands that the analysis adds to ``hskd``, one module each."""

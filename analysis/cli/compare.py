@@ -1,4 +1,4 @@
-"""``hskd compare``."""
+"""The command ``hskd compare``."""
 
 from __future__ import annotations
 
@@ -19,17 +19,21 @@ if TYPE_CHECKING:
 @plugin_option
 def compare(
     first: Annotated[Path, typer.Argument(help="Folder of a grid's results, or its table as CSV.")],
-    second: Annotated[Path, typer.Argument(help="Another, with some of the same specs or arms, and seeds.")],
+    second: Annotated[
+        Path, typer.Argument(help="Results to compare with them. Both must share some specs or arms, and seeds.")
+    ],
     above_none: Annotated[
-        bool, typer.Option(help="Compare what is gained over each grid's own none, instead of scores.")
+        bool, typer.Option(help="Compare the gains over each grid's own none arm instead of scores.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of figure and table (default: comparisons, in the second results).")
+        Path | None,
+        typer.Option(help="Folder for the figure and the table (default: comparisons, in the second results folder)."),
     ] = None,
 ) -> None:
-    """Pair two grids by seed: does it matter what sets them apart, such as a switch, the teacher, or more data?
+    """Pair two grids by seed and test whether their difference matters, such as a switch, the teacher or more data.
 
-    Every spec and arm that both have gets its difference, second - first, with a 95 % t-interval; p is adjusted (Holm).
+    Every spec and arm that both grids have gets its difference, second - first, with a 95 % t-interval. The p-values
+    are adjusted (Holm).
     """
     from hskd.analysis.figures import style
     from hskd.analysis.figures.pairing import pairing_figure
@@ -63,7 +67,7 @@ def _table(pairs: pd.DataFrame, first: str, second: str, above_none: bool) -> Ta
 
     what = "gained over none" if above_none else "score"
     title = f"{what}, points: {second} - {first}, paired by seed"
-    table = Table(title=title, box=SIMPLE, caption="* shown: p (Holm) is below 0.05; n: seeds")
+    table = Table(title=title, box=SIMPLE, caption="* significant: p (Holm) is below 0.05; n: seeds")
     table.add_column("spec or arm", no_wrap=True)
     for column in ("first", "second", "difference, 95 %", "p (Holm)", "n"):
         table.add_column(column, justify="right", no_wrap=True)

@@ -1,4 +1,4 @@
-"""``hskd demo``."""
+"""The command ``hskd demo``."""
 
 from __future__ import annotations
 
@@ -18,20 +18,23 @@ if TYPE_CHECKING:
 
 def demo(
     out: Annotated[
-        Path | None, typer.Option(help="Folder for table and figure (default: results/demo, or results/demo-quick).")
+        Path | None,
+        typer.Option(help="Folder for the table and the figure (default: results/demo, or results/demo-quick)."),
     ] = None,
     work: Annotated[
-        Path, typer.Option(help="Folder for teacher, stores and trials, which a second run reuses.")
+        Path, typer.Option(help="Folder for the teacher, the stores and the trials. A second run reuses them.")
     ] = Path("work"),
-    seeds: Annotated[int, typer.Option(min=1, help="Trials of each kind; two or more give intervals.")] = 1,
-    quick: Annotated[bool, typer.Option(help="A shrunken run to see that all works; its scores mean nothing.")] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="Trials of each spec and arm; two or more give intervals.")] = 1,
+    quick: Annotated[
+        bool, typer.Option(help="Run a tiny version that only checks the installation; its scores mean nothing.")
+    ] = False,
     workers: Annotated[int, typer.Option(min=1, help="Trials at a time, each on one thread.")] = min(
         2, os.cpu_count() or 1
     ),
 ) -> None:
-    """From nothing to a marginal-utility figure: a real teacher, real sentences, one store, a handful of students.
+    """Run a small study end to end: a teacher, a store of its hidden states, some students, and their figure.
 
-    Takes about five minutes on two cores the first time, and a second the next time. It is the grid preset demo.
+    The first run takes about four minutes on two cores; a second run takes a second. It runs the grid preset demo.
     """
     from hskd.analysis.finished import FinishedDemo
 
@@ -70,7 +73,7 @@ def demo(
 
 
 def _table(study: Study) -> Table:
-    """A line for every arm and spec: share of full HSK, bytes an example, scores, and what it gains over *none*."""
+    """Return a line per arm and spec: share of full HSK, bytes an example, scores, and gain over *none*."""
     from hskd.analysis.stats.curves import points
 
     seeds = sorted(study.trials["seed"].unique())

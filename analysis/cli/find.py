@@ -1,4 +1,4 @@
-"""``hskd find``."""
+"""The command ``hskd find``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def find(
     margin_share: Annotated[
         float | None, typer.Option(help="Instead: share of the gap from none to full that may be lost, such as 0.1.")
     ] = None,
-    budget_trials: Annotated[int, typer.Option(help="Trials in all, those that are done already included.")] = 60,
+    budget_trials: Annotated[int, typer.Option(help="Largest number of trials, finished ones included.")] = 60,
     budget: Annotated[
         str | None, typer.Option(help="Time after which no further trials begin, such as 2h or 90min.")
     ] = None,
@@ -41,14 +41,14 @@ def find(
     ] = None,
     space: Annotated[
         str | None,
-        typer.Option(help="Specs to choose from: a .yaml file, or paper (default: made from the sizes; docs/find.md)."),
+        typer.Option(help="Specs to choose from: a .yaml file, or paper (default: by model sizes; see docs/find.md)."),
     ] = None,
     most_bytes: Annotated[
-        str | None, typer.Option(help="Only specs of at most so many bytes an example, as 2kB.")
+        str | None, typer.Option(help="Only specs of at most this many bytes an example, such as 2kB.")
     ] = None,
-    most_layers: Annotated[int | None, typer.Option(min=1, help="Only specs of at most so many layers.")] = None,
+    most_layers: Annotated[int | None, typer.Option(min=1, help="Only specs of at most this many layers.")] = None,
     no_attention: Annotated[
-        bool, typer.Option("--no-attention", help="Only specs that need no attention of the teacher.")
+        bool, typer.Option("--no-attention", help="Only specs that do not use the teacher's attention.")
     ] = False,
     rates: Annotated[
         Literal["auto", "search", "keep"],
@@ -75,9 +75,9 @@ def find(
 ) -> None:
     """Find the cheapest spec that is shown to be enough, with few trials.
 
-    It searches learning rates where the grid has none, asks whether full HSK is above none at all, screens candidates
-    on search seeds, and confirms the cheapest that look good enough on fresh seeds. Kill it and run it again as often
-    as you like: it goes on where it stopped, with the same answer. docs/find.md explains every stage.
+    It searches learning rates where the grid has none, and tests whether full HSK beats no HSK. Then it screens
+    candidates on search seeds, and confirms the cheapest promising ones on fresh seeds. Run it again to resume after an
+    interruption: the answer is the same. docs/find.md explains every stage.
     """
     _refuse_contradictions(tolerance, margin_share, workers, ray or bool(ray_address), teacher, finished_teacher)
     from hskd.analysis.cli.recommend import parse_bytes
@@ -159,15 +159,15 @@ def _print(result: FindResult) -> None:
             table.add_row(row["name"], f"{row['bytes_per_example']:,.0f}", loss, bounds, str(row["n"]), row["verdict"])
         console.print(table)
     if result.command is not None:
-        print("The command; runs/student and runs/superset stand for your student and your store of these examples:\n")
+        print("The command (runs/student and runs/superset stand for your student and your store of these examples):\n")
         print(result.command + "\n")
 
 
 def parse_time(text: str) -> float:
-    """Seconds that ``text`` names: ``2h``, ``90min``, ``30 s``.
+    """Return the seconds that ``text`` names, such as ``2h``, ``90min`` or ``30 s``.
 
     Raises:
-        HskdError: ``text`` is no time above 0.
+        HskdError: ``text`` is not a time above 0.
     """
     match = _TIME.fullmatch(text.strip())
     if not match or float(match[1]) == 0:

@@ -1,4 +1,4 @@
-"""``hskd knowledge``: what a teacher's knowledge looks like, from a superset store."""
+"""The command ``hskd knowledge``: figures and tables of a teacher's knowledge, from a superset store."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def knowledge(
     store: Annotated[str, typer.Argument(help="Folder of a superset store, or a URL.")],
     out: Annotated[Path, typer.Option(help="Folder for figures (PNG, SVG) and their tables (CSV).")],
     tokenizer: Annotated[
-        str | None, typer.Option(help="The teacher's folder or name, to show one sentence's tokens as words.")
+        str | None, typer.Option(help="The teacher's folder or name. With it, one sentence is drawn token by token.")
     ] = None,
     example: Annotated[int | None, typer.Option(help="Id of that sentence's example (default: the first).")] = None,
     spec: Annotated[str | None, typer.Option(help="Mark the tokens that a spec keeps, such as 2l_8t_0.1w.")] = None,
-    student_layers: Annotated[int | None, typer.Option(min=1, help="Layers of the student; goes with --spec.")] = None,
+    student_layers: Annotated[int | None, typer.Option(min=1, help="Layers of the student; needs --spec.")] = None,
     examples: Annotated[int, typer.Option(min=1, help="Examples to average over.")] = 500,
 ) -> None:
-    """Show which tokens and neurons a teacher's knowledge sits in, and how much of it a share of them keeps."""
+    """Show which tokens and neurons hold a teacher's knowledge, and how much of it a share of them keeps."""
     from hskd.analysis.figures import style
     from hskd.analysis.figures.knowledge import energy_figure, magnitude_figure, token_figure
     from hskd.analysis.stats import knowledge as views

@@ -1,4 +1,4 @@
-"""``hskd overview``."""
+"""The command ``hskd overview``."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def overview(
     results: Annotated[
         list[str],
         typer.Argument(
-            help="Folders of results of one teacher, student and task; FOLDER:STRATEGY where a grid has several, such "
-            "as results/mr-length:attention_no_sep.",
+            help="Results folders of one teacher, student and task. Write FOLDER:STRATEGY where a grid has several "
+            "strategies, such as results/mr-length:attention_no_sep.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="The figure, .png or .svg.")] = Path("overview.png"),
@@ -28,7 +28,7 @@ def overview(
         Literal["bytes", "values"], typer.Option(help="Bytes an example, or the share of full HSK's values.")
     ] = "bytes",
 ) -> None:
-    """Draw several grids in one picture: which dimension, or all together, gives most for least."""
+    """Draw several grids in one figure, to compare the dimensions, and all of them together, at equal amounts."""
     from hskd.analysis.figures import style
     from hskd.analysis.figures.overview import overview_figure
     from hskd.analysis.table import AXES

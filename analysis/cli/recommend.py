@@ -1,4 +1,4 @@
-"""``hskd recommend``."""
+"""The command ``hskd recommend``."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def recommend(
     margin_share: Annotated[
         float | None, typer.Option(help="Instead: share of the gap from none to full that may be lost, such as 0.1.")
     ] = None,
-    budget: Annotated[str | None, typer.Option(help="Instead: what the store may take, such as 50MB.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Instead: the largest size of the store, such as 50MB.")] = None,
     examples: Annotated[
         int | None, typer.Option(min=1, help="Training examples in the store (default: as in the trials).")
     ] = None,
     student: Annotated[str | None, typer.Option(help="Only this student of the table.")] = None,
     task: Annotated[str | None, typer.Option(help="Only this task of the table.")] = None,
-    confidence: Annotated[float, typer.Option(help="Of the claim.")] = 0.95,
+    confidence: Annotated[float, typer.Option(help="Confidence of the claim.")] = 0.95,
     new_examples: Annotated[
-        bool, typer.Option(help="Claim it for new test examples too, from the answers kept beside the trials.")
+        bool, typer.Option(help="Make the claim for new test examples too, from the stored predictions of the trials.")
     ] = False,
 ) -> None:
-    """Say which spec to distil: the cheapest shown to be as good as full HSK, or the best that fits a budget.
+    """Recommend a spec: the cheapest that is shown to be as good as full HSK, or the best that fits a budget.
 
-    One recommendation for each task, student and training set of the table, with its evidence and a command to paste.
+    Each task, student and training set of the table gets a recommendation, with its evidence and a command to paste.
     """
     from hskd.analysis.report.recommendation import recommend as recommend_spec
     from hskd.analysis.stats.examples import Answers
@@ -58,18 +58,18 @@ def recommend(
     for study in chosen:
         answers = Answers.read(study.folder, study) if new_examples else None
         if new_examples and answers is None:
-            raise HskdError(f"{results}: the trials' answers or their labels are not kept; leave out --new-examples.")
+            raise HskdError(f"{results}: has no predictions of the trials, or no labels; leave out --new-examples.")
         recommendation = recommend_spec(study, tolerance, size, examples, margin_share, confidence, answers)
         console.print(f"{study.title}\n", style="bold")
         for sentence in recommendation.evidence:
             console.print(sentence)
         console.print(_evidence(recommendation.table, confidence))
-        print("The command; runs/student and runs/superset stand for your student and your store of these examples:\n")
+        print("The command (runs/student and runs/superset stand for your student and your store of these examples):\n")
         print(recommendation.command + "\n")
 
 
 def _evidence(points: pd.DataFrame, confidence: float) -> Table:
-    """A line for every point: bytes, score, and intervals of the paired differences with full and none."""
+    """Return a line per point: bytes, score, and intervals of the paired differences with full and none."""
     import pandas as pd
 
     caption = f"Scores in per cent. Below full, above none: paired {100 * confidence:g} % intervals, each by itself."
@@ -90,10 +90,12 @@ def _evidence(points: pd.DataFrame, confidence: float) -> Table:
 
 
 def parse_bytes(text: str, flag: str = "size") -> float:
-    """Bytes that ``text`` names: ``50MB``, ``1.5GiB``, ``200 kB``, ``5000``; units without ``i`` are powers of 1000.
+    """Return the bytes that ``text`` names, such as ``50MB``, ``1.5GiB``, ``200 kB`` or ``5000``.
+
+    Units without ``i`` are powers of 1000, units with it powers of 1024.
 
     Raises:
-        HskdError: ``text`` is no size; the message names ``flag``.
+        HskdError: ``text`` is not a size above 0; the message names ``flag``.
     """
     match = _SIZE.fullmatch(text.strip())
     if not match or float(match[1]) == 0:

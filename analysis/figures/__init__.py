@@ -1,1 +1,1 @@
-"""One module per figure: from a table to a picture in the style of ``analysis.style``."""
+"""Figures, one module each: they draw a table in the style of :mod:`hskd.analysis.figures.style`."""

@@ -1,4 +1,4 @@
-"""What figures share: axes of amounts, strategies told apart, horizontal lines with their names."""
+"""Elements that several figures share: axes of amounts, looks of strategies, named rows and horizontal lines."""
 
 from __future__ import annotations
 
@@ -22,27 +22,33 @@ AXIS_LABELS = {
     "fraction": "fraction of full HSK's values (%, log scale)",
     "kept_per_example": "values kept per example (log scale)",
 }
-"""The columns that may lie along x, and what their axis is called."""
+"""Columns that may lie along x, with the labels of their axes."""
 
 
 CROWDED = 6
-"""Of more strategies, intervals are faint, trials are left out, and a strip has a row only where something is shown."""
+"""Most strategies that a figure draws in full.
+
+With more, intervals are faint, trials are left out, and the strip leaves out undetermined strategies.
+"""
 
 
 class Look(NamedTuple):
-    """How a strategy is drawn: of ten no two share a marker or a colour; of more, no two share both."""
+    """Colour, marker and line of a strategy.
+
+    Up to ten strategies have different markers and colours. Of more, no two share both.
+    """
 
     colour: str
     marker: str
     dashes: Any
     shift: float
-    """By how much of the axis its points are set aside, so that strategies do not cover each other."""
+    """Share of the axis by which its points are shifted, so that strategies do not cover each other."""
     faint: bool = False
-    """Whether its intervals are pale and its trials left out: there are too many strategies for them."""
+    """Whether intervals are pale and trials are left out, because there are too many strategies."""
 
 
 def looks(strategies: Sequence[str]) -> dict[str, Look]:
-    """A look for each strategy, in their order."""
+    """Return a look for each strategy, in their order."""
     dashes = ("-", (0, (5, 1.5)), (0, (2, 1)), (0, (6, 1.5, 1, 1.5)), (0, (1, 1)))
     middle = (len(strategies) - 1) / 2
     return {
@@ -58,18 +64,18 @@ def looks(strategies: Sequence[str]) -> dict[str, Look]:
 
 
 def legend_columns(names: Sequence[str], most: int = 5) -> int:
-    """How many columns of a legend with these names fit a figure of full width."""
+    """Return how many legend columns with these names fit a figure of full width, at most ``most``."""
     width = 0.5 + 0.047 * max(map(len, names), default=0)  # inches of a handle and of the longest name
     return max(1, min(most, len(names), int(style.FULL / width)))
 
 
 def scaled(amounts: Any, x: str) -> Any:
-    """Amounts as the axis shows them: fractions in per cent."""
+    """Return amounts in the unit of the axis: fractions in per cent, others unchanged."""
     return amounts * (100 if x == "fraction" else 1)
 
 
 def amount_axis(axes: Axes, x: str, amounts: np.ndarray) -> None:
-    """A logarithmic axis that holds ``amounts``, already :func:`scaled`, with plain numbers on it."""
+    """Make x a logarithmic axis that covers ``amounts`` (already :func:`scaled`), labelled with plain numbers."""
     low, high = float(amounts.min()), float(amounts.max())
     room = max((high / low) ** 0.07, 1.1)
     axes.set_xscale("log")
@@ -77,7 +83,7 @@ def amount_axis(axes: Axes, x: str, amounts: np.ndarray) -> None:
     decades = math.log10(high / low)
     subs = (1.0,) if decades > 2.2 else (1.0, 3.0) if decades > 1.2 else (1.0, 2.0, 5.0)
     axes.xaxis.set_major_locator(LogLocator(10, subs=subs, numticks=12))
-    if decades < 0.7:  # less than one decade has no room for a rule
+    if decades < 0.7:  # in so short a span the regular ticks may miss: put ticks at the amounts themselves
         axes.xaxis.set_major_locator(FixedLocator([tick for tick in np.unique(amounts) if low <= tick <= high]))
         axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
@@ -86,20 +92,20 @@ def amount_axis(axes: Axes, x: str, amounts: np.ndarray) -> None:
 
 
 def plain(value: float) -> str:
-    """A number without an exponent: 0.003, 25, 20,000."""
+    """Return a number as text without an exponent: 0.003, 25, 20,000."""
     return (
         f"{value:,.0f}" if value >= 100 else np.format_float_positional(value, precision=3, trim="-", fractional=False)
     )
 
 
 def aside(axes: Axes, amounts: np.ndarray, shift: float) -> np.ndarray:
-    """Amounts moved by ``shift`` (a share of the axis) along a logarithmic axis whose limits are set."""
+    """Return amounts moved by ``shift`` (a share of the axis) along a logarithmic axis whose limits are set."""
     low, high = np.log10(axes.get_xlim())
     return amounts * 10 ** (shift * (high - low))
 
 
 def amount_names(axes: Axes, study: Study, points: pd.DataFrame, x: str) -> bool:
-    """Name the amounts along the top, where one dimension alone varies; False where there is nothing to name."""
+    """Name the amounts along the top axis if only one dimension varies. Return whether it did."""
     amount_columns = {"depth": ("n", "layers kept"), "length": ("k", "tokens kept"), "width": ("w", "neurons kept (%)")}
     if study.dimension not in amount_columns:
         return False
@@ -107,7 +113,7 @@ def amount_names(axes: Axes, study: Study, points: pd.DataFrame, x: str) -> bool
     amounts = study.points[column].astype(str).rename("amount")
     specs = points[points["arm"] == "spec"].join(amounts, on="name")
     groups = specs.groupby("amount")[x]
-    if (groups.max() > 1.1 * groups.min()).any():  # strategies of one amount lie apart: no tick is right for all
+    if (groups.max() > 1.1 * groups.min()).any():  # one amount lies at several places, so no tick fits them all
         return False
     places = {str(name): scaled(float(place), x) for name, place in groups.mean().items()}
     if study.dimension == "width":
@@ -122,7 +128,7 @@ def amount_names(axes: Axes, study: Study, points: pd.DataFrame, x: str) -> bool
 
 
 def row_names(axes: Axes, names: Sequence[tuple[float, str]]) -> None:
-    """Name rows ``(y, text)`` on the left, the first of them on top; a text that ends in a colon heads a group."""
+    """Name rows ``(y, text)`` on the left, the first on top. A text that ends in a colon is the heading of a group."""
     heights = [at for at, _ in names]
     axes.set_ylim(max(heights) + 0.6, min(heights) - 0.6)
     axes.set_yticks(heights, [name for _, name in names])
@@ -134,13 +140,13 @@ def row_names(axes: Axes, names: Sequence[tuple[float, str]]) -> None:
 
 
 def difference_row(axes: Axes, y: float, row: Mapping[Hashable, Any], note: str, colour: str, marker: str) -> None:
-    """Draw a difference with its interval at height ``y``, in points; filled and heavy where it is significant.
+    """Draw a difference with its interval at height ``y``, in points. Significant ones are filled and heavy.
 
     Args:
         axes: of a figure of differences.
         y: the row's height.
         row: difference, low, high (shares; the bounds may be NaN) and verdict.
-        note: what stands behind the difference's number, at the row's right end.
+        note: text after the difference's number, at the row's right end.
         colour: of the row.
         marker: of the row.
     """
@@ -155,7 +161,7 @@ def difference_row(axes: Axes, y: float, row: Mapping[Hashable, Any], note: str,
 
 
 def fill_last_row(panels: Sequence[Axes], used: int, columns: int) -> None:
-    """Hide the panels after the first ``used``; where that leaves a column short, its last panel shows the numbers."""
+    """Hide the panels after the first ``used``, and show tick labels below the last visible panel of each column."""
     for panel in panels[used:]:
         panel.set_visible(False)
     for panel in panels[max(used - columns, 0) : used]:
@@ -163,9 +169,9 @@ def fill_last_row(panels: Sequence[Axes], used: int, columns: int) -> None:
 
 
 def level_lines(axes: Axes, levels: Sequence[tuple[str, float]], numbers: bool = True) -> None:
-    """Draw a horizontal line for each arm and level, named in the right margin, apart from each other.
+    """Draw a horizontal line for each arm and level, with names in the right margin that do not overlap.
 
-    The height of ``axes`` and the limits of its vertical axis, which is linear, must be final.
+    The vertical axis is linear. Its limits and the height of ``axes`` must be final.
     """
     height = axes.get_window_extent().height / style.pixels_per_point(axes)  # points
     level_heights = [float(axes.transLimits.transform((0, level))[1]) for _, level in levels]

@@ -1,4 +1,4 @@
-"""Pictures of a teacher's knowledge, from the tables of :mod:`hskd.analysis.stats.knowledge`."""
+"""Figures of a teacher's knowledge, from the tables of :mod:`hskd.analysis.stats.knowledge`."""
 
 from __future__ import annotations
 
@@ -26,11 +26,14 @@ _SHARES = [0.003, 0.01, 0.03, 0.1, 0.3, 1.0]
 
 
 def token_figure(importance: pd.DataFrame, kept: pd.DataFrame | None = None) -> Figure:
-    """One sentence: under each token a cell per attention layer, the darker the more ``[CLS]`` attends to it.
+    """Draw one sentence with the attention that ``[CLS]`` pays each token.
+
+    Below each token there is a cell per attention layer. The darker the cell, the more ``[CLS]`` attends to the token.
 
     Args:
         importance: the table of :func:`hskd.analysis.stats.knowledge.token_importance`.
-        kept: that of :func:`hskd.analysis.stats.knowledge.kept_tokens`, for the same example: kept tokens get a dot.
+        kept: the table of :func:`hskd.analysis.stats.knowledge.kept_tokens` for the same example. Kept tokens get a
+            dot.
     """
     tokens = importance[importance["layer"] == importance["layer"].iloc[0]].sort_values("position")
     pieces = tokens["piece"].tolist()
@@ -43,7 +46,8 @@ def token_figure(importance: pd.DataFrame, kept: pd.DataFrame | None = None) -> 
     block = _WORDS + len(shares) * _ROW + _GAP
     height = 0.3 + len(lines) * block + 0.42
 
-    # A few tokens take most, [CLS] itself above all: a linear scale, or one that reaches up to it, hides the rest.
+    # A few tokens take most of the attention, [CLS] itself above all. A linear scale would hide the other tokens, and
+    # so would a scale that reaches up to [CLS].
     norm = PowerNorm(0.5, 0, float(values[:, 1:].max()))
     colours = matplotlib.colormaps["Blues"]
     marked = set() if kept is None else set(zip(kept["layer"], kept["position"], strict=True))
@@ -75,11 +79,11 @@ def token_figure(importance: pd.DataFrame, kept: pd.DataFrame | None = None) -> 
 
 
 def magnitude_figure(magnitude: pd.DataFrame, w: float = 0.1) -> Figure:
-    """How unequal neurons are: how often each is among the largest of a token, and how large each is in every layer.
+    """Draw how unequal neurons are: how often each is among a token's largest, and how large it is in each layer.
 
     Args:
         magnitude: the table of :func:`hskd.analysis.stats.knowledge.neuron_magnitude`.
-        w: the share of the neurons that it counts as largest.
+        w: share of the neurons that the table counts as largest.
     """
     layers = sorted(magnitude["layer"].unique())
     with style.canvas((style.FULL, 2.7)) as figure:
@@ -109,11 +113,11 @@ def magnitude_figure(magnitude: pd.DataFrame, w: float = 0.1) -> Figure:
 
 
 def energy_figure(by_neurons: pd.DataFrame, by_tokens: pd.DataFrame) -> Figure:
-    """How much of the teacher's energy (sum of squares) a share of the neurons, or of the tokens, keeps.
+    """Draw how much of the teacher's energy (sum of squares) is kept by a share of the neurons or of the tokens.
 
     Args:
         by_neurons: the table of :func:`hskd.analysis.stats.knowledge.energy_by_neurons`.
-        by_tokens: that of :func:`hskd.analysis.stats.knowledge.energy_by_tokens`.
+        by_tokens: the table of :func:`hskd.analysis.stats.knowledge.energy_by_tokens`.
     """
     layers = sorted(by_neurons["layer"].unique())
     even = np.geomspace(0.001, 1, 100)
@@ -149,7 +153,7 @@ def energy_figure(by_neurons: pd.DataFrame, by_tokens: pd.DataFrame) -> Figure:
 
 
 def _layer_colours(layers: list[int]) -> Colormap:
-    """A colour for each layer, from light (lowest) to dark (highest); differs in lightness, so also in grey."""
+    """Return a colour for each layer, from light (lowest) to dark (highest), so that grey prints differ too."""
     return ListedColormap(matplotlib.colormaps["viridis_r"](np.linspace(0.12, 1, len(layers))))
 
 
@@ -161,7 +165,7 @@ def _layer_lines(axes: Axes, table: pd.DataFrame, x: str, y: str, layers: list[i
 
 
 def _layer_bar(figure: Figure, axes: Axes, layers: list[int]) -> None:
-    """Which colour is which layer: a bar beside ``axes``."""
+    """Draw a colour bar beside ``axes`` that says which colour is which layer."""
     edges = BoundaryNorm(np.arange(len(layers) + 1) - 0.5, len(layers))
     bar = figure.colorbar(ScalarMappable(edges, _layer_colours(layers)), ax=axes, pad=0.03, aspect=30)
     bar.set_ticks(range(len(layers)), labels=[str(layer) for layer in layers])
@@ -171,12 +175,12 @@ def _layer_bar(figure: Figure, axes: Axes, layers: list[int]) -> None:
 
 
 def _text_width(text: str, size: float = _TEXT) -> float:
-    """Inches that ``text`` takes in points ``size``; a blank takes as much as a letter."""
+    """Return the inches that ``text`` takes at font size ``size`` (points). A blank counts as a letter."""
     return TextPath((0, 0), text.replace(" ", "n") or "n", size=size).get_extents().x1 / 72
 
 
 def _wrap(widths: list[float], starts: list[bool], room: float) -> Iterator[list[tuple[int, float]]]:
-    """Lines of ``(token, x)``; a word's pieces touch each other and stay on one line where one line can hold them."""
+    """Yield lines of ``(token, x)``. A word's pieces touch each other, and stay on one line if they fit."""
     first = [i for i, start in enumerate(starts) if start or i == 0]
     line: list[tuple[int, float]] = []
     x = 0.0
@@ -201,7 +205,7 @@ def _row_labels(layers: list[int], kept: pd.DataFrame | None) -> dict[int, str]:
 
 
 def _cell(axes: Axes, box: tuple[float, float, float], colour: tuple[float, float, float, float], dot: bool) -> None:
-    """A cell at ``(x, y, width)``; its dot is white on dark."""
+    """Draw a cell at ``(x, y, width)``. Its dot is white on dark cells and black on light ones."""
     x, y, width = box
     axes.add_patch(Rectangle((x, y), width, _ROW, facecolor=colour, edgecolor="white", lw=0.6))
     if dot:

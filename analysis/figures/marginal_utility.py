@@ -1,4 +1,4 @@
-"""The marginal-utility figure: score against amount of HSK, what each doubling gains, and how much is enough."""
+"""The marginal-utility figure: score against amount of HSK, the gain of each doubling, and how much is enough."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from hskd.statistics import CONFIDENCE
 
 TITLE = "How much of the teacher's hidden-state knowledge is enough?"
 LABELLED = 10
-"""At most as many points are named in the figure; more would cover each other."""
+"""Most points that a figure names. More names would cover each other."""
 
 
 def marginal_utility_figure(
@@ -45,19 +45,19 @@ def marginal_utility_figure(
     title: str = "",
     confidence: float = CONFIDENCE,
 ) -> Figure:
-    """Draw score against amount of HSK, and below it what a doubling of the amount gains.
+    """Draw score against amount of HSK, and below it the gain from each doubling of the amount.
 
     Args:
-        study: the trials; one seed gives a figure without intervals.
-        x: what lies along x: ``bytes_per_example``, ``fraction`` or ``kept_per_example``.
+        study: the trials; with one seed the figure has no intervals.
+        x: the quantity along x: ``bytes_per_example``, ``fraction`` or ``kept_per_example``.
         relative: draw the share of the gap from *none* to *full* that is closed, instead of the score.
-        minimum: the minimum sufficient amounts, one for each strategy, shown as a strip.
-        title: a headline, for a figure that stands alone: it then says itself what it shows.
+        minimum: the minimum sufficient amounts, one per strategy, drawn as a strip.
+        title: a headline for a figure that stands alone. The figure then contains its own caption.
         confidence: of the intervals.
 
     Raises:
-        HskdError: ``x`` is none of these or is missing from the table; no trial is of the arm spec; or, with
-            ``relative``, *none* or *full* is missing.
+        HskdError: ``x`` is unknown or missing from the table; no trial is of the arm *spec*; or *none* or *full* is
+            missing while ``relative`` is set.
     """
     table = _table(study, x, relative, confidence)
     gains = _gains(study, table, x, confidence)
@@ -103,7 +103,7 @@ def marginal_utility_figure(
 def caption(
     study: Study, relative: bool = False, minimum: Sequence[Sufficiency] = (), confidence: float = CONFIDENCE
 ) -> str:
-    """What the figure shows, in sentences; what the dots and bars are follows from the number of seeds."""
+    """Return the caption of the figure. It explains dots and bars according to the number of seeds."""
     table = points(study, confidence)
     seeds = f"{table['n'].min()}" if table["n"].nunique() == 1 else f"{table['n'].min()} to {table['n'].max()}"
     quantity = "Share of the gap from none to full that is closed" if relative else f"Score on {study.score_split}"
@@ -148,7 +148,7 @@ def _table(study: Study, x: str, relative: bool, confidence: float) -> pd.DataFr
 def _gains(study: Study, table: pd.DataFrame, x: str, confidence: float) -> pd.DataFrame:
     if x != "kept_per_example":
         return marginal_utility(study, confidence, x)
-    # Values kept are the fraction times the same number for every spec, so that doublings are the same.
+    # Values kept are proportional to the fraction, so the doublings are the same.
     full_values = float((table[x] / table["fraction"]).median())
     gains = marginal_utility(study, confidence, "fraction")
     return gains.assign(**{column: gains[column] * full_values for column in ("low_x", "high_x", "at")})
@@ -174,7 +174,7 @@ def _draw_curve(axes: Axes, study: Study, table: pd.DataFrame, x: str, column: s
         at = pd.Series(aside(axes, _positive(line, x), seen.shift), index=line.index)
         if shared:  # one point, where all lines end
             at[shared] = scaled(line.loc[shared, x], x)
-        # Specs of several dimensions are no path along which one thing grows: their line only guides the eye.
+        # Where several dimensions vary, neighbouring specs are not steps of one quantity: the line only guides the eye.
         guide: dict[str, Any] = (
             {"alpha": 0.35, "lw": 0.8} if study.dimension == "joint" and len(names) > LABELLED else {}
         )
@@ -194,11 +194,11 @@ def _draw_curve(axes: Axes, study: Study, table: pd.DataFrame, x: str, column: s
     axes.update_datalim([(axes.get_xlim()[0], level) for level in levels], updatex=False)
     axes.margins(y=0.06)
     axes.autoscale_view(scalex=False)
-    if len(look) > CROWDED:  # the means are to be told apart; intervals are cut off
+    if len(look) > CROWDED:  # scale to the means, so that they can be told apart; intervals are cut off
         heights = [*levels, *(100 * table[column].dropna())]
         room = 0.15 * (max(heights) - min(heights) or 1.0)
         axes.set_ylim(min(heights) - room, max(heights) + room)
-    if column != "mean":  # Fieller's intervals may be very wide, and would press all else flat
+    if column != "mean":  # Fieller's intervals may be very wide, and would flatten everything else
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, -150), min(high, 300))
 
@@ -212,7 +212,7 @@ def _draw_points(
     look: Look,
     label: str,
 ) -> None:
-    """Means with their intervals, and the trials, of the points whose places along x are ``at``."""
+    """Draw the means of points with their intervals and trials; ``at`` holds their places along x, by name."""
     low, high = ("low", "high") if column == "mean" else ("relative_low", "relative_high")
     mean = 100 * table.loc[at.index, column].to_numpy()
     edge = style.INK if look.colour == "white" else look.colour
@@ -228,7 +228,10 @@ def _draw_points(
 
 
 def _levels(study: Study, table: pd.DataFrame, column: str) -> list[tuple[str, float]]:
-    """The arms that are horizontal lines, and at what height; full only where all specs are held against the same."""
+    """Return the arms that are drawn as horizontal lines, with their heights.
+
+    *full* is among them only where all specs are compared with the same *full* point.
+    """
     others = table[~table["arm"].isin(("spec", "full"))]
     references = set(study.points.loc[study.points["arm"] != "none", "reference"]) - {""}
     full = table[table["name"].isin(references)] if len(references) == 1 else table.iloc[:0]
@@ -259,7 +262,7 @@ def _draw_gains(axes: Axes, gains: pd.DataFrame, x: str, look: Mapping[str, Look
 
 
 def _head(figure: Figure, axes: Axes, study: Study, look: Mapping[str, Look], title: str) -> None:
-    """The headline, and which look is which strategy."""
+    """Draw the headline, and a legend of the strategies."""
     if title:
         axes.set_title(study.title, loc="left", fontsize=style.SMALL)
     if len(look) > 1:
@@ -268,7 +271,7 @@ def _head(figure: Figure, axes: Axes, study: Study, look: Mapping[str, Look], ti
             for strategy, seen in look.items()
         ]
         columns = legend_columns(list(look))
-        # The headline is the legend's: beside it they would lie on each other.
+        # The headline is the legend's title: a separate headline would overlap the legend.
         legend = figure.legend(handles=handles, loc="outside upper left", ncols=columns, handlelength=3, title=title)
         legend.set_alignment("left")
         legend.get_title().set(fontsize=10, fontweight="bold")
@@ -277,7 +280,7 @@ def _head(figure: Figure, axes: Axes, study: Study, look: Mapping[str, Look], ti
 
 
 def _name_points(axes: Axes, table: pd.DataFrame, x: str, column: str) -> None:
-    """Name the specs, off all that is drawn; none where there are too many."""
+    """Write the specs' names where they cover nothing. Too many specs get no names."""
     specs = table[(table["arm"] == "spec") & table[column].notna()]
     if len(specs) > LABELLED:
         return

@@ -1,4 +1,4 @@
-"""What a search saw: losses against full HSK by bytes, screened and confirmed, and what may be lost."""
+"""The figure of a search: losses against full HSK by bytes, screened and confirmed, and the allowed loss."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LOOK = {
     "too little": (style.COLOURS[3], "s", style.COLOURS[3]),
     "not resolved": (style.PALE, "D", "white"),
 }
-"""Colour, marker and filling of what fresh seeds say."""
+"""Colour, marker and filling of each verdict on fresh seeds."""
 
 
 def minimum_figure(tests: pd.DataFrame, screened: pd.DataFrame, limit: float, gap: float) -> Figure:
@@ -22,8 +22,8 @@ def minimum_figure(tests: pd.DataFrame, screened: pd.DataFrame, limit: float, ga
     Args:
         tests: columns bytes_per_example, loss, low, high, verdict: of candidates on fresh seeds.
         screened: columns bytes_per_example, loss (of the trials), expected, spread: of candidates on search seeds.
-        limit: loss that may be (a share of 1).
-        gap: full - none, likewise.
+        limit: the allowed loss (a share of 1).
+        gap: full - none (a share of 1).
     """
     with style.canvas((style.FULL, 3.2)) as figure:
         axes = figure.subplots()
@@ -74,7 +74,7 @@ def minimum_figure(tests: pd.DataFrame, screened: pd.DataFrame, limit: float, ga
 
 
 def caption(confidence: float) -> str:
-    """What the figure shows, in sentences."""
+    """Return the caption of the figure."""
     return (
         f"Mean loss against full HSK by bytes. Bars: one-sided {100 * confidence:g} % bounds that hold over all looks. "
         "A candidate is enough if its bar ends below the line of what may be lost."

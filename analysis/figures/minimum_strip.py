@@ -1,4 +1,4 @@
-"""The strip below a curve that says between which amounts the least that is enough lies."""
+"""The strip below a curve: the span of amounts in which the least sufficient amount lies."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from hskd.analysis.figures.axes import Look, scaled
 from hskd.analysis.stats.sufficiency import Sufficiency
 
 LONGEST_NAME = 26
-"""Characters of a strategy that is named beside its row."""
+"""Most characters of a strategy's name that is written beside its row."""
 
 
 def draw_minimum(
     axes: Axes, minimum: Sequence[Sufficiency], table: pd.DataFrame, x: str, look: Mapping[str, Look]
 ) -> None:
-    """Draw a row for each strategy: from what is shown not to be enough (open marker) to what is enough (filled).
+    """Draw a row per strategy, from the largest insufficient amount (open marker) to the least sufficient one (filled).
 
-    A single row shades that span in every panel of the figure.
+    If there is only one row, its span is shaded in every panel of the figure.
 
     Args:
         axes: the strip, whose limits along x are set.
         minimum: the answers.
-        table: the points of the study, as ``analysis.curves.points`` gives them.
+        table: the points of the study, as :func:`hskd.analysis.stats.curves.points` returns them.
         x: the column of ``table`` along x.
-        look: of each strategy.
+        look: the look of each strategy.
     """
     amounts = scaled(table.set_index("name")[x], x)
     left, right = axes.get_xlim()
     axes.set_ylim(len(minimum) - 0.5, -0.5)
     names = [one.strategy or "minimum" for one in minimum]
-    # Long names would take the room of the curve; the legend has them, beside the markers.
+    # Long names would take space from the curve. Markers stand for them, which the legend explains.
     named = max(map(len, names)) <= LONGEST_NAME
     axes.set_yticks(range(len(minimum)), names if named else [""] * len(names))
     axes.tick_params(axis="both", which="both", length=0)
@@ -64,7 +64,7 @@ def draw_minimum(
 
 
 def _beside(axes: Axes, x: float, y: float, text: str) -> None:
-    """Write to the right of a place, or to its left where the axes end."""
+    """Write a text to the right of a place, or to its left near the right end of the axes."""
     at_left = axes.transLimits.transform((np.log10(x), 0))[0] > 0.8
     axes.annotate(
         text,

@@ -1,4 +1,4 @@
-"""Where the next byte goes: what a little more of each dimension gains, from each point of the Pareto front."""
+"""The figure of the best next step: the gain from a little more of each dimension, at each Pareto-front point."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _LOOK = dict(zip(DIMENSIONS, zip(style.COLOURS, ("", "//", "\\\\", "xx", ".."), 
 
 
 def next_byte_figure(study: Study, steps: pd.DataFrame) -> Figure:
-    """Draw the score gained per doubling of bytes, for the table of :func:`hskd.analysis.stats.joint.next_byte`.
+    """Draw the score gained per doubling of bytes, from the table of :func:`hskd.analysis.stats.joint.next_byte`.
 
     Raises:
-        HskdError: no point of the front has a neighbour that takes more bytes.
+        HskdError: no point of the front has a neighbour with more bytes.
     """
     known = steps[steps["gain_per_doubling"].notna()]
     if known.empty:
@@ -51,7 +51,7 @@ def next_byte_figure(study: Study, steps: pd.DataFrame) -> Figure:
 
 
 def caption(steps: pd.DataFrame, confidence: float) -> str:
-    """What the figure shows, in sentences."""
+    """Return the caption of the figure."""
     text = (
         "From each point of the Pareto front to its neighbour with the next larger amount of one dimension: score "
         "gained for each doubling of the bytes."

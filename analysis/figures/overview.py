@@ -1,4 +1,4 @@
-"""Several grids of one student in one picture: which dimension gives most for least."""
+"""The overview figure: several grids of one student in one picture, to compare the dimensions."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class Line(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The dimension that varies, and how it is chosen where the study has several ways."""
+        """The dimension that varies, and the strategy where it has a name."""
         return self.study.dimension_of([self.strategy]) + (f", {self.strategy}" if self.strategy else "")
 
 
 def overview_figure(lines: Sequence[Line], x: str = AMOUNT_COLUMNS[0], confidence: float = CONFIDENCE) -> Figure:
-    """Draw score against amount of HSK, a line for each of ``lines``, each ending in the full HSK of its mapping.
+    """Draw score against amount of HSK, with a line per strategy. Each line ends in the full HSK of its mapping.
 
     Args:
-        lines: strategies of studies that differ in their specs alone; *none*, *full* and the teacher of the first are
-            drawn as levels.
+        lines: strategies of studies that differ only in their specs. The levels of *none*, *full* and the teacher are
+            those of the first.
         x: ``bytes_per_example`` or ``fraction``.
         confidence: of the t-intervals.
 
@@ -62,7 +62,7 @@ def overview_figure(lines: Sequence[Line], x: str = AMOUNT_COLUMNS[0], confidenc
         axes = figure.subplots()
         amount_axis(axes, x, np.concatenate([scaled(table[x].to_numpy(np.float64), x) for table in tables]))
         for table, (label, look) in zip(tables, looks(labels).items(), strict=True):
-            # The axis is long, and points of one amount are few.
+            # A third of the usual shift is enough: the axis is long, and few points share an amount.
             at = aside(axes, scaled(table[x].to_numpy(np.float64), x), look.shift / 3)
             mean = 100 * table["mean"].to_numpy()
             bars = np.stack([mean - 100 * table["low"], 100 * table["high"] - mean])

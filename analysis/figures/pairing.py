@@ -1,4 +1,4 @@
-"""Two studies paired by seed: the difference at each of their points, with its interval."""
+"""The figure of two studies paired by seed: the difference at each point, with its interval."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from hskd.analysis.figures.axes import MINUS, difference_row, row_names
 
 
 def pairing_figure(pairs: pd.DataFrame, first: str, second: str, above_none: bool = False) -> Figure:
-    """Draw :func:`hskd.analysis.stats.pairing.pair`, a row per point, in points; filled where the difference is shown.
+    """Draw a row per point of the table of :func:`hskd.analysis.stats.pairing.pair`, in points of score.
+
+    Significant differences are filled.
 
     Args:
-        pairs: at least one row.
-        first: what the first results are called.
-        second: what the second are called.
-        above_none: what was compared, for the axis.
+        pairs: the table, with at least one row.
+        first: name of the first results.
+        second: name of the second results.
+        above_none: whether gains over *none* were compared; only the axis label depends on it.
     """
     with style.canvas((style.FULL, 0.2 * len(pairs) + 0.8)) as figure:
         axes = figure.subplots()

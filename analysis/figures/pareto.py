@@ -1,4 +1,4 @@
-"""The Pareto front: the points of a study that no other beats at its price in bytes."""
+"""The Pareto figure: score against bytes, with the points that no other point beats joined."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ _X = "bytes_per_example"
 
 
 def pareto_figure(study: Study, pareto: pd.DataFrame) -> Figure:
-    """Draw score against bytes an example for a table of :func:`hskd.analysis.stats.joint.pareto`, its front joined.
+    """Draw score against bytes an example, from the table of :func:`hskd.analysis.stats.joint.pareto`.
 
-    Where there are several strategies, each has its colour and marker, filled on the front.
+    A line joins the points of the front. Where there are several strategies, each has its own colour and marker, filled
+    on the front.
 
     Raises:
         HskdError: no point of the front takes any bytes.
@@ -57,17 +58,17 @@ def pareto_figure(study: Study, pareto: pd.DataFrame) -> Figure:
         figure.draw_without_rendering()
         level_lines(axes, levels)
         style.settle(figure)
-        # Of several strategies the colour says the rest of a name.
+        # With several strategies, the colour stands for the rest of a name.
         texts = front["name"].str.split(",").str[0] if several else front["name"]
         labels = list(zip(front[_X], mean, texts, strict=True))
         beaten = np.stack([rest[_X], 100 * rest["mean"]], axis=1)
-        # A marker takes the room of several points of a line.
+        # Repeated, because a marker covers as much as several points of a line.
         style.label_points(axes, labels, np.concatenate([style.drawn(axes), *[beaten] * 5]))
         return figure
 
 
 def _draw_strategies(axes: Axes, study: Study, table: pd.DataFrame) -> None:
-    """The points of each strategy, and of *full*: filled on the front, hollow and small where beaten."""
+    """Draw the points of each strategy and of *full*: filled on the front, hollow and small off it."""
     look: dict[str | None, Look] = dict(looks(study.strategies).items())
     look[None] = Look(style.INK, "o", "-", 0.0)
     for strategy, seen in look.items():
@@ -83,10 +84,10 @@ def _draw_strategies(axes: Axes, study: Study, table: pd.DataFrame) -> None:
 
 
 def caption(pareto: pd.DataFrame, confidence: float) -> str:
-    """What the figure shows, in sentences."""
+    """Return the caption of the figure."""
     bars = f" Bars: {100 * confidence:g} % t-intervals." if pareto["n"].max() > 1 else ""
     return (
-        "Score against bytes an example on disk. On the front is what no other point beats by scoring as much for "
-        "less; what is beaten is hollow or pale. It is the front of the means that were measured: chance lifts points "
-        f"onto it.{bars}"
+        "Score against bytes an example on disk. A point is on the front if no other point scores as much with fewer "
+        "bytes; points off the front are hollow or pale. This is the front of the measured means, so chance lifts some "
+        f"points onto it.{bars}"
     )

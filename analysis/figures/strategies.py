@@ -1,4 +1,4 @@
-"""Strategies compared in pairs: a forest plot of the differences, each with its interval."""
+"""The forest plot of strategies compared in pairs: each difference with its interval."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from hskd.errors import HskdError
 
 
 def strategies_figure(comparison: pd.DataFrame) -> Figure:
-    """Draw the differences of :func:`hskd.analysis.stats.strategies.compare_strategies`, a row per pair, in points.
+    """Draw a row per pair of :func:`hskd.analysis.stats.strategies.compare_strategies`, in points of score.
 
     Raises:
-        HskdError: there is no pair.
+        HskdError: the table has no pair.
     """
     if comparison.empty:
         raise HskdError("strategies: only one per dimension, so there is nothing to compare.")
@@ -44,7 +44,7 @@ def strategies_figure(comparison: pd.DataFrame) -> Figure:
 
 
 def caption(comparison: pd.DataFrame, confidence: float) -> str:
-    """What the figure shows, in sentences."""
+    """Return the caption of the figure."""
     low, high = int(comparison["n"].min()), int(comparison["n"].max())
     seeds = f"{low} seed{'' if low == 1 else 's'}" if low == high else f"{low} to {high} seeds"
     text = (

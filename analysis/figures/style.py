@@ -1,4 +1,4 @@
-"""One style for every figure: size, fonts, colours, label placement, and how a figure reaches the disk."""
+"""The common style of all figures: size, fonts, colours, label placement, and saving."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from hskd.errors import HskdError
 from hskd.io import atomic_path
 
 COLUMN, FULL = 3.3, 6.8
-"""Inches: the width of a column, and of a page's text. Fonts are set for a figure printed at its own size."""
+"""Widths of a column and of a page's text, in inches. Font sizes suit a figure that is printed at its own size."""
 SIZE = (FULL, 4.0)
 DPI = 300
-SMALL = 7.0  # points: the text of labels and footnotes; nothing is smaller
+SMALL = 7.0  # font size in points of labels and footnotes, the smallest in any figure
 
 INK = "#222222"
 PALE = "#8c8c8c"
@@ -41,7 +41,7 @@ DASHES: dict[str, Any] = {
     "gold": (0, (6, 2, 1, 2)),
     "shuffled": (0, (3, 2, 1, 2, 1, 2)),
 }
-"""Horizontal lines are told apart by these and by their names; colour is left to the strategies."""
+"""Dashes of the horizontal lines. They differ by dashes and names, because colours belong to the strategies."""
 
 _RC = {
     **seaborn.axes_style("ticks"),
@@ -61,7 +61,7 @@ _RC = {
     "lines.linewidth": 1.2,
     "lines.markersize": 4,
     "savefig.dpi": DPI,
-    "text.parse_math": False,  # names are the user's: a pair of dollar signs in one is no formula
+    "text.parse_math": False,  # names come from the user, so a pair of dollar signs is not a formula
     "text.color": INK,
     "xtick.color": INK,
     "xtick.labelsize": SMALL,
@@ -74,15 +74,15 @@ _RC = {
     "ytick.major.size": 3,
     "ytick.major.width": 0.7,
 }
-# Without a salt the names inside an SVG are random; with the fonts drawn as paths it looks the same everywhere.
+# Without a salt the ids inside an SVG are random. Fonts drawn as paths look the same on every machine.
 _SVG = {"svg.hashsalt": "hskd", "svg.fonttype": "path"}
 
 
 @contextmanager
 def canvas(size: tuple[float, float]) -> Iterator[Figure]:
-    """An empty figure of ``size`` inches in the project's style, whose parts make room for each other's labels.
+    """Yield an empty figure of ``size`` inches in the project's style, with constrained layout.
 
-    It has its own Agg canvas and never enters pyplot's list: no display is needed and there is nothing to close.
+    The figure has its own Agg canvas and is unknown to pyplot, so it needs no display and need not be closed.
     """
     with matplotlib.rc_context(_RC):
         made = Figure(figsize=size, layout="constrained")
@@ -92,9 +92,9 @@ def canvas(size: tuple[float, float]) -> Iterator[Figure]:
 
 @contextmanager
 def figure(size: tuple[float, float] = SIZE) -> Iterator[tuple[Figure, Axes]]:
-    """A figure of ``size`` inches with one pair of axes, in the project's style; margins are the caller's.
+    """Yield a figure like that of :func:`canvas`, with one pair of axes and without automatic layout.
 
-    As :func:`canvas`, but for that.
+    The caller sets the margins.
     """
     with canvas(size) as made:
         made.set_layout_engine("none")
@@ -102,15 +102,15 @@ def figure(size: tuple[float, float] = SIZE) -> Iterator[tuple[Figure, Axes]]:
 
 
 def settle(figure: Figure) -> None:
-    """Arrange the parts of a :func:`canvas` now, and leave them where they are: what follows is placed in pixels."""
+    """Lay out a :func:`canvas` now and freeze the layout, so that labels can then be placed in pixels."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write ``figure`` to ``path``, whole or not at all; returns ``path``.
+    """Write ``figure`` to ``path`` atomically, and return ``path``.
 
-    Equal figures give equal bytes: nothing in the file says when it was made.
+    Equal figures give equal bytes, because the file holds no date.
 
     Raises:
         HskdError: ``path`` does not end in ``.png`` (300 dots per inch) or ``.svg``, or cannot be written.
@@ -126,20 +126,20 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def _reduce_colours(path: Path) -> None:
-    """Write a PNG again with 64 colours: a quarter of the bytes, and no difference to the eye."""
+    """Rewrite a PNG with 64 colours. It takes a quarter of the bytes and looks the same."""
     with Image.open(path) as image:
         reduced = image.convert("RGB").quantize(64, dither=Image.Dither.NONE)
     reduced.save(path, format="PNG", optimize=True, dpi=(DPI, DPI))
 
 
 def spread(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Move ``positions`` as little as needed to lie ``gap`` apart, in the same order, within ``low`` .. ``high``.
+    """Return ``positions``, moved little, at least ``gap`` apart, in the same order and within ``low`` .. ``high``.
 
-    All in one unit. Where they cannot all fit, the topmost go beyond ``high``.
+    All arguments have the same unit. If the positions do not all fit, the highest ones exceed ``high``.
     """
     order = sorted(range(len(positions)), key=lambda index: positions[index])
     placed = [positions[index] for index in order]
-    # Neighbours that are too close push each other apart by halves, so that a crowd stays centred on its lines.
+    # Neighbours that are too close push each other apart equally, so that a group stays centred on its lines.
     for _ in range(200):
         for i in range(len(placed) - 1):
             push = (gap - (placed[i + 1] - placed[i])) / 2
@@ -155,16 +155,16 @@ def spread(positions: Sequence[float], gap: float, low: float, high: float) -> l
 
 
 def pixels_per_point(axes: Axes) -> float:
-    """Pixels of the figure of ``axes`` in one point (1/72 inch)."""
+    """Return the pixels per point (1/72 inch) of the figure of ``axes``."""
     root = axes.get_figure(root=True)
     assert root is not None, "axes without a figure"
     return root.dpi / 72
 
 
 def drawn(axes: Axes) -> np.ndarray:
-    """Points along every line in ``axes``, bars too, 1/72 inch apart: ``(n, 2)``, in data units.
+    """Return points 1/72 inch apart along every line and error bar in ``axes``: ``(n, 2)``, in data units.
 
-    Markers that no line joins are not among them. The limits of ``axes`` and the margins of its figure must be final.
+    Markers without a line are left out. The limits of ``axes`` and the margins of its figure must be final.
     """
     paths = [
         line.get_transform().transform_path(line.get_path()) for line in axes.lines if line.get_linestyle() != "None"
@@ -184,14 +184,14 @@ def drawn(axes: Axes) -> np.ndarray:
 
 
 def label_points(axes: Axes, labels: Sequence[tuple[float, float, str]], avoid: np.ndarray) -> None:
-    """Write each label ``(x, y, text)``, in data units, beside its point where it covers least.
+    """Write each label ``(x, y, text)``, in data units, near its point, where it covers least.
 
-    The limits of ``axes`` and the margins of its figure must be final: positions are settled in pixels.
+    Positions are computed in pixels, so the limits of ``axes`` and the margins of its figure must be final.
 
     Args:
-        axes: where to write.
+        axes: the axes to write in.
         labels: the points and their texts, written in this order.
-        avoid: what a text should not cover (curves, bars, lines), as points about 1/72 inch apart, ``(n, 2)`` in data
+        avoid: curves, bars and lines that a text should not cover, as points about 1/72 inch apart, ``(n, 2)`` in data
             units; see :func:`drawn`.
     """
     points_to_pixels = pixels_per_point(axes)
@@ -228,7 +228,7 @@ def label_points(axes: Axes, labels: Sequence[tuple[float, float, str]], avoid: 
                 markers &= (anchors[:, 1] > y0 - 2 * pad) & (anchors[:, 1] < y1 + 2 * pad)
                 texts = sum(x0 < b[2] and b[0] < x1 and y0 < b[3] and b[1] < y1 for b in taken)
                 outside = x0 < frame.x0 or x1 > frame.x1 or y0 < frame.y0 or y1 > frame.y1
-                # Legible comes first, then off the other points, then off the lines, then near its own point.
+                # In order of importance: legible, off other points, off lines, near its own point.
                 cost = 10_000 * (texts + outside) + 300 * int(markers.sum()) + 3 * int(inside.sum()) + distance
                 if cost < best_cost:
                     best, best_cost, best_distance = (dx, dy), cost, distance

@@ -1,4 +1,4 @@
-"""Why an amount is called enough, or not: losses against full HSK with their one-sided bounds, and the margin."""
+"""The figure behind a verdict of sufficiency: losses against full HSK with one-sided bounds, and the margin."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _COLUMNS = 3
 
 
 def sufficiency_figure(answers: Sequence[Sufficiency]) -> Figure:
-    """Draw the tests behind the answers of :func:`~hskd.analysis.stats.sufficiency.minimum_sufficient`, by strategy.
+    """Draw the tests of :func:`~hskd.analysis.stats.sufficiency.minimum_sufficient`, with a panel per strategy.
 
     Raises:
-        HskdError: none of them has a test.
+        HskdError: no answer has a test.
     """
     tested = [answer for answer in answers if not answer.tests.empty]
     if not tested:
@@ -54,12 +54,12 @@ def sufficiency_figure(answers: Sequence[Sufficiency]) -> Figure:
 
 
 def caption(answers: Sequence[Sufficiency]) -> str:
-    """What the figure shows, in sentences."""
+    """Return the caption of the figure."""
     first = answers[0]
     text = (
         f"Mean loss against full HSK at each amount, with its one-sided {100 * first.confidence:g} % bounds. Dashed: "
-        f"the margin, {first.margin}. Enough is what has its upper bound left of it, with all larger amounts; not "
-        "enough what has its lower bound right of it, with all smaller ones."
+        f"the margin, {first.margin}. An amount is enough if its upper bound, and that of every larger amount, is left "
+        "of the margin. It is not enough if its lower bound, and that of every smaller amount, is right of it."
     )
     scope = "new test examples like these" if first.new_examples else "these very test examples"
     return f"{text} The bounds speak of {scope}."
@@ -75,7 +75,7 @@ def _draw(axes: Axes, answer: Sufficiency) -> None:
         if np.isfinite(bounds).all():
             axes.plot(bounds, [y, y], color=colour, lw=1.2, zorder=2)
         axes.plot(100 * row["loss"], y, marker=marker, color=colour, mfc=fill, zorder=3)
-    # The panel's title says the rest of a name.
+    # The panel's title holds the rest of a name.
     row_names(axes, [(y, name.split(",")[0]) for y, name in enumerate(tests["name"])])
     if answer.strategy:
         axes.set_title(answer.strategy, fontsize=style.SMALL, loc="left")

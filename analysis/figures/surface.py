@@ -1,4 +1,4 @@
-"""Scores over all three dimensions at once, as heat maps: a panel per number of layers, tokens against neurons."""
+"""Heat maps of scores over depth, length and width: a panel per number of layers, tokens against neurons."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from hskd.analysis.figures.axes import fill_last_row, plain
 from hskd.errors import HskdError
 
 _CELL = 0.34, 0.24  # inches: room for a score in the smallest font
-_SIDES = 1.1  # inches that axis, names and colour bar take
+_SIDES = 1.1  # inches for the axis, its labels and the colour bar
 
 
 def surface_figure(surface: pd.DataFrame) -> Figure:
-    """Draw the mean scores of :func:`hskd.analysis.stats.joint.surface`, in per cent; what was not run is hatched.
+    """Draw the mean scores of :func:`hskd.analysis.stats.joint.surface`, in per cent.
 
-    Of several strategies or precisions, the one of the most points is drawn (:func:`chosen`).
+    Cells that were not run are hatched. Of several strategies or precisions, the one with the most points is drawn
+    (:func:`chosen`).
 
     Raises:
-        HskdError: there is no point.
+        HskdError: the table has no point.
     """
     if surface.empty:
         raise HskdError("joint: no point whose amounts are numbers, so there is no surface.")
@@ -36,7 +37,7 @@ def surface_figure(surface: pd.DataFrame) -> Figure:
     panel = max(_CELL[0] * len(neurons), 0.8)
     columns = max(1, min(len(layers), int((style.FULL - _SIDES) / (panel + 0.15))))
     rows = -(-len(layers) // columns)
-    # Cells of one size whatever their number: few ones do not swell to fill the page.
+    # Cells keep their size, so that a small table is not stretched to the width of the page.
     width = min(style.FULL, max(columns * (1.35 * panel + 0.15) + _SIDES, style.COLUMN))
     with style.canvas((width, rows * (_CELL[1] * len(tokens) + 0.3) + 0.45)) as figure:
         figure.get_layout_engine().set(h_pad=0.05)  # type: ignore[union-attr,call-arg]
@@ -58,7 +59,7 @@ def surface_figure(surface: pd.DataFrame) -> Figure:
 
 
 def caption(surface: pd.DataFrame) -> str:
-    """What the figure shows, in sentences."""
+    """Return the caption of the figure."""
     table = chosen(surface)
     seeds = sorted(table["n_seeds"].unique())
     count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
@@ -67,15 +68,15 @@ def caption(surface: pd.DataFrame) -> str:
     strategies = [name for name in table["strategy"].unique() if name]
     if len(table) < len(surface):
         named = f" of {strategies[0]}" if strategies else ""
-        text += f" The {len(table)} of {len(surface)} points{named} that one picture can show."
+        text += f" Shows {len(table)} of {len(surface)} points{named}; one picture cannot show the others."
     return text
 
 
 def chosen(surface: pd.DataFrame) -> pd.DataFrame:
-    """The part of a surface that one figure can show: one strategy and precision, one point at each place."""
+    """Return the part of a surface that one figure can show: one strategy and precision, one point per cell."""
     sizes = surface.groupby(["strategy", "precision"], sort=False).size()
     strategy, precision = sizes.index[int(sizes.to_numpy().argmax())]
-    # A point without a strategy (full) belongs to every one.
+    # A point without a strategy (full) belongs to every strategy.
     fits = surface["strategy"].isin([strategy, ""]) & (surface["precision"] == precision)
     return surface[fits].drop_duplicates(["n", "k", "w"])
 

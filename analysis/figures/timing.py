@@ -1,4 +1,4 @@
-"""Figures of timing: how much faster offline is than online, and when a store has paid for itself."""
+"""Figures of timing: the speed-up of offline over online distillation, and when a store has paid for itself."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _PASSES = np.geomspace(1, 1000, 200)
 
 
 def speedup_figure(table: pd.DataFrame) -> Figure:
-    """Speed-up of offline over online distillation, with quartiles, the ceiling and what the paper reports.
+    """Draw the speed-up of offline over online distillation, with quartiles, the ceiling and the paper's range.
 
     Args:
-        table: see :func:`hskd.analysis.stats.timing.speedups`.
+        table: the table of :func:`hskd.analysis.stats.timing.speedups`.
     """
     students = list(dict.fromkeys(table["student"]))
     settings = list(dict.fromkeys(zip(table["lengths"], table["dtype"], strict=True)))
@@ -57,10 +57,10 @@ def speedup_figure(table: pd.DataFrame) -> Figure:
 
 
 def payback_figure(table: pd.DataFrame) -> Figure:
-    """Speed-up with the extraction counted in, by the epochs that all trials of a store train together.
+    """Draw the speed-up, extraction included, against the total epochs of all trials that share a store.
 
     Args:
-        table: see :func:`~hskd.analysis.stats.timing.speedups`; padded rows are left out where there are others.
+        table: the table of :func:`~hskd.analysis.stats.timing.speedups`. Padded rows are left out if there are others.
     """
     real = table[~table["lengths"].str.startswith("pad")]
     rows = real if len(real) else table

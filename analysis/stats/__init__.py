@@ -1,1 +1,1 @@
-"""Statistics of a table of trials: points, intervals, tests and the verdicts that follow from them."""
+"""Statistics of a table of trials: points, intervals, tests and verdicts."""

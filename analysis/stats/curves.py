@@ -1,6 +1,6 @@
-"""Scores against amount of HSK: every point with its intervals, and what each doubling of the amount gains.
+"""Score against amount of HSK: points with their intervals, and the gain from each doubling of the amount.
 
-All differences are taken seed by seed: trials of one seed saw the same batches in the same order.
+All differences are paired by seed, because trials of one seed see the same batches in the same order.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hskd.analysis.stats.examples import Answers
 
 CLOSE = 0.5
-"""Doublings: points nearer to each other than this are one step of :func:`marginal_utility`."""
+"""In doublings: points closer than this are one step of :func:`marginal_utility`."""
 
 NONE = "none"
 _NOTHING = Interval(math.nan, math.nan, math.nan, 0)
@@ -29,10 +29,10 @@ _STEP_COLUMNS = ["strategy", "from_name", "to_name", "low_x", "high_x", "at", "g
 
 
 def contrast(study: Study, weights: Mapping[str, float], answers: Answers | None = None) -> Estimate:
-    """The mean over seeds of a weighted sum of points' scores, such as ``{"full": 1, "none": -1}``.
+    """Return the mean over seeds of a weighted sum of points' scores, such as ``{"full": 1, "none": -1}``.
 
-    Only the seeds that all the points share count. With ``answers`` the variance is that for new test examples like
-    these, else for these very ones.
+    Only seeds that all the points share are used. With ``answers``, the variance covers new test examples of the same
+    kind; without, only these test examples.
     """
     scores = study.scores
     values = np.sum([weight * scores[name].to_numpy(np.float64) for name, weight in weights.items()], axis=0)
@@ -44,20 +44,26 @@ def contrast(study: Study, weights: Mapping[str, float], answers: Answers | None
 
 
 def points(study: Study, confidence: float = CONFIDENCE, answers: Answers | None = None) -> pd.DataFrame:
-    """Every point of a study with its intervals, by rising amount.
+    """Return every point of a study with its intervals, by rising amount.
 
     Args:
         study: the trials.
         confidence: of the two-sided t-intervals over seeds.
-        answers: widens the intervals to hold for new test examples like these, not only for these.
+        answers: if given, the intervals also cover new test examples of the same kind, and are wider.
 
     Returns:
-        A row per point. arm, name, strategy; fraction, kept_per_example (values kept of an example, NaN where the
-        table does not say), bytes_per_example and bytes_share (of full HSK's in fp16, NaN where no such trial is in the
-        table); mean, low, high (shares of 1) and n (seeds); above_none and its
-        bounds (shares of 1, paired by seed); relative and its bounds (share of the gap from *none* to the *full* of
-        the same mapping that is closed: Fieller's interval). NaN bounds where they need two seeds or more, and those
-        of ``relative`` where the gap is not shown to differ from 0; NaN where there is no *none* or *full*.
+        A row per point, with these columns:
+
+        * arm, name, strategy;
+        * fraction; kept_per_example (values kept of an example, NaN where the table does not say); bytes_per_example;
+          bytes_share (of full HSK's bytes in fp16, NaN where the table has no such trial);
+        * mean, low, high (shares of 1) and n (seeds);
+        * above_none and its bounds (shares of 1, paired by seed);
+        * relative and its bounds: the share of the gap from *none* to the *full* of the same mapping that is closed,
+          with Fieller's interval.
+
+        Bounds are NaN with fewer than two seeds. The bounds of ``relative`` are also NaN where the gap is not shown to
+        differ from 0. Columns that need *none* or *full* are NaN where that arm is missing.
     """
     rows = []
     has_none = NONE in study.points.index
@@ -79,10 +85,10 @@ def points(study: Study, confidence: float = CONFIDENCE, answers: Answers | None
 
 
 def marginal_utility(study: Study, confidence: float = CONFIDENCE, x: str = AMOUNT_COLUMNS[0]) -> pd.DataFrame:
-    """What the student's score gains for each doubling of the HSK, from one step of a strategy to the next.
+    """Return the student's gain in score per doubling of the HSK, from each step of a strategy to the next.
 
-    The steps of a strategy end with the *full* of its mapping. Points closer than half a doubling are pooled first:
-    the mean of their scores, at the geometric mean of their amounts. *none* is no step, as nothing doubles to it.
+    The last step of a strategy is the *full* of its mapping. Points closer than half a doubling are pooled first: the
+    mean of their scores, at the geometric mean of their amounts. *none* is not a step, because its amount is 0.
 
     Args:
         study: the trials.
@@ -91,7 +97,7 @@ def marginal_utility(study: Study, confidence: float = CONFIDENCE, x: str = AMOU
 
     Returns:
         A row per pair of neighbouring steps: strategy; from_name and to_name (pooled names joined by `` + ``); low_x,
-        high_x and ``at``, their geometric mean; gain, low, high (shares of 1 for each doubling); n (seeds).
+        high_x and ``at``, their geometric mean; gain, low, high (shares of 1 per doubling); n (seeds).
 
     Raises:
         HskdError: ``x`` is not a column of amounts.
@@ -119,13 +125,13 @@ def _relative(study: Study, name: str, full: str, confidence: float, answers: An
         return _NOTHING
     if answers is not None:
         here, anew = _ratio(study, name, full, confidence, None), _ratio(study, name, full, confidence, answers)
-        # As in Estimate: what holds for new examples is not narrower. NaN, where either is unbounded, stays.
+        # As in Estimate: an interval for new examples is never the narrower one. NaN stays where either is unbounded.
         return here._replace(low=float(np.minimum(here.low, anew.low)), high=float(np.maximum(here.high, anew.high)))
     return _ratio(study, name, full, confidence, None)
 
 
 def _ratio(study: Study, name: str, full: str, confidence: float, answers: Answers | None) -> Interval:
-    # Only the seeds of all three count, in each of the estimates, so the point joins the others with weight 0.
+    # Each estimate must use the seeds that all three points share, so the others join it with weight 0.
     seeds = {name: 0.0, full: 0.0, NONE: 0.0}
     numerator = contrast(study, seeds | _difference(name, NONE), answers)
     denominator = contrast(study, seeds | _difference(full, NONE), answers)
@@ -141,7 +147,7 @@ def _kept(study: Study) -> pd.Series[float]:
 
 
 def _pool(amounts: dict[str, float]) -> list[tuple[list[str], float]]:
-    """The steps of :func:`marginal_utility`: names, and the geometric mean of their amounts, ascending."""
+    """Return the steps of :func:`marginal_utility`: names and the geometric mean of their amounts, ascending."""
     groups = [[name] for name in sorted(amounts, key=amounts.__getitem__)]
 
     def at(group: list[str]) -> float:

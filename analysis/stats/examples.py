@@ -1,4 +1,4 @@
-"""What each trial answered on each test example: how much of a score is the luck of these very examples."""
+"""Predictions of trials on the test examples, to estimate how scores would vary with other test examples."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from hskd.results import LABELS_FILE, ResultsFolder
 from hskd.trials.result import TrialResult
 
 BLOCKS = 100
-"""Blocks of examples that are left out in turn where the task is a regression."""
+"""Number of blocks of examples for the jackknife of regressions and of word predictions."""
 TOLERANCE = 0.005
-"""Of a score computed again: predictions are kept in fp16, where two logits may tie."""
+"""Largest difference of a recomputed score. Predictions are stored in fp16, where two logits may tie."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +28,8 @@ class Answers:
     """The predictions of a study's trials on its ``M`` scored examples, and their labels.
 
     Attributes:
-        head: says what the answers predict, and by which metrics they are scored.
-        labels: label indices or regression targets, ``(M,)``; where words are predicted, those of all tokens.
+        head: kind of the predictions, and the metrics that score them.
+        labels: label indices or regression targets, ``(M,)``; where words are predicted, the labels of all tokens.
         logits: of each point and seed, ``(M, C)`` or, for regression, ``(M, 1)``.
     """
 
@@ -40,14 +40,14 @@ class Answers:
 
     @classmethod
     def read(cls, folder: Path | None, study: Study) -> Answers | None:
-        """The answers and labels kept in a results folder (see :mod:`hskd.results.folder`).
+        """Read the predictions and labels of a results folder (see :mod:`hskd.results.folder`).
 
         Returns:
-            None where there is no folder, or the labels or any trial's answers are not kept.
+            None where there is no folder, or the labels or any trial's predictions are not stored.
 
         Raises:
-            HskdError: a trial's score does not follow from its answers and the labels (:class:`MismatchError`), or a
-                file cannot be read (:class:`CorruptionError`).
+            HskdError: a trial's score does not follow from its predictions and the labels (:class:`MismatchError`), or
+                a file cannot be read (:class:`CorruptionError`).
         """
         if folder is None or "trial" not in study.trials:
             return None
@@ -71,12 +71,12 @@ class Answers:
             if abs(again - score) > TOLERANCE:
                 raise MismatchError(
                     f"{folder}: with the labels of {LABELS_FILE}, trial {trial} scores {again:.4f}, but the table says "
-                    f"{score:.4f}. The labels or the predictions are of other data: delete them and run the grid again."
+                    f"{score:.4f}. The labels or predictions belong to other data: delete them and run the grid again."
                 )
         return answers
 
     def score(self, name: str, seed: int) -> float:
-        """The score of a point's trial, computed again from its answers."""
+        """Return the score of a point's trial, recomputed from its predictions."""
         return self.head.metrics(self.logits[name, seed], self.labels)["score"]
 
     @property
@@ -85,14 +85,14 @@ class Answers:
         return (len(self._blocks) if self._blocks is not None else len(self.labels)) - 1
 
     def variance(self, weights: Mapping[str, float], seeds: Sequence[int]) -> float:
-        """How much the mean over ``seeds`` of a weighted sum of points' scores would vary with other examples.
+        """Return the variance, over samples of examples, of the mean over ``seeds`` of a weighted sum of scores.
 
-        By the jackknife: the scores with one example left out (a hundredth of them, for regression and for words),
-        for each in turn. For accuracy that is exactly the sample variance of an example's share in the sum, over ``M``.
+        This is the jackknife: each example is left out in turn (each hundredth of them, for regression and for words).
+        For accuracy it equals the sample variance of an example's share in the sum, divided by ``M``.
 
         Args:
             weights: of each point's score, such as ``{"full": 1, "none": -1}``.
-            seeds: those whose trials all the points have.
+            seeds: seeds of which every point has a trial.
         """
         used = {name: weight for name, weight in weights.items() if weight}
         if not used:
@@ -101,12 +101,12 @@ class Answers:
         return self.df * float(np.var(total / len(seeds)))
 
     def _left_out(self, name: str, seed: int) -> NDArray[np.float64]:
-        """The trial's score without each example in turn, or each block of them: ``(df + 1,)``."""
+        """Return the trial's scores with each example, or each block of examples, left out: ``(df + 1,)``."""
         key = name, seed
         if key not in self._scores:
             logits = self.logits[key]
             if self._blocks is None:
-                # Without an example the score is the same for all that share its label and prediction.
+                # Examples with the same label and prediction give the same score, so one of each kind is enough.
                 kinds = np.stack([self.labels, self.head.predict(logits)], axis=1)
                 _, first, kind = np.unique(kinds, axis=0, return_index=True, return_inverse=True)
                 self._scores[key] = np.array([self._score_without(logits, one) for one in first])[kind]
@@ -120,15 +120,15 @@ class Answers:
 
     @cached_property
     def _blocks(self) -> list[NDArray[np.int64]] | None:
-        """The rows that are left out together: those of some examples.
+        """Rows that are left out together, as blocks of examples.
 
-        None where each example has one label, which is a class: then each is left out by itself.
+        None where each example has one class label: then each example is left out by itself.
         """
         example = self.head.examples(self.labels)
         count = int(example.max()) + 1
         if count == len(self.labels) and self.labels.ndim == 1 and np.issubdtype(self.labels.dtype, np.integer):
             return None
-        # Drawn, not cut: neighbours in a file may be alike.
+        # Blocks are random, because neighbours in a file may be alike.
         order = np.random.default_rng(0).permutation(count)
         parts = np.array_split(order, min(BLOCKS, count))
         if count == len(self.labels):
@@ -137,7 +137,7 @@ class Answers:
 
 
 def _head(result: TrialResult, study: Study, logits: NDArray[np.floating]) -> Head:
-    """The head of a study's task, as far as scoring needs it: the data itself may be elsewhere."""
+    """Return a head that can score a study's predictions. It needs no data files."""
     if result.head is not None:
         return head_of(result.head["kind"], result.head["label_names"], result.head["metric_names"])
     names = [name for name in result.metrics.get(study.score_split, ()) if name != "score"]

@@ -1,4 +1,4 @@
-"""Intervals and bounds of means and of ratios of means over few seeds; nothing here knows of trials."""
+"""Intervals and bounds of means, and of ratios of means, over few seeds. This module is independent of trials."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from scipy import special
 from hskd.statistics import CONFIDENCE, seeds_needed
 
 MIN_SEEDS = 3
-"""Fewer say next to nothing about chance."""
+"""Fewest seeds for a verdict. Fewer say almost nothing about the variance."""
 MOST_SEEDS = 1000
-"""More are not worth asking for."""
+"""Most seeds that a message suggests."""
 
 
 class Interval(NamedTuple):
@@ -30,14 +30,14 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, how sure it is, and after how many degrees of freedom.
+    """A mean with its variance and degrees of freedom.
 
     Attributes:
-        mean: of ``n`` values, NaN where there is none.
+        mean: of ``n`` values; NaN where there is none.
         variance: of that mean, not of the values; NaN where ``n`` < 2.
         df: degrees of freedom of ``variance``.
-        n: values.
-        own: the part of ``variance`` that shows in the values, with ``n`` - 1 degrees of freedom.
+        n: number of values.
+        own: the part of ``variance`` that is estimated from the values, with ``n`` - 1 degrees of freedom.
     """
 
     mean: float
@@ -48,12 +48,12 @@ class Estimate:
 
     @classmethod
     def of(cls, values: ArrayLike, more_variance: float = 0.0, more_df: float = math.inf) -> Estimate:
-        """The mean of independent ``values`` ``(n,)``.
+        """Return the estimate of the mean of independent ``values`` ``(n,)``.
 
         Args:
-            values: one for each seed, say.
-            more_variance: variance of the mean from another source, independent of what makes the values differ.
-            more_df: degrees of freedom of ``more_variance``; those of the sum follow Welch and Satterthwaite.
+            values: for example one per seed.
+            more_variance: variance of the mean from another source, independent of the variation of the values.
+            more_df: degrees of freedom of ``more_variance``. Those of the sum follow Welch and Satterthwaite.
         """
         array = np.asarray(values, dtype=np.float64)
         n = len(array)
@@ -65,50 +65,50 @@ class Estimate:
         return cls(float(array.mean()), total, total**2 / parts if parts else n - 1.0, n, own)
 
     def _half(self, quantile: float) -> float:
-        # More variance comes with more degrees of freedom, and might make the interval narrower: that cannot be right.
+        # More variance also brings more degrees of freedom, which could make the interval narrower. It must not.
         own = quantile_of_t(self.n - 1, quantile) * math.sqrt(self.own)
         return max(own, quantile_of_t(self.df, quantile) * math.sqrt(self.variance))
 
     def lower(self, confidence: float = CONFIDENCE) -> float:
-        """The one-sided bound that the true mean lies above."""
+        """Return the one-sided lower bound of the true mean."""
         return self.mean - self._half(confidence)
 
     def upper(self, confidence: float = CONFIDENCE) -> float:
-        """The one-sided bound that the true mean lies below."""
+        """Return the one-sided upper bound of the true mean."""
         return self.mean + self._half(confidence)
 
     def interval(self, confidence: float = CONFIDENCE) -> Interval:
-        """The two-sided interval of the true mean."""
+        """Return the two-sided interval of the true mean."""
         half = self._half((1 + confidence) / 2)
         return Interval(self.mean, self.mean - half, self.mean + half, self.n)
 
 
 def quantile_of_t(df: float, quantile: float) -> float:
-    """The quantile of Student's t with ``df`` degrees of freedom (perhaps infinite); NaN where ``df`` is."""
-    return float(special.stdtrit(df, quantile))  # stats.t.ppf is the same after 100 times the work
+    """Return the quantile of Student's t with ``df`` degrees of freedom (perhaps infinite); NaN where ``df`` is NaN."""
+    return float(special.stdtrit(df, quantile))  # stats.t.ppf gives the same value and is 100 times slower
 
 
 def t_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
-    """The t-interval of the mean of ``values`` ``(n,)``."""
+    """Return the t-interval of the mean of ``values`` ``(n,)``."""
     return Estimate.of(values).interval(confidence)
 
 
 def lower_bound(values: ArrayLike, confidence: float = CONFIDENCE) -> float:
-    """The one-sided t-bound that the true mean of ``values`` ``(n,)`` lies above; NaN where n < 2."""
+    """Return the one-sided lower t-bound of the true mean of ``values`` ``(n,)``; NaN where n < 2."""
     return Estimate.of(values).lower(confidence)
 
 
 def upper_bound(values: ArrayLike, confidence: float = CONFIDENCE) -> float:
-    """The one-sided t-bound that the true mean of ``values`` ``(n,)`` lies below; NaN where n < 2."""
+    """Return the one-sided upper t-bound of the true mean of ``values`` ``(n,)``; NaN where n < 2."""
     return Estimate.of(values).upper(confidence)
 
 
 def ratio_interval(numerator: ArrayLike, denominator: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
-    """Fieller's interval of mean(numerator) / mean(denominator), the two paired value by value, ``(n,)`` each.
+    """Return Fieller's interval of mean(numerator) / mean(denominator), paired value by value, ``(n,)`` each.
 
-    It holds every ratio ``r`` for which the mean of ``numerator - r * denominator`` is within its t-limits of 0. So
-    its coverage is exact, and it is bounded only if the denominator's mean differs from 0: where it does not, the
-    bounds are NaN.
+    The interval holds every ratio ``r`` for which the mean of ``numerator - r * denominator`` is within its t-limits
+    of 0. Its coverage is therefore exact. It is bounded only if the denominator's mean is significantly different from
+    0; otherwise the bounds are NaN.
     """
     top, bottom = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
     return ratio_of(Estimate.of(top), Estimate.of(bottom), Estimate.of(top - bottom), confidence)
@@ -117,13 +117,14 @@ def ratio_interval(numerator: ArrayLike, denominator: ArrayLike, confidence: flo
 def ratio_of(
     numerator: Estimate, denominator: Estimate, difference: Estimate, confidence: float = CONFIDENCE
 ) -> Interval:
-    """Fieller's interval (see :func:`ratio_interval`) from estimates; ``difference`` is numerator - denominator's.
+    """Return Fieller's interval (see :func:`ratio_interval`) from estimates.
 
-    The degrees of freedom are the fewest of the three, and the covariance follows from the three variances.
+    ``difference`` is the estimate of numerator - denominator. The covariance follows from the three variances, and the
+    degrees of freedom are the fewest of the three.
     """
     y, x = numerator.mean, denominator.mean
     n = min(numerator.n, denominator.n)
-    # A loss of all digits in x means that there is no denominator at all.
+    # Below rounding error, the denominator counts as 0.
     ratio = y / x if abs(x) > 1e-12 else math.nan
     covariance = (numerator.variance + denominator.variance - difference.variance) / 2
     df = min(numerator.df, denominator.df, difference.df)
@@ -138,16 +139,16 @@ def ratio_of(
 
 
 def seeds_to_show_no_loss(loss: Estimate, limit: float, confidence: float = CONFIDENCE) -> int | None:
-    """Seeds at which a one-sided test shows that a loss of 0 is below ``limit``, with 80 % power.
+    """Return the number of seeds at which a one-sided test shows a loss of 0 to be below ``limit``, with 80 % power.
 
     Args:
-        loss: its spread is taken as the true one; a part of its variance that the values of the seeds do not show
-            stays whatever their number.
-        limit: what may be lost.
+        loss: an estimate, whose spread between seeds is taken as the true one. The rest of its variance does not shrink
+            with more seeds.
+        limit: the allowed loss.
         confidence: of the test.
 
     Returns:
-        None where ``MOST_SEEDS`` are too few.
+        None where ``MOST_SEEDS`` are too few, ``limit`` is not positive, or the spread is unknown.
     """
     if not limit > 0 or math.isnan(loss.own):
         return None
@@ -163,9 +164,10 @@ def seeds_to_show_no_loss(loss: Estimate, limit: float, confidence: float = CONF
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Holm's adjusted p-values, in the order given; the family-wise error is kept whatever their dependence.
+    """Return Holm's adjusted p-values, in the given order.
 
-    NaN (a test that could not be made) stays NaN and does not count.
+    They control the family-wise error rate under any dependence. NaN (a test that could not be made) stays NaN and does
+    not count.
     """
     values = np.asarray(p, dtype=np.float64)
     adjusted = np.full(len(values), np.nan)

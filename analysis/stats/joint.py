@@ -1,4 +1,4 @@
-"""Studies in which several dimensions vary: the surface of scores, the Pareto front, and where the next byte goes."""
+"""Studies in which several dimensions vary: the surface of scores, the Pareto front, and the best next step."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from hskd.statistics import CONFIDENCE
 
 BEST, WORSE, ONLY = "best buy", "not the best", "only neighbour"
 FRONT_ARMS = ("spec", "full", "none")
-"""The arms that may be on the front; *shuffled* takes bytes, but holds no knowledge of its example."""
+"""Arms that may be on the front. *shuffled* takes bytes but holds no knowledge of its example."""
 
 _COLUMNS = ["from_name", "dimension", "to_name", "extra_bytes", "gain", "low", "high", "gain_per_doubling", "n"]
 
 
 def surface(study: Study) -> pd.DataFrame:
-    """Mean score over the seeds, at each combination of amounts.
+    """Return the mean score over seeds at each combination of amounts.
 
     Returns:
-        A row per point of the arms *spec* and *full*: strategy, precision, n, k (layers, tokens: text, categories in
-        rising order, ``all`` last), w (share of the neurons), fraction, bytes_per_example, score (mean, a share of 1),
-        n_seeds; by rising amounts. Points without amounts (explicit layer pairs, say) are left out.
+        A row per point of the arms *spec* and *full*, by rising amounts: name, strategy, precision, n and k (layers and
+        tokens, as ordered categories of text with ``all`` last), w (share of the neurons), fraction, bytes_per_example,
+        score (mean, a share of 1), n_seeds. Points without amounts, such as explicit layer pairs, are left out.
     """
     kept = study.points[study.points["arm"].isin(["spec", "full"])]
     kept = kept[kept.index.isin(study.parts) & kept["w"].notna()]
@@ -45,14 +45,15 @@ def surface(study: Study) -> pd.DataFrame:
 
 
 def pareto(study: Study, confidence: float = CONFIDENCE) -> pd.DataFrame:
-    """The points of a study, and which of them no other beats at its price.
+    """Return the points of a study, and which of them are on the Pareto front.
 
-    A point is off the front if another keeps no more and scores no less, and one of the two is better. It is the front
-    of the means that were measured: noise lifts some points onto it and pushes others off.
+    A point is off the front if another point keeps no more and scores no less, and is better in one of the two. This is
+    the front of the measured means: noise lifts some points onto it and pushes others off.
 
     Returns:
-        ``curves.points``, with the columns ``front`` (score against bytes an example) and ``front_kept`` (score
-        against kept values an example; False where the table does not say), for the arms *spec*, *full* and *none*.
+        The table of :func:`~hskd.analysis.stats.curves.points` with two more columns: ``front`` (score against bytes an
+        example) and ``front_kept`` (score against kept values an example; False where the table does not say). Only the
+        arms *spec*, *full* and *none* can be on a front.
     """
     table = points(study, confidence)
     may = table["arm"].isin(FRONT_ARMS).to_numpy()
@@ -62,22 +63,24 @@ def pareto(study: Study, confidence: float = CONFIDENCE) -> pd.DataFrame:
 
 
 def next_byte(study: Study, confidence: float = CONFIDENCE) -> pd.DataFrame:
-    """From each point of the front, what a little more of each dimension gains, and which is the best buy.
+    """Return, for each point of the front, the gain from a little more of each dimension, and the best buy.
 
-    The neighbour along a dimension is the point with the next larger amount there and all else equal (a dimension kept
-    whole needs no selector, so any of its selectors will do). Dimensions are compared by the score gained per doubling
-    of bytes, paired by seed: at each front point, every two of them; p is adjusted (Holm) over all these contrasts of
-    the whole table, so that at most ``1 - confidence`` of studies get any false best buy.
+    The neighbour along a dimension is the point with the next larger amount there and everything else equal. A
+    dimension that is kept whole needs no selector, so there any selector matches.
 
-    Points are on the front partly by luck, so that the gains from them are rather too low; where two dimensions double
-    the bytes by as much, that cancels in their contrast.
+    Dimensions are compared in pairs at each front point, by the score gained per doubling of bytes, paired by seed.
+    The p-values are adjusted (Holm) over all these contrasts of the table. So at most ``1 - confidence`` of studies get
+    any false best buy.
+
+    Points are on the front partly by luck, so the gains from them tend to be too low. This bias cancels in the contrast
+    of two dimensions that increase the bytes by the same factor.
 
     Returns:
         A row per front point and dimension that has a neighbour: from_name, dimension, to_name; extra_bytes (an
         example); gain, low, high (shares of 1: mean and paired t-interval, of this row alone); gain_per_doubling (NaN
-        where the neighbour takes no more bytes); n (seeds); p_holm (the largest of its contrasts with the other
-        dimensions, NaN where there is none); verdict: ``best buy`` (gains, and beats each other dimension), ``not the
-        best`` (another is), ``only neighbour`` (nothing to compare with), else ``undetermined``.
+        where the neighbour takes no more bytes); n (seeds); p_holm (the largest over its contrasts with the other
+        dimensions, NaN where there is none); verdict: ``best buy`` (it gains, and beats every other dimension), ``not
+        the best`` (another is), ``only neighbour`` (nothing to compare with), else ``undetermined``.
     """
     parts = {name: as_kept(point_parts) for name, point_parts in study.parts.items()}
     stored = study.points["bytes_per_example"]
@@ -98,7 +101,7 @@ def next_byte(study: Study, confidence: float = CONFIDENCE) -> pd.DataFrame:
 
 
 def _judged(table: pd.DataFrame, rates: list[pd.Series[float]], alpha: float) -> pd.DataFrame:
-    """``table`` with the columns p_holm and verdict; ``rates`` are its gains per doubling, by seed."""
+    """Return ``table`` with the columns p_holm and verdict; ``rates`` are its gains per doubling, by seed."""
     pairs = [
         pair
         for _, rows in table.groupby("from_name", sort=False)
@@ -125,13 +128,13 @@ def _judged(table: pd.DataFrame, rates: list[pd.Series[float]], alpha: float) ->
 
 
 def _neighbour(start: str, dimension: str, parts: dict[str, Parts], stored: pd.Series[float]) -> str | None:
-    """The point with the next larger amount along ``dimension`` and all else equal; None where there is none."""
+    """Return the point with the next larger amount along ``dimension`` and everything else equal, or None."""
     here = parts[start]
     more = [
         (there[dimension].amount, stored[name], name)
         for name, there in parts.items()
         if there[dimension].amount > here[dimension].amount
-        # More bits are another selector of precision; what keeps all of a dimension is of no selector.
+        # More bits mean another selector of precision, and a dimension that is kept whole has no selector.
         and (dimension == "precision" or there[dimension].strategy in (here[dimension].strategy, ""))
         and all(there[other] == here[other] for other in COMPARED if other != dimension)
     ]
@@ -139,7 +142,7 @@ def _neighbour(start: str, dimension: str, parts: dict[str, Parts], stored: pd.S
 
 
 def _undominated(amount: pd.Series[float], score: pd.Series[float]) -> np.ndarray:
-    """Which points no other beats: ``(n,)`` bool; False where either is NaN, which also beats nothing."""
+    """Return which points no other point beats, ``(n,)`` bool. A point with a NaN is False and beats nothing."""
     x, y = amount.to_numpy(dtype=np.float64), score.to_numpy(dtype=np.float64)
     no_worse = (x[:, None] <= x) & (y[:, None] >= y)
     better = (x[:, None] < x) | (y[:, None] > y)

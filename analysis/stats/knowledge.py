@@ -1,7 +1,7 @@
-"""What a teacher's knowledge looks like, read from a superset store: which tokens, which neurons, how much energy.
+"""Tables of a teacher's knowledge, from a superset store: importance of tokens and neurons, and energy.
 
-The *energy* of hidden states is the sum of their squares: the HSK loss is a squared error, so it is what a student that
-outputs zeros would have to pay. Stores are read in chunks, so the memory needed does not grow with their size.
+The *energy* of hidden states is the sum of their squares. The HSK loss is a squared error, so the energy is the loss of
+a student that outputs zeros. Stores are read in chunks, so memory does not grow with their size.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hskd.store.reader import Store
 from hskd.tasks import tokenizer_fingerprint
 
 EXAMPLES = 500
-"""Examples read unless told otherwise: means over their tokens no longer move by what a figure shows."""
+"""Default number of examples to read. With more, the means over tokens no longer change visibly in a figure."""
 PER_TOKEN, ONE_MASK = "largest of each token", "largest on average"
 """The two ways of keeping neurons that :func:`energy_by_neurons` compares."""
 
@@ -34,14 +34,14 @@ _SHARES = np.linspace(0, 1, 21)
 
 
 def sentences(store: Store, tokenizer: PreTrainedTokenizerBase, examples: int = 20) -> pd.DataFrame:
-    """Examples of a store, as text.
+    """Return examples of a store as text.
 
     Returns:
-        A row per example: example_id, tokens (how many), prediction (the teacher's label, or its number for a
+        A row per example: example_id, tokens (their number), prediction (the teacher's label, or its number for a
         regression, or the labels of all words, or all labels of an example), text.
 
     Raises:
-        MismatchError: ``tokenizer`` is not the one that the store's token ids are of.
+        MismatchError: ``tokenizer`` is not the tokenizer of the store.
         HskdError: ``examples`` is not positive.
     """
     _require_tokenizer(store, tokenizer)
@@ -69,7 +69,7 @@ def sentences(store: Store, tokenizer: PreTrainedTokenizerBase, examples: int = 
 
 
 def token_importance(store: Store, example_id: int, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
-    """The attention that ``[CLS]`` pays each token of one example: what the length selectors rank by.
+    """Return the attention that ``[CLS]`` pays each token of one example. Length selectors rank tokens by it.
 
     Returns:
         A row per attention layer and token: layer (1-based), position, piece (the token's text, without the marks of
@@ -102,11 +102,11 @@ def token_importance(store: Store, example_id: int, tokenizer: PreTrainedTokeniz
 
 
 def kept_tokens(store: Store, example_id: int, spec: HSKSpec, student_layers: int) -> pd.DataFrame:
-    """Which tokens of one example ``spec`` keeps.
+    """Return the tokens of one example that ``spec`` keeps.
 
     Returns:
         A row per kept student layer and token: student_layer, teacher_layer, layer (the attention layer that ranks
-        the tokens; where the selector asks for none, the one that made the teacher's state), position.
+        the tokens; where the selector uses none, the layer that produced the teacher's state), position.
 
     Raises:
         HskdError: the store is not a superset, or cannot serve the spec.
@@ -128,12 +128,12 @@ def kept_tokens(store: Store, example_id: int, spec: HSKSpec, student_layers: in
 
 
 def neuron_magnitude(store: Store, w: float = 0.1, examples: int = EXAMPLES) -> pd.DataFrame:
-    """How large each neuron is, and how often it is among the largest.
+    """Return how large each neuron is, and how often it is among the largest of a token.
 
     Args:
         store: a superset.
-        w: share of the neurons that counts as the largest of a token, as the width selector ``magnitude`` keeps them.
-        examples: how many examples to read at most, evenly over the store.
+        w: share of the neurons that counts as the largest of a token, selected as by the width selector ``magnitude``.
+        examples: most examples to read, evenly over the store.
 
     Returns:
         A row per layer and neuron: layer, neuron, mean_abs (mean of ``|h|`` over the tokens), top_share (share of the
@@ -170,12 +170,13 @@ def neuron_magnitude(store: Store, w: float = 0.1, examples: int = EXAMPLES) -> 
 
 
 def energy_by_neurons(store: Store, examples: int = EXAMPLES) -> pd.DataFrame:
-    """The share of a token's energy that its neurons hold, mean over tokens.
+    """Return the share of a token's energy that a share of its neurons holds, as a mean over tokens.
 
     Returns:
-        A row per layer, mask and number of neurons: layer, mask (``PER_TOKEN``: each token keeps its own largest, as
-        ``magnitude`` does; ``ONE_MASK``: all tokens keep the neurons that hold most on average), neurons (share of the
-        neurons), energy (share of 1). A mask drawn at random keeps as much energy as neurons, on average.
+        A row per layer, mask and number of neurons: layer, mask (``PER_TOKEN``: each token keeps its own largest
+        neurons, as ``magnitude`` does; ``ONE_MASK``: all tokens keep the neurons that hold most on average), neurons
+        (share of the neurons), energy (share of 1). On average, a random mask keeps the same share of energy as of
+        neurons.
 
     Raises:
         HskdError: this is not a superset, or ``examples`` is not positive.
@@ -204,7 +205,7 @@ def energy_by_neurons(store: Store, examples: int = EXAMPLES) -> pd.DataFrame:
 
 
 def energy_by_tokens(store: Store, examples: int = EXAMPLES) -> pd.DataFrame:
-    """The share of a sentence's energy, and of ``[CLS]``'s attention, that its most attended tokens hold.
+    """Return the share of a sentence's energy, and of ``[CLS]``'s attention, that its most attended tokens hold.
 
     Returns:
         A row per layer and share of tokens: layer, tokens (share of the tokens, most attended first), energy,
@@ -214,7 +215,7 @@ def energy_by_tokens(store: Store, examples: int = EXAMPLES) -> pd.DataFrame:
     Raises:
         HskdError: this is not a superset, holds no attention for any of its layers, or ``examples`` is not positive.
     """
-    # The embedding output was made by no attention; it is ranked by the first layer's, as in a spec.
+    # No attention produced the embedding output. As in a spec, the first layer's attention ranks its tokens.
     ranked_by = {layer: max(layer, 1) for layer in store.manifest.layers}
     _require_attention(store, ranked_by.values())
     layers = [layer for layer in ranked_by if ranked_by[layer] in store.manifest.attention_layers]
@@ -241,14 +242,14 @@ def energy_by_tokens(store: Store, examples: int = EXAMPLES) -> pd.DataFrame:
 
 
 def _rows(store: Store, examples: int) -> np.ndarray:
-    """At most ``examples`` rows, evenly over the store."""
+    """Return at most ``examples`` rows, evenly spaced over the store."""
     if examples < 1:
         raise HskdError(f"examples = {examples}: expected a positive number of examples to read.")
     return np.linspace(0, len(store) - 1, min(examples, len(store))).round().astype(np.int64)
 
 
 def _chunks(store: Store, examples: int) -> Iterator[TeacherStates]:
-    """What the store holds of at most ``examples`` examples, a bounded number of bytes at a time."""
+    """Yield the teacher's states of at most ``examples`` examples, in chunks of bounded size."""
     rows = _rows(store, examples)
     per_token = 4 * len(store.manifest.layers) * store.manifest.teacher_width
     before = np.cumsum(store.lengths[rows]) - store.lengths[rows]
@@ -258,7 +259,7 @@ def _chunks(store: Store, examples: int) -> Iterator[TeacherStates]:
 
 
 def _require_attention(store: Store, layers: Iterable[int]) -> None:
-    """Refuse a superset that holds the attention of none of ``layers``; a derived store is refused when it is read."""
+    """Raise if a superset holds the attention of none of ``layers``. Reading states raises for derived stores."""
     stored_layers = store.manifest.attention_layers
     if store.manifest.kind == "superset" and not set(layers) & set(stored_layers):
         raise HskdError(
@@ -272,13 +273,16 @@ def _require_tokenizer(store: Store, tokenizer: PreTrainedTokenizerBase) -> None
     digest, expected = tokenizer_fingerprint(tokenizer), store.manifest.origin.tokenizer
     if digest != expected:
         raise MismatchError(
-            f"{store.folder}: its token ids are of the tokenizer {expected}, and this is {digest}; give that of the "
-            "teacher that the store was made with."
+            f"{store.folder}: its token ids come from the tokenizer {expected}, but this tokenizer is {digest}; give "
+            "the tokenizer of the teacher that the store was made with."
         )
 
 
 def _pieces(tokenizer: PreTrainedTokenizerBase, token_ids: np.ndarray) -> tuple[list[str], list[bool]]:
-    """Token ids as texts, and which of them start a word: WordPiece marks the others, BPE and unigram the first."""
+    """Return token ids as texts, and which of them start a word.
+
+    WordPiece marks the pieces that continue a word; BPE and unigram mark those that start one.
+    """
     tokens = tokenizer.convert_ids_to_tokens(token_ids.tolist())
     special = [token in tokenizer.all_special_tokens for token in tokens]
     if any(token.startswith(("Ġ", "▁")) for token in tokens):

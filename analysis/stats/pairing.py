@@ -1,4 +1,4 @@
-"""Two studies of the same points, paired by seed: does what sets them apart matter, a switch, a teacher, more data?"""
+"""Compare two studies of the same points, paired by seed, to test whether their difference in settings matters."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from hskd.statistics import CONFIDENCE
 
 PAIR_COLUMNS = ["name", "fraction", "first", "second", "difference", "low", "high", "p", "p_holm", "n", "verdict"]
 OWN = ("name", "trials", "sweeps", "include", "exclude", "seeds", "more_seeds", "arms")
-"""What of a grid says which points and seeds it has, and not how they were run."""
+"""Keys of a grid that say which points and seeds it has, rather than how they were run."""
 
 
 def pair(first: Study, second: Study, above_none: bool = False, confidence: float = CONFIDENCE) -> pd.DataFrame:
-    """Every point that two studies share, second - first, by a paired t-test over the seeds that both have.
+    """Return second - first at every point that two studies share, with paired t-tests over their shared seeds.
 
     Args:
-        first: one study.
-        second: another, of the same task and split; trials of a seed share what the seed decides (dropout, ``W``),
-            and the batches too where the training examples are the same.
-        above_none: compare what each point gains over its own study's *none* instead of its score: what changes
-            both alike then drops out.
+        first: a study.
+        second: another study, of the same task and split. Trials of one seed share everything that the seed decides
+            (dropout, ``W``), and also the batches where the training examples are the same.
+        above_none: compare each point's gain over its own study's *none* instead of its score. Effects that change
+            both equally then cancel.
         confidence: of the intervals; a verdict needs an adjusted p below ``1 - confidence``.
 
     Returns:
@@ -39,7 +39,8 @@ def pair(first: Study, second: Study, above_none: bool = False, confidence: floa
         of the table), n (seeds), verdict (``second higher``, ``first higher`` or ``undetermined``).
 
     Raises:
-        HskdError: the studies are of different tasks or splits, share no point, or there is no *none* to compare with.
+        HskdError: the studies are of different tasks or splits, share no point and seed, or lack a *none* to compare
+            with.
     """
     for column in ("task", "score_split"):
         first_value, second_value = getattr(first, column), getattr(second, column)
@@ -68,7 +69,7 @@ def pair(first: Study, second: Study, above_none: bool = False, confidence: floa
 
 
 def grid_differences(first: Path, second: Path) -> list[str]:
-    """What the grids of two results folders say differently, a text each; nothing where one does not say."""
+    """Return the settings in which the grids of two results folders differ, a text per key; empty if one is unknown."""
     grids = [_grid(folder) for folder in (first, second)]
     if not all(grids):
         return []
@@ -78,7 +79,7 @@ def grid_differences(first: Path, second: Path) -> list[str]:
 
 
 def _grid(folder: Path) -> dict[str, Any]:
-    """What the grid of a results folder says, defaults too where this version knows all its keys."""
+    """Return the grid of a results folder, with defaults filled in where this version knows all its keys."""
     content = ResultsFolder(folder).grid() or {}
     try:
         return grid_content(GridSpec.model_validate(content))
@@ -87,11 +88,11 @@ def _grid(folder: Path) -> dict[str, Any]:
 
 
 _OFF = "off"
-"""What a grid does not mention."""
+"""Value of a key that a grid does not mention."""
 
 
 def _flat(content: Any, key: str = "") -> dict[str, Any]:
-    """Dotted keys, such as ``training.hsk_lr``, to values; switches that are off are not there."""
+    """Return values by dotted keys, such as ``training.hsk_lr``. Keys that are off or empty are left out."""
     if isinstance(content, dict):
         parts = content.items()
     elif isinstance(content, list) and any(isinstance(part, dict) for part in content):

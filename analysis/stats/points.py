@@ -1,8 +1,8 @@
-"""What each point of a table is: its name, its strategy, the full HSK it is compared with, and its spec taken apart.
+"""Identify the points of a table: name, strategy, the *full* point for comparison, and the parts of the spec.
 
-The *strategy* of a spec is how it chooses, apart from how much. :func:`with_names` names a table's strategies by the
-settings in which its specs differ; :func:`taken_apart` has the strategy and the amount along each dimension. Both take
-the settings of a selector from the spec that the label names.
+The *strategy* of a spec is how it selects, regardless of how much. :func:`with_names` names a table's strategies by the
+settings in which its specs differ. :func:`taken_apart` returns the strategy and the amount along each dimension. Both
+read a selector's settings from the spec that the label names.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from hskd.selectors.length import Pool
 from hskd.spec import DIMENSIONS, HSKSpec
 
 AMOUNT_FIELDS = {"depth": "n", "length": "k", "width": "w", "examples": "e"}
-"""The selector's field that holds a dimension's amount; the amount of precision is its bits per value."""
+"""Field of the selector that holds a dimension's amount. The amount of precision is its bits per value."""
 DISTILLED = ("spec", "full", "shuffled")
-"""The arms that have a mapping."""
+"""Arms that have a layer mapping."""
 
 
 class Part(NamedTuple):
@@ -36,18 +36,18 @@ class Part(NamedTuple):
 
 
 Parts = dict[str, Part]
-"""The dimensions of a spec, by name; of a point, its loss of the HSK stage too."""
+"""The dimensions of a spec, by name. The parts of a point also include its loss of the HSK stage."""
 LOSS = "hsk_loss"
-"""The column of the loss of the HSK stage; empty, or not there, where it is the squared error."""
+"""Column of the loss of the HSK stage. It is empty or missing where the loss is the squared error."""
 COMPARED = (*DIMENSIONS, LOSS)
-"""In what points may differ."""
+"""Everything in which points may differ."""
 
 
 def taken_apart_by_name(trials: pd.DataFrame) -> dict[str, Parts]:
-    """Every point of the arms *spec* and *full* that is some HSK, by name, taken apart.
+    """Return the parts of every point of the arms *spec* and *full*, by name.
 
-    Points whose label is not a spec (explicit layer pairs, selectors that are not registered here) are left out: it
-    cannot be said what they share with others.
+    Points whose label is not a spec (explicit layer pairs, selectors that are not registered here) are left out,
+    because they cannot be compared part by part.
     """
     rows = trials[trials["arm"].isin(["spec", "full"])].drop_duplicates("name")
     losses = rows[LOSS] if LOSS in rows else [""] * len(rows)
@@ -68,7 +68,7 @@ def _parsed(label: str) -> HSKSpec | None:
 
 @cache
 def taken_apart(label: str) -> Parts | None:
-    """The parts of the spec that ``label`` names; None where it names none."""
+    """Return the parts of the spec that ``label`` names, or None if it is not a spec."""
     spec = _parsed(label)
     if spec is None:
         return None
@@ -76,9 +76,9 @@ def taken_apart(label: str) -> Parts | None:
 
 
 def as_kept(parts: Parts) -> Parts:
-    """``parts`` without what decides nothing: points with equal results keep the same values.
+    """Return ``parts`` in a normal form: points with equal normal forms keep the same values.
 
-    Where all tokens or neurons are kept there is nothing to choose, and the first token is ``[CLS]``.
+    Where all tokens or neurons are kept, the selector makes no difference. ``cls`` equals the first token.
     """
     length, width = parts["length"], parts["width"]
     if length.strategy == "cls":
@@ -102,7 +102,7 @@ def _text(value: Any) -> str:
 
 
 def _settings(dimension: str, selector: Selector) -> list[str]:
-    """The selector's settings beside its amount that are not the defaults, such as ``att_map=top``."""
+    """Return the selector's settings that differ from the defaults, without its amount, such as ``att_map=top``."""
     return [
         f"{name}={_text(getattr(selector, name))}"
         for name, declared in type(selector).model_fields.items()
@@ -112,7 +112,7 @@ def _settings(dimension: str, selector: Selector) -> list[str]:
 
 
 def _further_settings(label: str) -> list[str]:
-    """What the label says of how tokens, neurons, numbers and examples are chosen, beside the amounts."""
+    """Return the label's settings of how tokens, neurons, precision and examples are selected, without amounts."""
     spec = _parsed(label)
     if spec is None:
         return []
@@ -126,7 +126,7 @@ def _further_settings(label: str) -> list[str]:
 def _part(dimension: str, selector: Selector) -> Part:
     field = AMOUNT_FIELDS.get(dimension, "")
     words = [selector.selector, *_settings(dimension, selector)]
-    if type(selector) is TopN:  # what tells these apart is the mapping alone
+    if type(selector) is TopN:  # these differ only in the mapping
         words = [f"l_top={selector.l_top}"]
     if isinstance(selector, PrecisionSelector):
         layout = selector.layout(1024).values()
@@ -137,12 +137,12 @@ def _part(dimension: str, selector: Selector) -> Part:
 
 
 def _selector(part: Part) -> str:
-    """The name of a part's selector."""
+    """Return the name of a part's selector."""
     return part.strategy.split(",")[0]
 
 
 def _keeps_neurons(part: Part) -> bool:
-    """Whether what is kept along width is neurons, and neither coordinates nor codes."""
+    """Return whether the width part keeps neurons, rather than coordinates along a basis or codes."""
     return not part.strategy or not issubclass(WIDTH[_selector(part)], (BasisWidth, CodebookWidth))
 
 
@@ -151,12 +151,13 @@ def _takes_any_token(part: Part) -> bool:
 
 
 def with_names(trials: pd.DataFrame) -> pd.DataFrame:
-    """``trials`` with the columns name, strategy and reference (see :class:`~hskd.analysis.table.Study`)."""
+    """Return ``trials`` with the columns name, strategy and reference (see :class:`~hskd.analysis.table.Study`)."""
     trials = trials.assign(hsk_loss=trials["hsk_loss"] if LOSS in trials else "")
     keys = ["arm", "spec", "l_top", "precision", LOSS]
     rows: list[dict[Hashable, Any]] = trials.drop_duplicates(keys).to_dict("records")
     names = [_name(row, rows) for row in rows]
-    # Of several precisions the one of most bytes counts, so that all bits are held against the same; of equals, fp16.
+    # Of several precisions, the one of most bytes is the reference, so that all are compared with the same point. At
+    # equal bytes it is fp16.
     by_bytes = sorted(
         (row["bytes_per_example"], row["precision"] == "fp16", _mapping(row), name)
         for row, name in zip(rows, names, strict=True)
@@ -178,7 +179,7 @@ def with_names(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 _Mapping = tuple[str, str]
-"""How layers are paired, and the loss of the HSK stage: points that differ in these have a *full* each."""
+"""How layers are paired, and the loss of the HSK stage. Each such combination has its own *full* point."""
 
 
 def _mapping(row: dict[Hashable, Any]) -> _Mapping:
@@ -186,7 +187,7 @@ def _mapping(row: dict[Hashable, Any]) -> _Mapping:
 
 
 def _depth(row: dict[Hashable, Any]) -> str:
-    """How the layers of a trial are paired: ``l_top=1.0``, or the selector where it is another than ``top_n``."""
+    """Return how the layers of a trial are paired: ``l_top=1.0``, or the depth selector where it is not ``top_n``."""
     spec = _parsed(str(row["spec"]))
     return f"l_top={row['l_top']}" if spec is None else _part("depth", spec.depth).strategy
 
@@ -205,15 +206,15 @@ def _name(row: dict[Hashable, Any], rows: list[dict[Hashable, Any]]) -> str:
 
 
 _MAPPING, _LENGTH, _WIDTH, _PRECISION, _LOSS, _SETTINGS = range(6)
-"""The places of a choice: see :func:`_choice`."""
+"""Indices into a choice (see :func:`_choice`)."""
 
 
 def _strategies(specs: list[dict[Hashable, Any]]) -> list[str]:
-    """What each spec's choice is called: the settings in which the specs differ."""
+    """Return the name of each spec's strategy: the settings in which the specs differ."""
     choices = [_choice(row) for row in specs]
     for i in range(6):
         values = {choice[i] for choice in choices} - {None}
-        # There is one way at most in which anything is chosen along this dimension.
+        # At most one strategy exists along this dimension, so specs that keep it whole belong to that strategy.
         if len(values) < 2 and all(_ends_in_all(i, value) for value in values):
             choices = [(*choice[:i], next(iter(values), ""), *choice[i + 1 :]) for choice in choices]
     concrete = {choice for choice in choices if None not in choice}
@@ -221,7 +222,7 @@ def _strategies(specs: list[dict[Hashable, Any]]) -> list[str]:
     for choice in choices:
         fitting = [other for other in concrete if _fits(choice, other)]
         settled.append(fitting[0] if len(fitting) == 1 else choice)
-    # Bits are an amount of specs that choose alike, as layers are; where specs choose in several ways, part of the way.
+    # Where all specs select in the same way, precision is an amount, as depth is. Otherwise it is part of the strategy.
     if len({(*choice[:_PRECISION], *choice[_LOSS:]) for choice in settled}) < 2:
         settled = [(*choice[:_PRECISION], "", *choice[_LOSS:]) for choice in settled]
     varying = [len({choice[i] for choice in settled}) > 1 for i in range(6)]
@@ -232,7 +233,7 @@ _Choice = tuple[str | None, ...]
 
 
 def _choice(row: dict[Hashable, Any]) -> _Choice:
-    """Mapping, tokens, neurons, precision, loss, further settings; None for what is kept whole, so not chosen."""
+    """Return mapping, tokens, neurons, precision, loss and further settings; None for a dimension kept whole."""
     all_tokens = row["k"] == "all" and row["length"] == "left"
     all_neurons = row["w"] == 1 and row["width"] == "uniform"
     return (
@@ -246,27 +247,27 @@ def _choice(row: dict[Hashable, Any]) -> _Choice:
 
 
 def _ends_in_all(i: int, value: Any) -> bool:
-    """Whether to keep all tokens, or all neurons, is the largest amount of a selector: not so of means or codes."""
+    """Return whether a selector's largest amount is to keep all tokens or neurons. It is not for pooling or codes."""
     if i == _LENGTH and value in LENGTH:
         return not issubclass(LENGTH[value], Pool)
     return i != _WIDTH or value not in WIDTH or not issubclass(WIDTH[value], CodebookWidth)
 
 
 def _fits(choice: _Choice, other: _Choice) -> bool:
-    """Whether a spec that keeps dimensions whole is of a strategy that chooses tokens or neurons there."""
+    """Return whether a spec that keeps dimensions whole fits a strategy that selects tokens or neurons there."""
     for i, (own, its) in enumerate(zip(choice, other, strict=True)):
         if own == its:
             continue
         if own is not None or not _ends_in_all(i, its):
             return False
         if i == _WIDTH and its in WIDTH and issubclass(WIDTH[str(its)], BasisWidth):
-            return False  # coordinates along a basis are no neurons
+            return False  # coordinates along a basis are not neurons
     return True
 
 
 def _strategy_words(choice: _Choice, varying: list[bool]) -> list[str]:
     mapping, length, width, precision, loss, settings = choice
-    # The name alone says which of the two is meant, unless it is the name of both.
+    # The name alone tells length from width, unless both dimensions have a selector of that name.
     both = varying[_LENGTH] and varying[_WIDTH]
     words = [str(mapping)] if varying[_MAPPING] else []
     if varying[_LENGTH]:

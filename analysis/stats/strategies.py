@@ -1,4 +1,4 @@
-"""Which strategy is better at equal amounts: selectors, mappings, precisions, losses, in pairs and seed by seed."""
+"""Compare strategies at equal amounts (selectors, mappings, precisions, losses), in pairs and paired by seed."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ UNDETERMINED = "undetermined"
 COMPARISON_COLUMNS = ["dimension", "a", "b", "matched", "difference", "low", "high", "p", "p_holm", "n", "verdict"]
 
 _WITHOUT_AMOUNT = ("precision", LOSS)
-"""Bits follow from the precision, and a loss takes no HSK."""
+"""Parts without an amount of their own: bits follow from the precision, and a loss takes no HSK."""
 
 Setting = tuple[float, tuple[Part, ...]]
-"""What two points must share to be compared along a dimension: its amount there, and all other dimensions."""
+"""Everything that two points must share to be compared along a dimension: the amount there, and all other parts."""
 
 
 def compare_strategies(study: Study, confidence: float = CONFIDENCE) -> pd.DataFrame:
-    """Every pair of strategies of each dimension, and of losses, over all the settings in which both were tried.
+    """Compare every pair of strategies of each dimension, and of losses, over all settings in which both were tried.
 
-    A setting is an amount along the dimension and one choice of everything else. For each seed the difference is
-    averaged over the settings, and a paired t-test is made of the seeds' averages: seeds vary, the settings are those
-    of the study. Only trials that make a complete block (the same seeds in every setting) count. Settings in which the
-    two keep the very same values (all tokens, all neurons, ``cls`` and the first token) say nothing and are left out;
-    with all tokens even the selectors that differ in ``[SEP]`` are, since nothing is ranked there.
+    A setting is an amount along the dimension, together with one choice of everything else. For each seed, the
+    difference is averaged over the settings. The paired t-test is over the seeds' averages: seeds are random, settings
+    are fixed. Only trials that make a complete block (the same seeds in every setting) count.
+
+    Settings in which both strategies keep the same values (all tokens, all neurons, ``cls`` and the first token) say
+    nothing and are left out. With all tokens this includes selectors that differ in ``[SEP]``, because nothing is
+    ranked there.
 
     Args:
         study: one task, teacher and student.
@@ -53,10 +55,12 @@ def compare_strategies(study: Study, confidence: float = CONFIDENCE) -> pd.DataF
 
 
 def by_amount(study: Study, confidence: float = CONFIDENCE) -> pd.DataFrame:
-    """As :func:`compare_strategies`, at each amount separately; adjusted over all the rows of the table.
+    """Compare strategies as :func:`compare_strategies` does, but at each amount separately.
+
+    The p-values are adjusted over all rows of the table.
 
     Returns:
-        The same columns, and behind dimension: amount (number of layers or tokens or share of neurons, as text; for
+        The same columns, and after dimension: amount (number of layers or tokens or share of neurons, as text; for
         precision and loss, which have no amount of their own, the short form of the spec).
     """
     rows = [
@@ -69,10 +73,10 @@ def by_amount(study: Study, confidence: float = CONFIDENCE) -> pd.DataFrame:
 
 
 def winners(comparison: pd.DataFrame) -> dict[str, tuple[str, str]]:
-    """For each dimension of a comparison, the strategy that beats every other, or ``undetermined``; and a sentence.
+    """Return, for each dimension, the strategy that beats every other (or ``undetermined``), and a sentence about it.
 
-    A strategy wins if it was compared with every other in the table and each verdict names it, so that, over all the
-    dimension's pairs, a false winner is as rare as the comparison's confidence says.
+    A strategy wins if it was compared with every other in the table and each verdict names it. So, over all pairs of
+    the dimension, a false winner is at most as likely as the comparison's confidence allows.
     """
     winner_by_dimension = {}
     for dimension, rows in comparison.groupby("dimension", sort=False):
@@ -92,7 +96,10 @@ def winners(comparison: pd.DataFrame) -> dict[str, tuple[str, str]]:
 
 
 def _blocks(study: Study, dimension: str) -> Iterator[tuple[str, str, np.ndarray, list[str]]]:
-    """Pairs of strategies; their differences in score, seeds by settings, NaN where a trial is missing; the amounts."""
+    """Yield pairs of strategies with their differences in score and their amounts.
+
+    The differences are an array of seeds by settings, NaN where a trial is missing. There is an amount per setting.
+    """
     points = study.parts
     scores = {name: study.scores[name].to_numpy() for name in points}
     kept = {name: as_kept(parts) for name, parts in points.items()}
@@ -132,10 +139,11 @@ def _row(dimension: str, a: str, b: str, block: np.ndarray, confidence: float) -
 
 
 def paired_test(differences: np.ndarray, confidence: float) -> tuple[float, float, float, float]:
-    """Mean, t-interval and two-sided p of paired differences ``(n,)``; NaN but for the mean where n < 2.
+    """Return mean, low, high (t-interval) and two-sided p of paired differences ``(n,)``.
 
-    Where all differences are equal their spread, and so the interval, cannot be estimated (scores are counts of
-    correct examples, so that with few seeds this does happen): p is then that of the sign test.
+    With n < 2, everything but the mean is NaN. Where all differences are equal, their spread and so the interval cannot
+    be estimated; p is then that of the sign test. This happens with few seeds, because scores are counts of correct
+    examples.
     """
     estimate = Estimate.of(differences)
     if estimate.n < 2:
@@ -148,7 +156,10 @@ def paired_test(differences: np.ndarray, confidence: float) -> tuple[float, floa
 
 
 def _complete(block: np.ndarray) -> np.ndarray:
-    """The complete part of ``block`` (seeds by settings, NaN where missing) with the most cells, two seeds or more."""
+    """Return the largest complete part of ``block`` (seeds by settings, NaN where missing), if possible of two seeds.
+
+    Candidates are the seeds of one setting, with all settings that have these seeds.
+    """
     there = ~np.isnan(block)
     best, best_size = block[:0], (False, 0, 0)
     for setting in range(block.shape[1]):
@@ -161,7 +172,7 @@ def _complete(block: np.ndarray) -> np.ndarray:
 
 
 def adjusted(rows: list[dict[str, Any]], confidence: float) -> list[dict[str, Any]]:
-    """``rows``, one family of tests, with adjusted p and verdict."""
+    """Return ``rows``, one family of tests, with adjusted p and verdict."""
     for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
         is_significant = p < 1 - confidence
         better = row["a"] if row["difference"] > 0 else row["b"]
@@ -170,7 +181,10 @@ def adjusted(rows: list[dict[str, Any]], confidence: float) -> list[dict[str, An
 
 
 def _leader(rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """Who is ahead of most others, then by most; and its rows, seen from its side, with the column ``other``."""
+    """Return the leading strategy and its rows, seen from its side, with the column ``other``.
+
+    The leader is ahead of the most others; the sum of its differences decides ties.
+    """
     flipped = rows.rename(columns={"a": "b", "b": "a"})
     flipped = flipped.assign(difference=-rows["difference"], low=-rows["high"], high=-rows["low"])
     both = pd.concat([rows, flipped]).rename(columns={"a": "strategy", "b": "other"})
@@ -180,7 +194,7 @@ def _leader(rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
 
 
 def _against(row: dict[Hashable, Any], lead: bool = False) -> str:
-    """What is known of the leader and one other; with ``lead``, whether it is ahead at all."""
+    """Return the comparison of the leader with another strategy in words; ``lead`` adds which of them is ahead."""
     difference = 100 * row["difference"]
     standing = f"{'ahead of' if difference > 0 else 'behind' if difference < 0 else 'level with'} " if lead else ""
     if row["n"] < 2:

@@ -1,7 +1,7 @@
-"""The least HSK that is enough: the smallest amount shown to lose less than a margin against full HSK.
+"""Find the least HSK that is enough: the smallest amount shown to lose less than a margin against full HSK.
 
-Amounts are ordered beforehand and tested one after the other, at the full level each, until a test fails: so choosing
-the smallest that passes is no fishing, and the claim as a whole is wrong at most as often as one test is.
+Amounts are ordered beforehand, and tested from the largest down, each at the full level, until a test fails. This
+fixed-sequence procedure needs no correction for multiple tests: the claim is wrong at most as often as one test.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from hskd.errors import HskdError
 from hskd.statistics import CONFIDENCE, POWER
 
 MARGIN = 0.005
-"""Score that full HSK may gain over what is called enough: half a point."""
+"""Loss of score against full HSK at which an amount is still enough: half a point."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sufficiency:
-    """How little is enough, for one strategy: more than ``above``, at most ``name``, each at the stated confidence.
+    """The least sufficient amount of one strategy: more than ``above``, at most ``name``, each at the confidence.
 
     Attributes:
         strategy: of the specs (see :class:`~hskd.analysis.table.Study`).
-        verdict: ``sufficient`` (``name`` is enough), ``all`` (the largest amount below full is not: ``name`` is
-            full), or ``undetermined``.
-        reason: the evidence, or what is missing, in plain words.
+        verdict: ``sufficient`` (``name`` is enough), ``all`` (the largest amount below full is not enough, so ``name``
+            is full), or ``undetermined``.
+        reason: the evidence, or what is missing, in words.
         name: the smallest point shown to lose less than the margin; empty where undetermined.
         fraction: its share of full HSK; NaN where undetermined.
-        bytes_per_example: what it takes on disk; NaN where undetermined.
-        above: the largest point up to which all, from *none* up, are shown to lose more than the margin; ``none``
-            where only that is; empty where nothing is.
-        above_fraction: its share of full HSK; NaN where there is none.
-        margin: what may be lost, in words.
-        limit: the same, as a score (a share of 1).
-        gap: *full* - *none*, two-sided.
-        seeds_needed: for a decision at the largest amount below full, if it loses nothing (80 % power); None where
-            not asked, or where seeds alone would not do.
+        bytes_per_example: its size on disk; NaN where undetermined.
+        above: the largest insufficient point: it and all smaller points, *none* included, are shown to lose more than
+            the margin. Empty where there is no such point.
+        above_fraction: its share of full HSK; NaN where there is no such point.
+        margin: the allowed loss, in words.
+        limit: the allowed loss, as a score (a share of 1).
+        gap: *full* - *none*, with its two-sided interval.
+        seeds_needed: number of seeds for a decision at the largest amount below full, if it loses nothing (80 %
+            power). None where the verdict does not need it, or where more seeds would not be enough.
         confidence: of every claim (one-sided).
-        new_examples: whether the claims are for new test examples like these, or for these very ones.
-        tests: a row per amount, *none* first, up to the largest below full: name, amount, loss against full, low and
-            high (its one-sided bounds), n (seeds), verdict (``sufficient``, ``insufficient``, ``not resolved`` or
-            ``too few seeds``: each by itself).
+        new_examples: whether the claims cover new test examples of the same kind, or only these test examples.
+        tests: a row per amount, from *none* to the largest below full: name, amount, loss against full, low and high
+            (its one-sided bounds), n (seeds), verdict of this amount alone (``sufficient``, ``insufficient``,
+            ``not resolved`` or ``too few seeds``).
     """
 
     strategy: str
@@ -96,19 +96,19 @@ def minimum_sufficient(
     by: str = AMOUNT_COLUMNS[0],
     answers: Answers | None = None,
 ) -> list[Sufficiency]:
-    """The least HSK that loses less than a margin against full, for each strategy of a study by itself.
+    """Return the least HSK that loses less than a margin against full, for each strategy of a study.
 
     Args:
-        study: the trials; *full* and *none* must be among them.
+        study: the trials. Without *full* or *none*, the verdicts are undetermined.
         margin: score that may be lost (a share of 1).
-        share: instead of ``margin``: the share of the gap from *none* to *full* that may be lost.
+        share: used instead of ``margin``: the share of the gap from *none* to *full* that may be lost.
         confidence: of each one-sided claim.
         by: the column that orders the amounts, ``bytes_per_example`` or ``fraction``.
-        answers: makes the claims hold for new test examples like these; without, for these very ones.
+        answers: if given, the claims cover new test examples of the same kind; otherwise only these test examples.
 
     Raises:
-        HskdError: a margin below 0, a share not between 0 and 1, a confidence not between 0.5 and 1, or an unknown
-            column.
+        HskdError: ``margin`` is not in [0, 1), ``share`` not between 0 and 1, ``confidence`` not between 0.5 and 1, or
+            ``by`` is an unknown column.
     """
     if not 0 <= margin < 1:
         raise HskdError(f"margin: {margin} is out of range; expected a share of 1 (0.005 is half a point).")
@@ -122,7 +122,7 @@ def minimum_sufficient(
 
 
 class _Tested(NamedTuple):
-    """What is shown of one amount, by itself."""
+    """The test of one amount, by itself."""
 
     name: str
     amount: float
@@ -238,14 +238,14 @@ class _Question:
         return contrast(self.study, weights, self.answers)
 
     def _beyond(self, name: str) -> Estimate:
-        """The loss against full, less what may be lost where that hangs on the seeds."""
+        """Return the loss against full. A share of the gap, which varies with the seeds, is subtracted here."""
         share = self.share or 0.0
         weights = {self.full: 1.0 - share} | ({NONE: share} if share else {})
         return self._estimate(weights | {name: weights.get(name, 0.0) - 1.0})
 
     def _test(self, name: str) -> _Tested:
         estimate = self._beyond(name)
-        shift = 0.0 if self.share is None else self.limit  # shown as a loss, to be compared with the limit
+        shift = 0.0 if self.share is None else self.limit  # turns the estimate back into a loss
         low, high = estimate.lower(self.confidence) + shift, estimate.upper(self.confidence) + shift
         verdict = "not resolved"
         if estimate.n < MIN_SEEDS:
@@ -294,13 +294,13 @@ class _Question:
 
 
 def _last_of_run(tests: list[_Tested], verdict: str) -> str:
-    """The last name of the run of verdicts ``verdict`` that ``tests`` begin with; empty where there is no run."""
+    """Return the last name of the initial run of ``tests`` with this verdict; empty where there is no such run."""
     run = list(takewhile(lambda test: test.verdict == verdict, tests))
     return run[-1].name if run else ""
 
 
 def _points(score: float) -> str:
-    """A score in points (hundredths), two decimals at most."""
+    """Return a score as text in points (hundredths), with at most two decimals."""
     text = f"{100 * score:.2f}".rstrip("0").rstrip(".")
     return "0" if text == "-0" else text
 
@@ -310,5 +310,5 @@ def _in_points(score: float) -> str:
 
 
 def percent(fraction: float) -> str:
-    """A share as a percentage of two digits."""
+    """Return a share as text, a percentage with two digits."""
     return f"{100 * fraction:.2g} %" if fraction < 0.995 else "100 %"

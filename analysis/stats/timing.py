@@ -1,4 +1,4 @@
-"""From the timing files of ``hskd bench`` to tables: speed-ups, and what must be reached."""
+"""Tables from the timing files of ``hskd bench``: speed-ups, and bars that measurements must reach."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from hskd.errors import CorruptionError, HskdError
 from hskd.io import read_json
 
 PAPER = (2.7, 3.4)
-"""Speed-up of offline over online distillation that arXiv 2106.05691 reports, lowest and highest."""
+"""Lowest and highest speed-up of offline over online distillation that arXiv 2106.05691 reports."""
 MIB = 2**20
 Seconds = Mapping[str, np.ndarray]
-"""Seconds a batch of a group's cases, one for each round."""
+"""Seconds per batch of each case of a group, one value per round."""
 
 
 class Spread(NamedTuple):
@@ -31,18 +31,19 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, values: np.ndarray | list[float]) -> Spread:
-        """Of one value for each round."""
+        """Return the spread of ``values``, one per round."""
         low, median, high = np.quantile(np.asarray(values, float), [0.25, 0.5, 0.75])
         return cls(float(median), float(low), float(high), len(values))
 
 
 @dataclass(frozen=True, eq=False)
 class Timings:
-    """What a device's timing files hold.
+    """The contents of a device's timing files.
 
     Attributes:
-        cases: one row per case: suite, group, case, ``seconds`` (tuple, a batch in each round), all of ``extra_info``.
-        device: for people.
+        cases: one row per case: suite, group, case, ``seconds`` (tuple: per batch, in each round), and all of
+            ``extra_info``.
+        device: description for readers: device, threads and version of torch.
     """
 
     cases: pd.DataFrame
@@ -50,10 +51,10 @@ class Timings:
 
     @classmethod
     def read(cls, folder: Path) -> Timings:
-        """Read every timing file in ``folder``: one for each suite, or one for each group, as in ``work/bench``.
+        """Read every timing file in ``folder``: one per suite, or one per group, as in ``work/bench``.
 
         Raises:
-            HskdError: there is none, or two hold the same case.
+            HskdError: there is no timing file, or two hold the same case.
             CorruptionError: a file is not one that ``hskd bench`` wrote.
         """
         files = sorted(folder.glob("*.json"))
@@ -81,7 +82,7 @@ class Timings:
         return cls(pd.DataFrame(rows), f"{first['device_name']}, {threads}, torch {first['torch']}")
 
     def groups(self, suite: str) -> Iterator[tuple[pd.DataFrame, Seconds]]:
-        """The groups of a suite: their cases as rows indexed by name, and the seconds of each."""
+        """Yield the groups of a suite: their cases as rows indexed by name, and the seconds of each case."""
         for _, group in self.cases[self.cases["suite"] == suite].groupby("group", sort=False):
             group = group.set_index("case")
             rounds = min(len(seconds) for seconds in group["seconds"])
@@ -89,7 +90,7 @@ class Timings:
 
 
 def _cases(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The cases of a timing file: of a finished suite, or of one group, as a run that was killed leaves it."""
+    """Yield the cases of a timing file. It holds a finished suite, or one group of an interrupted run."""
     if "measured" in content:
         group = content["recipe"]["group"]
         names = {"suite": group["suite"], "group": group["name"]}
@@ -101,12 +102,13 @@ def _cases(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def speedups(timings: Timings) -> pd.DataFrame:
-    """One row per student, length setting and precision of the training suite.
+    """Return a row per student, length setting and precision of the training suite.
 
-    Columns: student, lengths, dtype; for each way of training its median ``<way>_ms`` a batch; ``speedup``,
+    Columns: student, lengths, dtype; for each way of training its median ``<way>_ms`` per batch; ``speedup``,
     ``speedup_low``, ``speedup_high`` (online / offline time, median and quartiles of paired rounds); ``ceiling``
-    ((teacher + fine-tuning) / fine-tuning); ``extraction_ms`` a batch; ``pays_off``: passes over the data after which
-    a store, extraction included, has cost less time than the teacher in the loop.
+    ((teacher + fine-tuning) / fine-tuning); ``extraction_ms`` per batch; ``pays_off`` (passes over the data after which
+    a store, extraction included, has cost less time than running the teacher on every batch);
+    ``share_of_matmul_peak``, ``examples_per_second`` and ``peak_rss_mib`` of offline training; ``rounds``.
     """
     extraction = {
         (first["lengths"], first["dtype"]): float(np.median(seconds["extraction"]))
@@ -118,7 +120,7 @@ def speedups(timings: Timings) -> pd.DataFrame:
         first = group.iloc[0]
         speedup = Spread.of(seconds["online"] / seconds["offline"])
         medians = {name: float(np.median(values)) for name, values in seconds.items() if name != "matmul"}
-        # Where an extraction over these very batches was not timed, the teacher's forward pass stands for it.
+        # Where extraction over these batches was not timed, the teacher's forward pass is used instead.
         extract = extraction.get((first["lengths"], first["dtype"]), medians["teacher"])
         rows.append(
             {
@@ -144,11 +146,11 @@ def speedups(timings: Timings) -> pd.DataFrame:
 
 
 def with_extraction(row: Mapping[str, Any], passes: np.ndarray) -> np.ndarray:
-    """Speed-up over online distillation with the extraction counted in.
+    """Return the speed-up over online distillation, extraction included.
 
     Args:
         row: a row of :func:`speedups`.
-        passes: epochs of the HSK stage, over all trials that share the store, ``(P,)``.
+        passes: total epochs of the HSK stage of all trials that share the store, ``(P,)``.
     """
     online, offline, extraction = (row[f"{name}_ms"] for name in ("online", "offline", "extraction"))
     shared: np.ndarray = passes * online / (extraction + passes * offline)
@@ -156,9 +158,10 @@ def with_extraction(row: Mapping[str, Any], passes: np.ndarray) -> np.ndarray:
 
 
 def bars(timings: Timings) -> pd.DataFrame:
-    """What must be reached: quantity, setting, measured (median), low, high (quartiles), rounds, bar, side, met.
+    """Return the bars that measurements must reach, a row each.
 
-    ``side`` is ``at least`` or ``at most``. What was not measured has no row.
+    Columns: quantity, setting, measured (median), low, high (quartiles), rounds, side (``at least`` or ``at most``),
+    bar, met. Quantities that were not measured have no row.
     """
     rows = [*_training_bars(timings), *_lengths_bars(timings), *_store_bars(timings)]
     table = pd.DataFrame(
@@ -189,7 +192,7 @@ def _order(table: pd.DataFrame) -> dict[str, int]:
 
 
 def _ceiling(seconds: Seconds) -> np.ndarray:
-    """What offline could be faster by if the student cost what fine-tuning costs, round by round."""
+    """Return the speed-up that offline would have if the student cost the same as fine-tuning, per round."""
     ceiling: np.ndarray = (seconds["teacher"] + seconds["fine-tuning"]) / seconds["fine-tuning"]
     return ceiling
 

@@ -1,4 +1,4 @@
-"""What MkDocs does not do by itself: pages from elsewhere in the repository, links to them, and the reference pages.
+"""MkDocs hooks: pages from other folders of the repository, links to them, and the reference pages.
 
 MkDocs calls the functions named ``on_...`` (https://www.mkdocs.org/user-guide/configuration/#hooks).
 """
@@ -23,12 +23,12 @@ OUTSIDE = (
     "results/rates/README.md",
     *sorted(f"results/{path.name}" for path in ROOT.glob("results/*.md")),
 )
-"""Pages of the site that lie outside ``docs/``; they keep their paths."""
+"""Pages of the site from outside ``docs/``; they keep their paths."""
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s]+)(\))")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages from outside, the pictures that they show, and the reference pages."""
+    """Add the pages from outside ``docs/``, their pictures, and the reference pages."""
     for name, text in reference.pages().items():
         files.append(File.generated(config, name, content=text))
     pictures = set()
@@ -43,7 +43,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Let links between files of the repository lead to pages of the site, or else to the repository."""
+    """Point links between files of the repository to pages of the site, or otherwise to the repository."""
     source = page.file.src_uri
     in_docs = (ROOT / "docs" / source).is_file()
     here = f"docs/{source}" if in_docs else source
@@ -60,7 +60,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
             relative = os.path.relpath(site, posixpath.dirname(source) or ".")
             return f"{before}{relative}{fragment}{after}"
         if not (ROOT / place).exists():
-            return match.group(0)  # MkDocs names the page and the link
+            return match.group(0)  # MkDocs then reports the page and the link
         return f"{before}{config.repo_url}/blob/main/{place}{fragment}{after}"
 
     return LINK.sub(resolved, markdown)

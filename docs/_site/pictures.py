@@ -19,14 +19,14 @@ STYLE = "font-family: system-ui, sans-serif"
 
 
 def svg(width: int, height: int, label: str, parts: list[str]) -> str:
-    """A picture on white, so that it is readable on a dark page too."""
+    """Return a picture on white, so that it is readable on a dark page too."""
     opening = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" style="{STYLE}">'
     paper = f'<rect width="{width}" height="{height}" fill="#fff"/>'
     return "\n".join([opening, f"<title>{escape(label)}</title>", paper, *parts, "</svg>\n"])
 
 
 def text(x: float, y: float, words: str, size: int = 13, anchor: str = "middle", color: str = INK) -> str:
-    """Words at a place; from 14 up they are a heading, in bold."""
+    """Return words at a place; from size 14 up they are a bold heading."""
     weight = ' font-weight="600"' if size >= 14 else ""
     return (
         f'<text x="{x}" y="{y}" font-size="{size}" text-anchor="{anchor}" fill="{color}"{weight}>{escape(words)}</text>'
@@ -34,7 +34,7 @@ def text(x: float, y: float, words: str, size: int = 13, anchor: str = "middle",
 
 
 def spec() -> str:
-    """What ``2l_3t_0.2w`` keeps of a sentence: layers up, tokens to the right, neurons within a token."""
+    """Draw the part of a sentence that ``2l_3t_0.2w`` keeps: layers up, tokens to the right, neurons within a token."""
     tokens = ["[CLS]", "a", "quiet", "and", "moving", "triumph", "[SEP]"]
     kept = {(2, 2): (1, 7), (2, 4): (0, 4), (2, 5): (4, 8), (1, 2): (3, 7), (1, 4): (0, 5), (1, 5): (2, 8)}
     left, top, cell, row, neurons = 130, 56, 82, 64, 10
@@ -61,7 +61,7 @@ def spec() -> str:
 
 
 def box(x: int, y: int, width: int, title: str, lines: list[str], color: str = "#fff") -> list[str]:
-    """A frame with a heading and lines of text."""
+    """Return a frame with a heading and lines of text."""
     height = 34 + 18 * len(lines)
     parts = [
         f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="6" fill="{color}" stroke="{LINE}"/>',
@@ -71,7 +71,7 @@ def box(x: int, y: int, width: int, title: str, lines: list[str], color: str = "
 
 
 def arrow(x1: int, y1: int, x2: int, y2: int, label: str = "") -> list[str]:
-    """An arrow with a label above its middle."""
+    """Return an arrow with a label above its middle."""
     parts = [
         f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" stroke="{INK}" stroke-width="1.5" marker-end="url(#tip)"/>'
     ]
@@ -79,7 +79,7 @@ def arrow(x1: int, y1: int, x2: int, y2: int, label: str = "") -> list[str]:
 
 
 def flow() -> str:
-    """From a model and texts to an answer, with the command on each arrow."""
+    """Draw the way from a model and texts to an answer, with the command on each arrow."""
     tip = (
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">'
         f'<path d="M0 0L8 4L0 8z" fill="{INK}"/></marker></defs>'
@@ -115,7 +115,7 @@ COMMANDS = (
 
 
 def terminal() -> str:
-    """What two real commands print, as a picture; it loads no font from elsewhere."""
+    """Draw the output of two real commands; the picture loads no fonts."""
     console = Console(record=True, width=110, file=StringIO(), force_terminal=True)
     for command in COMMANDS:
         console.print(Text.assemble(("$ ", "bold green"), command))

@@ -1,4 +1,4 @@
-"""Reference pages, made from the commands, the models and the columns themselves."""
+"""Reference pages, generated from the commands, the models and the columns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hskd.cli.commands import BUILT_IN, LazyCommand
 
 
 def pages() -> dict[str, str]:
-    """Markdown by path of the page."""
+    """Return the Markdown of each page, by path."""
     return {
         "reference/commands.md": commands(),
         "reference/grid-file.md": grid_file(),
@@ -22,7 +22,7 @@ def pages() -> dict[str, str]:
 
 
 def commands() -> str:
-    """Every command with its options."""
+    """Return the page of every command with its options."""
     parts = ["# Command line\n\nMade from the commands. `hskd COMMAND --help` says the same.\n"]
     for name, listing in BUILT_IN.items():
         loaded = LazyCommand(name, listing.target, listing.help).load()
@@ -56,7 +56,7 @@ def _command(title: str, command: Any, level: int) -> str:
 
 
 def _plain(text: str) -> str:
-    """Help without rich's markup, as Markdown that shows it literally."""
+    """Return help without rich's markup, as Markdown that shows it literally."""
     for tag in ("bold", "/bold"):
         text = text.replace(f"[{tag}]", "")
     text = inspect.cleandoc(text).replace("\\[", "[")
@@ -68,7 +68,7 @@ def _cell(text: str) -> str:
 
 
 def grid_file() -> str:
-    """The keys of a grid's YAML file and of what they hold."""
+    """Return the page of the keys of a grid's YAML file."""
     from hskd.grid.spec import GridSpec, MoreSeeds, Sweep
     from hskd.students.registry import STUDENTS
     from hskd.teachers.settings import TeacherSettings
@@ -107,7 +107,7 @@ def _default(field: Any) -> str:
 
 
 def columns() -> str:
-    """The columns of a table of results."""
+    """Return the page of the columns of a results table."""
     from hskd.results import COLUMNS
 
     rows = [f"| `{name}` | {_cell(_plain(text))} |" for name, text in COLUMNS.items()]
@@ -116,14 +116,14 @@ def columns() -> str:
 
 
 def python() -> str:
-    """Every public name, documented from its docstring."""
+    """Return the page of every public name, documented from its docstring."""
     import hskd
 
     names = sorted(hskd.__all__, key=str.lower)
     parts = ["# Python\n\nEvery name of `import hskd`. [From Python](../docs/api.md) shows how they go together.\n"]
     for name in names:
         value = getattr(hskd, name)
-        # mkdocstrings reads files, and these packages lie beside hskd until they are installed
+        # mkdocstrings reads files, and in the repository these packages are not folders of hskd.
         module = re.sub(r"^hskd\.(?=analysis|benchmarks)", "", getattr(value, "__module__", "hskd"))
         parts.append(f"::: {module}.{getattr(value, '__qualname__', name)}\n")
     return "\n".join(parts)

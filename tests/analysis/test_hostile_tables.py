@@ -1,4 +1,4 @@
-"""Random tables of trials: each is analysed, or refused in our words; and tables beside results that say otherwise."""
+"""Random tables of trials are analysed or rejected with our own error, also beside results that contradict them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TABLE = table(SCORES).assign(
 
 
 def damaged(number: int) -> bytes | pd.DataFrame:
-    """A CSV file or a table with some cells, columns, rows or characters changed."""
+    """Return a CSV file or a table with some cells, columns, rows or characters changed."""
     rng = hostile.random_of("table", number)
     trials = TABLE.astype(object)
     for _ in range(rng.choice((0, 1, 1, 2, 5))):
@@ -64,7 +64,7 @@ def damaged(number: int) -> bytes | pd.DataFrame:
 
 
 def analyse(study: Study, whole: bool) -> None:
-    """All that a report says, but for the figures; or only its facts and its scores."""
+    """Compute everything in a report except the figures, or only its facts and scores."""
     provenance.facts(study, None)
     points(study, 0.95)
     if not whole:
@@ -152,12 +152,12 @@ def test_results_that_come_after_a_table_was_packed_are_read(tmp_path: Path) -> 
     for path in late:
         path.rename(tmp_path / path.name)
     packed_alone = shutil.copytree(out, tmp_path / "early")
-    pack(out)  # as a run that was killed before these five
+    pack(out)  # as a run that was killed before these five leaves it
     assert len(load(out)) == len(load(packed_alone)) == len(whole) - 5
     facts = dict(provenance.facts(studies(out)[0], out))
     assert facts["trials not done"] == f"5 of the grid's {len(whole)}"
     (out / "trials").mkdir(exist_ok=True)
-    for path in late:  # and their times say nothing: they may be older than the table
+    for path in late:  # their times do not matter: they may be older than the table
         (tmp_path / path.name).rename(path)
         os.utime(path, (0, 0))
     pd.testing.assert_frame_equal(read_trials(out), read_trials(DEMO))

@@ -35,7 +35,7 @@ def test_a_folder_is_read_from_its_results_whether_packed_or_not(tmp_path: Path)
     folder = shutil.copytree(DEMO, tmp_path / "results")
     pd.testing.assert_frame_equal(read_trials(folder), load(DEMO), check_dtype=False)
     unpack(folder)
-    written(folder, table(SCORES))  # an old table says nothing where there are results
+    written(folder, table(SCORES))  # an old table is ignored where there are results
     pd.testing.assert_frame_equal(read_trials(folder), read_trials(DEMO))
 
 
@@ -127,7 +127,7 @@ def test_the_committed_demo_is_one_study_of_one_strategy() -> None:
     assert demo.title == "mr · rosita-3l-2h-96ffn · 500 training examples · test"
     assert demo.slug == "mr-offline-minilm-rosita-3l-2h-96ffn-500-test"
     assert demo.dimension == "joint"
-    # The spec that keeps all tokens chooses none: it is of the same strategy as the others.
+    # A spec that keeps all tokens selects none, so it has the same strategy as the others.
     assert demo.strategies == [""]
     assert demo.scores.shape == (3, 8)
     assert demo.scores.notna().all(axis=None)
@@ -166,9 +166,9 @@ def test_the_dimension_is_what_varies(specs: list[str], dimension: str) -> None:
             ["attention_no_sep, magnitude", "length=random, width=random"],
         ),
         (["all_1t_all", "all_1t_all,att_map=top"], ["", "att_map=top"]),
-        # Kept whole, no neuron is chosen; it fits the one way in which any is.
+        # Where the width is kept whole, no neuron is selected, so it fits the only strategy that selects any.
         (["1l_1t_all", "1l_1t_0.1w", "1l_all_0.1w"], ["", "", ""]),
-        # It would fit both ways, and so belongs to neither.
+        # It would fit both strategies, so it belongs to neither.
         (["all_1t_all", "all_1t_all,length=left", "1l_all_all"], ["attention_no_sep", "left", "all tokens"]),
     ],
 )
@@ -182,7 +182,7 @@ def test_codecs_are_strategies_of_their_own() -> None:
         "1l_3t_0.1w": "attention_no_sep, magnitude",
         "2l_3t_0.1w,length=gradient": "gradient, magnitude",
         "2l_all_0.1w": "all tokens, magnitude",
-        "2l_all_0.1w,width=pca": "all tokens, pca",  # and not of the means below, which choose no tokens
+        "2l_all_0.1w,width=pca": "all tokens, pca",  # not the strategy of the means below, which select no tokens
         "2l_all_0.1w,width=projection": "all tokens, projection",
         "2l_all_0.1w,width=pca,rotate=true,precision=int8": "all tokens, pca, rotate=true, int8",
         "2l_all_0.1w,width=pca,rotate=true,precision=int2": "all tokens, pca, rotate=true, int2",
@@ -194,7 +194,7 @@ def test_codecs_are_strategies_of_their_own() -> None:
     made = study({name: [0.7] for name in [*short, "none", "full", "full,precision=int8", "full,precision=int2"]})
     specs = made.points[made.points["arm"] == "spec"]
     assert specs["strategy"].to_dict() == {HSKSpec.parse(name).label: words for name, words in short.items()}
-    # Whatever the bits, all are held against the full of most bits, and its bytes are what shares are of.
+    # All precisions are compared with the full of most bytes, whose bytes are 100 %.
     assert set(made.points["reference"]) == {"full"}
     assert made.full_bytes == 80_000
     assert made.ladder("all tokens, pca, rotate=true, int8")[1] == "full"
@@ -240,7 +240,7 @@ def test_losses_are_not_mixed() -> None:
     comparison = compare_strategies(made)
     assert comparison[["dimension", "a", "b", "matched"]].to_numpy().tolist() == [["hsk_loss", "mse", "cosine", 2]]
     assert comparison["difference"].item() == pytest.approx((0.03 + 0.05) / 2)
-    # Of one loss alone, names are as they always were.
+    # With a single loss, names do not mention it.
     assert set(Study.of(cosine).points.index) == {"full", "2l_all_0.1w"}
 
 

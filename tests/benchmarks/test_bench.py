@@ -1,4 +1,4 @@
-"""Every benchmark runs; what is done is not measured again; pytest-benchmark gets the times that were measured."""
+"""Every benchmark runs, finished groups are not measured again, and pytest-benchmark gets the measured times."""
 
 import json
 import os
@@ -24,7 +24,7 @@ PRODUCTS = Group("training", "products", (Case("fp32", "matmul"), Case("bf16", "
 
 @pytest.fixture(autouse=True)
 def _no_worker_of_xdist(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A benchmark's own pytest is no worker of pytest-xdist, although one starts it: it would measure nothing."""
+    """A benchmark's own pytest must not believe that it is an xdist worker, because it would then measure nothing."""
     for variable in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
         monkeypatch.delenv(variable, raising=False)
 

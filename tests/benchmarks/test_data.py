@@ -1,4 +1,4 @@
-"""The random examples have the lengths of real ones, and the random stores are what the engine would write."""
+"""Random examples have the lengths of real ones, and random stores have the format of the engine's."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The parts of the large run that can be tried without it."""
+"""The parts of the large run that can be tested without running it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hskd.io import read_json, write_json
 
 def test_what_a_process_uses() -> None:
     before, used = anonymous_bytes_of(os.getpid()), cpu_seconds_of(os.getpid())
-    # Memory of its own: what Python frees and hands out again is no more than before.
+    # Allocated anew, because memory that Python frees and reuses would not show.
     held = mmap.mmap(-1, 2**26, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     for page in range(0, 2**26, mmap.PAGESIZE):
         held[page] = 1

@@ -1,4 +1,4 @@
-"""Ctrl-C: one line, exit code 130, and the same command goes on to the same bits."""
+"""After Ctrl-C a command prints one line, exits with 130, and resumes to the same bits."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def slow(self, *args, **kwargs):
 StageTrainer.compute_loss = slow
 main()
 """
-"""The command line, with time to interrupt it between two epochs."""
+"""The command line, slowed down so that it can be interrupted between two epochs."""
 
 
 @pytest.mark.timeout(300)

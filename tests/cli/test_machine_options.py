@@ -1,4 +1,4 @@
-"""Options that cannot work here end a command before it reads data or loads a model."""
+"""Options that cannot work on this machine end a command before it reads data or loads a model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ REPORTING = ("teacher", "distill", "general")
 def refused(
     command: str, options: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> str:
-    """What a command says, which is one line, and ends with 2; data and models are not there."""
+    """Return the message of a command, which is one line with exit code 2. Data and models do not exist."""
     data = [] if command == "general" else ["--task", "custom", "--data", "no-data"]
     monkeypatch.setattr(sys, "argv", ["hskd", *COMMANDS[command], *data, *options])
     Path("there").mkdir(exist_ok=True)
@@ -72,7 +72,7 @@ def test_from_python() -> None:
     with pytest.raises(HskdError, match=r"--report-to tensrboard: unknown"):
         RunOptions("fp32", torch.device("cpu"), report_to="tensrboard")
     assert resolve_device("cpu") == torch.device("cpu")
-    if not torch.backends.mps.is_available():  # a device that cannot compute
+    if not torch.backends.mps.is_available():  # a device that does not work
         with pytest.raises(HskdError, match=r"--dtype bf16: mps cannot compute in it .*; use fp32"):
             resolve_dtype("bf16", torch.device("mps"))
 

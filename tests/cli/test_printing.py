@@ -1,4 +1,4 @@
-"""What users write is printed as it is: no name, path or label is read as markup or as an emoji."""
+"""User input is printed literally: no name, path or label is read as markup or as an emoji."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = ("a[b]c", "[/red]", "$x$", ":smile:", "[bold]")
 
 
 def test_only_one_module_makes_consoles_and_none_reads_markup() -> None:
-    """rich reads markup wherever it may: in what is printed, in cells, titles and descriptions."""
+    """rich reads markup wherever it is allowed: in printed text, cells, titles and descriptions."""
     found = []
     for file in [*ROOT.glob("hskd/**/*.py"), *ROOT.glob("analysis/**/*.py"), *ROOT.glob("benchmarks/**/*.py")]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

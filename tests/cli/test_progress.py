@@ -1,4 +1,4 @@
-"""Progress where there is no terminal, and what libraries print beside it."""
+"""Progress without a terminal, and the output of libraries."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_without_a_terminal_progress_is_lines() -> None:
 
 @pytest.mark.timeout(600)
 def test_no_progress_bar_of_a_library_leaks(teacher_folder: Path, data_folder: Path, tmp_path: Path) -> None:
-    """This command saves a data set, loads a model's weights and prints a result; each has a bar of its own."""
+    """This command saves a data set, loads a model's weights and prints a result. Each has its own progress bar."""
     task = ["--task", "custom", "--data", str(data_folder), "--text-columns", "sentence", "--label-column", "mood"]
     places = ["--out", str(tmp_path / "store"), "--work", str(tmp_path / "work")]
     done = subprocess.run(

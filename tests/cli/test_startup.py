@@ -1,4 +1,4 @@
-"""The command line starts without the libraries that commands work with."""
+"""The command line starts without importing the libraries that commands use."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MODULES = (
     "hskd.trials.config",
     "hskd.trials.settings",
 )
-"""Modules that only hold settings, beside those of the commands."""
+"""Modules that only hold settings, in addition to those of the commands."""
 GROUPS = {
     "store": ("size", "extract", "derive", "inspect", "verify"),
     "grid": ("search", "none-rates", "plan", "run", "status", "retry", "pack"),
@@ -94,7 +94,7 @@ USAGE_ERRORS = (
     "bench --no-such-option",
 )
 
-# Nothing heavy is imported by any case, so one process can go through all of them, each named by what it imported.
+# No case should import a heavy library, so one process runs all cases and reports the imports of each.
 _CASES = f"""
 import contextlib, importlib, io, json, sys
 from pathlib import Path
@@ -134,7 +134,7 @@ def python(code: str, *arguments: str, cwd: Path | None = None, **environment: s
 
 
 def commands() -> list[str]:
-    """Every command, and the commands of the groups."""
+    """Return every command, including the commands of groups."""
     return [*BUILT_IN, *(f"{group} {name}" for group, names in GROUPS.items() for name in names)]
 
 
@@ -194,7 +194,7 @@ def test_the_help_lists_every_command() -> None:
 
 @pytest.fixture
 def plugins(tmp_path: Path) -> Path:
-    """A folder with an installed package that adds a command that works and one that cannot be imported."""
+    """A folder with an installed package that adds one working command and one that cannot be imported."""
     (tmp_path / "extra_commands.py").write_text("def greet(name: str) -> None:\n    print('hello', name)\n")
     (tmp_path / "broken_commands.py").write_text("import a_package_that_is_not_there\n")
     info = tmp_path / "extra_commands-1.0.dist-info"

@@ -1,4 +1,4 @@
-"""A share of the examples, and layers drawn for each batch: from the teacher as from a store, and through a trial."""
+"""A share of the examples, and random layers per batch: online, from a store, and in a trial."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ CODECS = ("", ",width=pca", ",width=uniform")
 
 @pytest.fixture(scope="module")
 def superset(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """What any spec here can be derived from."""
+    """A superset from which any spec of this file can be derived."""
     every = (1, 2, 3, 4)
     held = Superset((0, *every), every, received_layers=every, gold_losses=True)
     return extract(lab.teacher, lab.task, lab.train, held, tmp_path_factory.mktemp("amounts") / "superset")
 
 
 def prepared(lab: Lab, superset: Store | None, text: str, folder: Path, **settings: Any) -> tuple[Student, Prepared]:
-    """From the store, or where there is none, from the teacher."""
+    """Prepare a distillation from the store, or from the teacher where ``superset`` is None."""
     student = Student.load(lab.root / "rosita", lab.task)
     chosen = DistillSettings(**{"hsk_epochs": 3, "prediction_epochs": 1, "batch_size": 16, **settings})
     distillation = Distillation(chosen, HSKSpec.parse(text), student, lab.task, lab.train)
@@ -72,7 +72,7 @@ def test_the_teacher_and_a_store_keep_the_same(
 
 
 def test_examples_are_ranked_by_what_the_teacher_says(lab: Lab, superset: Store) -> None:
-    """Against plain sums over the logits of the superset."""
+    """The scores equal plain sums over the logits of the superset."""
     logits = superset.targets(superset.rows(lab.train.ids)).double()
     assert lab.train.labels is not None
     logs = logits.log_softmax(1)
@@ -109,7 +109,7 @@ def test_a_store_holds_hidden_states_of_the_kept_examples_alone(lab: Lab, supers
 
 
 def test_a_share_too_large_is_refused(superset: Store, tmp_path: Path) -> None:
-    """A manifest that claims a smaller share than its shards hold."""
+    """The manifest claims a smaller share than its shards hold."""
     store = derive(superset, HSKSpec.parse("1l_all_0.25w_0.5e"), 2, tmp_path / "store")
     path = store.folder / "manifest.json"
     content = json.loads(path.read_text())
@@ -182,7 +182,7 @@ def test_layers_drawn_for_each_batch(lab: Lab, superset: Store, tmp_path: Path, 
         assert one.places is not None and list(one.places) == sorted(one.places)
         assert torch.equal(one.positions, other.positions)
         torch.testing.assert_close(one.values, other.values, rtol=1e-4, atol=1e-4)
-        # What is drawn is what is held of these layers.
+        # The targets of the drawn layers equal those stored for these layers.
         held = store.kept(store.rows(batch["example_ids"].numpy()))
         for i, place in enumerate(one.places):
             assert torch.equal(other.values[:, i], held.values[:, place])
@@ -206,7 +206,7 @@ def test_attention_received(lab: Lab, superset: Store, tmp_path: Path) -> None:
     torch.testing.assert_close(one.values, other.values, rtol=1e-5, atol=1e-5)
     with pytest.raises(HskdError, match="extract a superset with --received-layers 2,4"):
         derive(lab.superset, spec, 2, tmp_path / "lacking")
-    # Eager attention, by loops over the tokens that pay.
+    # Eager attention, computed in loops over the tokens that attend.
     model = lab.teacher.model
     model.set_attn_implementation("eager")
     with torch.no_grad():
@@ -225,13 +225,13 @@ def test_attention_received(lab: Lab, superset: Store, tmp_path: Path) -> None:
 
 
 class _KilledError(Exception):
-    """A process that ends here."""
+    """Stands for the end of the process."""
 
 
 @pytest.mark.parametrize("text", ["2l_3t_0.25w_0.3e", "1l_3t_0.25w_0.3e,depth=random"])
 @pytest.mark.parametrize("step", [5, 8])
 def test_a_resumed_trial_comes_to_the_same(lab: Lab, superset: Store, tmp_path: Path, text: str, step: int) -> None:
-    """Passes over few examples do not end where an epoch does; checkpoints are written where it does, at 4 and 8."""
+    """Passes over few examples do not end with an epoch. Checkpoints do end with one, at steps 4 and 8."""
 
     def run(name: str, kill_at: int | None) -> dict[str, Any]:
         student, ready = prepared(lab, superset, text, tmp_path / "derived")

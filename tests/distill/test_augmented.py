@@ -1,4 +1,4 @@
-"""Augmented data from the command line to the losses: who trains on it, and where its targets come from."""
+"""Augmented data from the command line to the losses: which stages train on it, and the origin of its targets."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def task(lab: Lab, data_folder: Path) -> list[object]:
 
 @pytest.fixture
 def hskd(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """Run ``hskd``: exit code and messages."""
+    """Run ``hskd`` and return exit code and messages."""
 
     def run(*arguments: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["hskd", *map(str, arguments)])
@@ -57,7 +57,7 @@ def hskd(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture
 def targets(monkeypatch: pytest.MonkeyPatch) -> dict[int, np.ndarray]:
-    """What the prediction stage is told of every example: example id -> teacher's logits."""
+    """Return the teacher's logits by example id, as the prediction stage gets them."""
     told: dict[int, np.ndarray] = {}
     original = PredictionTrainer.batch_loss
 
@@ -119,7 +119,7 @@ def test_a_store_without_them_does_not_serve(
 def test_gold_is_refused(
     lab: Lab, extra: Path, task: list[object], hskd: Callable[..., tuple[int, str]], tmp_path: Path
 ) -> None:
-    """There are no labels; taking the teacher's would not be gold."""
+    """Augmented examples have no labels, and the teacher's labels would not be gold."""
     gold = ["--arm", "gold", "--augment", extra, "--out", tmp_path / "out"]
     code, err = hskd("distill", "--student", lab.root / "rosita", *gold, *DISTILL, *task)
     assert code == 2 and "the arm gold learns from labels, and the training examples have none" in " ".join(err.split())

@@ -1,4 +1,4 @@
-"""The command line, from data to a trained student, and what it says when something is wrong."""
+"""The command line from data to a trained student, and its error messages."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
 def made(
     tmp_path_factory: pytest.TempPathFactory, data_folder: Path, tokenizer: BertTokenizerFast
 ) -> tuple[Path, list[str]]:
-    """A folder with a teacher, a student and a superset, each made by its command; and the options of the task."""
+    """A folder with a teacher, a student and a superset, each made by its command, and the options of the task."""
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("made")
     make_bert(num_hidden_layers=4).save_pretrained(root / "body")
@@ -88,7 +88,7 @@ def test_offline_and_online(made: tuple[Path, list[str]], cli: Cli, tmp_path: Pa
         found, expected = offline["stages"][stage]["last_loss"], online["stages"][stage]["last_loss"]
         assert found == pytest.approx(expected, rel=1e-4)
 
-    # The trained student is a model that anyone can use.
+    # The trained student is an ordinary model.
     classify = pipeline("text-classification", model=str(tmp_path / "offline" / "student"), device="cpu")
     assert classify("a warm and funny film")[0]["label"] in ("negative", "positive")
 
@@ -164,7 +164,7 @@ def test_compat(made: tuple[Path, list[str]], cli: Cli, tmp_path: Path) -> None:
     assert code == 2 and "compat pads_in_loss cannot come from a store" in err and "--teacher" in err
 
 
-# What can be mended is one message and exit code 2. STUDENT and so on are folders of the fixture.
+# Errors that a user can fix are one message and exit code 2. STUDENT and so on are folders of the fixture.
 DISTILL = ["distill", "--out", "out", "--student", "STUDENT"]
 ERRORS = {
     "neither": (DISTILL, "give either --store (offline) or --teacher (online)"),
@@ -309,7 +309,7 @@ def test_the_installed_command(made: tuple[Path, list[str]], tmp_path: Path) -> 
 
 
 def test_cola(glue: Path, cli: Cli, tmp_path: Path, tokenizer: BertTokenizerFast) -> None:
-    """200 real sentences, from fine-tuning to a score; the score itself says nothing of so small a model."""
+    """Run 200 real sentences from fine-tuning to a score. The score of so small a model is not checked."""
     make_bert().save_pretrained("body")
     tokenizer.save_pretrained("body")
     task = ["--task", "cola", "--data", glue / "CoLA", *CPU]
@@ -329,6 +329,6 @@ def test_cola(glue: Path, cli: Cli, tmp_path: Path, tokenizer: BertTokenizerFast
     assert set(found["metrics"]) == {"dev"}  # the official test set has no labels
     assert set(found["metrics"]["dev"]) == {"matthews", "score"}
     assert -1 <= found["metrics"]["dev"]["matthews"] <= 1
-    # More examples than the store holds.
+    # These are more examples than the store holds.
     arguments = ["distill", "--student", "student", "--store", "store", *RATES, *task, "--train-examples", "300"]
     assert_refused(cli(*arguments, "--out", "more"), "are not in this store of 200")

@@ -1,4 +1,4 @@
-"""On a GPU the student cannot tell a store from the teacher either. Run where there is one."""
+"""On a GPU, training from a store equals training with the teacher. Skipped where there is no GPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CUDA = torch.device("cuda")
 
 @pytest.fixture(scope="module")
 def on_cuda(lab: Lab) -> Lab:
-    """The laboratory with its teacher on the GPU."""
+    """The test setup with its teacher on the GPU."""
     teacher = Teacher.load(str(lab.root / "teacher"), lab.task)
     teacher.model.to(CUDA)
     return replace(lab, teacher=teacher)
@@ -38,7 +38,7 @@ def test_hsk_stage(on_cuda: Lab, kind: StudentKind, text: str, tmp_path: Path) -
     spec = HSKSpec.parse(f"{text},precision=fp32")
     online = trace(on_cuda, kind, on_cuda.online(spec), tmp_path)
     assert online[-1] < online[0]
-    # The store was made on the CPU, whose last bits differ.
+    # The store was made on the CPU, which differs in the last bits.
     assert trace(on_cuda, kind, on_cuda.offline(spec), tmp_path) == pytest.approx(online, rel=1e-3)
 
 

@@ -1,7 +1,7 @@
-"""Loss traces of short runs, pinned: whatever moves them changes what every trial computes.
+"""Pinned loss traces of short runs. A change that moves them changes the result of every trial.
 
-They are written with seven digits. Eight steps of fp32 arithmetic with AVX-512, AVX2 or SSE differ from them by less
-than 1e-6 of their value, by rounding alone. The tolerance of 1e-4 leaves room for the libraries of other processors.
+They are written with seven digits. Over eight steps, fp32 arithmetic with AVX-512, AVX2 or SSE differs from them by
+less than 1e-6 of their value, which is rounding. The tolerance of 1e-4 allows for the libraries of other processors.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The losses of the HSK stage beside the squared error: against plain loops, refused where they say nothing."""
+"""HSK losses other than the squared error equal plain loops, and are rejected where they are undefined."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def loss_of(
 def student_numbers(
     hidden: list[torch.Tensor], kept: KeptHSK, projection: nn.Linear | None
 ) -> dict[tuple[int, int], list[tuple[list[float], list[float], list[int], list[float]]]]:
-    """For each example and kept layer: student's numbers, teacher's, neurons, and student's state, token by token."""
+    """Return student numbers, teacher numbers, neurons and student states of tokens, by example and kept layer."""
     found: dict[tuple[int, int], list[tuple[list[float], list[float], list[int], list[float]]]] = {}
     for example, index, layer, position, row, neurons in addresses(kept):
         state = hidden[layer][example, position]
@@ -166,7 +166,7 @@ def test_the_spread_is_that_of_the_teacher(lab: Lab, tmp_path: Path, text: str) 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_trial_trains_with_it(lab: Lab, tmp_path: Path, loss: HSKLoss) -> None:
-    """Through its stages, with a student narrower than the teacher."""
+    """All stages of a trial run with it, with a student narrower than the teacher."""
     run = lab.trial(
         tmp_path / loss, kind="narrow", hsk_loss=loss, hsk_epochs=2, hsk_lr=1e-3, spec="2l_3t_0.5w,width=pca"
     )

@@ -1,4 +1,4 @@
-"""The losses against plain loops, as docs/design.md writes them."""
+"""The losses equal plain loops written after docs/design.md."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KINDS: tuple[Neurons, ...] = ("all", "fixed", "per_token")
 
 
 def make_kept(kind: Neurons, layers: tuple[int, ...] = (0, 2, 3)) -> KeptHSK:
-    """Random targets of ragged examples; positions differ from layer to layer."""
+    """Return random targets of ragged examples; positions differ between layers."""
     generator = torch.Generator().manual_seed(1)
 
     def some(k: int, of: int) -> torch.Tensor:
@@ -42,7 +42,7 @@ def make_kept(kind: Neurons, layers: tuple[int, ...] = (0, 2, 3)) -> KeptHSK:
 
 
 def make_hidden(width: int = WIDTH, pad: float = 0.0, length: int = 8) -> list[torch.Tensor]:
-    """Hidden states of 4 student layers and the embedding output; ``pad`` where there is no token."""
+    """Return hidden states of 4 student layers and the embedding output; padding positions hold ``pad``."""
     generator = torch.Generator().manual_seed(2)
     states = torch.full((5, len(LENGTHS), length, width), pad)
     for layer in range(5):
@@ -57,7 +57,7 @@ def make_projection(width: int) -> nn.Linear:
 
 
 def addresses(kept: KeptHSK) -> list[tuple[int, int, int, int, int, list[int]]]:
-    """Example, kept layer's index, student layer, position, row of the targets and neurons, for all that is kept."""
+    """Return example, index of the kept layer, student layer, position, target row and neurons of every kept token."""
     found, row = [], 0
     for b, count in enumerate(kept.counts.tolist()):
         for _ in range(count):
@@ -71,7 +71,7 @@ def addresses(kept: KeptHSK) -> list[tuple[int, int, int, int, int, list[int]]]:
 
 
 def plain_hsk_loss(hidden: list[torch.Tensor], kept: KeptHSK, projection: nn.Linear | None) -> float:
-    """Sum over layers of the mean over examples of the mean over an example's kept tokens and neurons."""
+    """Return the sum over layers of the mean over examples of the mean over an example's kept tokens and neurons."""
     total = 0.0
     for i in range(len(kept.layers)):
         of_examples = []
@@ -162,7 +162,7 @@ def logits(classes: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def plain_soft_cross_entropy(student: torch.Tensor, teacher: torch.Tensor, tau: float) -> float:
-    """Minus the sum over classes of softmax(teacher / tau) * log_softmax(student / tau), mean over the batch."""
+    """Return minus the sum over classes of softmax(teacher / tau) * log_softmax(student / tau), mean over the batch."""
 
     def softmax(row: list[float]) -> list[float]:
         powers = [math.exp(logit / tau) for logit in row]

@@ -1,4 +1,4 @@
-"""The student cannot tell a store from the teacher: the two loss traces are one."""
+"""Training from a store and training with the teacher give the same loss traces."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def test_hsk_stage(lab: Lab, kind: StudentKind, text: str, tmp_path: Path) -> No
     assert hsk_trace(lab, kind, lab.offline(exact), tmp_path) == pytest.approx(online, rel=1e-5)
 
     offline_rounded = hsk_trace(lab, kind, lab.offline(rounded), tmp_path)
-    # Rounding may swap two neurons of nearly the same magnitude, of which one is kept.
+    # Rounding may swap two neurons of nearly equal magnitude, of which only one is kept.
     assert offline_rounded == pytest.approx(online, rel=1e-3 if exact.width.fixed(32) is not None else 2e-2)
-    # The online source rounds as the store does, before it ranks. A value between two fp16 numbers may still go to
-    # the other one, since the teacher saw it in another batch.
+    # The online source rounds as the store does, before ranking. A value between two fp16 numbers may still round to
+    # the other one, because the teacher saw it in another batch.
     assert offline_rounded == pytest.approx(hsk_trace(lab, kind, lab.online(rounded), tmp_path), rel=1e-4)
 
 

@@ -52,7 +52,7 @@ def make_trainer(
 
 
 def loss_of(trainer: StageTrainer, rows: list[int], pad_to: int | None = None) -> float:
-    """The loss of a batch of these rows, which may be padded further."""
+    """Return the loss of a batch of these rows, which may be padded further."""
     dataset = trainer.dataset
     split, dataset.split = dataset.split, replace(dataset.split, pad_to=pad_to)
     batch = dataset.__getitems__(rows)
@@ -71,7 +71,7 @@ def test_padding_does_not_change_a_loss(lab: Lab, kind: StudentKind, stage: str,
     loss = loss_of(trainer, rows)
     assert loss_of(trainer, rows, pad_to=48) == pytest.approx(loss, rel=1e-5)
     alone = [loss_of(trainer, [row]) for row in rows]
-    assert sum(alone) / len(rows) == pytest.approx(loss, rel=1e-5)  # a mean over examples, whatever their length
+    assert sum(alone) / len(rows) == pytest.approx(loss, rel=1e-5)  # a mean over examples of any length
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(lab: Lab, stage: str, tmp_p
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_accumulated_gradients_are_those_of_the_whole_batch(lab: Lab, stage: str, tmp_path: Path) -> None:
-    # 32 examples: an epoch is one update, of one batch of 32, whole or in two parts.
+    # With 32 examples, an epoch is one update: one batch of 32, whole or in two parts.
     shared = {"examples": 32, "epochs": 6, "optim": "sgd", "learning_rate": 0.02, "max_grad_norm": 5.0}
     whole = make_trainer(stage, lab, tmp_path, batch_size=32, **shared)
     parts = make_trainer(stage, lab, tmp_path, batch_size=32, accumulate=2, **shared)
@@ -119,7 +119,7 @@ def test_tensorboard(lab: Lab, tmp_path: Path) -> None:
     for file in events:
         accumulator = EventAccumulator(str(file)).Reload()
         assert {"train/loss", "train/grad_norm"} <= set(accumulator.Tags()["scalars"])
-        # Every 10 steps, and after every epoch of 4.
+        # Logged every 10 steps, and after every epoch of 4.
         assert [event.step for event in accumulator.Scalars("train/loss")] == [4, 8, 10, 12, 16, 20]
 
 
@@ -127,7 +127,7 @@ def test_bf16(lab: Lab, tmp_path: Path) -> None:
     seen: set[tuple[bool, torch.dtype]] = set()
 
     def hook(module: nn.Module, args: object, output: torch.Tensor) -> None:
-        if isinstance(module, nn.Linear) and module.out_features != WIDTH:  # W's alone has that
+        if isinstance(module, nn.Linear) and module.out_features != WIDTH:  # only W has WIDTH outputs
             seen.add((module.training, output.dtype))
 
     handle = nn.modules.module.register_module_forward_hook(hook)
@@ -169,7 +169,7 @@ def test_w_only_where_widths_differ(lab: Lab) -> None:
 
 def test_w_is_drawn_from_the_seed(lab: Lab) -> None:
     def draw(seed: int) -> torch.Tensor:
-        torch.manual_seed(torch.randint(1000, ()).item())  # whatever the state of the generator
+        torch.manual_seed(torch.randint(1000, ()).item())  # the state of the generator must not matter
         state = torch.get_rng_state()
         projection = HSKModule(lab.student("narrow"), WIDTH, seed).projection
         assert projection is not None and torch.equal(torch.get_rng_state(), state)
@@ -206,7 +206,7 @@ def test_the_teachers_dropout_is_off_while_the_student_trains(lab: Lab, tmp_path
     first, logits = source.kept(batch), source.targets(batch)
     trainer.train()
     assert trainer.model.training
-    lab.teacher.model.train()  # even if someone else has switched it on
+    lab.teacher.model.train()  # even if other code has switched it to train mode
     assert torch.equal(source.kept(batch).values, first.values)
     lab.teacher.model.train()
     assert torch.equal(source.targets(batch), logits)
@@ -223,7 +223,7 @@ def test_the_students_dropout_is_on(lab: Lab, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_targets_are_read_one_batch_ahead(lab: Lab, stage: str, tmp_path: Path) -> None:
-    """While a step computes, the next batch and its targets are there already."""
+    """While a step computes, the next batch and its targets are already loaded."""
     trainer = make_trainer(stage, lab, tmp_path, epochs=1)
     order: list[str] = []
 
@@ -242,7 +242,7 @@ def test_targets_are_read_one_batch_ahead(lab: Lab, stage: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_workers_change_no_bit(lab: Lab, stage: str, tmp_path: Path) -> None:
-    """Dropout included, from epoch to epoch, and when a run goes on inside of an epoch."""
+    """This includes dropout, from epoch to epoch and after a resumption within an epoch."""
     states = []
     for workers in (0, 1, 2):
         folder = tmp_path / str(workers)
@@ -270,7 +270,7 @@ def test_only_a_store_is_read_by_workers(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_a_store_can_be_sent_to_a_worker(lab: Lab) -> None:
-    """As it is where processes are not forked."""
+    """This is needed where processes are not forked."""
     source = lab.offline(SPEC)
     again = pickle.loads(pickle.dumps(source))
     batch = lab.train.collate([4, 2, 60])
@@ -287,7 +287,7 @@ def test_no_private_method_of_trainer_is_overridden() -> None:
 
 
 def test_a_gradient_that_is_not_a_number_stops(lab: Lab, tmp_path: Path) -> None:
-    """Though the loss is finite; and before the step is in a checkpoint."""
+    """Training stops even if the loss is finite, and before a checkpoint holds the step."""
     trainer = make_trainer("gold", lab, tmp_path, checkpoints=True)
     trainer.batch_loss = lambda model, batch: next(model.parameters()).sum().mul(0).sqrt()  # type: ignore
     with pytest.raises(HskdError, match=r"^gold: the gradient norm is nan at step 1\. Lower the learning rate"):

@@ -1,4 +1,4 @@
-"""Training only the touched embedding rows changes nothing but the time."""
+"""Training only the touched embedding rows changes nothing except the time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def table(student: PreTrainedModel) -> torch.Tensor:
 def untouched(lab: Lab) -> torch.Tensor:
     rows = torch.ones(200, dtype=torch.bool)
     rows[np.unique(lab.train.input_ids)] = False
-    rows[0] = False  # the padding row is trained along
+    rows[0] = False  # the padding row is also trained
     return rows
 
 
@@ -51,7 +51,7 @@ def trained(lab: Lab, kind: StudentKind, stage: str, folder: Path, whole: bool) 
 @pytest.mark.parametrize(("kind", "stage"), [("rosita", "prediction"), ("narrow", "prediction"), ("rosita", "hsk")])
 def test_exact(lab: Lab, kind: StudentKind, stage: str, tmp_path: Path) -> None:
     before = table(lab.student(kind))
-    assert before.shape[1] == (8 if kind == "rosita" else 16)  # factorised; not
+    assert before.shape[1] == (8 if kind == "rosita" else 16)  # factorised, or not
     expected = trained(lab, kind, stage, tmp_path, whole=True)
     found = trained(lab, kind, stage, tmp_path, whole=False)
     assert list(found) == list(expected)
@@ -62,7 +62,7 @@ def test_exact(lab: Lab, kind: StudentKind, stage: str, tmp_path: Path) -> None:
     rows = untouched(lab)
     assert 0 < rows.sum() < 199
     share = found[name][rows] / before[rows]
-    assert (share < 0.999).all() and torch.allclose(share, share[0, 0])  # decayed, all alike, and nothing else
+    assert (share < 0.999).all() and torch.allclose(share, share[0, 0])  # all rows decay equally
     assert not torch.allclose(found[name][~rows][1:], before[~rows][1:] * share[0, 0], atol=1e-3)
     torch.testing.assert_close(found[name][0], before[0] * share[0, 0])  # no gradient reaches the padding row
 
@@ -77,7 +77,7 @@ def test_the_model_computes_the_same_within(lab: Lab, kind: StudentKind) -> None
         expected = student(**batch).logits
         with only_touched(student, lab):
             rows = len(student.get_input_embeddings().weight)
-            assert rows == 200 - int(untouched(lab).sum()) + 1  # and the witness of the decay
+            assert rows == 200 - int(untouched(lab).sum()) + 1  # and one row that shows the decay
             assert torch.equal(student(**batch).logits, expected)
 
 

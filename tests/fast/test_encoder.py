@@ -47,7 +47,7 @@ def rosita() -> PreTrainedModel:
 
 
 def albert() -> PreTrainedModel:
-    """Of a type that runs whole."""
+    """A student of a type that runs as a whole."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     config = AutoConfig.for_model("albert", vocab_size=200, embedding_size=16, max_position_embeddings=64, **sizes)
     return AutoModelForSequenceClassification.from_config(config).eval()
@@ -169,7 +169,7 @@ def test_layers_above_and_the_pooler_do_not_run(make: Callable[[], PreTrainedMod
 
 @pytest.mark.parametrize("make", [bert, rosita, other("distilbert"), other("mpnet"), pruned("mpnet")])
 def test_attention_with_dropout_is_that_of_torch(make: Callable[[], PreTrainedModel]) -> None:
-    """With a probability that rounds to nothing, the path with dropout gives what the path without gives."""
+    """With a dropout probability that rounds to zero, the path with dropout equals the path without."""
     model = make()
     expected = LeanEncoder(model).hidden_states(inputs_of(model), 2)[-1]
     for module in model.modules():
@@ -193,7 +193,7 @@ def test_attention_dropout_drops_what_it_says() -> None:
         model.eval()
         mean = LeanEncoder(model).hidden_states(INPUTS, 1)[-1]
     assert drawn.std(0).max() > 0.05
-    # The layer after the attention is not linear: the mean over draws is near what no dropout gives, not equal to it.
+    # The layers after the attention are not linear, so the mean over draws is only near the result without dropout.
     assert (drawn.mean(0) - mean).abs().mean() < 0.25 * drawn.std(0).mean()
 
 
@@ -206,7 +206,7 @@ def test_compiled_layers_give_the_same_states_and_gradients(make: Callable[[], P
     theirs = deepcopy(ours)
     expected = LeanEncoder(theirs).hidden_states(INPUTS, 2, ROWS)
     torch._dynamo.reset()
-    # What is captured is the same for every backend; building machine code takes half a minute.
+    # The captured graph is the same for every backend, and compiling machine code takes half a minute.
     found = LeanEncoder(ours, compiled_layer("aot_eager")).hidden_states(INPUTS, 2, ROWS)
     for mine, other in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, other)
@@ -220,7 +220,7 @@ def test_compiled_layers_give_the_same_states_and_gradients(make: Callable[[], P
 @pytest.mark.parametrize("make", [bert, rosita])
 @pytest.mark.parametrize("masked", [True, False])
 def test_who_says_whether_there_are_pads_is_believed(make: Callable[[], PreTrainedModel], masked: bool) -> None:
-    """And gives what the encoder finds out by itself."""
+    """The result equals that of the encoder's own check for pads."""
     encoder, inputs = LeanEncoder(make()), dict(INPUTS)
     if not masked:
         inputs["attention_mask"] = torch.ones_like(MASK)
@@ -233,7 +233,7 @@ def test_who_says_whether_there_are_pads_is_believed(make: Callable[[], PreTrain
 
 
 def test_the_fast_path_is_entered_once() -> None:
-    """Within it, the model has what is cheap; after it, what it had and what it learnt."""
+    """Within the context the model uses the fast modules. After it, it has its own modules with the trained weights."""
     model = bert().train()
     names, tokens = list(model.state_dict()), IDS.numpy()
     dropouts = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]

@@ -1,4 +1,4 @@
-"""The tiny grid, and one run of it that nothing disturbed."""
+"""The tiny grid, and one uninterrupted run of it."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Write = Callable[..., Path]
 
 @pytest.fixture(autouse=True)
 def _one_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command line builds the teacher on every core there is, and their number changes its bits."""
+    """Pretend to have one core: the command line trains the teacher on all cores, whose number changes the bits."""
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
 
 
 @pytest.fixture(scope="session")
 def body(tmp_path_factory: pytest.TempPathFactory, tokenizer: BertTokenizerFast) -> Path:
-    """A model to fine-tune a teacher from: 4 layers."""
+    """A model of 4 layers, from which a teacher is fine-tuned."""
     folder = tmp_path_factory.mktemp("body")
     make_bert(num_hidden_layers=4).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -38,7 +38,7 @@ def body(tmp_path_factory: pytest.TempPathFactory, tokenizer: BertTokenizerFast)
 
 @pytest.fixture(scope="session")
 def write(tmp_path_factory: pytest.TempPathFactory, body: Path, data_folder: Path) -> Write:
-    """Write the tiny grid with lines added, or replaced where they begin with a key that it has."""
+    """Write the tiny grid with added lines. A line replaces the existing line of the same key."""
 
     def write(*lines: str, name: str = "tiny") -> Path:
         text = GRID.format(name=name, data=data_folder, model=body)
@@ -61,10 +61,10 @@ def grid_file(write: Write) -> Path:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, grid_file: Path) -> Ran:
-    """The tiny grid, run in this process from nothing, with a record of what the teacher and the students saw."""
+    """The tiny grid, run in this process without interruption, with a record of the batches of teacher and students."""
     torch.set_num_threads(1)
     gc.collect()
-    gc.freeze()  # Trainer collects garbage at every end: among all that is imported, that takes longer than it trains
+    gc.freeze()  # Trainer collects garbage at every end, which is slow if it covers all imported objects
     forwarded: list[int] = []
     batches: dict[str, list[list[int]]] = {}
     teacher_forward, compute_loss = extract.teacher_forward, StageTrainer.compute_loss

@@ -1,4 +1,4 @@
-"""A grid that sweeps the share of the examples, how they are chosen, and layers drawn for each batch."""
+"""A grid that sweeps the share of the examples, their selection, and random layers per batch."""
 
 from __future__ import annotations
 

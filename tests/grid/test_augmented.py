@@ -1,4 +1,4 @@
-"""A grid whose task has augmented sentences shares the teacher, the students and the store of one that has none."""
+"""A grid with augmented sentences shares teacher, students and store with a grid without them."""
 
 from __future__ import annotations
 
@@ -72,6 +72,6 @@ def test_gold_is_refused_with_its_line(write: Write, data_folder: Path, extra: P
 
 
 def test_a_plan_without_them_is_written_as_ever() -> None:
-    """Trials are named by what is written: those of before keep their names."""
+    """The written settings decide a trial's name, so earlier trials keep their names."""
     assert "augment" not in TaskPlan().model_dump(mode="json")
     assert TaskPlan(augment="x.txt").model_dump(mode="json")["augment"] == "x.txt"

@@ -1,4 +1,4 @@
-"""A grid with some of what its file says changed from the command line."""
+"""Changes to a grid's file from the command line."""
 
 from __future__ import annotations
 

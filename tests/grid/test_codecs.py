@@ -1,4 +1,4 @@
-"""A grid of codecs, means of tokens and another loss, from a store and with the teacher in the loop."""
+"""A grid of codecs, means of tokens and another loss, from a store and online."""
 
 from __future__ import annotations
 

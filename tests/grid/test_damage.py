@@ -1,4 +1,4 @@
-"""Results folders that were damaged or edited: whole, or refused by name; and folders that another process changes."""
+"""Results folders that are damaged, edited, or changed by another process read correctly or are rejected by name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Read = tuple[pd.DataFrame, list[str], dict[str, np.ndarray], np.ndarray]
 
 
 def read(out: Path) -> Read:
-    """All that an analysis reads; what it says aloud to be missing is refused here."""
+    """Read everything that an analysis reads. Data that are reported as missing are an error here."""
     table, kept = load(out), ResultsFolder(out)
     planned = kept.planned()
     ids = list(table["trial"])
@@ -45,7 +45,7 @@ def equal(first: Read, second: Read) -> bool:
 
 @pytest.fixture
 def out(undisturbed: Ran, tmp_path: Path) -> Path:
-    """The results of a whole grid, packed, to spoil."""
+    """The results of a whole grid, packed, for tests that damage them."""
     return shutil.copytree(undisturbed.out, tmp_path / "results")
 
 
@@ -62,7 +62,7 @@ def test_damage_is_noticed_or_does_no_harm(packed: bool, out: Path, tmp_path: Pa
 
 
 def edited(out: Path, change: Callable[[pd.DataFrame], Any]) -> None:
-    """Edit the table as somebody does with pandas; what the file says beside its columns is lost."""
+    """Edit the table as a user of pandas would, which loses the file's metadata."""
     frame = pd.read_parquet(out / "trials.parquet")
     change(frame)
     frame.to_parquet(out / "trials.parquet")
@@ -95,7 +95,7 @@ def test_a_table_that_contradicts_its_trials_is_refused(
 ) -> None:
     edited(out, change)
     for use in (load, read_trials, pack):
-        ResultsFolder(out).write_plan([])  # something to fold
+        ResultsFolder(out).write_plan([])  # gives pack something to fold
         with pytest.raises(CorruptionError, match=rf"trials\.parquet: (.|\n)*({words})"):
             use(out)
 

@@ -1,4 +1,4 @@
-"""Grids of other encoders than BERT: a teacher, and students that are pruned, pretrained and distilled in general."""
+"""Grids of encoders other than BERT: a teacher, and pruned, pretrained and generally distilled students."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Tokenizer = Callable[[Path], PreTrainedTokenizerBase]
 
 
 def save(folder: Path, model_type: str, tokenizer: Tokenizer, **sizes: int) -> Path:
-    """An encoder without a head, and its tokenizer, whose start token and pad it has."""
+    """Save an encoder without a head, and its tokenizer with the same start token and pad."""
     made = tokenizer(folder)
     ids = {"pad_token_id": made.pad_token_id, "cls_token_id": made.cls_token_id, "sep_token_id": made.sep_token_id}
     tiny(model_type, vocab_size=len(made), max_position_embeddings=130, **ids, **sizes).base_model.save_pretrained(
@@ -57,7 +57,7 @@ def test_a_grid_of_another_encoder(model_type: str, pieces: Tokenizer, write: Wr
     made = sorted(config.parent for config in (ran.work / "students").glob("*/config.json"))
     types = {AutoConfig.from_pretrained(folder).model_type for folder in made}
     assert types == {model_type, f"rosita-{model_type}"}
-    # The pruned one once more, from the store alone.
+    # The pruned student again, from the store alone.
     manifests = (ran.work / "stores").glob("*/manifest.json")
     [store] = [file.parent for file in manifests if '"attention_no_sep"' in file.read_text(encoding="utf-8")]
     [pruned] = [folder for folder in made if AutoConfig.from_pretrained(folder).model_type != model_type]

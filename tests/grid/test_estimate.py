@@ -1,4 +1,4 @@
-"""What ``hskd grid plan`` says, held against what then happens."""
+"""Estimates of ``hskd grid plan``, compared with the run that follows."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from hskd.results import unpack
 from hskd.statistics import seeds_needed
 
 HEADER = 4096
-"""Bytes that a shard's header may take."""
+"""Bytes that the header of a shard may take."""
 
 
 @pytest.mark.parametrize(
     ("effect", "pairs"),
-    # G*Power's a priori sample sizes of the two-sided paired t-test at 5 % and 80 %.
+    # These are G*Power's a priori sample sizes of the two-sided paired t-test at 5 % and 80 %.
     [(0.2, 199), (0.3, 90), (0.5, 34), (0.8, 15), (1.0, 10), (1.2, 8)],
 )
 def test_seeds_needed_are_those_of_the_tables(effect: float, pairs: int) -> None:

@@ -1,4 +1,4 @@
-"""In process, in workers, on Ray: the same bits."""
+"""In-process, worker and Ray executors give the same bits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs hskd[clus
 
 
 class Once(Recorder):
-    """Does something after the first trial."""
+    """Runs a function after the first trial."""
 
     def __init__(self, act: Callable[[], None]) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Once(Recorder):
 
 
 def named(word: str) -> list[psutil.Process]:
-    """The processes below this one whose command has ``word`` in it."""
+    """Return the descendants of this process whose command contains ``word``."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
@@ -76,12 +76,12 @@ def test_workers_give_the_same_bits_and_one_may_die(undisturbed: Ran, grid_file:
 
 
 INTERRUPTIBLE = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {CLI}"
-"""The command line; what shells start in the background ignores Ctrl-C."""
+"""The command line with SIGINT enabled: shells start background processes with Ctrl-C ignored."""
 
 
 @pytest.mark.timeout(600)
 def test_ctrl_c_reaches_workers_and_the_grid_goes_on(undisturbed: Ran, grid_file: Path, tmp_path: Path) -> None:
-    """A terminal sends it to the command and its workers alike: one line, exit code 130, and nobody is left behind."""
+    """A terminal sends it to the command and its workers: one line, exit code 130, and no process is left."""
     words = [sys.executable, "-c", INTERRUPTIBLE, *command(grid_file, tmp_path, "--workers", "2")]
     with (tmp_path / "output").open("w") as output:
         process = subprocess.Popen(words, stdout=output, stderr=output, start_new_session=True)
@@ -147,7 +147,7 @@ def test_a_local_ray_gives_the_same_bits(
     killed: list[psutil.Process] = []
 
     def look_and_kill() -> None:
-        import ray  # not before the executor, which tells it by the environment to keep to itself
+        import ray  # not before the executor, which configures Ray through the environment
 
         nodes = ray.nodes()
         assert [node["NodeManagerAddress"] for node in nodes] == ["127.0.0.1"]
@@ -157,7 +157,7 @@ def test_a_local_ray_gives_the_same_bits(
         busy = named("ray::_publish_on_node")
         killed.extend(busy[:1])
         for process in killed:
-            process.kill()  # its trial is tried again
+            process.kill()  # its trial is retried
 
     ran = None
     for _ in range(4):  # Ray gives its processes 30 seconds to start, which a busy machine may exceed
@@ -182,7 +182,7 @@ def test_a_local_ray_gives_the_same_bits(
 def test_a_node_that_is_lost_costs_its_trial_another_run(
     undisturbed: Ran, grid_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two nodes of one CPU each; the one that runs no driver is lost after the first trial."""
+    """Two nodes have one CPU each. The node without the driver is lost after the first trial."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     from ray.cluster_utils import Cluster
 

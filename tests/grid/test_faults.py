@@ -1,4 +1,4 @@
-"""Faults while a grid runs: interrupted, out of memory, a full disk, folders that vanish. Nothing is lost."""
+"""Faults while a grid runs (interrupt, out of memory, full disk, deleted folders) lose no results."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from hskd.results import ResultsFolder, pack, unpack
 
 @pytest.fixture
 def root(undisturbed: Ran, tmp_path: Path) -> Path:
-    """A run of the whole grid, to disturb."""
+    """A run of the whole grid, for tests that disturb it."""
     return shutil.copytree(undisturbed.root, tmp_path / "root")
 
 
 def without_trials(root: Path, count: int) -> list[str]:
-    """Take the last ``count`` trials away, as if they had not been run; their ids."""
+    """Delete the last ``count`` trials, as if they had not run, and return their ids."""
     unpack(root / "out")
     lost = [file.stem for file in ResultsFolder(root / "out").result_files()[-count:]]
     for trial in lost:
@@ -54,7 +54,7 @@ def without_trials(root: Path, count: int) -> list[str]:
 
 
 class At(Recorder):
-    """Does something when a trial begins for the ``n``-th time."""
+    """Runs a function when a trial begins for the ``n``-th time."""
 
     def __init__(self, n: int, act: object) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def test_an_interrupted_grid_goes_on(undisturbed: Ran, root: Path, grid_file: Pa
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(5)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what shells start in the background ignores it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background processes of a shell ignore it
     try:
         with pytest.raises(KeyboardInterrupt):
             run(grid_file, root, told=At(2, interrupt))
@@ -133,7 +133,7 @@ def test_a_trial_that_runs_out_of_memory_stops_no_other(
 
 @contextmanager
 def full_disk(size: int) -> Iterator[None]:
-    """No file may grow beyond ``size`` bytes: a write fails in its middle, as on a full disk."""
+    """Limit files to ``size`` bytes, so that a write fails half way, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))

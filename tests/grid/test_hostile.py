@@ -1,4 +1,4 @@
-"""Random specs, grid files and changes: each is understood, or refused in our words, in bounded time and memory."""
+"""Random specs, grid files and changes are accepted or rejected with our own errors, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def attack(make: Callable[[int], Any], use: Callable[[Any], None]) -> None:
-    """Use every input. Some must be understood, and some refused, or the inputs would prove nothing."""
+    """Use every input. Some must be accepted and some rejected, because otherwise the test would prove nothing."""
     refused, slowest = 0, (0.0, -1)
     for number, value in hostile.inputs(make, COUNT):
         started = time.perf_counter()
@@ -123,11 +123,11 @@ def test_a_spec_file_is_read_with_its_byte_order_mark_and_refused_where_it_is_no
 def test_more_tokens_than_any_text_has_means_all_of_them() -> None:
     tokens = Tokens(np.arange(2), np.array([0, 3, 5]), np.array([7, 8, 9, 7, 9]), sep_id=9)
     spec = HSKSpec.parse(f"1l_{10**12}t_0.1w")
-    assert spec.length.counts(tokens).tolist() == [2, 1]  # [SEP] is not one of them
+    assert spec.length.counts(tokens).tolist() == [2, 1]  # [SEP] is not counted
 
 
 def _bomb(first: str, item: str) -> str:
-    """Lines that each name the one before nine times: 9 to the 9th of ``first`` in all."""
+    """Return lines that each refer nine times to the line before: 9 to the 9th copies of ``first`` in all."""
     names = "abcdefghi"
     lines = [f"{names[0]}: &{names[0]} {first}"]
     for before, name in pairwise(names):

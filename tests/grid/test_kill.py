@@ -1,4 +1,4 @@
-"""kill -9, again and again: nothing is lost, nothing is done twice, and the scores do not move by a bit."""
+"""After repeated kill -9, a grid loses nothing, repeats nothing, and its scores do not change by a bit."""
 
 from __future__ import annotations
 

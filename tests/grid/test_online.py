@@ -25,7 +25,7 @@ def test_online_comes_to_what_offline_comes_to(undisturbed: Ran, write: Write, t
     assert stored.keys() == live.keys()
     assert len(live) == 5
     for point, loss in stored.items():
-        assert live[point] == pytest.approx(loss, rel=2e-2)  # a store of fp16 against states of fp32
+        assert live[point] == pytest.approx(loss, rel=2e-2)  # a store of fp16 compared with states of fp32
     assert not [title for title in online.told.titles if title.startswith("store: one pass")]
 
 

@@ -1,4 +1,4 @@
-"""Folding the files of single trials into one table and one file of outputs: nothing is lost, whenever it is killed."""
+"""Packing the files of trials into one table and one file of outputs loses nothing, even if it is killed."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ PACKED = {"grid.yaml", "trials.parquet", "predictions.npz", "labels.npz"}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file but locks."""
+    """Return every file except locks."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.fixture
 def out(undisturbed: Ran, tmp_path: Path) -> Path:
-    """The results of a whole grid, packed, to spoil."""
+    """The results of a whole grid, packed, for tests that change them."""
     return shutil.copytree(undisturbed.out, tmp_path / "results")
 
 
@@ -125,7 +125,7 @@ def test_outputs_of_another_shape_are_kept_apart(out: Path) -> None:
 
 
 def _die_at(step: int, out: Path) -> int:
-    """Pack in a child that is killed where it does the ``step``-th thing to a file; returns how many it did."""
+    """Pack in a child that is killed at the ``step``-th file operation; return the number of operations."""
     child = os.fork()
     if child == 0:
         done = 0
@@ -200,7 +200,7 @@ def test_more_seeds_go_on_from_a_packed_grid_and_are_folded_too(
     fewer = more.table[more.table["seed"] < 2].reset_index(drop=True)
     pd.testing.assert_frame_equal(fewer, undisturbed.table)
     assert ResultsFolder(root / "out").grid() == grid_content(load_grid(str(write("seeds: 3"))))
-    again = run(grid_file, root)  # fewer seeds: the others are kept, and left out of the table
+    again = run(grid_file, root)  # with fewer seeds, the other trials are kept but left out of the table
     pd.testing.assert_frame_equal(again.table, undisturbed.table)
     assert len(ResultsFolder(root / "out").done()) == TRIALS + 6
 

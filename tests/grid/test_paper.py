@@ -1,6 +1,6 @@
-"""The paper's study at the paper's shapes: random weights as a hub lays them out, official CoLA sentences, every stage.
+"""The paper's study at the paper's shapes: every stage on official CoLA sentences, with random weights in hub layout.
 
-Parameter counts, layer maps, and what is kept, against numbers and loops written out here.
+Parameter counts, layer maps and kept values are compared with numbers and loops that are written out here.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from hskd.trials.workspace import Workspace
 HERE = Machine(dtype="fp32", device="cpu", threads=1, build_threads=1)
 VOCABULARY = 30_522
 TINYBERT4, WITH_W, ROSITA6 = 14_350_874, 14_591_258, 14_465_282
-"""Parameters of the students, two labels; the second with the ``W`` that leads to 768 neurons."""
+"""Number of parameters of the students with two labels; the second includes ``W``, which projects to 768 neurons."""
 SENTENCES = {"train": 64, "dev": 32, "test": 8}
-"""Of each split; two batches for training."""
+"""Sentences of each split; two batches for training."""
 LOOKED_AT = 8
-"""Sentences whose knowledge is compared with what loops find."""
+"""Sentences whose knowledge is compared with that of plain loops."""
 PAPER = {  # epochs of the HSK stage, maximum length
     "cola": (30, 64),
     "mnli": (5, 128),
@@ -53,7 +53,7 @@ PAPER = {  # epochs of the HSK stage, maximum length
 }
 MAPS = {
     (4, 8): [0, 2, 4, 6, 8],
-    (4, 10): [0, 2, 5, 8, 10],  # 2.5 and 7.5 go to the even neighbour
+    (4, 10): [0, 2, 5, 8, 10],  # 2.5 and 7.5 round to the even neighbour
     (4, 12): [0, 3, 6, 9, 12],
     (6, 8): [0, 1, 3, 4, 5, 7, 8],
     (6, 10): [0, 2, 3, 5, 7, 8, 10],
@@ -103,7 +103,7 @@ def cola(glue: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tokenizer_of_bert(cola: Path, tmp_path_factory: pytest.TempPathFactory) -> BertTokenizerFast:
-    """As many tokens as BERT has: those of the sentences, letters, and unused ones."""
+    """Return a tokenizer with BERT's vocabulary size: words of the sentences, letters, and unused tokens."""
     sentences = [line.split("\t")[3].lower() for line in (cola / "train.tsv").read_text().splitlines()]
     words = sorted({word.strip(".,!?'\"") for sentence in sentences for word in sentence.split()} - {""})
     letters = [chr(code) for code in range(33, 127)]
@@ -118,7 +118,7 @@ def tokenizer_of_bert(cola: Path, tmp_path_factory: pytest.TempPathFactory) -> B
 
 @pytest.fixture(scope="module")
 def ran(cola: Path, tokenizer_of_bert: BertTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """The preset, with few examples and epochs: fine-tuned, pruned, extracted, and distilled in every arm."""
+    """The preset with few examples and epochs: fine-tuned, pruned, extracted, and distilled in every arm."""
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("paper")
     torch.manual_seed(0)
@@ -212,7 +212,7 @@ def test_the_share_that_is_kept(ran: Ran) -> None:
 
 @pytest.fixture(scope="module")
 def looked_at(ran: Ran, teacher: Teacher) -> Store:
-    """Everything that the teacher knows of a few sentences."""
+    """All states and attentions of the teacher for a few sentences."""
     workspace = Workspace(ran.work, ran.progress.done)
     layers = tuple(range(13))
     return extract(
@@ -232,12 +232,12 @@ def test_layer_maps(looked_at: Store, layers: int, l_top: int, tmp_path: Path) -
 
 
 def ranked(scores: Sequence[float], allowed: Sequence[int], count: int) -> list[int]:
-    """The places of the largest scores among those allowed; of equals the first."""
+    """Return the places of the largest allowed scores; of equal scores, the first."""
     return sorted(sorted(allowed, key=lambda place: -scores[place])[:count])
 
 
 def same(found: list[int], expected: list[int], scores: Sequence[float]) -> None:
-    """The same places, or others whose scores differ by no more than arithmetic does."""
+    """Return whether the places are the same, or differ only where scores are equal to rounding."""
     assert len(found) == len(expected)
     differing = set(found) ^ set(expected)
     if differing:

@@ -1,4 +1,4 @@
-"""The labels beside a grid's results: enough, with the predictions, to score the trials again."""
+"""The labels beside a grid's results and the predictions are enough to score the trials again."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_grid_keeps_the_labels_of_what_it_scores(undisturbed: Ran) -> None:
 
 
 def test_no_trial_joins_results_of_other_labels(undisturbed: Ran, grid_file: Path, tmp_path: Path) -> None:
-    """Where results are kept of which it is not known what they were scored by."""
+    """This holds for results without a record of the labels that scored them."""
     shutil.copytree(undisturbed.root, tmp_path, dirs_exist_ok=True)
     out = tmp_path / "out"
     results.unpack(out)

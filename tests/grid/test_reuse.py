@@ -1,4 +1,4 @@
-"""A grid does anew what was of other contents, says so, and takes older results as they are."""
+"""A grid repeats trials whose inputs have changed, reports it, and keeps results of earlier versions."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from hskd.progress import Silent
 from hskd.trials.workspace import Workspace
 
 SMALL = ("seeds: 1", "sweeps: []")
-"""Two trials: none and full."""
+"""Lines for two trials: none and full."""
 
 
 @pytest.fixture
 def comments(tmp_path: Path) -> Path:
-    """One file with two columns of labels: what one calls 1 the other calls 0."""
+    """One file with two label columns, in which 0 and 1 are exchanged."""
     rows = ["sentence,toxic,obscene"]
     for split, count in (("a", 60), ("b", 60)):
         for i in range(count):
@@ -57,7 +57,7 @@ def test_two_columns_of_one_file_have_two_teachers(write: Write, comments: Path,
 
 
 def edited(out: Path, part: str, name: str) -> None:
-    """Let every result in ``out`` record another content than there is now."""
+    """Change the recorded inputs of every result in ``out``."""
     results.unpack(out)
     for path in (out / "trials").glob("*.json"):
         content = read_json(path)
@@ -115,7 +115,7 @@ def test_results_of_a_version_that_recorded_no_contents_are_taken(
 def test_home_and_corrected_labels(
     write: Write, data_folder: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``~`` in a grid's file and after ``=`` means home, and a file that was corrected there is another one."""
+    """``~`` means home in a grid's file and after ``=``, and a corrected file counts as another file."""
     home = tmp_path / "home"
     shutil.copytree(data_folder, home / "mydata")
     shutil.copytree(load_grid(str(write())).teacher.model, home / "body")
@@ -124,7 +124,7 @@ def test_home_and_corrected_labels(
     file = write(*SMALL, task("~/mydata", "mood"), teacher, name="home")
     _, first = trials_of(file)
     assert {*first[0].files} == {"data", "model"}
-    # The teacher's model without its ~, so that only task.data is given after =.
+    # The teacher's model is given without ~, so that only task.data is given after =.
     places = ["run", file, "--out", "~/out", "--work=~/work", "--set", "task.data=~/mydata", *OPTIONS]
     code, _, err = cli(*places)
     assert code == 0, err

@@ -1,4 +1,4 @@
-"""A grid of real trials: its table, what a second run does, what is shared, what a failure leaves."""
+"""A grid of real trials: its table, a second run, shared artifacts, and the state after a failure."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SPECS = ["1l_1t_0.25w", "1l_3t_0.25w", "2l_1t_0.25w", "2l_3t_0.25w"]
 
 
 def copied(ran: Ran, root: Path) -> Path:
-    """The same grid, done, in another place."""
+    """A copy of the finished grid in another place."""
     shutil.copytree(ran.root, root)
     return root
 
@@ -51,7 +51,7 @@ def lose(out: Path, config: TrialConfig) -> None:
 
 
 def snapshot(*folders: Path) -> dict[str, tuple[int, int]]:
-    """Every file but locks and recipes, which are touched at every use, with its number and when it was written."""
+    """Return inode and time of every file, except locks and recipes, which every use touches."""
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     kept = [path for path in files if path.suffix != ".lock" and not path.name.endswith(".recipe.json")]
     return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in kept}
@@ -177,10 +177,10 @@ def test_the_teacher_reads_the_training_set_once(undisturbed: Ran, grid_file: Pa
 
 
 def by_arm(ran: Ran, seed: int) -> dict[str, list[list[int]]]:
-    """The batches of every trial of a seed."""
+    """Return the batches of every trial of a seed."""
     found = {}
     for folder, batches in ran.batches.items():
-        if (Path(folder) / "result.json").is_file():  # not the teacher
+        if (Path(folder) / "result.json").is_file():  # leaves out the teacher
             result = json.loads((Path(folder) / "result.json").read_text())
             if result["settings"]["seed"] == seed:
                 found[result["spec"] or result["settings"]["arm"]] = batches
@@ -189,7 +189,7 @@ def by_arm(ran: Ran, seed: int) -> dict[str, list[list[int]]]:
 
 
 STEPS = 64 // 16
-"""Of an epoch."""
+"""Steps of an epoch."""
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -280,7 +280,7 @@ def test_another_grid_does_not_write_where_one_is(undisturbed: Ran, write: Write
 def test_a_failing_trial_stops_nothing_else(undisturbed: Ran, write: Write, cli: Cli, tmp_path: Path) -> None:
     root = copied(undisturbed, tmp_path / "copy")
     shutil.rmtree(root / "out")
-    # A rate at which the prediction stage of none ends in NaN; all the others are done already.
+    # At this rate the prediction stage of none ends in NaN. All other trials are already done.
     file = write("none_lr: 1.0e+38")
     places = ["--out", root / "out", "--work", root / "work"]
     code, out, err = cli("run", file, *places, *OPTIONS)
@@ -329,7 +329,7 @@ def test_retry_runs_what_failed_and_nothing_else(undisturbed: Ran, grid_file: Pa
     failed = run(grid_file, root, only={broken.id})
     assert list(failed.progress.failed) == [broken.id]
     assert [config.id for config in failed.progress.pending] == [broken.id, missing.id]
-    shutil.rmtree(folders[0])  # what was wrong is mended
+    shutil.rmtree(folders[0])  # remove the cause
 
     stores = snapshot(root / "work" / "stores", root / "work" / "teachers", root / "work" / "students")
     code, out, _ = cli("retry", grid_file, "--out", root / "out", "--work", root / "work", *OPTIONS)

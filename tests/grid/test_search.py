@@ -1,4 +1,4 @@
-"""A search of rates: what is tried, on which sentences, what is chosen, and the file that a grid takes."""
+"""A search of learning rates: the tried rates, the held-out sentences, the chosen rates, and the file for a grid."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def test_a_family_is_tried_on_its_middle_spec_and_may_be_cut_into_bands_of_bytes
     parts = {part.family: part for part in parts_of(grid, tried, tmp_path, machine())}
     assert list(parts) == FAMILIES
     assert parts["none"].tried == ("none",)
-    assert parts["full"].tried == ("all_all_all",)  # of the two precisions the one that holds more
-    # Of four specs by rising bytes the second; tokens of one layer or of two.
+    assert parts["full"].tried == ("all_all_all",)  # of the two precisions, the larger
+    # The second of four specs by rising bytes; tokens of one layer or of two.
     assert parts["length=attention_no_sep,width=magnitude"].tried == ("2l_1t_0.25w",)
     assert all(part.specs == () for part in parts.values())
 
@@ -90,12 +90,12 @@ def test_a_search_writes_rates_that_a_grid_takes(cli: Cli, write: Write, tmp_pat
     code, out, errors = cli("search", file, *TRY, "--held-out", "20")
     assert code == 0, errors
     table = read_table(tmp_path / "results/rates/tiny.csv")
-    # Two rates of none, and for each of the four others two pairs; two seeds.
+    # Two rates for none, and two pairs of rates for each of the four others; two seeds.
     assert len(table) == 2 * (2 + 4 * 2)
     assert sorted(table["family"].unique()) == sorted(FAMILIES)
     assert set(table["seed"]) == {100, 101}
     assert set(table["held_out"]) == {20}
-    assert (table["dev_score"] * 20 % 1 < 1e-9).all()  # a share of the 20 sentences
+    assert (table["dev_score"] * 20 % 1 < 1e-9).all()  # a multiple of 1/20, for 20 sentences
     written = tmp_path / "results/rates/tiny.yaml"
     entries = yaml.safe_load(written.read_text())
     assert [entry["family"] for entry in entries] == FAMILIES
@@ -162,7 +162,7 @@ def test_the_rates_of_the_best_mean_are_chosen_among_those_of_the_most_seeds() -
     )
     parts = [Part("none", "small", (), ("none",)), Part("width=pca", "small", (), ("all_all_0.1w,width=pca",))]
     first, second = chosen(table, grid, parts)
-    assert first.rates == FamilyRates(family="none", prediction_lr=1e-4)  # of equals the lower
+    assert first.rates == FamilyRates(family="none", prediction_lr=1e-4)  # the lower of equal rates
     assert (first.score, first.settings, first.seeds, first.edge) == (0.7, 2, 2, "prediction_lr lowest")
     assert second.rates == FamilyRates(family="width=pca", hsk_lr=2e-4, prediction_lr=1e-4)
     assert second.score == pytest.approx(0.77)
@@ -192,7 +192,7 @@ def test_rates_decide_the_settings_of_each_trial_and_so_its_id() -> None:
         "all_all_0.1w,width=pca": (4e-3, 5e-3),
         "all_all_0.2w,width=pca": (6e-3, 7e-3),
     }
-    # Full has the rates that the grid without `rates` gives it, and so the same id; the others are other trials.
+    # The rates of full are those of the grid without `rates`, so its id is the same. Other trials have new ids.
     ids = [
         {trial.point: trial.id for trial in one.trials(machine())} for one in (grid, GridSpec.model_validate(content))
     ]

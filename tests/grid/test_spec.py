@@ -1,4 +1,4 @@
-"""Grid specs: what a file may say, what is answered where it says something else, and the trials it comes to."""
+"""Grid specs: valid files, error messages, and the resulting trials."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def grid(**keys: Any) -> GridSpec:
 
 
 def arms(spec: GridSpec) -> list[tuple[str, str, int]]:
-    """Arm, label and seed of every trial."""
+    """Return arm, label and seed of every trial."""
     trials = spec.trials(HERE)
     return [(trial.settings.arm, trial.spec.label if trial.spec else "", trial.settings.seed) for trial in trials]
 
@@ -388,7 +388,7 @@ def test_what_changes_the_bits_changes_every_id(change: dict[str, Any]) -> None:
 
 
 def test_ids_are_those_of_before_there_was_another_kind_of_student() -> None:
-    """Results that lie on disks are found by them."""
+    """Results on disk are found by these ids."""
     assert {trial.settings.arm: trial.id for trial in GridSpec.model_validate(WRITTEN).trials(HERE)} == {
         "none": "b6c574c93ee8c554",
         "full": "0a3fae12b1073d1e",

@@ -1,4 +1,4 @@
-"""Grids with students of both kinds: what they are made from, once, and what their trials leave."""
+"""Grids with both kinds of students: their origins, each made once, and the files of their trials."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAMES = ["rosita-2l-2h-24ffn", "tinybert-2l-16d-24ffn", "tinybert-2l-8d-16ffn-ge
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer: BertTokenizerFast) -> Path:
-    """A checkpoint as published, with a ``fit_dense``. Not to be changed."""
+    """A published checkpoint with a ``fit_dense``. Tests must not change it."""
     folder = tmp_path_factory.mktemp("checkpoint")
     save_old_checkpoint(folder, tokenizer)
     return folder
@@ -49,19 +49,19 @@ def origins(checkpoint: Path, text: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def students(origins: list[str]) -> str:
-    """A line of the grid: all of them."""
+    """A line of the grid with all students."""
     return f"students: [{', '.join(origins)}]"
 
 
 @pytest.fixture(scope="module")
 def file(write: Write, students: str) -> Path:
-    """None, full and one spec for each student."""
+    """The grid: none, full and one spec for each student."""
     return write(students, "seeds: 1", "sweeps: [{n: [1], k: [1], w: [0.25]}]", name="kinds")
 
 
 @pytest.fixture(scope="module")
 def ran(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """That grid, run."""
+    """The results of that grid."""
     return run(file, tmp_path_factory.mktemp("kinds"))
 
 
@@ -194,7 +194,7 @@ def test_two_students_of_one_name_are_refused(
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint whose tokenizer is not the teacher's. Not to be changed."""
+    """A checkpoint with another tokenizer than the teacher's. Tests must not change it."""
     folder = tmp_path_factory.mktemp("foreign")
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
     wordpiece(*letters, *(f"##{letter}" for letter in letters)).save_pretrained(folder)
@@ -204,7 +204,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_grid_aligns_the_tokens_of_its_students(write: Write, ran: Ran, foreign: Path, tmp_path: Path) -> None:
-    """In the work folder of the grid before, whose teacher serves again."""
+    """It uses the work folder of the previous grid and reuses its teacher."""
     line = f'students: [{{kind: tinybert, checkpoint: "{foreign}"}}]'
     file = write(line, "seeds: 1", "sweeps: [{n: [1], k: [2], w: [0.25]}]", name="foreign")
     shutil.copytree(ran.work, tmp_path / "work")
@@ -214,7 +214,7 @@ def test_a_grid_aligns_the_tokens_of_its_students(write: Write, ran: Ran, foreig
     workspace = Workspace(again.work, trials_of(file)[1])
     store = workspace.ensure_superset(Recorder())
     note = store.manifest.origin.alignment
-    # Every letter of the student has the word of the teacher around it to learn from.
+    # Each letter of the student learns from the teacher's word around it.
     assert note is not None and note.with_target == note.tokens
     [full] = [result for result in recorded(again.out) if result["settings"]["arm"] == "full"]
     assert full["fraction"] == 1

@@ -1,4 +1,4 @@
-"""Sentence embeddings: the model, the losses, the scores, and every command that learns them."""
+"""Sentence embeddings: the model, the losses, the scores, and every command that trains them."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_sentence_transformers_gives_the_same_vectors(
     np.testing.assert_allclose(np.linalg.norm(mine, axis=1), 1, rtol=1e-5)
     theirs = library.SentenceTransformer(str(tmp_path), device="cpu")
     np.testing.assert_allclose(theirs.encode(GOOD), mine, atol=1e-6)
-    # What the library saves is read here, too.
+    # hskd also reads models that sentence_transformers saves.
     theirs.save(str(tmp_path / "again"))
     again = EmbeddingLoader().from_pretrained(tmp_path / "again")
     np.testing.assert_allclose(vectors(again, tokenizer, GOOD), mine, atol=1e-6)
@@ -171,7 +171,7 @@ def test_losses() -> None:
     cosine = F.cosine_similarity(rows, target).mean()
     torch.testing.assert_close(HEAD.distil_loss(rows, target), 1 - cosine)
     mse = HEAD.with_loss("mse")
-    torch.testing.assert_close(mse.distil_loss(rows, target), 2 - 2 * cosine)  # of unit vectors
+    torch.testing.assert_close(mse.distil_loss(rows, target), 2 - 2 * cosine)  # for unit vectors
     similarity = HEAD.with_loss("similarity")
     expected = 0.0
     for i in range(6):
@@ -295,7 +295,7 @@ def test_offline_is_online(
     assert last["last_loss"] < 0.7 * last["first_loss"]
     assert offline["metrics"]["test"]["score"] == offline["metrics"]["test"]["spearman"]
 
-    # The student is a sentence transformer, with the projection to the teacher's size in it.
+    # The student is a sentence transformer that includes the projection to the teacher's size.
     library = pytest.importorskip("sentence_transformers")
     folder = tmp_path / "offline" / "student"
     student = load_student(folder, HEAD)
@@ -340,7 +340,7 @@ def test_a_grid(
     assert answers.variance({"full": 1.0, "none": -1.0}, [0]) >= 0
     assert next(iter(answers.logits.values())).shape == (len(labels), 1)
     assert study.teacher_score == pytest.approx(1) if kind == "texts" else study.teacher_score < 1
-    # Run again, all is found as it was: also the labels that the teacher gave.
+    # A second run finds everything finished, including the teacher's labels.
     kept = {path: path.stat().st_mtime_ns for path in out.glob("trials/*.json")}
     capsys.readouterr()
     cli("grid", "run", file, "--out", out, "--work", tmp_path / "work", "--dtype", "fp32", "--threads", "1")

@@ -1,4 +1,4 @@
-"""The heads of whole examples, and the registry."""
+"""Heads of whole examples, and the registry of heads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NUMBER = SequenceRegression()
 
 @dataclass(frozen=True)
 class Ranks(SequenceRegression):
-    """A regression of another kind."""
+    """A regression with another metric."""
 
     kind: ClassVar[str] = "ranks"
 
@@ -63,7 +63,7 @@ def test_a_model_of_the_head_is_read_by_it(head: Head) -> None:
         read = model.classifier(model.bert.pooler(whole.masked_fill(~mask[..., None], 0)))
     rows = head.rows(output, batch)
     assert rows.shape == (2, head.outputs) and torch.equal(head.labels(batch), batch["labels"])
-    torch.testing.assert_close(read, rows)  # nothing but the positions it names has a say
+    torch.testing.assert_close(read, rows)  # other positions have no influence
 
 
 def test_predictions_have_the_type_of_labels() -> None:

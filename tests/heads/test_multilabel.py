@@ -1,4 +1,4 @@
-"""Several labels an example: how they are written, the losses, the scores, and a run through every command."""
+"""Multi-label classification: files, losses, scores, and a run of every command."""
 
 from __future__ import annotations
 
@@ -167,5 +167,5 @@ def test_a_run(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
     result = json.loads((tmp_path / "trial" / "result.json").read_text())
     assert result["metrics"]["test"]["micro_f1"] > 0.8 and result["head"]["unit"] == "F1 x 100"
     classifier = pipeline("text-classification", str(tmp_path / "t"), top_k=None, device="cpu")
-    scores = {entry["label"]: entry["score"] for entry in classifier(GOOD[0])[0]}  # sigmoids, each by itself
+    scores = {entry["label"]: entry["score"] for entry in classifier(GOOD[0])[0]}  # each label has its own sigmoid
     assert scores["good"] > 0.5 and scores["film"] > 0.5

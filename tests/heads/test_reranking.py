@@ -1,4 +1,4 @@
-"""Rerankers: the scores, the losses, and every command that learns them."""
+"""Rerankers: the scores, the losses, and every command that trains them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Cli = Callable[..., None]
 
 
 def random_queries(count: int = 12) -> tuple[np.ndarray, np.ndarray]:
-    """Scores ``(N, 1)`` and labels ``(N, 2)``; the last query has no relevant passage. Rows are not in their order."""
+    """Return scores ``(N, 1)`` and labels ``(N, 2)`` in mixed order; the last query has no relevant passage."""
     draw = np.random.default_rng(0)
     labels = np.array([(draw.integers(3), query) for query in range(count) for _ in range(draw.integers(4, 20))])
     labels[labels[:, 1] == count - 1, 0] = 0
@@ -62,7 +62,7 @@ def test_known_rankings() -> None:
         1 / 3
     )
     assert worst.ndcg_10 == pytest.approx((1 / 2 + 2 / np.log2(5)) / (2 + 1 / np.log2(3)))
-    # Whoever cannot tell passages apart gains nothing from their order.
+    # Without information, the order of tied passages must not raise the score.
     assert ranking_scores(np.zeros(4), grades) == ranking_scores(np.zeros(4), grades[::-1]) == worst
 
 
@@ -107,7 +107,7 @@ def test_losses() -> None:
 
 
 def write_pairs(folder: Path, test_labels: bool = True) -> None:
-    """Queries about films with passages, of which those are relevant that praise where the query asks for praise."""
+    """Write queries about films with passages. Passages that praise are relevant to queries that ask for praise."""
     folder.mkdir(exist_ok=True)
     queries = {"a good film": GOOD, "a bad film": BAD}
     rows = [
@@ -174,7 +174,7 @@ def test_trecqa() -> None:
         pytest.skip("no TREC QA on this machine")
     splits = load_task("trecqa", str(folder)).splits
     assert {name: len(split) for name, split in splits.items()} == {"train": 4718, "dev": 1148, "test": 1517}
-    for name, count in (("dev", 65), ("test", 68)):  # as in what is published on its clean version
+    for name, count in (("dev", 65), ("test", 68)):  # the sizes of the published clean version
         labels = HEAD.label_array(splits[name].labels)  # type: ignore[arg-type]
         assert len(HEAD._by_query(np.arange(len(labels), dtype=np.float32)[:, None], labels)) == count
 
@@ -238,7 +238,7 @@ def test_a_student_is_a_cross_encoder(root: Path, cli: Cli, tmp_path: Path, caps
         logits = load_student(folder, HEAD).eval()(**inputs).logits[:, 0]
     np.testing.assert_allclose(encoder.predict(pairs, activation_fn=torch.nn.Identity()), logits, atol=1e-6)
     np.testing.assert_allclose(encoder.predict(pairs), logits.sigmoid(), atol=1e-6)
-    # What is kept of a trial scores as the trial did: ranks are not rounded away.
+    # The stored predictions score as the trial did, because ranks survive rounding.
     predictions = np.load(tmp_path / "offline" / "predictions.npz")
     labels = HEAD.label_array(load_task("reranking", str(root / "data")).splits["test"].labels)  # type: ignore[arg-type]
     assert HEAD.metrics(predictions["test"], labels)["score"] == results[0]["metrics"]["test"]["score"]

@@ -1,4 +1,4 @@
-"""Retrieval by sentence embeddings: the files, the scores, a run; and pooling of models that lie in the hub's cache."""
+"""Retrieval by sentence embeddings: files, scores, a run, and pooling of models in the hub's cache."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HEAD = SentenceEmbedding(metric_names=("ndcg_10", "mrr_10"), size=16)
 
 
 def corpus_and_queries(documents: int = 40, queries: int = 7) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Vectors of a corpus and queries, their labels, and the grades ``(queries, documents)`` behind these."""
+    """Return vectors of a corpus and queries, their labels, and the original grades ``(queries, documents)``."""
     draw = np.random.default_rng(0)
     vectors = torch.from_numpy(draw.normal(size=(documents + queries, 16)).astype(np.float32))
     grades = np.where(draw.random((queries, documents)) < 0.2, draw.integers(1, 4, (queries, documents)), 0)
@@ -51,7 +51,7 @@ def test_scores_are_those_of_scikit_learn() -> None:
     mrr = np.where(first < 10, 1 / (first + 1), 0).mean()
     expected = pytest.approx({"ndcg_10": ndcg, "mrr_10": mrr, "score": ndcg})
     assert HEAD.metrics(vectors, labels) == expected and HEAD.unit == "nDCG x 100"
-    # What is kept of a trial says the same, in half the precision.
+    # The stored predictions give the same score, in half the precision.
     answers = HEAD.answers(vectors, labels).astype(HEAD.kept_type)
     assert answers.shape == (47, 2) and not answers[:40].any()
     assert HEAD.metrics(answers, labels) == pytest.approx(dict(expected.expected), abs=1e-3)
@@ -59,11 +59,11 @@ def test_scores_are_those_of_scikit_learn() -> None:
 
 
 def test_known_rankings() -> None:
-    vectors = np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1]]  # three documents; the queries are the first two of them
+    vectors = np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1]]  # three documents; the queries equal the first two
     labels = HEAD.label_array(retrieval_labels(3, [(-1, [(0, 1)]), (1, [(2, 1), (0, 2)])]))
     scores = query_scores(vectors, labels)
     assert scores[3].tolist() == [1, 1]
-    # The second query is document 1 itself, which is left out; the others are tied, in the order of the corpus.
+    # The second query is document 1 itself, which is left out. The others are tied, in the order of the corpus.
     assert scores[4].tolist() == pytest.approx([1, 1])
 
 
@@ -81,7 +81,7 @@ def test_queries_are_the_examples() -> None:
 
 
 def write_beir(folder: Path) -> Path:
-    """A corpus of films, queries that are parts of passages, and judgements."""
+    """Write a corpus of films, queries that are parts of passages, and judgements."""
     (folder / "qrels").mkdir(parents=True)
     passages = [
         {"_id": f"p{i}", "title": "film" if i % 2 else "", "text": text} for i, text in enumerate((*GOOD, *BAD))
@@ -107,7 +107,7 @@ def test_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert test.texts[0][:2] == [GOOD[0], f"film {GOOD[1]}"] and len(test) == 16
     assert test.labels is not None and test.labels[7] == [-1, -1, -1] and test.labels[8] == [-1, 0, 1]
     assert "1 of 9 queries of test have no relevant passage, and are not scored" in caplog.text
-    # Texts of scored queries are not learnt from, not even where a passage is one.
+    # Texts of scored queries are not trained on, even where they are passages.
     scored = set(test.texts[0][8:])
     assert len(data.splits["train"]) == 6 and not set(data.splits["train"].texts[0]) & scored
     (folder / "train.txt").write_text("one text\nanother\n", encoding="utf-8")
@@ -173,7 +173,7 @@ def in_cache(folder: Path, home: Path, name: str) -> None:
 
 
 def offline(home: Path, code: str) -> subprocess.CompletedProcess[str]:
-    """Run Python code with another cache of the hub; where it lies is read when the library is imported."""
+    """Run Python code with another hub cache, whose place is read when the library is imported."""
     env = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     env.pop("HF_HUB_CACHE", None)
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
@@ -198,14 +198,14 @@ print(model_content("owner/model", modules=True) != model_content("owner/model")
 
 def test_a_model_that_cannot_say_how_it_pools_is_refused(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
     folder = write_teacher(tmp_path / "model", tokenizer)
-    (folder / "modules.json").unlink()  # Only part of the model was fetched: does it have modules?
+    (folder / "modules.json").unlink()  # Only part of the model was fetched, so it is unknown whether it has modules.
     in_cache(folder, tmp_path / "home", "owner/model")
     code = "from hskd.heads.embedding.layout import read_layout; read_layout('owner/model')"
     run = offline(tmp_path / "home", code)
     assert (
         run.returncode and "owner/model: its modules.json says how it pools, and it can be read neither" in run.stderr
     )
-    # Where the cache knows that there are none, it is an encoder whose states are averaged.
+    # Where the cache records that the file does not exist, the model is an encoder with mean pooling.
     known = tmp_path / "home" / "hub" / "models--owner--model" / ".no_exist" / ("0" * 40)
     known.mkdir(parents=True)
     (known / "modules.json").touch()

@@ -115,7 +115,7 @@ def test_offline_is_online(made: tuple[Path, list[Any]], cli: Cli, tmp_path: Pat
     tag = pipeline("token-classification", model=str(tmp_path / "offline" / "student"), device="cpu")
     assert {found["entity"] for found in tag("a warm film")} <= set(offline["head"]["label_names"])
 
-    # From the store alone, with the same batches and losses.
+    # Training from the store alone gives the same batches and losses.
     alone = [word for word in task if word not in ("--task", "tagging", "--data", root / "data")]
     cli(*shared[:3], *shared[3:5], *RATES, *alone, "--no-data", "--store", root / "store", "--out", tmp_path / "alone")
     for stage in ("hsk", "prediction"):

@@ -1,4 +1,4 @@
-"""Token classification, from its loader to a student's loss and score."""
+"""Token classification, from loading data to a student's loss and score."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def train(tokenizer: BertTokenizerFast, tmp_path: Path) -> TokenizedSplit:
 
 @pytest.fixture
 def teacher(tokenizer: BertTokenizerFast, tmp_path: Path) -> Teacher:
-    """One whose labels are in another order than the task's."""
+    """A teacher whose labels have another order than the task's."""
     torch.manual_seed(0)
     config = make_bert(num_labels=3, id2label=dict(enumerate(TAGS[::-1])), label2id={}).config
     config.label2id = {name: i for i, name in config.id2label.items()}
@@ -81,7 +81,7 @@ def superset(teacher: Teacher, train: TokenizedSplit, tmp_path: Path) -> Store:
 
 @torch.no_grad()
 def outputs(model: PreTrainedModel, split: TokenizedSplit, row: int) -> torch.Tensor:
-    """The model's own logits for the words of one example, with no pad beside them."""
+    """Return the model's logits for the words of one example, computed without padding."""
     logits: torch.Tensor = model.eval()(**model_inputs(split.collate([row]))).logits[0]
     starts = split.word_starts
     assert starts is not None
@@ -113,7 +113,7 @@ def test_labels_follow_their_words(tokenizer: BertTokenizerFast, train: Tokenize
 
 
 def _third(train: TokenizedSplit) -> int:
-    """The row of ``train`` that is the second of its subset of three."""
+    """Return the row of ``train`` that is the second of its subset of three."""
     return int(np.flatnonzero(train.ids == train.first(3).ids[1])[0])
 
 
@@ -134,7 +134,7 @@ def test_the_tokens_are_those_of_a_task_without_word_labels(
 def test_words_are_part_of_the_data(
     tokenizer: BertTokenizerFast, teacher: Teacher, superset: Store, train: TokenizedSplit, tmp_path: Path
 ) -> None:
-    """Texts that differ in white space alone have the same tokens, and other words."""
+    """Texts that differ only in white space have the same tokens, but other words."""
 
     def split(text: str) -> TokenizedSplit:
         texts = [text, *TEXTS[1:]]
@@ -346,7 +346,7 @@ ENTITIES = TokenClassification(("O", "B-x", "I-x", "B-y", "I-y"))
 
 
 def scored(head: TokenClassification, gold: list[list[str]], predicted: list[list[str]]) -> dict[str, float]:
-    """The metrics of examples that have [CLS] and [SEP]."""
+    """Return the metrics of examples that have [CLS] and [SEP]."""
     names = list(head.label_names)
     labels = [[BEGINS, *map(names.index, tags), IGNORED] for tags in gold]
     rows = [[0, *map(names.index, tags), 0] for tags in predicted]
@@ -356,7 +356,7 @@ def scored(head: TokenClassification, gold: list[list[str]], predicted: list[lis
 def test_entities_are_counted_whole() -> None:
     gold = [["B-x", "I-x", "O"], ["B-y", "O", "B-x"]]
     assert scored(ENTITIES, gold, gold) == {"entity_f1": 1.0, "token_accuracy": 1.0, "score": 1.0}
-    # One of three has a wrong end, one a wrong type; one is right.
+    # Of three, one has a wrong end, one a wrong type, and one is right.
     found = scored(ENTITIES, gold, [["B-x", "O", "O"], ["B-x", "O", "B-x"]])
     assert found == {
         "entity_f1": pytest.approx(1 / 3),
@@ -364,9 +364,9 @@ def test_entities_are_counted_whole() -> None:
         "score": found["entity_f1"],
     }
     assert scored(ENTITIES, gold, [["O"] * 3] * 2)["score"] == 0.0
-    # As conlleval and seqeval have it, an I after no B of its type opens an entity.
+    # As in conlleval and seqeval, an I without a B of its type before it opens an entity.
     assert scored(ENTITIES, [["O", "B-x", "I-x"]], [["O", "I-x", "I-x"]])["score"] == 1.0
-    # An entity does not go on in the next example.
+    # An entity does not continue in the next example.
     assert scored(ENTITIES, [["B-x"], ["B-x"]], [["B-x"], ["I-x"]])["score"] == 1.0
     bilou = TokenClassification(("O", "B-x", "I-x", "L-x", "U-x"))
     assert scored(bilou, [["U-x", "U-x", "B-x", "L-x"]], [["U-x", "O", "B-x", "L-x"]])["entity_f1"] == pytest.approx(

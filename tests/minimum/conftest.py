@@ -13,7 +13,7 @@ from transformers import BertTokenizerFast
 
 @pytest.fixture(autouse=True)
 def _one_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A teacher is built on every core there is, and their number changes its bits."""
+    """Pretend to have one core: a teacher is trained on all cores, whose number changes the bits."""
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
 
 

@@ -1,4 +1,4 @@
-"""``hskd find``: what it prints, and what it refuses."""
+"""``hskd find``: its output and its error messages."""
 
 from __future__ import annotations
 

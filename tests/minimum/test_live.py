@@ -1,4 +1,4 @@
-"""Searches on real trials of tiny models: files as a grid's, and the same answer after any kill."""
+"""Searches on real trials of tiny models write files like a grid's, and answer the same after any kill."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ MOMENTS = (1, 5, 12, 17, 24)
 
 @pytest.fixture(scope="module")
 def undisturbed(grid_file: Path, space_file: Path, tmp_path_factory: pytest.TempPathFactory) -> FindResult:
-    """A search that nothing disturbed."""
+    """The result of an uninterrupted search."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.cpu_count", lambda: 1)
         return search(grid_file, space_file, tmp_path_factory.mktemp("undisturbed"))
 
 
 class Refuses(InProcess):
-    """An executor that must not be asked for anything."""
+    """An executor that must not be used."""
 
     def run(self, *arguments: object) -> object:  # type: ignore[override]
         raise AssertionError("a trial is run again")
@@ -78,7 +78,7 @@ def test_a_grid_and_a_search_share_their_trials(undisturbed: FindResult, grid_fi
 def test_killed_five_times_it_gives_the_same_answer(
     undisturbed: FindResult, grid_file: Path, space_file: Path, tmp_path: Path
 ) -> None:
-    # As a module: beside the script lie modules whose names those of libraries are.
+    # Run as a module: run as a script, its folder's modules would shadow libraries of the same name.
     script = [sys.executable, "-m", find_lab.__name__, grid_file, space_file, tmp_path / "killed", *MOMENTS]
     tests = Path(find_lab.__file__).parents[1]
     done = subprocess.run([*map(str, script)], capture_output=True, text=True, check=False, cwd=tests)

@@ -1,4 +1,4 @@
-"""The search on simulated students: it decides by results alone, keeps its budget, and claims what is true."""
+"""The search on simulated students depends only on results, keeps its budget, and makes true claims."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _world(losses: np.ndarray, noise: float = 0.004, gap: float = 0.03, seed: in
 
 
 def _steep() -> np.ndarray:
-    """Losses that fall from 3 points to nothing as bytes rise."""
+    """Return losses that fall from 3 points to nothing as bytes rise."""
     sizes = np.log([one.bytes_per_example for one in CHOSEN])
     return 0.03 * (1 - (sizes - sizes.min()) / (sizes.max() - sizes.min())) ** 3
 
@@ -83,7 +83,7 @@ def test_the_order_of_tests_does_not_depend_on_fresh_seeds() -> None:
     world = _world(_steep())
 
     def other(batch: Batch) -> Sent:
-        """The same scores on search seeds, others on fresh ones."""
+        """Return the same scores on search seeds, but others on fresh seeds."""
         moved = replace(world, seed=1)
         return [
             Scored(*2 * (((world if one.seed >= 100 else moved).score(one.arm, one.candidate, one.seed)),))
@@ -233,7 +233,7 @@ def test_estimates_follow_what_is_seen_and_are_surest_there() -> None:
 
 @pytest.fixture(scope="module")
 def worlds() -> None:
-    """Fit the surfaces once."""
+    """The fitted surfaces."""
     assert len(joint_surfaces_of_here()) == 6
 
 
@@ -245,14 +245,14 @@ def joint_surfaces_of_here() -> list[object]:
 
 def test_in_worlds_like_our_grids_it_seldom_claims_what_is_false(worlds: None) -> None:
     measured = summary(simulations(METHODS["hskd find"], drawn, 0.01, 36))
-    assert measured["false claims, %"] <= 6  # 2 of 36; at 5 %, three or more come in one of four
+    assert measured["false claims, %"] <= 6  # 2 of 36; at 5 %, one run in four has three or more
     assert measured["answered, %"] >= 50
     assert measured["median trials"] <= 60
 
 
 def test_in_flat_worlds_it_says_that_there_is_no_gap(worlds: None) -> None:
     measured = summary(simulations(METHODS["hskd find"], flat, 0.005, 60))
-    assert measured["no gap, %"] >= 90  # 95 % are wanted of many
+    assert measured["no gap, %"] >= 90  # over many runs the target is 95 %
     assert measured["median trials"] <= 12
 
 

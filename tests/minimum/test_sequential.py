@@ -1,4 +1,4 @@
-"""The group-sequential test: known boundaries, and how often it is wrong."""
+"""The group-sequential test: known boundaries, and its error rate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EQUAL = (20, 40, 60, 80, 100)
 @pytest.mark.parametrize(
     ("spending", "published"),
     [
-        # Lan and DeMets, one-sided 0.025, five equal looks: the tables of the R packages ldbounds and gsDesign.
+        # Lan and DeMets, one-sided 0.025, five equal looks: values of the R packages ldbounds and gsDesign.
         ("obrien_fleming", (4.8769, 3.3569, 2.6803, 2.2898, 2.0310)),
         ("pocock", (2.4380, 2.4268, 2.4101, 2.3966, 2.3859)),
     ],
@@ -38,7 +38,7 @@ def test_the_whole_level_is_spent_at_the_end_and_more_as_time_goes(spending: Spe
 
 
 def _rate(mean: float, plan: Plan, runs: int = 20_000) -> float:
-    """How often a mean is claimed to be below zero, without stopping for futility."""
+    """Return how often a mean is claimed to be below zero, without stopping for futility."""
     rng = np.random.default_rng(1)
     values = rng.normal(mean, 1.0, (runs, plan.looks[-1]))
     claimed = np.zeros(runs, bool)

@@ -14,7 +14,7 @@ SHAPE = Shape(student_layers=3, teacher_layers=6, teacher_width=384, vocab_size=
 
 
 def _size(spec: HSKSpec) -> float:
-    """Larger the more is kept."""
+    """Return a size that grows with everything that is kept."""
     layers = len(spec.layers(SHAPE))
     k = getattr(spec.length, "k", 1)
     return (

@@ -1,4 +1,4 @@
-"""Every departure of the released code against a plain computation of it, and where it is refused."""
+"""Every departure of the released code equals a plain computation of it, or is rejected where it cannot apply."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def online(lab: Lab, spec: str | None, *compat: Compat) -> CompatSource:
 
 @torch.no_grad()
 def teacher_states(lab: Lab, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """All hidden states of the teacher, in eval mode, ``(B, T, d)`` each."""
+    """Return all hidden states of the teacher, in eval mode, ``(B, T, d)`` each."""
     return list(lab.teacher.model.eval()(**model_inputs(batch), output_hidden_states=True).hidden_states)
 
 
@@ -125,7 +125,7 @@ def test_the_page_tells_of_every_switch() -> None:
 
 
 def test_no_other_file_names_a_switch() -> None:
-    """A trial calls the hooks of :class:`Departures`; whoever adds a switch adds it there."""
+    """A trial calls the hooks of :class:`Departures`, so a new switch belongs there."""
     names = re.compile(rf"\b({'|'.join([*COMPAT, *STUDENT_COMPAT])})\b")
     inside = [ROOT / "hskd" / "paper", ROOT / "hskd" / "compat.py"]
     files = [file for folder in ("hskd", "analysis", "benchmarks") for file in (ROOT / folder).rglob("*.py")]
@@ -157,7 +157,7 @@ def test_with_no_switch_every_hook_does_the_default_thing(lab: Lab, tmp_path: Pa
         assert student.dropout is before
 
 
-# What the teacher says
+# The teacher's knowledge
 
 
 def test_teacher_dropout(lab: Lab) -> None:
@@ -174,7 +174,7 @@ def test_teacher_dropout(lab: Lab) -> None:
     torch.manual_seed(5)
     torch.testing.assert_close(source.targets(batch), output.logits)
     assert float((source.kept(batch).values - expected).abs().max()) > 0.1  # another draw
-    quiet = lab.online(HSKSpec.parse("all_all_all,precision=fp32")).kept(batch)  # no draw, whatever was before
+    quiet = lab.online(HSKSpec.parse("all_all_all,precision=fp32")).kept(batch)  # the previous draws must not matter
     torch.testing.assert_close(quiet.values, torch.stack([teacher_states(lab, batch)[i][real] for i in (0, 2, 4)], 1))
 
 
@@ -189,7 +189,7 @@ def test_relu_pooled(lab: Lab, tmp_path: Path) -> None:
     torch.testing.assert_close(lab.online(None).targets(batch), plain)
     assert float((expected - plain).abs().max()) > 0.1
 
-    # The student's classifier is trained and scored on relu(pooled) too.
+    # The student's classifier is also trained and scored on relu(pooled).
     online_trial(lab, tmp_path, "relu_pooled", hsk_epochs=1, prediction_epochs=2, prediction_lr=1e-3)
     found = np.load(tmp_path / "predictions.npz")["dev"]
     student = load_student(tmp_path / "student")
@@ -214,7 +214,7 @@ def test_pads_in_loss(lab: Lab, text: str) -> None:
     assert Departures().hsk_split(split, lab.student()) is split
     assert (
         Departures(["pads_in_loss"]).hsk_split(lab.train, lab.student()).pad_to == 64
-    )  # positions that the student has
+    )  # positions within the student's limit
 
     kept = online(lab, text, "pads_in_loss").kept(batch)
     assert kept.counts.tolist() == [20] * len(ROWS)
@@ -255,17 +255,17 @@ def test_batch_threshold(lab: Lab) -> None:
             per_token.add(len(above))
             errors[row] += [float(own[j] - values[token, j]) ** 2 for j in above]
         expected += sum(sum(row) / len(row) for row in errors if row) / len(ROWS)
-    assert len(per_token) > 1  # not the same number of neurons for every token
+    assert len(per_token) > 1  # the number of neurons differs between tokens
     assert module(kept, **model_inputs(batch)).item() == pytest.approx(expected, rel=1e-5)
 
-    # What is kept of an example depends on who is with it; where the switch is off, it does not.
+    # With the switch, the kept tokens of an example depend on the batch. Without it, they do not.
     weights = [
         online(lab, "2l_3t_0.1w", "batch_threshold").kept(lab.train.collate(rows)).weights for rows in ((0,), ROWS)
     ]
     assert all(found is not None for found in weights)
     assert not torch.equal(weights[0] > 0, weights[1][: len(weights[0])] > 0)  # type: ignore[operator, index, arg-type]
 
-    # With zero_dropped beside it, the loss is the mean squared error of the whole tensor.
+    # Together with zero_dropped, the loss is the mean squared error of the whole tensor.
     zeroed = ZeroedSource(online(lab, "2l_3t_0.1w", "batch_threshold"), WIDTH).kept(batch)
     errors = torch.zeros(())
     for i, layer in enumerate(whole.layers):
@@ -294,7 +294,7 @@ def test_attention_scores(lab: Lab) -> None:
             scores[batch["input_ids"][row, : len(tokens)] == lab.train.sep_id] = -math.inf
             expected = sorted(scores.topk(3).indices.tolist())
             assert kept.positions[kept.example == row, i].tolist() == expected
-    assert not torch.equal(kept.positions, after.positions)  # the mean over heads of a softmax ranks otherwise
+    assert not torch.equal(kept.positions, after.positions)  # the mean over heads of a softmax gives another ranking
 
 
 def test_loose_masks(lab: Lab) -> None:
@@ -311,13 +311,13 @@ def test_loose_masks(lab: Lab) -> None:
     exact = online(lab, "2l_3t_0.25w,width=random,width.seed=4").kept(batch).neurons
     assert exact is not None and len(exact) == 8
 
-    # A uniform mask is exact, but for the first step; one that is not fixed always applies.
+    # A uniform mask is exact except for the first step. A mask that is not fixed always applies.
     source = online(lab, "2l_3t_0.25w,width=uniform", "loose_masks")
     assert [source.kept(batch).values.shape[2] for _ in range(2)] == [WIDTH, 8]
     source = online(lab, "2l_3t_0.25w", "loose_masks")
     assert [source.kept(batch).values.shape[2] for _ in range(2)] == [8, 8]
 
-    # A stage that goes on from a checkpoint has had its first step.
+    # A stage that resumes from a checkpoint has already had its first step.
     source = online(lab, "2l_3t_0.25w,width=uniform", "loose_masks")
     assert Departures(["loose_masks"]).hsk_source(source, WIDTH, resumed=True).kept(batch).values.shape[2] == 8
     assert Departures(["loose_masks"]).hsk_source(source, WIDTH, resumed=False).kept(batch).values.shape[2] == WIDTH
@@ -332,13 +332,13 @@ def test_loose_masks_count_sep_in_the_first_example(lab: Lab, first: int) -> Non
     attention = np.linspace(1, 0, offsets[-1], dtype=np.float32)
     chosen = LooseNoSep(k=9).select(LayerView(tokens, 1, torch.empty(len(attention), 0), attention))
     found = [(chosen[(chosen >= a) & (chosen < b)] - a).tolist() for a, b in pairwise(offsets)]
-    # [SEP]s from the left, then other tokens from the left; a second [SEP] beyond that number may be kept.
+    # [SEP]s from the left, then other tokens from the left. A second [SEP] beyond that number may be kept.
     assert found[0] == [0, 1, 2, 3]
     assert found[1] == {1: [0, 1, 3, 4, 5], 2: [0, 1, 3, 4], 3: [1, 3, 4]}[first]
     assert found[2] == {1: [0, 1], 2: [1], 3: []}[first]
 
 
-# What the student learns
+# The student's targets
 
 
 @pytest.mark.parametrize("text", ["2l_3t_0.25w", "2l_3t_0.25w,width=uniform", "all_all_0.5w", "1l_3t_all"])
@@ -368,7 +368,7 @@ def test_zero_dropped(lab: Lab, text: str, where: str) -> None:
     assert torch.equal(zeroed.targets(batch), source.targets(batch))
     if spec.width.count(WIDTH) < WIDTH:
         assert module(kept, **model_inputs(batch)).item() != pytest.approx(expected, rel=1e-2)
-    # The gradient pulls a dropped neuron to 0.
+    # The gradient pulls dropped neurons to 0.
     states = [state.clone().requires_grad_() for state in student]
     hsk_loss(states, zeroed.kept(batch)).backward()
     pulled = states[kept.layers[-1]].grad
@@ -381,7 +381,7 @@ def test_a_trial_zeroes_what_is_dropped(lab: Lab, tmp_path: Path) -> None:
     found = lab.trial(tmp_path / "zeroed", compat=("zero_dropped",), **fields)
     plain = lab.trial(tmp_path / "plain", **fields)
     assert found["settings"]["compat"] == ["zero_dropped"] and "compat" not in plain["settings"]
-    # The first loss again, by hand: the same student, dropout and batch.
+    # The first loss computed by hand, with the same student, dropout and batch.
     student = Student.load(lab.root / "rosita", lab.task).model
     source = ZeroedSource(lab.offline(HSKSpec.parse("2l_3t_0.5w")), WIDTH)
     with fast_training(student, [lab.train.input_ids]):
@@ -422,7 +422,7 @@ def test_a_trial_means_over_classes(lab: Lab, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ratings(lab: Lab, tokenizer: BertTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    """A regression: the same sentences with a number to fit, a teacher and a student for it."""
+    """A regression task: the same sentences with numeric targets, a teacher and a student."""
     root = tmp_path_factory.mktemp("ratings")
     for name, count in (("train", 24), ("dev", 8)):
         words = ("film", "story", "the", "acting")
@@ -443,7 +443,7 @@ def test_gold_regression(ratings: Lab, tmp_path: Path) -> None:
     gold, soft = run("gold", "gold_regression"), run("soft")
     student = Student.load(ratings.root / "rosita", ratings.task).model
     found = {name: result["stages"]["prediction"]["first_loss"] for name, result in (("gold", gold), ("soft", soft))}
-    # By hand, with the dropout that the trial drew: the loss of one batch, which is the whole training set.
+    # By hand, with the trial's dropout: the loss of one batch, which is the whole training set.
     dataset = BatchDataset(ratings.train)
     order = next(iter(StageTrainer(student, arguments(tmp_path, batch_size=24), dataset, "x").get_train_dataloader()))
     with torch.no_grad():
@@ -472,7 +472,7 @@ def test_gold_regression_needs_a_regression(lab: Lab, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.json"))
 
 
-# How it learns
+# Optimisation
 
 
 LIVELY = {"arm": "none", "hsk_epochs": 3, "prediction_epochs": 3, "prediction_lr": 3e-3}
@@ -483,7 +483,7 @@ def test_best_epoch(lab: Lab, tmp_path: Path) -> None:
     last = lab.trial(tmp_path / "last", **LIVELY)
     scores = last["dev_scores"]
     best = scores.index(max(scores))
-    assert scores[best] > scores[-1] and best > 0  # or there were nothing to see
+    assert scores[best] > scores[-1] and best > 0  # otherwise the test would prove nothing
     for checkpoints in (True, False):
         folder = tmp_path / str(checkpoints)
         found = lab.trial(folder, compat=("best_epoch",), run=RunOptions("fp32", checkpoints=checkpoints), **LIVELY)
@@ -498,13 +498,13 @@ def test_best_epoch(lab: Lab, tmp_path: Path) -> None:
 
 
 class Stop(Exception):
-    """What ends a run at a step."""
+    """Ends a run at a step."""
 
 
 @pytest.mark.parametrize("after", [15, 23])
 def test_best_epoch_survives_a_stop(lab: Lab, after: int, tmp_path: Path) -> None:
     whole = lab.trial(tmp_path / "whole", compat=("best_epoch",), **LIVELY)
-    # The best is at step 16: after the stop, or before the checkpoint from which the trial goes on.
+    # The best epoch is at step 16: after the kill, or before the checkpoint from which the trial resumes.
     assert whole["stages"]["prediction"]["reported_epoch"] == 4
     steps = 0
 
@@ -532,7 +532,7 @@ def plain_bert_adam(
     lr: float,
     limit: float,
 ) -> float:
-    """One step of BertAdam, parameter by parameter with its decay; the share of the gradients that was clipped."""
+    """Make one step of BertAdam, parameter by parameter with decay, and return the clipped share of the gradients."""
     clipped = []
     for parameter, decay in parameters:
         if parameter.grad is None:
@@ -587,7 +587,7 @@ def test_bert_adam(lab: Lab, stage: str, tmp_path: Path) -> None:
     assert found == pytest.approx(expected, rel=1e-4)
     for name, tensor in model.state_dict().items():
         if name.endswith("key.bias"):
-            continue  # its gradient is 0, but for rounding, which Adam makes large
+            continue  # its gradient is 0 except for rounding, which Adam amplifies
         torch.testing.assert_close(trainer.model.state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
     assert 0 < sum(shares) / len(shares) < 1
 
@@ -602,7 +602,7 @@ def test_the_first_step_of_bert_adam_is_larger() -> None:
     parameter.grad = torch.tensor([4.0, -4.0, 1e-3])
     optimizer.step()
     moved = 1 - parameter.detach() - 0.01 * 0.1
-    size = 0.01 * 0.1 / math.sqrt(0.001)  # of AdamW's first step: 0.01
+    size = 0.01 * 0.1 / math.sqrt(0.001)  # the size of AdamW's first step is 0.01
     assert moved.tolist() == pytest.approx([size, -size, 0.01 * 1e-4 / (1e-3 * math.sqrt(0.001) + 1e-6)], rel=1e-4)
     assert idle.tolist() == [1.0] * 3
 
@@ -676,13 +676,13 @@ def test_taylor_dropout(lab: Lab, tmp_path: Path) -> None:
         create_rosita(lab.teacher, lab.train, RositaSettings(**sizes), tmp_path / "a")
 
 
-# Together, and refused
+# Combinations and errors
 
 
 def online_trial(
     lab: Lab, folder: Path, *compat: Compat, progress: Progress | None = None, **fields: Any
 ) -> dict[str, Any]:
-    """A trial with the teacher in the loop, as ``hskd distill --teacher`` runs it."""
+    """Run a trial with the teacher in the loop, as ``hskd distill --teacher`` does."""
     chosen = settings(*compat, **{"hsk_epochs": 2, "prediction_epochs": 1, "batch_size": 16, **fields})
     student = Student.load(lab.root / "rosita", lab.task)
     spec = HSKSpec.parse("2l_3t_0.5w,width=random")
@@ -737,7 +737,7 @@ def test_what_needs_the_teacher_is_refused_offline(lab: Lab, name: Compat, arm: 
 
 @pytest.mark.parametrize("arm", ["none", "paper_none", "gold", "full", "shuffled"])
 def test_switches_without_effect_on_an_arm_are_without_effect(lab: Lab, arm: str, tmp_path: Path) -> None:
-    """Nothing is dropped along width in these, or there is no HSK stage."""
+    """These arms drop nothing along the width, or have no HSK stage."""
     results = [lab.trial(tmp_path / str(len(compat)), arm=arm, compat=compat) for compat in ((), ("zero_dropped",))]
     assert results[0]["metrics"] == results[1]["metrics"]
     assert weights(tmp_path / "0") == weights(tmp_path / "1")

@@ -1,4 +1,4 @@
-"""Width as a codec: what is kept in place of neurons, against plain references."""
+"""Width codecs, which keep codes in place of neurons, equal plain references."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def shape(width: int) -> Shape:
 
 
 def make_states(lengths: list[int], width: int, seed: int = 0) -> TeacherStates:
-    """States about a mean, of very different spread along their neurons, correlated."""
+    """Return correlated states around a mean, whose spread differs strongly between neurons."""
     generator = torch.Generator().manual_seed(seed)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     count = int(offsets[-1])
@@ -73,7 +73,7 @@ def test_a_random_basis_is_orthogonal_and_follows_from_its_seed(width: int, seed
 )
 @settings(max_examples=40)
 def test_a_full_basis_gives_the_loss_of_full_hsk(width: int, lengths: list[int], codec: str, projected: bool) -> None:
-    """Even of fewer tokens than the basis has directions."""
+    """This holds even with fewer tokens than the basis has directions."""
     states = make_states(lengths, width)
     hidden = student_states(states, 3 if projected else width)
     projection = nn.Linear(3, width) if projected else None
@@ -248,7 +248,7 @@ def test_more_codes_and_more_entries_are_nearer(codec: str) -> None:
 
     assert error(0.0625, 16) > error(0.25, 16) > error(0.5, 16)
     assert error(0.125, 4) > error(0.125, 16) > error(0.125, 64)
-    # One code is an ordinary k-means: better than the mean, by a lot.
+    # One code is ordinary k-means, which is much better than the mean.
     assert error(0.0625, 16) < 0.8 * float((full - full.mean(0)).square().mean())
 
 

@@ -1,4 +1,4 @@
-"""Depth: the mapping of student onto teacher layers, and the layers kept."""
+"""Depth: the mapping of student layers to teacher layers, and the kept layers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hskd.errors import HskdError
 from hskd.selectors import DEPTH
 from hskd.selectors.depth import Reverse, Same, TopN
 
-# Written by hand: round_half_even(l * L_top / L_S), so 2.5 -> 2 and 7.5 -> 8.
+# By hand: round_half_even(l * L_top / L_S), so 2.5 -> 2 and 7.5 -> 8.
 MAPPED = {
     (4, 8): [0, 2, 4, 6, 8],
     (4, 10): [0, 2, 5, 8, 10],

@@ -1,4 +1,4 @@
-"""Examples: of which training examples anything is kept, and what that does to batches and bytes."""
+"""Selection of examples: the selected examples, and its effect on batches and bytes."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_losses_and_entropies_of_heads() -> None:
     tags = TokenClassification(("O", "B-x", "I-x"))
     of_words = tags.gold_losses(rows, torch.tensor([1, IGNORED, 1]))
     assert of_words[:1].tolist() == pytest.approx(losses[:1]) and of_words[1].isnan() and of_words[2] == 0
-    # Two words, of which one has a label; none; one.
+    # Two words of which one has a label; no word; one word.
     assert example_means(of_words, np.array([2, 0, 1])).tolist() == pytest.approx([losses[0], 0.0, 0.0])
     starts = np.array([False, True, False, True, True])
     assert entropies_of_tokens(tags, rows, starts).tolist() == pytest.approx([0, entropies[0], 0, entropies[1], 0])
@@ -132,9 +132,9 @@ def test_amounts_count_the_kept_examples() -> None:
     chosen = spec.examples.select(ExampleScores(tokens.example_ids))
     kept = int(lengths[chosen].sum())
     assert len(chosen) == 10 and kept != lengths.sum() / 4
-    # A byte an example says how many tokens are kept.
+    # One byte per example stores the number of kept tokens.
     assert amount("1l_all_all_0.25e") == (32 * kept, size - 2 * 32 * (lengths.sum() - kept) + 40)
-    # Before the teacher has said which, examples are taken to be as long as the others.
+    # Before the teacher ranks the examples, the selected ones are assumed to have the average length.
     expected = round(int(lengths.sum()) * 10 / 40)
     for name in ("disagree", "entropy"):
         assert amount(f"1l_all_all_0.25e,examples={name}")[0] == 32 * expected
@@ -155,7 +155,7 @@ def test_fewer_examples_come_in_as_many_steps(few: int, more: int, batch: int, w
     steps = every // batch if whole_only else -(-every // batch)
     epochs = [list(sampler(epoch, every)) for epoch in range(3)]
     assert [len(rows) for rows in epochs] == [steps] * 3 and len(sampler(0, every)) == steps
-    # One stream of passes over the few, cut into epochs.
+    # One stream of passes over the few examples, divided into epochs.
     stream = [rows for epoch in epochs for rows in epoch]
     passes = [rows for epoch in range(3 * steps) for rows in sampler(epoch, None)][: 3 * steps]
     assert stream == passes

@@ -1,4 +1,4 @@
-"""Length: which tokens are kept, over ragged batches."""
+"""Length: the kept tokens of ragged batches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hskd.selectors import LENGTH, LayerView, LengthSelector, Tokens
 
 CLS_ID, SEP_ID = 2, 3
 BY_TOKEN = ("attention", "attention_no_sep", "cls", "left", "random")
-"""Selectors that choose without hidden states. tests/test_knowledge.py is about norm, test_pool.py about pool."""
+"""Selectors that need no hidden states. tests/test_knowledge.py covers norm, test_pool.py covers pool."""
 
 Batch = tuple[Tokens, np.ndarray]
 
@@ -27,7 +27,7 @@ def make_tokens(sequences: list[list[int]], example_ids: list[int]) -> Tokens:
 
 @st.composite
 def batches(draw: st.DrawFn) -> Batch:
-    """Examples ``[CLS] ... [SEP]`` with further ``[SEP]`` inside, and attention with many ties."""
+    """Generate examples ``[CLS] ... [SEP]`` with further ``[SEP]`` inside, and attention with many ties."""
     middles = draw(st.lists(st.lists(st.sampled_from([SEP_ID, 7, 8]), max_size=8), min_size=1, max_size=5))
     sequences = [[CLS_ID, *middle, SEP_ID] for middle in middles]
     ids = st.integers(0, 2**40)
@@ -38,7 +38,7 @@ def batches(draw: st.DrawFn) -> Batch:
 
 
 def view_of(tokens: Tokens, layer: int, attention: np.ndarray | None = None) -> LayerView:
-    """What a selector sees of ``tokens``; no selector here reads hidden states."""
+    """Return the view of ``tokens`` that a selector gets. No selector here reads hidden states."""
     return LayerView(tokens, layer, torch.empty(len(tokens.input_ids), 0), attention)
 
 
@@ -53,7 +53,7 @@ def selectors(draw: st.DrawFn) -> LengthSelector:
 
 
 def random_score(*keys: int) -> int:
-    """The draw of ``random``, in plain integers: splitmix64's finaliser, key by key, 53 bits kept."""
+    """Return the draw of ``random`` in plain integers: splitmix64's finaliser, key by key, 53 bits kept."""
     state = 0
     for key in keys:
         state = ((state ^ key) + 0x9E3779B97F4A7C15) % 2**64
@@ -64,7 +64,7 @@ def random_score(*keys: int) -> int:
 
 
 def plain_positions(selector: LengthSelector, tokens: Tokens, layer: int, attention: np.ndarray) -> list[list[int]]:
-    """Positions kept of each example, by loops."""
+    """Return the kept positions of each example, computed by loops."""
     kept = []
     for b, example_id in enumerate(tokens.example_ids.tolist()):
         start, stop = tokens.offsets[b : b + 2].tolist()
@@ -80,14 +80,14 @@ def plain_positions(selector: LengthSelector, tokens: Tokens, layer: int, attent
             }[selector.selector]
             excluded = selector.selector == "attention_no_sep" and tokens.input_ids[token] == SEP_ID
             if not excluded and not (selector.selector == "cls" and position > 0):
-                scored.append((-score, position))  # sorted: the best first, then the earlier
+                scored.append((-score, position))  # sorted by score, then by position
         k = len(scored) if selector.k == "all" else selector.k
         kept.append(sorted(position for _, position in sorted(scored)[:k]))
     return kept
 
 
 def positions(selector: LengthSelector, tokens: Tokens, layer: int, attention: np.ndarray | None) -> list[list[int]]:
-    """What the selector keeps, as positions of each example."""
+    """Return the positions that the selector keeps, by example."""
     chosen = selector.select(view_of(tokens, layer, attention))
     parts = np.split(chosen, np.cumsum(selector.counts(tokens))[:-1])
     return [(part - start).tolist() for part, start in zip(parts, tokens.offsets[:-1], strict=True)]
@@ -106,14 +106,14 @@ def test_counts_order_and_bounds(batch: Batch, selector: LengthSelector, layer: 
     eligible = np.add.reduceat(selector.eligible(tokens).astype(int), tokens.offsets[:-1])
     expected = eligible if selector.k == "all" else np.minimum(selector.k, eligible)
     assert selector.counts(tokens).tolist() == expected.tolist()
-    assert (np.diff(chosen) > 0).all()  # text order, nothing twice
+    assert (np.diff(chosen) > 0).all()  # in text order, without duplicates
     assert np.bincount(tokens.example[chosen], minlength=len(expected)).tolist() == expected.tolist()
 
 
 @given(batches(), st.one_of(st.integers(1, 12), st.just("all")))
 def test_sep_is_never_kept(batch: Batch, k: int | str) -> None:
     tokens, attention = batch
-    attention = np.where(tokens.input_ids == SEP_ID, np.float32(0.9), attention)  # however much is paid to it
+    attention = np.where(tokens.input_ids == SEP_ID, np.float32(0.9), attention)  # much attention, but never kept
     chosen = LENGTH.parse({"selector": "attention_no_sep", "k": k}).select(view_of(tokens, 1, attention))
     assert SEP_ID not in tokens.input_ids[chosen]
 
@@ -156,7 +156,7 @@ def test_random_is_roughly_uniform_and_independent_across_seeds_layers_and_examp
     five_deviations = 5 * np.sqrt(examples * 0.3 * 0.7)
     assert np.abs(base.sum(axis=0) - examples * 0.3).max() < five_deviations
     for other in (picked(1, 1), picked(0, 2), picked(1, 0), np.roll(base, 1, axis=0)):
-        # Independent draws share k * k / length = 0.9 of 3 tokens, with a deviation of 0.7 in one example.
+        # Independent draws share k * k / length = 0.9 of 3 tokens; the deviation is 0.7 per example.
         assert abs((base & other).sum() / examples - 0.9) < 5 * 0.7 / np.sqrt(examples)
     assert (picked(0, 1) == base).all()
 

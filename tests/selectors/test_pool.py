@@ -1,4 +1,4 @@
-"""Length as means of runs of tokens, on both sides of the loss."""
+"""Length as means of runs of tokens, for teacher and student."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SEP = 3
 
 
 def make_states(lengths: list[int], seed: int) -> TeacherStates:
-    """With ``[SEP]`` at the end of each example, and inside longer ones."""
+    """Return states and tokens with ``[SEP]`` at the end of each example, and inside longer ones."""
     generator = torch.Generator().manual_seed(seed)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     ids = torch.randint(SEP, 7, (int(offsets[-1]),), generator=generator).numpy()

@@ -1,4 +1,4 @@
-"""Precision: what storing a value does to it, and that ranking is done on what is stored."""
+"""Precision: the effect of storing a value, and ranking by stored values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROUNDOFF = {"fp32": 0.0, "fp16": 2.0**-11, "bf16": 2.0**-8}
 """Largest relative error of a normal number: half a unit in the last place."""
 
 STEPS = {"int8": 127, "int4": 7}
-"""Numbers between 0 and the largest value of a token."""
+"""Steps from 0 to the largest value of a token."""
 
 
 def values() -> torch.Tensor:
@@ -56,7 +56,7 @@ def test_what_is_ranked_is_what_is_stored(name: str) -> None:
 def test_same_neurons_from_full_and_from_rounded_values(name: str) -> None:
     precision, width = PRECISION.parse({"selector": name}), Magnitude(w=0.25)
     generator = torch.Generator().manual_seed(1)
-    exact = 1 + torch.randn(50, 64, generator=generator) * 2.0**-8  # many equal once rounded
+    exact = 1 + torch.randn(50, 64, generator=generator) * 2.0**-8  # many values are equal after rounding
     stored = exact.to(DTYPES[name])
     tokens = Tokens(np.array([0]), np.array([0, 50]), np.arange(50), sep_id=-1)
 
@@ -64,7 +64,7 @@ def test_same_neurons_from_full_and_from_rounded_values(name: str) -> None:
         return width.neurons(LayerView(tokens, 1, states, rounding=rounding))
 
     assert torch.equal(picked(exact, precision.ranked), picked(stored.float(), precision.ranked))
-    # Ranking before rounding differs.
+    # Ranking before rounding would differ.
     assert not torch.equal(picked(exact, torch.Tensor.float), picked(stored.float(), torch.Tensor.float))
 
 
@@ -78,7 +78,7 @@ def test_a_quantiser_is_wrong_by_half_a_step_at_most(name: str, count: int) -> N
     assert decoded.shape == original.shape and decoded.dtype == torch.float32
     step = original.abs().amax(-1, keepdim=True) / STEPS[name]
     error = ((decoded - original).abs() / step).max().item()
-    assert error <= 0.5 + STEPS[name] * 2.0**-11  # and what fp16 rounds off the scale
+    assert error <= 0.5 + STEPS[name] * 2.0**-11  # plus the rounding of the scale in fp16
     assert error > 0.25 or count == 1
 
 
@@ -89,7 +89,7 @@ def test_a_quantiser_is_wrong_by_half_a_step_at_most(name: str, count: int) -> N
     exponent=st.integers(-140, 120),
 )
 def test_what_is_read_back_is_as_precise_as_said_or_is_no_number(name: str, values: list[float], exponent: int) -> None:
-    """Over the range of fp32: never a finite number that is wrong; one that is not finite shows in an array."""
+    """Over the range of fp32, decoding has the stated precision or gives a non-finite number, visible in an array."""
     precision = PRECISION.parse({"selector": name})
     original = (torch.tensor([values], dtype=torch.float64) * 2.0**exponent).float()
     arrays = precision.encode(original)
@@ -99,12 +99,12 @@ def test_what_is_read_back_is_as_precise_as_said_or_is_no_number(name: str, valu
     if not fits:
         assert name != "fp32" or not original.isfinite().all()
         return
-    if name == "int2":  # its step follows the spread of the values, and what lies far out is cut
+    if name == "int2":  # its step follows the spread of the values, and outliers are clipped
         return
     largest = original.abs().max().double().item()
     if name in STEPS:
         scale = largest / STEPS[name]
-        rounding = max(scale * 2.0**-11, 2.0**-25)  # of the scale, to fp16
+        rounding = max(scale * 2.0**-11, 2.0**-25)  # rounding of the scale to fp16
         allowed = 0.5 * (scale + rounding) + STEPS[name] * rounding
     else:
         smallest = {"fp32": 0.0, "fp16": 2.0**-25, "bf16": 2.0**-134}[name]
@@ -146,7 +146,7 @@ def test_two_bits_are_as_good_as_four_levels_can_be() -> None:
     original = torch.randn(400, 384, generator=torch.Generator().manual_seed(0))
     error = (precision.decode(precision.encode(original), 384) - original).square().mean().item()
     assert 0.11 < error < 0.122  # 0.1188: Max (1960) for a normal distribution
-    # A step from the largest value, as int8's and int4's, would be much worse.
+    # A step derived from the largest value, as in int8 and int4, would be much worse.
     step = original.abs().amax(-1, keepdim=True) / 1.5
     assert ((original / step).floor().clamp(-2, 1).add(0.5).mul(step) - original).square().mean() > 3 * error
 

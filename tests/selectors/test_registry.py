@@ -1,4 +1,4 @@
-"""Registries: a user's own selector, and what is said of an unknown one."""
+"""Registries: a user's own selector, and messages for unknown selectors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Right(LengthSelector):
 
 
 class Mine(PrecisionSelector):
-    """A byte per value and one scale per token."""
+    """A precision of one byte per value and one scale per token."""
 
     selector: Literal["mine"] = "mine"
     number: ClassVar[str] = "int8"
@@ -61,7 +61,7 @@ class Mine(PrecisionSelector):
 
 @pytest.fixture(autouse=True)
 def _registered() -> Iterator[None]:
-    """The selectors above are registered, and gone after the test."""
+    """Register the selectors above for the duration of a test."""
     LENGTH.register(Right)
     PRECISION.register(Mine)
     yield

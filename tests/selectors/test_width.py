@@ -1,4 +1,4 @@
-"""Width: which neurons are kept."""
+"""Width: the kept neurons."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WIDTHS = st.integers(1, 800)
         (0.57, 100, 57),
         (0.1, 768, 76),
         (0.999, 100, 99),
-        (0.01, 32, 1),  # never nothing
+        (0.01, 32, 1),  # at least one neuron
         (1e-9, 768, 1),
         (1.0, 768, 768),
     ],
@@ -42,7 +42,7 @@ def test_fixed_masks(hundredths: int, width: int, seed: int) -> None:
     for selector in (RandomNeurons(w=hundredths / 100, seed=seed), UniformNeurons(w=hundredths / 100)):
         mask = selector.fixed(width)
         assert len(mask) == max(1, hundredths * width // 100)
-        assert (np.diff(mask) > 0).all()  # ascending, nothing twice
+        assert (np.diff(mask) > 0).all()  # ascending, without duplicates
         assert mask[0] >= 0 and mask[-1] < width
 
 
@@ -62,7 +62,7 @@ def test_random_mask_depends_on_its_seed_alone() -> None:
 
 
 def view_of(hidden: torch.Tensor) -> LayerView:
-    """One example's tokens with these hidden states."""
+    """Return a view of one example's tokens with these hidden states."""
     count = len(hidden)
     return LayerView(Tokens(np.array([0]), np.array([0, count]), np.arange(count), sep_id=-1), 1, hidden)
 
@@ -84,7 +84,7 @@ def test_magnitude_equals_a_plain_loop(rows: list[list[float]], hundredths: int)
 
 
 def test_magnitude_ties_go_to_the_lower_index_in_a_wide_layer() -> None:
-    # Wide enough for the sorts that are not stable to show it.
+    # Wide enough for an unstable sort to change the order.
     values = torch.tensor([1.0, -1.0]).repeat(2, 400)
     values[1, 700] = 3.0
     picked = Magnitude(w=0.5).neurons(view_of(values))

@@ -1,4 +1,4 @@
-"""A teacher with its tokenised task, and the command line run inside the test's process."""
+"""Fixtures of store tests: a teacher with its tokenised task, and the command line within this process."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from hskd.teachers.loading import Teacher
 
 EVERYTHING = Superset(layers=(0, 1, 2), attention_layers=(1, 2))
 SMALL_SHARD = 2**15
-"""Cuts the 64 training examples into several shards."""
+"""Shard size that splits the 64 training examples into several shards."""
 
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """The tiny teacher, loaded, and its task's examples."""
+    """The tiny teacher, loaded, and the examples of its task."""
 
     task: Task
     splits: dict[str, TokenizedSplit]
@@ -38,12 +38,12 @@ class Setting:
         return self.splits["train"]
 
     def extract(self, folder: Path, superset: Superset = EVERYTHING, **options: Any) -> Store:
-        torch.set_num_threads(1)  # a fixture's extraction, too, must have the bits of a test's
+        torch.set_num_threads(1)  # extractions in fixtures must have the same bits as those in tests
         return extract(self.teacher, self.task, self.train, superset, folder, **extraction(**options))
 
     @property
     def options(self) -> list[str]:
-        """The task, for the command line."""
+        """Command-line options of the task."""
         task = ["--task", "custom", "--data", str(self.data_folder), "--text-columns", "sentence"]
         return [*task, "--label-column", "mood", "--work", str(self.teacher_folder.parent / "work")]
 
@@ -58,7 +58,7 @@ def setting(teacher_folder: Path, data_folder: Path) -> Setting:
 
 @pytest.fixture(scope="session")
 def superset(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Everything the tiny teacher knows of the 64 training examples, in several shards. Not to be changed."""
+    """A superset of all layers for the 64 training examples, in several shards. Tests must not change it."""
     return setting.extract(tmp_path_factory.mktemp("superset") / "store", shard_bytes=SMALL_SHARD)
 
 
@@ -67,7 +67,7 @@ Hskd = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def hskd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Hskd:
-    """Runs ``hskd`` with these arguments; gives exit code, standard output, standard error."""
+    """Return a function that runs ``hskd`` and returns exit code, standard output and standard error."""
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["hskd", *map(str, arguments)])

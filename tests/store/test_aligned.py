@@ -1,4 +1,4 @@
-"""Stores of a student with another tokenizer than the teacher's: extracted, derived, trained from, online too."""
+"""Stores of a student with another tokenizer than the teacher's: extraction, derivation, training, also online."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SPECS = (
 
 @dataclass(frozen=True, eq=False)
 class Two:
-    """A RoBERTa of bytes as the teacher, and the examples in WordPiece, aligned with it."""
+    """A byte-level RoBERTa as the teacher, and the examples in WordPiece, aligned with it."""
 
     root: Path
     task: Task
@@ -62,7 +62,7 @@ class Two:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory, tokenizer: BertTokenizerFast, data_folder: Path) -> Two:
     root = tmp_path_factory.mktemp("two")
-    # "fi ##lm" and "f ilm", "min ##ute" and "mi nute": neither ends where the other does, but for the word's end.
+    # "fi ##lm" and "f ilm", "min ##ute" and "mi nute": only the ends of the words coincide.
     bytes_tokenizer = byte_bpe(" f", "ilm", " mi", "nute", " and", " the", "lo", "ved", " bri", "ght", " bor")
     words = [word for word in tokenizer.get_vocab() if word.isalpha() and word not in ("film", "minute")]
     pieces = wordpiece(*words, "fi", "##lm", "min", "##ute", *"0123456789", *(f"##{digit}" for digit in "0123456789"))
@@ -110,7 +110,7 @@ def test_the_manifest_says_how_many_tokens_have_a_target(two: Two) -> None:
 
 
 def test_the_superset_holds_the_teachers_states_of_the_aligned_tokens(two: Two) -> None:
-    """Computed anew, an example at a time, by the teacher alone."""
+    """The reference is computed by the teacher alone, one example at a time."""
     aligned = two.split.aligned
     assert aligned is not None
     states = two.superset.states(np.arange(len(two.superset)))
@@ -143,7 +143,7 @@ def test_online_equals_offline(two: Two, text: str) -> None:
     batch = two.split.collate(np.array([5, 0, 17, 3]))
     kept, now = offline.kept(batch), online.kept(batch)
     torch.testing.assert_close(kept.counts, now.counts)
-    if spec.length.selector != "pool":  # whose members say where it stands
+    if spec.length.selector != "pool":  # the members of a pool decide its position
         torch.testing.assert_close(kept.positions, now.positions)
     torch.testing.assert_close(kept.values, now.values, atol=5e-3, rtol=5e-3)
     if kept.members is not None:
@@ -164,7 +164,7 @@ def test_online_equals_offline(two: Two, text: str) -> None:
 
 
 def test_tokens_without_a_target_are_never_kept(two: Two, tmp_path: Path) -> None:
-    """With half of the targets taken away at random."""
+    """Half of the targets are removed at random."""
     aligned = two.split.aligned
     assert aligned is not None
     keep = np.random.default_rng(0).random(len(aligned.counts)) < 0.5
@@ -191,7 +191,7 @@ def test_tokens_without_a_target_are_never_kept(two: Two, tmp_path: Path) -> Non
 def test_same_pieces_are_as_with_the_same_tokenizer(
     two: Two, tmp_path: Path, tokenizer: BertTokenizerFast, data_folder: Path
 ) -> None:
-    """A teacher whose ids are the student's + 4: what is stored is what it says of its own tokens."""
+    """The teacher's ids are the student's + 4, and the store equals that of the teacher's own tokens."""
     data = load_task("custom", str(data_folder), ["sentence"], "mood")
     mpnet = shifted(tokenizer)
     mpnet.save_pretrained(tmp_path / "teacher")
@@ -231,7 +231,7 @@ def test_a_store_alone_tells_its_examples(two: Two) -> None:
     np.testing.assert_array_equal(split.input_ids, two.split.input_ids)
 
 
-# ---- what is refused
+# ---- errors
 
 
 def test_the_teacher_of_another_tokenizer_is_refused(two: Two, tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_other_tokens_are_refused(two: Two) -> None:
 
 
 def test_a_shard_whose_targets_were_changed_is_refused(two: Two, tmp_path: Path) -> None:
-    """With a checksum that fits: whoever wrote it did not mean well."""
+    """The checksum fits, as after a deliberate manipulation."""
     store = extract(two.teacher, two.task, two.split, SUPERSET, tmp_path / "store")
     entry = store.manifest.shards[0]
     path = store.folder / entry.file
@@ -302,13 +302,13 @@ def test_commands_from_a_store_and_online(two: Two, data_folder: Path, tmp_path:
     offline = run("distill", *task, "--store", tmp_path / "superset", *given, "--out", tmp_path / "offline")
     online = run("distill", *task, "--teacher", two.root / "teacher", *given, "--out", tmp_path / "online")
     amounts = [[line for line in out.splitlines() if "% of full HSK" in line] for out in (offline, online)]
-    assert amounts[0] == amounts[1] and len(amounts[0]) == 1  # in values and in bytes
+    assert amounts[0] == amounts[1] and len(amounts[0]) == 1  # equal in values and in bytes
     scores = [line for line in offline.splitlines() if line.startswith(("dev", "test"))]
     assert scores == [line for line in online.splitlines() if line.startswith(("dev", "test"))]
     weights = [load_file(tmp_path / name / "student" / "model.safetensors") for name in ("offline", "online")]
     for name, tensor in weights[0].items():
         torch.testing.assert_close(tensor, weights[1][name], atol=1e-3, rtol=1e-2)
-    # A store in the teacher's own tokens is refused, and the message says which command makes the right one.
+    # A store in the teacher's own tokens is rejected, and the message names the right command.
     run("store", "extract", *task, "--teacher", two.root / "teacher", "--out", tmp_path / "plain", *machine)
     result = CliRunner().invoke(
         app, [str(part) for part in ("distill", *task, "--store", tmp_path / "plain", *given, "--out", tmp_path / "no")]

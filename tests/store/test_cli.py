@@ -1,4 +1,4 @@
-"""``hskd store`` from end to end, and how the command line reports an error."""
+"""``hskd store`` from end to end, and its error messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hskd.store_format.manifest import Manifest
 
 
 def numbers(text: str) -> dict[str, str]:
-    """The rows of the table that ``inspect`` prints."""
+    """Return the rows of the table that ``inspect`` prints."""
     rows = [[cell.strip() for cell in line.split("│")[1:3]] for line in text.splitlines() if line.count("│") == 3]
     return dict(rows)
 
@@ -114,7 +114,7 @@ def test_an_error_is_one_message_and_with_debug_a_traceback(tmp_path: Path, hskd
     arguments = ["store", "inspect", str(tmp_path / "none")]
     message = f"error: {tmp_path / 'none'}: no store (there is no manifest.json).\n"
     assert hskd(*arguments) == (2, "", message)
-    # The installed command itself, in a process of its own.
+    # Runs the installed command in a process of its own.
     command = [str(Path(sys.executable).with_name("hskd")), "--debug", *arguments]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 1 and run.stdout == ""

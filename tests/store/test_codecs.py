@@ -1,4 +1,4 @@
-"""Stores of codecs: the same from the teacher, the same twice, whole or not at all, counted and checked."""
+"""Stores of codecs: reproducible, equal to online selection, atomic, counted and checked."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_online_equals_offline(setting: Setting, superset: Store, tmp_path: Path
 
 @pytest.mark.parametrize("width", ["pq,width.entries=16", "rvq,width.entries=16"])
 def test_codes_online_are_nearly_those_offline(setting: Setting, superset: Store, tmp_path: Path, width: str) -> None:
-    """A token that lies between two entries may go to the other one, as the teacher saw it in another batch."""
+    """A token between two entries may get the other one, because the teacher saw it in another batch."""
     spec = HSKSpec.parse(f"2l_all_0.25w,width={width},precision=fp32")
     offline = StoreSource(derive(superset, spec, 2, tmp_path / "derived"), setting.train, 2)
     online = OnlineSource(setting.teacher, setting.train.sep_id, spec, 2)

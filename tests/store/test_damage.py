@@ -1,4 +1,4 @@
-"""A store that is damaged on disk is refused, or reads as it was written: never other values, never a raw exception."""
+"""A damaged store is rejected or reads as written. It never returns other values or raises a raw exception."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SPECS = {
     "fp32": "2l_3t_0.1w,precision=fp32",  # a bit mask of neurons
     "fp16": "2l_3t_0.05w",  # indices of neurons
     "bf16": "all_all_0.3w,length=attention_no_sep,precision=bf16",
-    "int8": "1l_4t_0.5w,width=uniform,length=left,precision=int8",  # the same neurons in every token
+    "int8": "1l_4t_0.5w,width=uniform,length=left,precision=int8",  # the same neurons for every token
     "int4": "2l_3t_0.2w,precision=int4",
     "int2": "2l_all_0.3w,precision=int2",
     "pca": "2l_3t_0.1w,width=pca",
@@ -42,7 +42,7 @@ SPECS = {
 
 @pytest.fixture(scope="module")
 def stores(superset: Store, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Store]:
-    """A superset, and a derived store of every precision; several shards each."""
+    """A superset, and a derived store of every precision, with several shards each."""
     root = tmp_path_factory.mktemp("stores")
     derived = {
         name: derive(superset, HSKSpec.parse(text), 2, root / name, shard_bytes=DERIVED_SHARD)
@@ -54,7 +54,7 @@ def stores(superset: Store, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 def contents(store: Store) -> dict[str, Any]:
-    """Everything that a store holds."""
+    """Return everything that a store holds."""
     rows = np.arange(len(store))
     held: dict[str, Any] = {
         "ids": store.example_ids,
@@ -85,7 +85,7 @@ def test_a_damaged_store_is_refused_or_reads_as_written(stores: dict[str, Store]
 
 
 def flip_signs(path: Path) -> None:
-    """The logits change their signs, and nothing else of the file."""
+    """Change only the signs of the logits."""
     size, arrays = path.stat().st_size, load_file(path)
     arrays = {name: -array if name == TARGET else array.clone() for name, array in arrays.items()}
     path.unlink()
@@ -95,7 +95,7 @@ def flip_signs(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["superset", "fp16"])
 def test_whatever_is_read_first_is_refused(stores: dict[str, Store], tmp_path: Path, name: str) -> None:
-    """Only the shards that are touched, and each of the ways to read them."""
+    """Shards are checked when they are first read, in each way of reading."""
     folder = shutil.copytree(stores[name].folder, tmp_path / "store")
     entry = stores[name].manifest.shards[1]
     flip_signs(folder / entry.file)
@@ -110,7 +110,7 @@ def test_whatever_is_read_first_is_refused(stores: dict[str, Store], tmp_path: P
         ):
             read_rows(inside)
     with pytest.raises(CorruptionError, match=entry.file):
-        store.rows(np.array([0]))  # an id that is not there
+        store.rows(np.array([0]))  # looks up an id that does not exist
     with pytest.raises(CorruptionError, match=entry.file):
         store.verify()
 
@@ -118,7 +118,7 @@ def test_whatever_is_read_first_is_refused(stores: dict[str, Store], tmp_path: P
 def test_nothing_is_trained_on_a_damaged_store(
     setting: Setting, stores: dict[str, Store], tmp_path: Path, hskd: Hskd
 ) -> None:
-    """Before the first batch, and before workers are forked."""
+    """The error comes before the first batch, and before workers are forked."""
     for name in ("superset", "fp16"):
         folder = shutil.copytree(stores[name].folder, tmp_path / name)
         flip_signs(folder / shard_name(1))
@@ -156,7 +156,7 @@ def test_shards_are_read_once_a_process(
 
     right = contents(stores["fp16"])
     monkeypatch.setattr(hashing, "file_sha256", counted)
-    monkeypatch.setattr(hashing, "_SETTLED_NS", -1)  # the copy has just been made
+    monkeypatch.setattr(hashing, "_SETTLED_NS", -1)  # the copy is new, so its state counts as unsettled
     shards = [entry.file for entry in stores["fp16"].manifest.shards]
     store = Store.open(folder)
     assert not read_files
@@ -165,13 +165,13 @@ def test_shards_are_read_once_a_process(
         assert read_files == shards
     assert same(contents(Store.open(folder)), right)
     assert read_files == shards
-    flip_signs(folder / shard_name(0))  # known no longer
+    flip_signs(folder / shard_name(0))  # no longer known
     with pytest.raises(CorruptionError, match=shard_name(0)):
         contents(Store.open(folder))
 
 
 def test_a_file_that_has_just_changed_is_not_known(stores: dict[str, Store], tmp_path: Path) -> None:
-    """Two changes within one tick of a file system's clock leave a file of the same size and times."""
+    """Two changes within one tick of a file system's clock leave a file with the same size and times."""
     folder = shutil.copytree(stores["fp16"].folder, tmp_path / "store")
     whole, path = (folder / shard_name(0)).read_bytes(), folder / shard_name(0)
     for _ in range(50):
@@ -183,12 +183,12 @@ def test_a_file_that_has_just_changed_is_not_known(stores: dict[str, Store], tmp
 
 
 def test_a_store_is_pickled(stores: dict[str, Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Into a process that starts elsewhere, and from a relative path."""
+    """It is pickled into a process that starts in another folder, and from a relative path."""
     folder = shutil.copytree(stores["int4"].folder, tmp_path / "store")
     monkeypatch.chdir(tmp_path)
     store = Store.open("store")
     content = pickle.dumps(store)
-    assert len(content) < 10_000  # no values
+    assert len(content) < 10_000  # without values
     monkeypatch.chdir("/")
     again = pickle.loads(content)
     assert again.folder == folder and again.manifest == store.manifest
@@ -212,7 +212,7 @@ def test_a_pickled_store_knows_what_was_read(
     store = Store.open(folder)
     store.require_whole()
     content = pickle.dumps(store)
-    monkeypatch.setattr(hashing, "_known", {})  # a process that has read nothing
+    monkeypatch.setattr(hashing, "_known", {})  # simulates a process that has read nothing
 
     def refused(path: Path) -> str:
         raise AssertionError(path)
@@ -221,7 +221,7 @@ def test_a_pickled_store_knows_what_was_read(
     assert same(contents(pickle.loads(content)), contents(store))
 
 
-# ---- what cannot be, however well its checksums fit
+# ---- impossible contents with matching checksums
 
 
 def put(name: str, row: int, value: int) -> Any:

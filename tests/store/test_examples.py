@@ -1,4 +1,4 @@
-"""A student trains from the store alone: the same examples, the same losses, with no text and no teacher."""
+"""A student trains from the store alone, without text and teacher: the same examples and losses."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_token_types_that_cannot_be_told(setting: Setting, tmp_path: Path) -> No
     bare = replace(train, token_type_ids=None)
     store = store_of(setting, bare, tmp_path / "bare")
     assert store_examples(store, token_types=False).fingerprint == bare.fingerprint
-    # A student may want types where the teacher had none.
+    # A student may use token types where the teacher has none.
     assert store_examples(store).fingerprint == train.fingerprint
 
 
@@ -90,7 +90,7 @@ TASK = ["--task", "custom", "--text-columns", "sentence", "--label-column", "moo
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory, tokenizer: BertTokenizerFast) -> Path:
-    """A model and its tokenizer, narrower than the teacher and with dropout; nothing else is in the folder."""
+    """A model narrower than the teacher, with dropout, and its tokenizer; the folder holds nothing else."""
     folder = tmp_path_factory.mktemp("students") / "student"
     narrow = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
     make_bert(seed=1, **narrow).save_pretrained(folder)
@@ -100,7 +100,7 @@ def student(tmp_path_factory: pytest.TempPathFactory, tokenizer: BertTokenizerFa
 
 @pytest.fixture
 def away() -> Iterator[str]:
-    """A place elsewhere in which nothing is yet."""
+    """An empty place at a URL."""
     yield "memory://alone"
     fsspec.filesystem("memory").rm("/alone", recursive=True)
 
@@ -130,7 +130,7 @@ def test_distil_from_the_store_alone(
         remote.publish(Path(name), f"{away}/{name}")
     for name in ("data", "teacher", "store", "student", "work", "ordinary/store"):
         shutil.rmtree(name, ignore_errors=True)
-    # What is left is what lies elsewhere.
+    # Only the remote copies remain.
     alone = [*shared, "--no-data", "--store", f"{away}/store", "--student", f"{away}/student", "--out", "alone"]
     code, out, err = hskd(*alone)
     assert code == 0, err

@@ -1,4 +1,4 @@
-"""A store that grows: the shards of the old one are taken over, the teacher runs on the new examples alone."""
+"""Extension of a store: old shards are taken over, and the teacher runs only on the new examples."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from hskd.tasks import TokenizedSplit
 
 @pytest.fixture(scope="module")
 def grown(setting: Setting) -> TokenizedSplit:
-    """The 64 training examples, then dev's 16, as if they were augmented."""
+    """The 64 training examples, then dev's 16 as if they were augmented."""
     return setting.train.followed_by(setting.splits["dev"])
 
 
@@ -38,7 +38,7 @@ def run(setting: Setting, split: TokenizedSplit, folder: Path, **options: Any) -
 
 
 def same_records(mine: Store, theirs: Store, ids: np.ndarray, exactly: bool = True) -> None:
-    """Whether two stores say the same of these examples."""
+    """Check that two stores hold the same records of these examples."""
     a, b = mine.states(mine.rows(ids)), theirs.states(theirs.rows(ids))
     np.testing.assert_array_equal(a.tokens.input_ids, b.tokens.input_ids)
     pairs = [(mine.targets(mine.rows(ids)).numpy(), theirs.targets(theirs.rows(ids)).numpy())]
@@ -68,7 +68,7 @@ def test_equal_to_an_extraction_in_one_go(
     assert len(store) == 80 and store.manifest.examples == 80
     store.verify()
     same_records(store, at_once, grown.ids)
-    # Not only to rounding: no shard spans old and new, so the teacher sees the same batches in either way.
+    # Equal bits, because no shard spans old and new examples, so that the teacher sees the same batches in both cases.
     assert store.manifest.shards == at_once.manifest.shards
     assert store.manifest.fingerprint == at_once.manifest.fingerprint
     assert store.manifest.made_by["extends"] == superset.manifest.fingerprint
@@ -78,7 +78,7 @@ def test_equal_to_an_extraction_in_one_go(
 
 
 def test_a_store_grows_twice_and_in_any_order(setting: Setting, tmp_path: Path) -> None:
-    """A larger random subset: the old examples lie among the new ones, and in the store still come first."""
+    """The old examples lie among those of a larger random subset, but still come first in the store."""
     small, large = setting.train.first(10), setting.train.first(40)
     assert not np.array_equal(large.ids[:10], small.ids)
     first = run(setting, small, tmp_path / "first")
@@ -90,7 +90,7 @@ def test_a_store_grows_twice_and_in_any_order(setting: Setting, tmp_path: Path) 
     third = run(setting, setting.train, tmp_path / "third", extend=second, advance=done.append)
     assert sum(done) == 54
     at_once = run(setting, setting.train, tmp_path / "at-once")
-    same_records(third, at_once, setting.train.ids, exactly=False)  # other batch-mates: equal to rounding
+    same_records(third, at_once, setting.train.ids, exactly=False)  # with other batch-mates, equal only to rounding
     again = run(setting, setting.train, tmp_path / "same", extend=at_once, advance=done.append)
     assert sum(done) == 54 and again.manifest.shards == at_once.manifest.shards
 
@@ -98,7 +98,7 @@ def test_a_store_grows_twice_and_in_any_order(setting: Setting, tmp_path: Path) 
 def test_copies_where_there_are_no_links(
     setting: Setting, superset: Store, grown: TokenizedSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What another disk does."""
+    """As on another disk, where hard links are not possible."""
 
     def link(*_: object) -> None:
         raise OSError(18, "Invalid cross-device link")
@@ -139,7 +139,7 @@ def test_a_shard_damaged_before_an_extension_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     linked: bool,
 ) -> None:
-    """A copy is made again; a link is the old store's own shard, which is refused."""
+    """A damaged copy is made again. A link is the old store's own shard, which is rejected."""
     old = Store.open(shutil.copytree(superset.folder, tmp_path / "old"))
     if not linked:
 

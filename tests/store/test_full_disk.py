@@ -1,4 +1,4 @@
-"""A disk that is full at any write: one line, nothing that only looks whole, the same bytes once there is room."""
+"""A disk that is full at any write gives one line of error, no incomplete results, and the same bytes after a retry."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def write(request: pytest.FixtureRequest, setting: Setting, superset: Store, tmp_path: Path) -> Write:
-    """What writes a store into a folder, in one of the ways there are."""
+    """Return a function that writes a store into a folder, in one of several ways."""
 
     def derived(folder: Path) -> Path:
         return derive(superset, SPEC, 2, folder, shard_bytes=2**12).folder
@@ -67,14 +67,14 @@ def write(request: pytest.FixtureRequest, setting: Setting, superset: Store, tmp
 def test_a_disk_that_is_full_at_any_write(
     small_disk: Path, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever is left of it, to the page, from nothing to enough; every second page without ``HSKD_TORTURE``."""
+    """Tests every amount of free space, page by page; every second page without ``HSKD_TORTURE``."""
     usage = shutil.disk_usage
     right = {path.name: path.read_bytes() for path in write(tmp_path / "right").iterdir()}
     refused = 0
     for pages in range(0, 128, max(1, 2 // times(1))):
         store, other = small_disk / "store", small_disk / "other"
         other.write_bytes(bytes(usage(small_disk).free - pages * PAGE))
-        # Someone else takes the space after we have looked.
+        # Another process takes the space after our check.
         monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2**30, 0, 2**30))
         try:
             write(store)

@@ -1,4 +1,4 @@
-"""A selector of the user's own sees one view of a layer, from a store as from the teacher."""
+"""A user's own selector gets the same view of a layer from a store and from the teacher."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hskd.tasks import sequential_batches
 
 
 class LargestNorm(LengthSelector):
-    """The ``k`` tokens whose hidden states have the largest L1 norm; LayerNorm makes all L2 norms nearly equal."""
+    """The ``k`` tokens whose hidden states have the largest L1 norm. LayerNorm makes all L2 norms nearly equal."""
 
     selector: Literal["largest_norm"] = "largest_norm"
 
@@ -64,7 +64,7 @@ def _registered() -> Iterator[None]:
 
 
 def kept_twice(setting: Setting, spec: HSKSpec, folder: Path, precision: str) -> Iterator[tuple[KeptHSK, KeptHSK]]:
-    """What the teacher and a derived store give for each batch."""
+    """Return the selections from the teacher and from a derived store for each batch."""
     superset = setting.extract(folder / "superset", Superset((0, 1, 2), (), precision))
     offline = StoreSource(derive(superset, spec, 2, folder / "derived"), setting.train, 2)
     online = OnlineSource(setting.teacher, setting.train.sep_id, spec, 2)

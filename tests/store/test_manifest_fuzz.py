@@ -1,4 +1,4 @@
-"""Manifests that nobody wrote: whatever their JSON says, they are refused in our words, at once, in little memory."""
+"""Fuzzed manifests are rejected with our own errors, quickly and in little memory."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from hskd.store_format.layout import MANIFEST
 
 SECONDS = 1.0
 MEMORY = 64 * 2**20
-"""Bytes that one manifest may take while it is read and refused."""
+"""Bytes that reading and rejecting one manifest may take."""
 
 
 def sealed(content: Any) -> Any:
-    """A manifest whose checksum fits, if it can have one."""
+    """Return a manifest with a matching checksum, if it can have one."""
     if isinstance(content, dict):
         content = {name: value for name, value in content.items() if name != "checksum"}
         try:
@@ -40,7 +40,7 @@ def sealed(content: Any) -> Any:
 
 
 def raw(content: bytes, rng: random.Random) -> bytes:
-    """Bytes that are hardly JSON any more."""
+    """Return bytes that are hardly valid JSON."""
     how = rng.randrange(9)
     if how == 0:
         return b"[" * rng.choice([1000, 100_000]) + content
@@ -53,7 +53,7 @@ def raw(content: bytes, rng: random.Random) -> bytes:
         return content[:place]
     if how == 4:
         return content + content
-    if how == 5:  # a number of 100,000 digits in place of some number
+    if how == 5:  # a number of 100,000 digits in place of another number
         return content.replace(b": 2,", b": " + b"9" * 100_000 + b",", 1)
     if how == 6:
         return content.replace(b'"', b'"\\ud800', rng.randrange(20))
@@ -70,7 +70,7 @@ def stores(superset: Store, tmp_path_factory: pytest.TempPathFactory) -> list[St
 
 @pytest.mark.fuzz
 def test_fuzzed_manifests(stores: list[Store], tmp_path: Path) -> None:
-    """Half of them with a checksum that fits, so that what lies behind it is reached."""
+    """Half of the manifests have a matching checksum, so that later checks are reached."""
     right = [contents(store) for store in stores]
     whole = [(store.folder / MANIFEST).read_bytes() for store in stores]
     folders = [Path(shutil.copytree(store.folder, tmp_path / str(i))) for i, store in enumerate(stores)]
@@ -98,7 +98,7 @@ def test_fuzzed_manifests(stores: list[Store], tmp_path: Path) -> None:
         except Exception as error:
             wrong.append(f"{i}: {type(error).__name__}: {error}"[:300])
         else:
-            # Whoever seals what they changed may name another teacher, say; the values are those of the shards.
+            # A manifest with a new checksum may name another teacher, but the values are those of the shards.
             outcome["read"] += 1
             found = {name: found[name] for name in found if name not in ("manifest", "special", "layers")}
             if not same(found, {name: right[which][name] for name in found}):
@@ -138,7 +138,7 @@ HUGE = (10**12, 2**63, 10**300, -1, -(10**12), float("nan"))
     ],
 )
 def test_an_absurd_number_is_refused_at_once(stores: list[Store], tmp_path: Path, path: tuple[str | int, ...]) -> None:
-    """No memory is taken for what a manifest says before it is known to be true."""
+    """No memory is allocated for numbers in a manifest before they are checked."""
     derived = stores[1]
     folder = shutil.copytree(derived.folder, tmp_path / "store")
     for number in HUGE:

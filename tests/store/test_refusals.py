@@ -1,4 +1,4 @@
-"""Whatever is wrong with a store is found, said in one message, and never read as knowledge."""
+"""Every fault of a store is detected and reported in one message, and never read as knowledge."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def derived(superset: Store, tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture
 def copy(superset: Store, tmp_path: Path) -> Path:
-    """A copy of the superset, to be damaged."""
+    """A copy of the superset, for tests that damage it."""
     return shutil.copytree(superset.folder, tmp_path / "copy")
 
 
 def refused(result: tuple[int, str, str]) -> str:
-    """What the command line said: one message, no traceback, exit code 2, nothing on standard output."""
+    """Return the message of a failed command: one message, no traceback, exit code 2, empty standard output."""
     code, out, err = result
     assert code == 2, err
     assert out == ""
@@ -93,7 +93,7 @@ def test_verify_finds_one_flipped_byte(
 
 @pytest.mark.parametrize("bits", [0x01, 0x04, 0x20])
 def test_no_flip_in_a_header_gets_by(derived: Store, tmp_path: Path, bits: int) -> None:
-    """Every byte of it: names, types, shapes, offsets, punctuation."""
+    """Flips every byte of the header: names, types, shapes, offsets, punctuation."""
     folder = shutil.copytree(derived.folder, tmp_path / "copy")
     path = next(folder.glob("shard-*"))
     whole = path.read_bytes()
@@ -121,7 +121,7 @@ def test_truncated_and_missing_shards(copy: Path, hskd: Hskd) -> None:
 
 
 def with_checksum(manifest: dict[str, Any]) -> str:
-    """A manifest whose checksum fits, as JSON: written wrong, not damaged."""
+    """Return a manifest with a matching checksum as JSON, as if it was written wrong rather than damaged."""
     content = {name: value for name, value in manifest.items() if name != "checksum"}
     return json.dumps(content | {"checksum": fingerprint(content)})
 
@@ -141,7 +141,7 @@ def test_two_shards_swapped(copy: Path) -> None:
     first.rename(copy / "aside")
     second.rename(first)
     (copy / "aside").rename(second)
-    for entry in manifest["shards"][:2]:  # sizes that fit do not make it right
+    for entry in manifest["shards"][:2]:  # matching sizes must not make it valid
         entry["bytes"] = (copy / entry["file"]).stat().st_size
     (copy / MANIFEST).write_text(with_checksum(manifest))
     with pytest.raises(CorruptionError, match="shard-0000"):
@@ -196,7 +196,7 @@ def test_a_folder_without_a_finished_store(tmp_path: Path, hskd: Hskd) -> None:
         assert "its extraction was not finished; run the same command again" in message
 
 
-# ---- what does not belong together
+# ---- mismatches
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +300,7 @@ def test_a_derived_store_serves_its_spec_only(
         prepare(setting, shallow, student_folder, tmp_path)
 
 
-# ---- what a superset lacks
+# ---- contents that a superset lacks
 
 
 @pytest.mark.parametrize(
@@ -379,7 +379,7 @@ def test_too_little_space_is_known_before_anything_runs(
 def test_space_is_asked_for_what_is_left_to_write(
     setting: Setting, superset: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that was killed near its end goes on in little space."""
+    """A run that was killed near its end resumes with little free space."""
 
     class Stop(Exception):
         pass
@@ -416,7 +416,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def left_behind(partial: Path) -> set[str]:
-    """What a failed run left but for its plan and the notes beside its shards."""
+    """Return the files that a failed run left, without its plan and the notes beside its shards."""
     shards = {path.name for path in partial.iterdir()} - {PLAN}
     notes = {shard_note(partial / name).name for name in shards if name.startswith("shard-")}
     assert notes <= shards
@@ -426,7 +426,7 @@ def left_behind(partial: Path) -> set[str]:
 def test_a_disk_that_fills_up_while_we_write(
     setting: Setting, superset: Store, small_disk: Path, hskd: Hskd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Someone else takes the space after we looked; once there is room again, the same command goes on."""
+    """Another process takes the space after our check. Once there is room again, the same command resumes."""
     other = small_disk / "other"
 
     def fill_up(examples: int) -> None:
@@ -452,7 +452,7 @@ def test_a_disk_that_fills_up_while_we_write(
 
 
 def test_a_file_that_may_not_grow(setting: Setting, superset: Store, tmp_path: Path, hskd: Hskd) -> None:
-    """A quota: the system refuses the write (EFBIG), as root or not."""
+    """A quota: the system rejects the write (EFBIG), also for root."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     out = tmp_path / "derived"
     command = ("store", "derive", superset.folder, "--spec", "all_all_all", "--student-layers", 2, "--out", out)
@@ -480,7 +480,7 @@ def test_a_folder_that_cannot_be_written(setting: Setting, superset: Store, tmp_
 
 @pytest.fixture
 def large(setting: Setting) -> tuple[Teacher, TokenizedSplit]:
-    """A teacher whose embedding output reaches beyond fp16."""
+    """A teacher whose embedding output exceeds the range of fp16."""
     model = make_bert()
     with torch.no_grad():
         model.bert.embeddings.LayerNorm.weight.mul_(2e5)
@@ -513,7 +513,7 @@ def test_overflow_is_refused(
 def test_a_scale_beyond_fp16_is_refused(
     setting: Setting, superset: Store, tmp_path: Path, hskd: Hskd, precision: str
 ) -> None:
-    """Every value of such a token was read back as not a number."""
+    """Every value of such a token would read back as NaN."""
     teacher = huge_for(setting, "minute")
     held = extract(teacher, setting.task, setting.train, Superset((0, 1), (1,)), tmp_path / "store")
     assert held.states(np.arange(len(held))).hidden[0].abs().max() > 127 * 65_504
@@ -536,7 +536,7 @@ def decoded(setting: Setting) -> list[str]:
 
 
 def huge_for(setting: Setting, word: str, number: float = 1e8) -> Teacher:
-    """A teacher that says numbers beyond all bounds of one word, and means no harm otherwise."""
+    """A teacher with huge outputs for one word, and normal ones otherwise."""
     model = make_bert()
     with torch.no_grad():
         norm = model.bert.embeddings.LayerNorm
@@ -568,7 +568,7 @@ def test_the_example_of_a_number_that_is_none_is_named(setting: Setting, tmp_pat
 
 
 def test_large_numbers_whose_sum_is_not_finite() -> None:
-    """Each of them is, so a store in fp32 or bf16 holds them."""
+    """Each value is finite, so a store in fp32 or bf16 holds them."""
     tokens = Tokens(np.array([5, 6]), np.array([0, 1, 3]), np.zeros(3, int), 0)
     states = torch.full((3, 4), 3e38)
     require_finite({1: states}, tokens)

@@ -1,4 +1,4 @@
-"""Every command takes URLs for what it reads and for what it makes."""
+"""Every command takes URLs for its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def test_from_teacher_to_trial_at_urls(
     assert out.startswith("1l_2t_0.5w: ") and f"trial: {there}/trial" in out and "HSK stage: 2 steps" in err
     assert {"result.json", "student/model.safetensors", "student/tokenizer.json"} <= names(f"{there}/trial")
     for scheme in ("file", "memory", "s3"):
-        assert not (tmp_path / f"{scheme}:").exists()  # what a URL becomes that passes for a path
+        assert not (tmp_path / f"{scheme}:").exists()  # the folder that a URL would create if it were used as a path
 
-    # Elsewhere, where nothing has been fetched yet, everything is found finished.
+    # On another machine with an empty cache, everything is found finished.
     monkeypatch.chdir(tmp_path / "share")
     for command in (teacher, student, extract, (*derive, "--out", f"{there}/derived"), distill):
         before = {path: path.stat().st_mtime_ns for path in (tmp_path / "share").rglob("*") if "work" not in path.parts}
@@ -80,7 +80,7 @@ def test_from_teacher_to_trial_at_urls(
     out, _ = run("cache", "ls")
     assert f"{there}/superset" in out
 
-    # A run with other settings does not take the place of what is there.
+    # A run with other settings does not replace an existing artifact.
     code, _, err = hskd(*derive[:-2], "--student-layers", 2, "--out", f"{there}/superset")
     assert code == 2 and "holds another store already" in err
     shard = tmp_path / "share" / "superset" / shard_name(0)

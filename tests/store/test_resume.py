@@ -1,4 +1,4 @@
-"""A run killed with SIGKILL goes on where it was and ends with the bytes of a run that was left alone."""
+"""A run that was killed with SIGKILL resumes and ends with the bytes of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SPEC = HSKSpec.parse("2l_4t_0.3w")
 DERIVED_SHARD = 2**12
 KILLED = -signal.SIGKILL
 
-# Importing the libraries takes seconds: one process does it, and forks one that is killed for every test.
+# Importing the libraries takes seconds, so one process does it and forks a child to kill for every test.
 NURSERY = (
     f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})"
     + """
@@ -104,7 +104,7 @@ for line in sys.stdin:
 
 
 class Nursery:
-    """Runs jobs in processes of their own, at the same time, and gives their exit codes."""
+    """Runs jobs in parallel processes and returns their exit codes."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -127,7 +127,7 @@ def nursery(setting: Setting) -> Iterator[Nursery]:
 
 @pytest.fixture(scope="module")
 def undisturbed(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """An extraction that nobody killed."""
+    """An uninterrupted extraction."""
     return setting.extract(tmp_path_factory.mktemp("undisturbed") / "store", shard_bytes=SMALL_SHARD, batch_size=4)
 
 
@@ -137,12 +137,12 @@ def undisturbed_derived(undisturbed: Store, tmp_path_factory: pytest.TempPathFac
 
 
 def files(folder: Path) -> dict[str, tuple[int, int]]:
-    """Whole shards: name -> time of the last change, inode."""
+    """Return modification time and inode of every whole shard, by name."""
     return {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.glob("shard-*")}
 
 
 def assert_resumed(store: Store, alone: Store, kept: dict[str, tuple[int, int]], computed: int) -> None:
-    """``store`` has the bytes of ``alone``, and the shards ``kept`` by the killed run were not made again."""
+    """Check that ``store`` has the bytes of ``alone``, and that ``kept`` shards of a killed run were not rewritten."""
     assert store.manifest.shards == alone.manifest.shards
     assert store.manifest.fingerprint == alone.manifest.fingerprint
     store.verify()
@@ -184,7 +184,7 @@ def swap_shards(partial: Path) -> None:
 def test_a_shard_that_is_damaged_before_the_run_goes_on_is_made_again(
     undisturbed: Store, undisturbed_derived: Store, tmp_path: Path, damage: Callable[[Path], Any], made_again: set[int]
 ) -> None:
-    """It used to be part of the finished store, with a checksum that fitted."""
+    """Such a shard used to become part of the finished store, with a matching checksum."""
     shards = undisturbed_derived.manifest.shards
 
     class Stop(Exception):
@@ -214,7 +214,7 @@ def test_a_shard_that_is_damaged_before_the_run_goes_on_is_made_again(
 
 @pytest.mark.torture
 def test_an_unfinished_store_under_damage(undisturbed: Store, undisturbed_derived: Store, tmp_path: Path) -> None:
-    """Whatever happens to any of its files: the same bytes in the end, or an error of ours."""
+    """Damage to any of its files gives the same bytes in the end, or an error of ours."""
 
     class Stop(Exception):
         pass
@@ -247,7 +247,7 @@ def test_an_unfinished_store_under_damage(undisturbed: Store, undisturbed_derive
 
 @pytest.mark.torture
 def test_derive_killed_at_any_operation(undisturbed: Store, undisturbed_derived: Store, tmp_path: Path) -> None:
-    """Every third one, and with ``HSKD_TORTURE`` more; a killed run leaves a whole store or none."""
+    """A killed run leaves a whole store or none. Tests every third operation; more with ``HSKD_TORTURE``."""
 
     def run(folder: Path) -> Store:
         return derive(undisturbed, SPEC, 2, folder / "store", shard_bytes=2 * DERIVED_SHARD)
@@ -270,7 +270,7 @@ def read_whole(folder: Path) -> bool:
     return True
 
 
-# The shards' last examples are taken from the undisturbed run: (shard, examples into it).
+# The last examples of the shards are taken from the uninterrupted run: (shard, examples into it).
 @pytest.mark.parametrize(("shard", "into", "whole"), [(0, 1, 0), (1, 1, 1), (1, "all", 1), (2, 5, 2), (-1, "all", -1)])
 def test_extract_killed_from_its_callback(
     setting: Setting, undisturbed: Store, nursery: Nursery, tmp_path: Path, shard: int, into: int | str, whole: int
@@ -297,7 +297,7 @@ def test_extract_killed_from_its_callback(
 def test_extract_killed_while_it_writes(
     setting: Setting, undisturbed: Store, nursery: Nursery, tmp_path: Path, sync: int | str, whole: int | str
 ) -> None:
-    """Syncs are: the plan, then every shard's note and itself, then the manifest; none is in its place yet."""
+    """Syncs: the plan, then each shard's note and the shard, then the manifest. Kills come before the renames."""
     shards = len(undisturbed.manifest.shards)
     job = {"what": "extract", "folder": str(tmp_path / "store"), "shard_bytes": SMALL_SHARD}
     assert nursery.run(job | {"die_at_sync": 2 * shards + 2 if sync == "manifest" else sync}) == [KILLED]
@@ -306,7 +306,7 @@ def test_extract_killed_while_it_writes(
     assert len(temporary) == (2 if sync in (2, 6) else 1), temporary
     kept = files(partial)
     assert len(kept) == (shards if whole == "all" else whole)
-    # Killed twice, and finished by another process.
+    # Killed twice, and finished by a third process.
     assert nursery.run(job | {"die_at_sync": 1}) == [KILLED]
     assert nursery.run(job) == [0]
     resumed = Store.open(tmp_path / "store")
@@ -353,12 +353,12 @@ def test_two_processes_extract_once(undisturbed: Store, nursery: Nursery, tmp_pa
 def test_two_processes_with_different_plans(
     undisturbed: Store, nursery: Nursery, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Whoever waited must not take the other's store for its own."""
+    """The waiting process must not take the other's store for its own."""
     job = {
         "what": "derive",
         "superset": str(undisturbed.folder),
         "folder": str(tmp_path / "store"),
-        "shard_bytes": 1,  # a file per example: the two overlap
+        "shard_bytes": 1,  # a file per example, so that the two overlap
     }
     texts = ["2l_2t_0.1w", "2l_3t_0.2w"]
     codes = nursery.run(*(job | {"spec": text} for text in texts))
@@ -399,7 +399,7 @@ def test_the_beginning_of_another_store_is_refused(setting: Setting, nursery: Nu
 def test_a_fit_that_is_killed_ends_with_the_same_bytes(
     undisturbed: Store, nursery: Nursery, tmp_path: Path, sync: int
 ) -> None:
-    """Killed while it writes the note of what it has learnt, that itself, or the note of the first shard."""
+    """Killed while it writes the note of the fitted codec, the codec, or the note of the first shard."""
     spec = "2l_all_0.25w,width=pca"
     alone = derive(undisturbed, HSKSpec.parse(spec), 2, tmp_path / "alone", shard_bytes=DERIVED_SHARD)
     job = {"what": "derive", "superset": str(undisturbed.folder), "spec": spec, "shard_bytes": DERIVED_SHARD}

@@ -1,4 +1,4 @@
-"""What goes into a store comes out of it: in any rows, of any spec, in any number of shards."""
+"""Stores return what was written, for any rows, any spec and any number of shards."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def teacher() -> Teacher:
 
 
 class _NoTokenizer:
-    """Stands where nothing tokenises: the examples below are drawn as token ids. Has what a fingerprint reads."""
+    """Placeholder for a tokenizer, as examples are drawn as token ids. Has the attributes that a fingerprint reads."""
 
     cls_token_id, sep_token_id, pad_token_id = CLS, SEP, PAD
 
@@ -60,7 +60,7 @@ class _NoTokenizer:
 
 
 def make_split(lengths: list[int], max_length: int, seed: int) -> TokenizedSplit:
-    """Examples of random tokens, some with a second ``[SEP]`` inside; ids of both signs."""
+    """Return examples of random tokens, some with a second ``[SEP]`` inside, and ids of both signs."""
     rng = np.random.default_rng(seed)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     tokens = rng.integers(SEP, 12, offsets[-1]).astype(np.int32)
@@ -72,7 +72,7 @@ def make_split(lengths: list[int], max_length: int, seed: int) -> TokenizedSplit
 
 @st.composite
 def specs(draw: st.DrawFn, student_layers: int, widths: tuple[str, ...]) -> HSKSpec:
-    """Any selector in every dimension, with any amount that this student and the teacher have."""
+    """Generate specs: any selector in every dimension, with any amount that this student and teacher have."""
     layer = st.integers(0, LAYERS)
     pairs = st.dictionaries(st.integers(0, student_layers), layer, min_size=1).map(
         lambda chosen: tuple(sorted(chosen.items()))
@@ -115,7 +115,7 @@ class Case:
     student_layers: int
     spec: HSKSpec
     own_precision: bool
-    """The superset has the spec's precision, not fp32."""
+    """Whether the superset has the spec's precision instead of fp32."""
     shard_bytes: int
     derived_shard_bytes: int
 
@@ -127,7 +127,7 @@ NEURONS = ("magnitude", "random", "uniform")
 @st.composite
 def cases(draw: st.DrawFn, widths: tuple[str, ...] = NEURONS) -> Case:
     student_layers = draw(st.integers(1, LAYERS))
-    shard = st.sampled_from([1, 3000, 10_000, 10**9])  # from one example each to one shard
+    shard = st.sampled_from([1, 3000, 10_000, 10**9])  # from one example per shard to a single shard
     return Case(
         lengths=draw(st.lists(st.integers(2, 12), min_size=1, max_size=9)),
         max_length=draw(st.sampled_from([12, 255, 256, 257, 512])),  # where the types of lengths and positions change
@@ -142,7 +142,7 @@ def cases(draw: st.DrawFn, widths: tuple[str, ...] = NEURONS) -> Case:
 
 @contextmanager
 def stores(case: Case) -> Iterator[tuple[Store, Store, Shape]]:
-    """The superset of a case and the store of its spec."""
+    """Return the superset of a case and the store of its spec."""
     everything = Superset(
         tuple(range(LAYERS + 1)),
         tuple(range(1, LAYERS + 1)),
@@ -203,7 +203,7 @@ def test_measured_amounts_are_those_on_disk(case: Case) -> None:
         shards = [load_file(path) for path in sorted(derived.folder.glob("*.safetensors"))]
         stored = sum(tensor.nbytes for shard in shards for tensor in shard.values())
         assert amount.bytes_per_example * len(split) == pytest.approx(stored, abs=1e-6)
-        if case.spec.precision.selector not in ("int4", "int2"):  # which have several values in an element
+        if case.spec.precision.selector not in ("int4", "int2"):  # these pack several values into an element
             assert amount.kept_values == sum(shard["values"].numel() for shard in shards if "values" in shard)
         mapped = len(case.spec.depth.mapping(case.student_layers, LAYERS))
         real = sum(case.lengths)
@@ -228,7 +228,7 @@ def test_a_rounded_superset_derives_the_same_bytes(setting: Setting, tmp_path: P
 
 
 def test_chunks_leave_no_seam(superset: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = HSKSpec.parse("2l_3t_0.05w")  # 16-bit indices, which torch handles worst
+    spec = HSKSpec.parse("2l_3t_0.05w")  # 16-bit indices, which torch supports least
     whole = derive(superset, spec, 2, tmp_path / "whole")
     monkeypatch.setattr(derive_module, "_CHUNK_TOKENS", 50)
     chunked = derive(superset, spec, 2, tmp_path / "chunked")
@@ -288,7 +288,7 @@ def test_states_and_attention_are_those_of_an_eager_forward_pass(setting: Settin
     ).eval()
     rows = np.random.default_rng(1).permutation(len(superset))
     found, start = superset.states(rows), 0
-    for row in rows:  # one by one: no pads at all
+    for row in rows:  # one by one, so without padding
         batch = setting.train.collate([row])
         with torch.no_grad():
             output = eager(

@@ -50,7 +50,7 @@ def test_a_billion_sentences_need_no_memory() -> None:
 
 
 def test_a_superset_of_a_quantiser_is_in_fp32() -> None:
-    """Scales depend on what is kept, which a superset leaves open."""
+    """Scales depend on the kept values, which a superset leaves open."""
     eight, full = (
         size_of_many(HSKSpec.parse(f"1l_10t_0.1w,precision={name}"), BERT, 100, 30, 128, TARGET)
         for name in ("int8", "fp32")
@@ -79,7 +79,7 @@ def test_command(tmp_path: Path) -> None:
 
 
 def test_addresses_take_64_bytes_an_example(superset: Store, tmp_path: Path) -> None:
-    """What docs/scaling.md says an open store holds, whatever it keeps; the rest is mapped."""
+    """docs/scaling.md states how much an open store holds in memory for any spec; the rest is memory-mapped."""
     store = derive(superset, HSKSpec.parse("2l_3t_0.1w"), 2, tmp_path / "store", shard_bytes=2**12)
     store.token_ids(store.rows(store.example_ids))
     store.kept(np.arange(len(store)))
@@ -100,7 +100,7 @@ def test_addresses_take_64_bytes_an_example(superset: Store, tmp_path: Path) -> 
     ],
 )
 def test_docs_say_what_store_size_says(examples: int, mean_tokens: float, labels: int, written: list[str]) -> None:
-    """docs/scaling.md, whose tables are made by hand."""
+    """Checks docs/scaling.md, whose tables are written by hand."""
     text = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8")
     assert all(words in text for words in written)
     target = ArraySpec("example", torch.float32, labels)

@@ -1,4 +1,4 @@
-"""Taylor importance against a plain loop, and that it leaves no trace."""
+"""Taylor importance equals a plain loop and leaves the model unchanged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEAD = SequenceClassification(("no", "yes"))
 
 
 def make_batches(regression: bool = False) -> list[dict[str, Tensor]]:
-    """Two batches of four and two sentences, the second padded, with keys that the model does not take."""
+    """Return two batches of four and two sentences, the second padded, with keys that the model does not take."""
     generator = torch.Generator().manual_seed(1)
     batches = []
     for size, length in ((4, 7), (2, 9)):
@@ -39,7 +39,7 @@ def make_batches(regression: bool = False) -> list[dict[str, Tensor]]:
 
 
 def plain_importance(model: BertForSequenceClassification, batches: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
-    """The definition, one weight matrix, head and neuron at a time."""
+    """Return the importances by definition, one weight matrix, head and neuron at a time."""
     config = model.config
     heads = torch.zeros(config.num_hidden_layers, config.num_attention_heads)
     neurons = torch.zeros(config.num_hidden_layers, config.intermediate_size)

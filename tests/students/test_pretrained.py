@@ -1,4 +1,4 @@
-"""Students of the TinyBERT type, from every kind of folder that holds such a checkpoint."""
+"""Students of the TinyBERT type from every kind of checkpoint folder."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def task(data_folder: Path) -> Task:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer: BertTokenizerFast) -> Path:
-    """A checkpoint as published. Not to be changed."""
+    """A published checkpoint. Tests must not change it."""
     folder = tmp_path_factory.mktemp("checkpoint")
     save_old_checkpoint(folder, tokenizer)
     return folder
 
 
 class Make:
-    """Makes students of the test's task and teacher in folders of its own, and keeps what was said."""
+    """Makes students of the test's task and teacher in folders of its own, and collects the messages."""
 
     def __init__(self, task: Task, teacher: Path, root: Path) -> None:
         self.task, self.teacher, self.root = task, str(teacher), root
@@ -83,7 +83,7 @@ def record(folder: Path) -> dict[str, Any]:
 
 
 def bare(folder: Path, tokenizer: BertTokenizerFast | None, pooler: bool = True, **sizes: Any) -> BertModel:
-    """A body alone, as ``save_pretrained`` leaves it: safetensors, names without a prefix."""
+    """Save a body alone, as ``save_pretrained`` does: safetensors, names without a prefix."""
     torch.manual_seed(5)
     body = BertModel(BertConfig(**SIZES | sizes, initializer_range=0.2), add_pooling_layer=pooler)
     body.save_pretrained(folder)
@@ -162,7 +162,7 @@ def test_fit_dense_of_another_width_is_refused(make: Make, tokenizer: BertTokeni
 
 
 def test_a_body_alone_with_fit_dense_beside_it(make: Make, tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
-    """What ``hskd general`` leaves."""
+    """The layout of ``hskd general``."""
     body = bare(tmp_path / "bare", tokenizer)
     own = {"weight": torch.randn(32, 16), "bias": torch.randn(32)}
     save_file(own, tmp_path / "bare" / PROJECTION_FILE)
@@ -334,7 +334,7 @@ def test_a_finished_student_is_left_and_another_refused(
 def test_a_name_is_looked_up_where_the_hub_keeps_its_files(
     make: Make, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a download leaves: files by their hash, and links to them in a snapshot."""
+    """The layout of a download: files by their hash, and links to them in a snapshot."""
     home = tmp_path / "hub" / "models--someone--Tiny_2L_16D"
     snapshot, commit = home / "snapshots", "0123456789abcdef0123456789abcdef01234567"
     shutil.copytree(checkpoint, snapshot / commit)

@@ -1,4 +1,4 @@
-"""Pruning a teacher into a ROSITA student: what is kept, and that nothing else changes."""
+"""Pruning a teacher into a ROSITA student keeps the right parts and changes nothing else."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def logits(model: torch.nn.Module) -> Tensor:
 
 
 def zeroed(teacher: BertForSequenceClassification, importance: Importance, heads: int, ffn: int) -> Tensor:
-    """Logits of ``teacher`` with all but the most important heads' and neurons' outputs set to zero."""
+    """Return logits of ``teacher`` with the outputs of all but the most important heads and neurons set to zero."""
 
     def masking(mask: Tensor) -> Callable[..., tuple[Tensor]]:
         def hook(module: torch.nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:

@@ -1,4 +1,4 @@
-"""Pruning every type of encoder that can be pruned: what is kept, and that nothing else changes."""
+"""Pruning every type of encoder that can be pruned keeps the right parts and changes nothing else."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def random_importance() -> Importance:
 
 @torch.no_grad()
 def states_and_logits(model: PreTrainedModel) -> list[Tensor]:
-    """Hidden states of real tokens, and logits."""
+    """Return hidden states of real tokens, and logits."""
     given = inputs(model)
     output = model.eval()(**given, output_hidden_states=True)
     real = given["attention_mask"].bool()
@@ -60,7 +60,7 @@ def test_nothing_pruned_in_our_own_types_is_the_teacher(model_type: str) -> None
 
 
 def masked(teacher: PreTrainedModel, importance: Importance, heads: int, ffn: int) -> list[Tensor]:
-    """What ``teacher`` gives with all but the most important heads' and neurons' outputs set to zero."""
+    """Return states and logits of ``teacher`` with all but the most important heads and neurons set to zero."""
 
     def masking(mask: Tensor) -> Callable[..., tuple[Tensor]]:
         def hook(module: torch.nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
@@ -93,7 +93,7 @@ def test_the_first_layers_are_kept(model_type: str) -> None:
     teacher = tiny(model_type)
     student = prune_rosita(teacher, random_importance(), **WHOLE | {"layers": 2})
     expected = states_and_logits(teacher)[:3]
-    if model_type == "modernbert":  # Behind the last layer, whichever it is, there is a norm.
+    if model_type == "modernbert":  # A norm follows the last layer, whichever it is.
         norms = []
         hook = teacher.model.layers[1].register_forward_hook(
             lambda module, args, output: norms.append(teacher.model.final_norm(output))
@@ -106,7 +106,7 @@ def test_the_first_layers_are_kept(model_type: str) -> None:
 
 @types
 def test_importance_is_that_of_zeroing(model_type: str) -> None:
-    """By the definition: the sum of ``|dL/dw| |w|`` of what a head or a neuron owns."""
+    """By definition: the sum of ``|dL/dw| |w|`` over the weights of a head or a neuron."""
     model, head = tiny(model_type), SequenceClassification(("no", "yes"))
     batch = inputs(model) | {"labels": torch.tensor([0, 1, 1, 0])}
     importance = taylor_importance(model, head, [batch])
@@ -150,7 +150,7 @@ def test_a_saved_student_is_loaded_again(model_type: str, rank: int | None, tagg
 
 @types
 def test_settings_make_the_same_shapes(model_type: str) -> None:
-    """What a grid estimates its cost on is what is pruned."""
+    """A grid estimates its cost with exactly the shapes that pruning makes."""
     teacher, sizes = tiny(model_type), {"layers": 2, "heads": 3, "ffn": 10, "rank": 6}
     student = prune_rosita(teacher, random_importance(), **sizes)  # type: ignore[arg-type]
     config = RositaSettings(**sizes).config(teacher.config, SequenceClassification(("no", "yes", "maybe")))
@@ -165,7 +165,7 @@ def test_settings_make_the_same_shapes(model_type: str) -> None:
 
 @types
 def test_a_student_learns(model_type: str) -> None:
-    """Every weight has a gradient, but for those of tokens, types and distances that do not occur."""
+    """Every weight has a gradient, except those of tokens, types and distances that do not occur."""
     student = prune_rosita(tiny(model_type), random_importance(), layers=2, heads=3, ffn=10, rank=6).train()
     student(**inputs(student)).logits.square().sum().backward()
     without = [name for name, weight in student.named_parameters() if weight.grad is None]

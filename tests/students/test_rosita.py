@@ -1,4 +1,4 @@
-"""The ROSITA model: its size, its forward pass, its way to disk and back."""
+"""The ROSITA model: size, forward pass, saving and loading."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PADDED = torch.tensor([[2, 9, 10, 11, 3, 0, 0, 0], [2, 30, 31, 32, 33, 34, 35, 3
 
 
 def make_rosita(**overrides: object) -> RositaForSequenceClassification:
-    """Three heads of 8 at width 32, which the heads do not divide; dropout as BERT's."""
+    """Return a model with three heads of 8 at width 32, which the heads do not divide, and BERT's dropout."""
     settings: dict[str, object] = {
         "vocab_size": 200,
         "hidden_size": 32,

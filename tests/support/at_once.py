@@ -1,4 +1,4 @@
-"""Two processes that make one artifact at the same time. Run as a script, it is one of them."""
+"""Two processes that make one artifact at the same time. Run as a script, this is one of them."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ Make = Callable[[Path, Progress], object]
 
 
 def make_together(number: int, make: Make, scratch: Path) -> None:
-    """Make ``scratch/together`` as one of two processes, and write down what it was told.
+    """Make ``scratch/together`` as one of two processes, and record its messages.
 
-    Process 1 begins when process 0 has; process 0 goes on when process 1 says that it waits for it.
+    Process 1 begins after process 0 has begun. Process 0 continues when process 1 reports that it waits.
     """
     begun, waiting = scratch / "begun", scratch / "waiting"
     told: dict[str, list[str]] = {"titles": [], "said": [], "error": []}
@@ -58,8 +58,8 @@ def make_together(number: int, make: Make, scratch: Path) -> None:
 
 
 def until(there: Callable[[], bool]) -> None:
-    """Wait until it is so, or give up."""
-    deadline = time.monotonic() + 200  # the other may still import its libraries
+    """Wait until the condition holds, or give up."""
+    deadline = time.monotonic() + 200  # the other process may still import its libraries
     while not there() and time.monotonic() < deadline:
         time.sleep(0.01)
 

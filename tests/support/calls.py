@@ -1,4 +1,4 @@
-"""Progress that calls plain functions, for tests that count, stop or kill."""
+"""A progress reporter that calls plain functions, for tests that count, stop or kill."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _nothing(*_: Any) -> None:
 
 
 class Calls(Silent):
-    """``step`` takes nothing, ``advance`` a number of steps, ``begin`` a title, ``say`` a line."""
+    """``step`` takes no argument, ``advance`` a number of steps, ``begin`` a title, ``say`` a line."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Calls(Silent):
 def extraction(
     advance: Callable[[int], Any] = _nothing, say: Callable[[str], Any] = _nothing, **options: Any
 ) -> dict[str, Any]:
-    """Keyword arguments of ``extract``."""
+    """Return the keyword arguments of ``extract``."""
     return {"options": ExtractOptions(**options), "progress": Calls(advance=advance, say=say)}
 
 

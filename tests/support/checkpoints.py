@@ -1,4 +1,4 @@
-"""Checkpoints as they are published, of models small enough for a test."""
+"""Checkpoints in their published formats, of models small enough for tests."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def save_old_checkpoint(
     seed: int = 0,
     **sizes: Any,
 ) -> dict[str, Tensor]:
-    """A general student as TinyBERT's authors publish theirs, and what its file of weights holds.
+    """Save a general student in the format of TinyBERT's authors, and return the contents of its file of weights.
 
-    A ``pytorch_model.bin`` of a pre-training model, LayerNorms with ``gamma`` and ``beta``; ``fit_dense`` that leads
-    to so wide a teacher; a ``config.json`` that does not say of what type it is; ``vocab.txt`` for a tokenizer.
+    The folder holds a ``pytorch_model.bin`` of a pre-training model with ``gamma`` and ``beta`` in LayerNorms and a
+    ``fit_dense`` to the teacher's width, a ``config.json`` without a model type, and a ``vocab.txt``.
 
     Args:
-        folder: where it will lie.
+        folder: folder of the checkpoint.
         tokenizer: gives the vocabulary; None leaves it out.
         fit_dense: ``d_T``; None leaves it out.
         without: names of weights to leave out.
-        seed: the weights are drawn from it.
+        seed: of the random weights.
         sizes: fields of the configuration that differ from ``SIZES``.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def save_old_checkpoint(
         weights["fit_dense.weight"] = torch.randn(fit_dense, fields["hidden_size"])
         weights["fit_dense.bias"] = torch.randn(fit_dense)
     weights = {name: weight for name, weight in weights.items() if name not in without}
-    # The old format: theirs are older than the zip files that torch writes now.
+    # Published files are older than the zip format that torch writes now.
     torch.save(weights, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
     (folder / "config.json").write_text(json.dumps(fields | {"cell": {}, "emb_size": 312, "pre_trained": ""}))
     if tokenizer is not None:
@@ -65,5 +65,5 @@ def save_old_checkpoint(
 
 
 def as_now(name: str) -> str:
-    """The name that a weight of :func:`save_old_checkpoint` has today."""
+    """Return today's name of a weight of :func:`save_old_checkpoint`."""
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")

@@ -1,4 +1,4 @@
-"""The command line, run in this process."""
+"""The command line, run in the test's process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Cli = Callable[..., tuple[int, str, str]]
 
 
 def command_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], folder: Path, command: str) -> Cli:
-    """Run ``hskd COMMAND`` with arguments in ``folder``: exit code, output, messages."""
+    """Run ``hskd COMMAND`` with arguments in ``folder``, and return exit code, output and messages."""
     monkeypatch.chdir(folder)
 
     def call(*arguments: object) -> tuple[int, str, str]:

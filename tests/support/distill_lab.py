@@ -1,6 +1,6 @@
-"""A tiny teacher, two students and a superset store on disk, and what it takes to train with them.
+"""A tiny teacher, two students and a superset store on disk, and functions to train with them.
 
-Run as a script, it is the process that the resume tests kill.
+Run as a script, this is the process that the resume tests kill.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from hskd.trials.trial import About, run_prepared
 
 StudentKind = Literal["rosita", "narrow"]
 KINDS: tuple[StudentKind, ...] = ("rosita", "narrow")
-"""As wide as the teacher, so that there is no W; and narrower, with W."""
+"""A student as wide as the teacher, without W, and a narrower student with W."""
 CPU = torch.device("cpu")
 RESUMED = {
     "hsk_epochs": 2,
@@ -47,12 +47,12 @@ RESUMED = {
     "tau": 0.7,
     "max_grad_norm": 3.0,
 }
-"""What is killed: 6 steps an epoch, so 12 of the HSK stage and 18 of the prediction stage."""
+"""The run that is killed: 6 steps an epoch, so 12 of the HSK stage and 18 of the prediction stage."""
 
 
 @dataclass(frozen=True, eq=False)
 class Lab:
-    """What lies in ``root``, loaded: ``teacher``, ``rosita``, ``narrow``, ``superset``."""
+    """Contents of ``root``, loaded: ``teacher``, ``rosita``, ``narrow``, ``superset``."""
 
     root: Path
     task: Task
@@ -74,7 +74,7 @@ class Lab:
         return Store.open(self.root / "superset")
 
     def student(self, kind: StudentKind = "rosita", dropout: float = 0.0) -> PreTrainedModel:
-        """A fresh copy of a student, in train mode, with this dropout everywhere."""
+        """Return a fresh copy of a student in train mode, with this dropout everywhere."""
         model = Student.load(self.root / kind, self.task).model.train()
         for module in model.modules():
             if isinstance(module, nn.Dropout):
@@ -82,7 +82,7 @@ class Lab:
         return model
 
     def classifier(self, kind: StudentKind = "rosita", dropout: float = 0.0) -> HeadModule:
-        """A fresh copy of a student with the task's head."""
+        """Return a fresh copy of a student with the task's head."""
         return HeadModule(self.student(kind, dropout), self.task.head)
 
     def online(self, spec: HSKSpec | None, layers: int = 2) -> OnlineSource:
@@ -114,7 +114,7 @@ class Lab:
         spec: str = "2l_3t_0.5w",
         **settings: Any,
     ) -> dict[str, Any]:
-        """Run a trial from the store in ``folder``, or go on with it, as ``hskd distill`` does."""
+        """Run a trial from the store in ``folder``, or resume it, as ``hskd distill`` does."""
         chosen = DistillSettings(**{"hsk_epochs": 2, "prediction_epochs": 1, "batch_size": 16, **settings})
         student, prepared = self.prepare(chosen, folder, kind, spec)
         source = wrap(prepared.source)
@@ -132,31 +132,31 @@ class Lab:
 
 
 def arguments(folder: Path, **changes: Any) -> Any:
-    """Training arguments of a short run that logs every step."""
+    """Return the training arguments of a short run that logs every step."""
     defaults = {"epochs": 5, "learning_rate": 1e-3, "schedule": "constant", "batch_size": 16, "seed": 0}
     return training_arguments(folder, **{**defaults, "dtype": "fp32", "device": CPU, "logging_steps": 1, **changes})
 
 
 def losses(trainer: StageTrainer) -> list[float]:
-    """Train and return the loss of every step."""
+    """Train, and return the loss of every step."""
     trainer.run()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 def weights(folder: Path) -> dict[str, bytes]:
-    """The bytes of the files that a trial's student consists of."""
+    """Return the bytes of the files of a trial's student."""
     files = sorted((folder / "student").glob("*.safetensors"))
     assert (folder / "student" / "model.safetensors") in files
     return {file.name: file.read_bytes() for file in files}
 
 
 def die(*args: Any, **kwargs: Any) -> None:
-    """What a power cut does."""
+    """End the process like a power cut."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def run_until(point: str, root: Path, data: Path, folder: Path) -> None:
-    """Run the trial of the resume tests and die at ``point``: after so many steps, or where a moment's name says."""
+    """Run the trial of the resume tests and die at ``point``: after a number of steps, or at a named moment."""
     torch.set_num_threads(1)
     steps = 0
 
@@ -180,12 +180,12 @@ def run_until(point: str, root: Path, data: Path, folder: Path) -> None:
 
 if __name__ == "__main__":
     gc.freeze()
-    # Each point in a fork of its own: importing the libraries takes longer than the trial.
+    # Each point has its own fork, because importing the libraries takes longer than the trial.
     _, root, data, out, *names = sys.argv
     for name in names:
         child = os.fork()
         if child == 0:
-            # A name may have more behind a comma: the same point in another folder.
+            # A name may continue after a comma: the same point in another folder.
             run_until(name.partition(",")[0], Path(root), Path(data), Path(out) / name)
             os._exit(0)
         _, status = os.waitpid(child, 0)

@@ -27,7 +27,7 @@ TINY: dict[str, dict[str, Any]] = {
     | {"local_attention": 6, "global_attn_every_n_layers": 2, "attention_dropout": 0.1, "mlp_dropout": 0.1},
     "nomic_bert": _SIZES | {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1},
 }
-"""Sizes: 3 layers, 4 heads of 8, 24 neurons; in ModernBERT's second layer a token sees 3 others on either side."""
+"""Sizes: 3 layers, 4 heads of 8, 24 neurons. In ModernBERT's second layer a token sees 3 others on either side."""
 
 VOCABULARY = 60
 PAD = 1
@@ -36,7 +36,7 @@ IDS = torch.randint(5, VOCABULARY, MASK.shape, generator=torch.Generator().manua
 
 
 def tiny(model_type: str, tagger: bool = False, **more: Any) -> PreTrainedModel:
-    """A random classifier of sequences or of tokens, in eval mode; the same at every call."""
+    """Return a random classifier of sequences or tokens, in eval mode; it is the same at every call."""
     fields = {
         "vocab_size": VOCABULARY,
         "pad_token_id": PAD,
@@ -57,13 +57,13 @@ def tiny(model_type: str, tagger: bool = False, **more: Any) -> PreTrainedModel:
         with torch.no_grad():
             for name, weight in model.named_parameters():
                 if name.endswith("bias") or "relative_attention_bias" in name or weight.dim() == 1:
-                    # As they are drawn, biases are 0 and norms 1, and nobody would miss them.
+                    # Initial biases are 0 and norms 1, so a test would not notice if they were lost.
                     weight.add_(torch.randn_like(weight) * 0.2)
     return model
 
 
 def inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Four sequences of 12, 7, 2 and 11 tokens, with token types where the model has them."""
+    """Return four sequences of 12, 7, 2 and 11 tokens, with token types where the model has them."""
     given = {"input_ids": IDS, "attention_mask": MASK}
     if base_type(model.config) in ("bert", "electra", "nomic_bert"):
         given["token_type_ids"] = (torch.arange(IDS.shape[1]) > 4).long().expand_as(IDS) * MASK

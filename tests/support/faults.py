@@ -1,6 +1,7 @@
-"""Real commands that are really broken: killed, interrupted, run twice at a time, out of disk.
+"""Real commands under real faults: killed, interrupted, run twice at the same time, out of disk space.
 
-Run as a script, this is the process that forks the commands: importing the libraries takes longer than any of them.
+Run as a script, this is the process that forks the commands, because importing the libraries takes longer than any
+command.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from hskd.artifacts import CHECKSUMS  # after the variable that transformers reads when it is imported
+from hskd.artifacts import CHECKSUMS  # after setting the variable that transformers reads on import
 
 VOLATILE = {
     "checksum", "created", "examples_per_second", "first_use", "git_commit", "hsk_seconds", "last_use", "made_by",
     "peak_memory_bytes", "prediction_seconds", "seconds", "seconds_to_fit", "seconds_to_train",
     "tokens_per_second", "work",
 }  # fmt: skip
-"""Fields of JSON files in which two runs of one command may differ: what they cost, and when they ran."""
+"""Fields of JSON files in which two runs of one command may differ, such as costs and times."""
 
 TEMPORARY = (".lock", ".recipe.json")
 """Endings of files that are not results: locks, and recipes, which every use touches."""
@@ -35,12 +36,12 @@ TEMPORARY = (".lock", ".recipe.json")
 
 @dataclass(frozen=True)
 class Job:
-    """A command and what befalls it.
+    """A command and the signal that disturbs it.
 
     Attributes:
         arguments: of ``hskd``.
-        folder: where it runs.
-        seconds: when it is sent ``signal`` [default: never].
+        folder: the working folder.
+        seconds: time until ``signal`` is sent [default: never].
         signal: SIGKILL or SIGINT.
     """
 
@@ -55,7 +56,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: ``code`` is negative for a signal; ``output`` is stdout and stderr together."""
+    """The end of a command: ``code`` is negative for a signal; ``output`` is stdout and stderr together."""
 
     code: int
     seconds: float
@@ -63,7 +64,7 @@ class Ended:
 
 
 class Lab:
-    """Runs jobs in processes of their own, those of one call at the same time."""
+    """Runs jobs in processes of their own; the jobs of one call run at the same time."""
 
     def __init__(self) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "1000", "PYTHONWARNINGS": "ignore"}
@@ -89,9 +90,9 @@ class Lab:
 
 
 def digest(folder: Path) -> dict[str, str]:
-    """Every file of a folder and the hash of what two runs of a command must agree on.
+    """Return every file of a folder with a hash of the contents on which two runs of a command must agree.
 
-    Files in folders called ``.partial`` or hidden ones count too: nothing may be left behind.
+    Hidden files and files in ``.partial`` folders count too, because nothing may be left behind.
     """
     return {
         path.relative_to(folder).as_posix(): _hash(path)
@@ -102,9 +103,9 @@ def digest(folder: Path) -> dict[str, str]:
 
 def _hash(path: Path) -> str:
     content = path.read_bytes()
-    if path.name == CHECKSUMS:  # those of JSON files differ as the files do
+    if path.name == CHECKSUMS:  # checksums of JSON files differ as the files do
         files = json.loads(content)
-        files = files.get("files", files)  # token caches have theirs at the top
+        files = files.get("files", files)  # token caches have their files at the top level
         content = json.dumps({name: None if name.endswith(".json") else files[name] for name in sorted(files)}).encode()
     elif path.suffix == ".json":
         content = json.dumps(_stable(json.loads(content)), sort_keys=True).encode()
@@ -119,7 +120,7 @@ def _hash(path: Path) -> str:
 
 
 def difference(expected: Path, found: Path) -> str:
-    """Which fields of two JSON files differ, with both values; of other files, nothing."""
+    """Return the fields in which two JSON files differ, with both values; empty for other files."""
     if expected.suffix != ".json":
         return ""
     first, second = (_stable(json.loads(path.read_text(encoding="utf-8"))) for path in (expected, found))

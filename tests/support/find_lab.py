@@ -36,7 +36,7 @@ none_lr: 1.0e-6
 
 
 def search(grid: Path, space: Path, root: Path, executor: Executor | None = None, **more: Any) -> FindResult:
-    """A search in ``root``, or the rest of one."""
+    """Run a search in ``root``, or resume it."""
     return find(
         str(grid),
         tolerance=30.0,
@@ -52,7 +52,7 @@ def search(grid: Path, space: Path, root: Path, executor: Executor | None = None
 
 
 def kill_and_resume(grid: Path, space: Path, root: Path, after: list[int]) -> list[bool]:
-    """Kill a search when so many of its trials are done, each time, and in the end let it finish."""
+    """Kill a search after given numbers of trials, and finally let it finish."""
     killed = []
     for count in [*after, None]:
         child = os.fork()

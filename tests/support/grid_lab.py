@@ -1,6 +1,6 @@
-"""A grid of 12 real trials, each a fraction of a second, and ways to run and to compare it.
+"""A grid of 12 real trials, each a fraction of a second, and functions to run and compare it.
 
-Run as a script, it is what the kill tests kill.
+Run as a script, this is the process that the kill tests kill.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ sweeps: [{{n: [1, 2], k: [1, 3], w: [0.25]}}]
 """Two seeds of none, full and four specs."""
 OPTIONS = ["--dtype", "fp32", "--threads", "1"]
 CLI = "import os; os.cpu_count = lambda: 1; from hskd.cli.app import main; main()"
-"""The command line on a machine of one core: how many build the teacher changes its bits."""
+"""The command line on a machine of one core, because the number of cores that train the teacher changes its bits."""
 UNSTABLE = ["hsk_seconds", "prediction_seconds", "examples_per_second", "peak_memory_bytes", "git_commit"]
-"""Columns in which the same trial may differ: what it cost, and whether someone committed meanwhile."""
+"""Columns in which the same trial may differ: its costs, and the commit."""
 
 
 def machine() -> Machine:
-    """What ``OPTIONS`` and ``CLI`` come to."""
+    """Return the machine that ``OPTIONS`` and ``CLI`` describe."""
     return replace(Machine.here(1, "fp32"), build_threads=1)
 
 
 class Recorder(Silent):
-    """Remembers what it was told."""
+    """Records all messages."""
 
     def __init__(self) -> None:
         self.titles: list[str] = []
@@ -72,16 +72,16 @@ class Recorder(Silent):
 
 @dataclass
 class Ran:
-    """What became of a grid."""
+    """The results of a grid."""
 
     root: Path
     table: pd.DataFrame
     progress: GridStatus
     told: Recorder
     forwarded: list[int] = field(default_factory=list)
-    """Examples that the teacher was run on for a store: their ids, batch after batch."""
+    """Ids of the examples that the teacher was run on for a store, batch by batch."""
     batches: dict[str, list[list[int]]] = field(default_factory=dict)
-    """The example ids of each batch that a trial was trained on, by the trial's folder, over both stages."""
+    """Example ids of each training batch of a trial over both stages, by the trial's folder."""
 
     @property
     def out(self) -> Path:
@@ -104,7 +104,7 @@ def run(
     told: Recorder | None = None,
     only: Container[str] | None = None,
 ) -> Ran:
-    """Run a grid in ``root``, or go on with it."""
+    """Run a grid in ``root``, or resume it."""
     grid, trials = trials_of(file)
     told = told or Recorder()
     table, progress = run_grid(grid, trials, root / "out", root / "work", executor or InProcess(), told, only)
@@ -112,12 +112,12 @@ def run(
 
 
 def same_scores(found: pd.DataFrame, expected: pd.DataFrame) -> None:
-    """Every column but time and memory, bit for bit."""
+    """Check that every column except time and memory is equal, bit for bit."""
     pd.testing.assert_frame_equal(found.drop(columns=UNSTABLE), expected.drop(columns=UNSTABLE), check_exact=True)
 
 
 def same_predictions(found: Path, expected: Path) -> None:
-    """The logits of every trial, bit for bit."""
+    """Check that the logits of every trial are equal, bit for bit."""
     for split in ("dev", "test"):
         mine, theirs = outputs(found, split), outputs(expected, split)
         assert mine.keys() == theirs.keys()
@@ -127,39 +127,39 @@ def same_predictions(found: Path, expected: Path) -> None:
 
 
 def outputs(out: Path, split: str) -> dict[str, np.ndarray]:
-    """The logits of every trial on a split, by id."""
+    """Return the logits of every trial on a split, by id."""
     folder = ResultsFolder(out)
     return folder.outputs(sorted(folder.done()), split)
 
 
 def recorded(out: Path) -> list[dict[str, Any]]:
-    """The result of every trial, sorted by id."""
+    """Return the result of every trial, sorted by id."""
     return [result.as_json() for result in ResultsFolder(out).results().values()]
 
 
 def finished(root: Path) -> list[Path]:
-    """The files that say that a trial ran to its end."""
+    """Return the files that mark trials as finished."""
     return sorted((root / "work" / "trials").glob("*/result.json"))
 
 
 def events(root: Path) -> int:
-    """How far a grid is: artifacts, finished trials and their results."""
+    """Return the progress of a grid: number of artifacts, finished trials and their results."""
     artifacts = [path for path in (root / "work").glob("*/*") if path.is_dir() and path.suffix != ".partial"]
     return len(artifacts) + len(finished(root)) + len(ResultsFolder(root / "out").done())
 
 
 def stamps(root: Path) -> dict[str, tuple[int, int]]:
-    """Which file each of :func:`finished` is, and when it was written."""
+    """Return inode and modification time of each of :func:`finished`."""
     return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in finished(root)}
 
 
 def command(file: Path, root: Path, *more: str) -> list[str]:
-    """``hskd grid run`` and its options."""
+    """Return the command ``hskd grid run`` with its options."""
     return ["grid", "run", str(file), "--out", str(root / "out"), "--work", str(root / "work"), *OPTIONS, *more]
 
 
 def _start(file: Path, root: Path) -> int:
-    """``hskd grid run`` in a fork of this process, since importing the libraries takes longer than the grid."""
+    """Start ``hskd grid run`` in a fork of this process, because importing the libraries takes longer than the grid."""
     child = os.fork()
     if child == 0:
         from hskd.cli.app import main
@@ -181,9 +181,9 @@ def _start(file: Path, root: Path) -> int:
 
 
 def kill_and_resume(file: Path, root: Path, kills: int, seed: int, total: int) -> dict[str, Any]:
-    """Kill a grid at random moments of its life, resume it each time, and in the end let it finish.
+    """Kill a grid at random moments, resume it each time, and finally let it finish.
 
-    A moment is a number of events from the last kill on, and a random time after those; ``total`` events are all.
+    A moment is a number of events since the last kill plus a random time. A whole run has ``total`` events.
     """
     rng = np.random.default_rng(seed)
     alive_until_killed, seen = [], []
@@ -191,7 +191,7 @@ def kill_and_resume(file: Path, root: Path, kills: int, seed: int, total: int) -
         before = events(root)
         wait_for = before + int(rng.integers(0, max(1, (total - before) // left) + 1))
         child = _start(file, root)
-        give_up = time.monotonic() + 300  # a busy machine is slow, not wrong
+        give_up = time.monotonic() + 300  # a busy machine is slow, which is not a failure
         while events(root) < wait_for and time.monotonic() < give_up:
             time.sleep(0.002)
         time.sleep(float(rng.uniform(0, 0.15)))

@@ -1,6 +1,6 @@
-"""Random input that nobody means: specs, grid files, changes of them. And a bound on the time and memory it may take.
+"""Random hostile input (specs, grid files and changes to them), and a limit on the time and memory that it may take.
 
-Input number ``i`` is the same in every run, so that a number that a test names can be tried alone.
+Input number ``i`` is the same in every run, so a number from a test's message can be tried alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import yaml
 from support.mutations import times
 
 SECONDS, BYTES = 20, 2**30
-"""What one input may take before it is called a hang, or a bomb. A busy machine is slow."""
+"""Limits of one input, beyond which it counts as a hang or a bomb. They allow for a busy machine."""
 
 TEXTS = (
     "", " ", "\0", "\n", "\t", "\ud800", "\udcff", "é", "\u0661", "²", "${HOME}", "$(id)", "~", "../..", "/",
@@ -57,12 +57,12 @@ GRID: dict[str, Any] = {
 
 
 def random_of(kind: str, number: int) -> random.Random:
-    """The source of input ``number`` of a kind."""
+    """Return the random generator of input ``number`` of a kind."""
     return random.Random(f"{kind} {number}")
 
 
 def mangled(rng: random.Random, text: str) -> str:
-    """``text`` with one to four cuts, repeats, swaps and insertions, or with some other digits."""
+    """Return ``text`` with one to four cuts, repeats, swaps and insertions, or with some other digits."""
     if rng.random() < 0.25:
         return "".join(rng.choice("0123456789") if char.isdecimal() and rng.random() < 0.5 else char for char in text)
     for _ in range(rng.randint(1, 4)):
@@ -81,7 +81,7 @@ def mangled(rng: random.Random, text: str) -> str:
 
 
 def changed_somewhere(rng: random.Random, value: Any) -> Any:
-    """A copy of nested ``value`` with something else at one place, or one thing more, or less."""
+    """Return a copy of nested ``value`` with one place replaced, added or removed."""
     value = copy.deepcopy(value)
     node, path = value, []
     while isinstance(node, (dict, list)) and node and (not path or rng.random() < 0.75):
@@ -100,7 +100,7 @@ def changed_somewhere(rng: random.Random, value: Any) -> Any:
 
 
 def spec(number: int) -> Any:
-    """What somebody gives as a spec: mostly text."""
+    """Return a random spec, mostly as text."""
     rng = random_of("spec", number)
     if rng.random() < 0.15:
         return rng.choice(VALUES)
@@ -112,7 +112,7 @@ def spec(number: int) -> Any:
 
 
 def grid(number: int) -> bytes:
-    """The bytes of a grid file."""
+    """Return the bytes of a random grid file."""
     rng = random_of("grid", number)
     content = GRID
     for _ in range(rng.randint(0, 2)):
@@ -133,7 +133,7 @@ def grid(number: int) -> bytes:
 
 
 def change(number: int) -> str:
-    """A ``KEY=VALUE`` of ``--set``."""
+    """Return a random ``KEY=VALUE`` of ``--set``."""
     rng = random_of("change", number)
     parts = []
     node: Any = GRID
@@ -154,7 +154,7 @@ def _as_json(value: Any) -> str:
 
 
 def inputs(make: Callable[[int], Any], count: int) -> Iterator[tuple[int, Any]]:
-    """``count`` inputs and their numbers, or more of them (see :func:`support.mutations.times`)."""
+    """Yield ``count`` inputs with their numbers, or more of them (see :func:`support.mutations.times`)."""
     for number in range(times(count)):
         yield number, make(number)
 
@@ -165,7 +165,7 @@ class Hang(BaseException):
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Raise :class:`Hang` after ``SECONDS``, and MemoryError where more than ``BYTES`` are asked for beyond today's."""
+    """Raise :class:`Hang` after ``SECONDS``, and MemoryError beyond ``BYTES`` more memory than now."""
 
     def stop(*_: object) -> None:
         raise Hang

@@ -1,10 +1,10 @@
-"""Processes that end at a chosen operation on a folder, as ``kill -9`` or a power cut ends them.
+"""Processes that die at a chosen operation on a folder, as after ``kill -9`` or a power cut.
 
     for folder in killed_everywhere(tmp_path, lambda folder: pull(url, folder / "store")):
         pull(url, folder / "store")  # must end whole
 
-The call runs in a forked process, which ends without any cleaning up just before it does something to a file below the
-folder for the n-th time: opening to write, syncing, renaming, linking, removing, changing permissions, making a folder.
+The call runs in a forked process. It ends without any cleanup just before its n-th operation on files below the folder:
+opening to write, syncing, renaming, linking, removing, changing permissions, or making a folder.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def killed_at(operation: int, root: Path, call: Callable[[], object]) -> bool:
     """Run ``call`` in a process that is killed just before its ``operation``-th change below ``root``, from 0.
 
     Returns:
-        Whether there was such a change; otherwise the call ended by itself.
+        Whether there was such a change. If not, the call ended normally.
 
     Raises:
-        RuntimeError: the call failed before.
+        RuntimeError: the call failed before that change.
     """
     pid = os.fork()
     if not pid:
@@ -58,7 +58,7 @@ def killed_at(operation: int, root: Path, call: Callable[[], object]) -> bool:
 
         try:
             os.fsync = counted_fsync
-            sys.addaudithook(watch)  # which nothing removes: this process is the only one that has it
+            sys.addaudithook(watch)  # audit hooks cannot be removed, so only this forked process has it
             call()
         except BaseException as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
@@ -73,11 +73,11 @@ def killed_at(operation: int, root: Path, call: Callable[[], object]) -> bool:
 def killed_everywhere(
     root: Path, call: Callable[[Path], object], prepare: Callable[[Path], object] = lambda folder: None, step: int = 1
 ) -> Iterator[Path]:
-    """Folders in which ``call`` was killed: at its first change, at its second, and so on, to the last.
+    """Yield folders in which ``call`` was killed: at its first change, at its second, and so on, to the last.
 
     Args:
         root: the folders are made in it.
-        call: what is killed, given its folder.
+        call: function to kill; its argument is the folder.
         prepare: fills each folder first.
         step: kill at every ``step``-th change only.
     """

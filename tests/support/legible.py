@@ -1,4 +1,4 @@
-"""What every figure must keep to, however it is drawn."""
+"""Requirements that every figure must meet."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WIDTHS = (style.COLUMN, style.FULL)
 
 
 def shown_texts(figure: Figure) -> list[Text]:
-    """Every text that is drawn, as it is in the finished picture."""
+    """Yield every text that is drawn in the finished picture."""
     canvas = figure.canvas
     assert isinstance(canvas, FigureCanvasAgg)
     canvas.draw()
@@ -21,19 +21,19 @@ def shown_texts(figure: Figure) -> list[Text]:
 
 
 def require_legible(figure: Figure) -> None:
-    """No text is below 7 points or cut off, and the figure has the width of a column or of a page."""
+    """Check that no text is below 7 points or cut off, and that the figure has the width of a column or of a page."""
     assert any(abs(figure.get_figwidth() - width) < 0.01 for width in WIDTHS) or figure.get_figwidth() < style.FULL
     page = figure.bbox
     for text in shown_texts(figure):
         assert text.get_fontsize() >= 7, text
-        # An annotation's own extent includes its leader: ask for the text's.
+        # The extent of an annotation includes its leader line, so take that of its text.
         box = Text.get_window_extent(text)
         assert page.x0 - 1 <= box.x0 and box.x1 <= page.x1 + 1, text
         assert page.y0 - 1 <= box.y0 and box.y1 <= page.y1 + 1, text
 
 
 def require_apart(figure: Figure) -> None:
-    """No text covers another."""
+    """Check that no texts overlap."""
     texts = shown_texts(figure)
     boxes = [Text.get_window_extent(text) for text in texts]
     for i, box in enumerate(boxes):
@@ -44,7 +44,7 @@ def require_apart(figure: Figure) -> None:
 
 
 def _out_of_sight(figure: Figure) -> set[Text]:
-    """The labels of ticks beyond the limits of their axis, which exist, but are not drawn."""
+    """Return the labels of ticks beyond the limits of their axis, which exist but are not drawn."""
     hidden = set()
     for axes in [*figure.axes, *(child for parent in figure.axes for child in parent.child_axes)]:
         for axis in (axes.xaxis, axes.yaxis):

@@ -1,4 +1,4 @@
-"""Damage, drawn from a seed: what a disk, a copy or an editor does to the files of any folder.
+"""Random damage to the files of a folder, drawn from a seed, as disks, copies or editors cause it.
 
     outcome = attack(folder, tmp_path, read, count=times(100), seed=0)
     assert not outcome.wrong, outcome
@@ -33,11 +33,11 @@ ABSURD: tuple[Any, ...] = (
     -1, 0, 1, 2, 255, 256, 65_536, 2**31, 2**63, 10**12, -(10**12), 10**400, 0.5, -0.0, 1e308, float("nan"),
     float("inf"), "", "7", "../x", "\ud800", "x" * 10_000, None, True, False, [], {}, [[]], {"a": {}}, [1] * 1000,
 )  # fmt: skip
-"""What a JSON value is replaced by."""
+"""Values that replace a JSON value."""
 
 
 def times(short: int) -> int:
-    """``short``, multiplied by ``HSKD_TORTURE`` (1 where it is not set)."""
+    """Return ``short`` multiplied by ``HSKD_TORTURE`` (1 where it is not set)."""
     return max(1, round(short * float(os.environ.get("HSKD_TORTURE", "1"))))
 
 
@@ -45,14 +45,14 @@ def times(short: int) -> int:
 
 
 def _flip(content: bytearray, rng: random.Random) -> None:
-    """One to sixteen bits; often near the beginning, where the header of a file lies."""
+    """Flip one to sixteen bits, often near the beginning, where a file's header is."""
     end = min(len(content), 4096) if rng.random() < 0.4 else len(content)
     for _ in range(rng.choice([1, 1, 1, 2, 16])):
         content[rng.randrange(end)] ^= 1 << rng.randrange(8)
 
 
 def _flip_signs(content: bytearray, rng: random.Random) -> None:
-    """The sign bits of a run of numbers."""
+    """Flip the sign bits of a run of numbers."""
     start, step = rng.randrange(len(content)), rng.choice([2, 4])
     for place in range(start - start % step + step - 1, min(len(content), start + 64 * step), step):
         content[place] ^= 0x80
@@ -78,13 +78,13 @@ def _empty(content: bytearray, rng: random.Random) -> None:
 
 
 def _lfs_pointer(content: bytearray, rng: random.Random) -> None:
-    """What git leaves in place of a file whose contents git-lfs has not fetched."""
+    """Write a git-lfs pointer, which git leaves where the contents were not fetched."""
     oid = hashlib.sha256(content).hexdigest()
     content[:] = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(content)}\n".encode()
 
 
 def _page_of_html(content: bytearray, rng: random.Random) -> None:
-    """What a proxy answers in place of a file."""
+    """Write a page of HTML, which a proxy may return in place of a file."""
     content[:] = b"<!DOCTYPE html>\n<html><head><title>302 Found</title></head><body></body></html>\n"
 
 
@@ -105,7 +105,7 @@ BYTES: dict[str, Callable[[bytearray, random.Random], None]] = {
 
 
 def places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every (container, key) within a JSON value."""
+    """Yield every (container, key) within a JSON value."""
     if isinstance(value, (dict, list)):
         for key in value if isinstance(value, dict) else range(len(value)):
             yield value, key
@@ -113,11 +113,11 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def mutated_json(value: Any, rng: random.Random) -> Any:
-    """A copy of a JSON value that differs in one place: replaced, removed, repeated, added or nested too deep."""
+    """Return a copy of a JSON value with one change: a value replaced, removed, repeated, added or nested too deep."""
     try:
         value = copy.deepcopy(value)
         found = list(places(value))
-    except RecursionError:  # nested too deep already
+    except RecursionError:  # already nested too deep
         return value
     if not found:
         return rng.choice(ABSURD)
@@ -151,11 +151,11 @@ def mutated_json(value: Any, rng: random.Random) -> Any:
 
 
 def json_text(value: Any) -> bytes:
-    """``value`` as JSON, however deep; bytes, since lone surrogates are escaped."""
+    """Return ``value`` as JSON of any depth, in bytes, because lone surrogates are escaped."""
     depth, inner = 0, value
     try:
         return json.dumps(value, indent=2).encode()
-    except RecursionError:  # nested a thousand deep: written without json
+    except RecursionError:  # nested a thousand deep, so written without json
         while isinstance(inner, list) and len(inner) == 1:
             depth, inner = depth + 1, inner[0]
         return b"[" * 100_000 if not depth else b"[" * depth + b"1" + b"]" * depth
@@ -179,7 +179,7 @@ def _delete(path: Path, rng: random.Random) -> bool:
 
 
 def _duplicate(path: Path, rng: random.Random) -> bool:
-    """A copy of the file under a name like its own, as file managers and counters make it."""
+    """Copy the file under a similar name, as file managers and counters do."""
     digits = "".join(character for character in path.stem if character.isdigit())
     name = f"{path.stem} (1){path.suffix}"
     if digits and rng.random() < 0.5:
@@ -191,7 +191,7 @@ def _duplicate(path: Path, rng: random.Random) -> bool:
 
 
 def _swap(path: Path, rng: random.Random) -> bool:
-    """Change places with another file of the same ending."""
+    """Swap the file with another file of the same ending."""
     others = [other for other in sorted(path.parent.iterdir()) if other.is_file() and other.suffix == path.suffix]
     others.remove(path)
     if not others:
@@ -216,14 +216,14 @@ FILES: dict[str, Callable[[Path, random.Random], bool]] = {
     "swap": _swap,
     "directory": _directory,
 }
-"""Mutations of a file as a whole; each says whether it could be done."""
+"""Mutations of a whole file; each returns whether it was possible."""
 
 KINDS = (*BYTES, *FILES)
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """What was done to which file."""
+    """The kind of a mutation and its file."""
 
     kind: str
     file: str
@@ -233,7 +233,7 @@ class Mutation:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The files of a folder and of those within it, but for locks, in a fixed order."""
+    """Return the files of a folder, subfolders included and locks excluded, in a fixed order."""
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
 
 
@@ -242,7 +242,7 @@ def _fingerprint(folder: Path) -> list[tuple[str, bytes]]:
 
 
 def mutate(folder: Path, rng: random.Random, kinds: Sequence[str] = KINDS) -> Mutation:
-    """Damage one file of ``folder``, or two, and say how; the folder is another than before."""
+    """Damage one or two files of ``folder``, and return a description. The folder always changes."""
     before = _fingerprint(folder)
     while True:
         kind = rng.choice(kinds)
@@ -267,12 +267,12 @@ def mutate(folder: Path, rng: random.Random, kinds: Sequence[str] = KINDS) -> Mu
 
 @dataclass
 class Outcome:
-    """What became of so many mutations.
+    """The outcome of an attack.
 
     Attributes:
-        refused: kinds of those that raised an hskd error.
-        harmless: kinds of those after which everything reads as before.
-        wrong: the others, in words: other values in silence, a raw exception, or too long.
+        refused: kinds of the mutations that raised an hskd error.
+        harmless: kinds of the mutations after which everything reads as before.
+        wrong: the other mutations, in words: silently other values, a raw exception, or too slow.
     """
 
     refused: Counter[str] = field(default_factory=Counter)
@@ -281,12 +281,12 @@ class Outcome:
 
     @property
     def count(self) -> int:
-        """How many there were."""
+        """Number of mutations."""
         return self.refused.total() + self.harmless.total() + len(self.wrong)
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two results are equal to the bit: arrays, tensors, and containers and data classes of them."""
+    """Return whether two results are equal to the bit: arrays, tensors, and containers and data classes of them."""
     if isinstance(a, (np.ndarray, torch.Tensor)):
         a, b = np.asarray(a), np.asarray(b)
         return bool(a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())
@@ -308,16 +308,16 @@ def attack(
     equal: Callable[[T, T], bool] = same,
     seconds: float = 10,
 ) -> Outcome:
-    """Damage copies of ``folder`` ``count`` times, one mutation each, and see what ``read`` makes of them.
+    """Damage copies of ``folder`` ``count`` times, with one mutation each, and check that ``read`` handles them.
 
     Args:
-        folder: stays as it is.
-        scratch: where a copy, ``<scratch>/<name of folder>``, is damaged.
-        read: reads everything in the folder that it is given.
-        count: mutations.
-        seed: decides which; mutation ``i`` is the same whatever ``count`` is.
-        kinds: which kinds of mutation.
-        equal: whether two results of ``read`` are the same.
+        folder: remains unchanged.
+        scratch: folder of the damaged copy, ``<scratch>/<name of folder>``.
+        read: reads everything in a folder.
+        count: number of mutations.
+        seed: of the mutations; mutation ``i`` does not depend on ``count``.
+        kinds: kinds of mutations to use.
+        equal: returns whether two results of ``read`` are the same.
         seconds: a read that takes longer is wrong.
     """
     right, outcome = read(folder), Outcome()

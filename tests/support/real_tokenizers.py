@@ -1,4 +1,4 @@
-"""A tiny tokenizer of every kind that encoders come with, over the words of the tests' data."""
+"""A tiny tokenizer of every kind that encoders use, over the words of the tests' data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 
 def wordpiece(folder: Path, cls: type = BertTokenizerFast) -> PreTrainedTokenizerBase:
-    """BERT's kind of tokenizer, over the words of the data."""
+    """Return a tokenizer of BERT's kind, over the words of the data."""
     words = sorted({word for sentence in GOOD + BAD for word in sentence.split()} | set("0123456789abcdefghijklmnopqr"))
     folder.mkdir(parents=True)
     (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
@@ -26,7 +26,7 @@ def wordpiece(folder: Path, cls: type = BertTokenizerFast) -> PreTrainedTokenize
 
 
 def byte_pairs(folder: Path) -> PreTrainedTokenizerBase:
-    """RoBERTa's kind: bytes, and whatever they merge to; its padding is not token 0."""
+    """Return a tokenizer of RoBERTa's kind: merged bytes; its padding is not token 0."""
     merges = [("Ġ", word[0]) for word in ("the", "film", "and")] + [("Ġt", "h"), ("Ġth", "e"), ("i", "n"), ("l", "l")]
     pieces = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *bytes_to_unicode().values(), *map("".join, merges)]
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
@@ -35,7 +35,7 @@ def byte_pairs(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def mpnet_pieces(folder: Path) -> PreTrainedTokenizerBase:
-    """MPNet's kind: BERT's words with RoBERTa's special tokens."""
+    """Return a tokenizer of MPNet's kind: BERT's words with RoBERTa's special tokens."""
     tokenizer = wordpiece(folder)
     words = [word for word in sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get) if word[0] != "["]
     (folder / "vocab.txt").write_text("\n".join(["<s>", "<pad>", "</s>", "<unk>", "[UNK]", *words, "<mask>"]))

@@ -1,4 +1,4 @@
-"""Shards that say what cannot be."""
+"""Shards with invalid contents."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hskd.store_format.layout import MANIFEST, shard_name
 
 
 def rewritten(folder: Path, change: Any, shard: int = 0) -> None:
-    """Change the arrays of a shard and make manifest and checksum fit, as whoever means ill would."""
+    """Change the arrays of a shard and update manifest and checksum, as in a deliberate manipulation."""
     path = folder / shard_name(shard)
     arrays = load_file(path)
     change(arrays)

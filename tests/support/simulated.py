@@ -1,4 +1,4 @@
-"""Simulated result tables, shaped as a grid's: for tests only, never results."""
+"""Simulated result tables in the format of a grid's, only for tests and never as results."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ GRIDS: dict[str, dict[str, Any]] = {
 }
 """Grids by name, as in a grid's YAML file."""
 
-# Fraction of full HSK at which about two thirds of the gap are closed: low enough that each grid's curve has a knee.
+# Fraction of full HSK that closes about two thirds of the gap. It is low, so that each grid's curve has a knee.
 _KNEES = {"depth": 0.3, "length": 0.06, "selectors": 0.06}
-# How much of what a share of the HSK buys a strategy gets, so that strategies differ.
+# Share of the effect of the HSK that a strategy gets, so that strategies differ.
 _WORTH = {"left": 0.55, "random": 0.4, "uniform": 0.75}
 
 
@@ -50,15 +50,15 @@ def simulate(
     random_state: int = 0,
     **changes: Any,
 ) -> pd.DataFrame:
-    """The table of one of :data:`GRIDS`.
+    """Return the table of one of :data:`GRIDS`.
 
     Args:
         grid: its name.
-        seeds: trials of each kind.
+        seeds: number of trials of each spec and arm.
         none: mean score without HSK, a share of 1.
-        gap: what full HSK adds.
-        noise: deviation of one trial; a seed moves all its trials by as much again.
-        random_state: decides the noise.
+        gap: gain of full HSK over none.
+        noise: deviation of one trial; a seed shifts all its trials with the same deviation.
+        random_state: seed of the noise.
         changes: columns to set, such as ``task="cola"``.
     """
     made = GridSpec.model_validate({"name": grid, "seeds": seeds, **GRIDS[grid]})
@@ -80,14 +80,14 @@ def simulate(
 
 
 def write(folder: Path, *tables: pd.DataFrame) -> Path:
-    """Write tables, one below the other, as the ``trials.csv`` of ``folder``; returns ``folder``."""
+    """Write tables, one below the other, as the ``trials.csv`` of ``folder``, and return ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     pd.concat(tables).to_csv(folder / "trials.csv", index=False)
     return folder
 
 
 def _amounts(spec: HSKSpec | None) -> tuple[float, float]:
-    """Fraction of full HSK, and bytes an example."""
+    """Return the fraction of full HSK and the bytes an example."""
     if spec is None:
         return 0.0, 0.0
     layers = len(spec.depth.kept(STUDENT_LAYERS, TEACHER_LAYERS))
@@ -101,7 +101,7 @@ def _amounts(spec: HSKSpec | None) -> tuple[float, float]:
 
 
 def _share(arm: str, spec: HSKSpec | None, fraction: float, knee: float) -> float:
-    """Share of the gap between none and full that is closed, without noise."""
+    """Return the share of the gap between none and full that is closed, without noise."""
     if spec is None or arm == "shuffled":
         return {"none": 0.0, "paper_none": -0.3, "gold": -0.5, "shuffled": 0.15}[arm]
     l_top: Any = getattr(spec.depth, "l_top", 1.0)

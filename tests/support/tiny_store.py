@@ -14,7 +14,7 @@ SHARDS = 3
 
 
 def make_store(folder: Path, seed: int = 0) -> Store:
-    """A superset of 6 examples of 4 tokens and a teacher of 1 layer of width 8, in 3 shards; no teacher is run."""
+    """Return a superset of 6 examples of 4 tokens and a teacher of 1 layer of width 8, in 3 shards. No teacher runs."""
     origin = Origin(
         teacher=f"teacher {seed}",
         tokenizer="tokenizer",

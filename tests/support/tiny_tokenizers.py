@@ -1,4 +1,4 @@
-"""Tiny tokenizers of three families, of vocabularies written by hand."""
+"""Tiny tokenizers of three families, with vocabularies written by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 
 def wordpiece(*pieces: str) -> PreTrainedTokenizerFast:
-    """As BERT's: lower case, no accents, ``[CLS]`` and ``[SEP]``."""
+    """Return a tokenizer like BERT's: lower case, no accents, ``[CLS]`` and ``[SEP]``."""
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = {piece: i for i, piece in enumerate([*specials, *pieces])}
     backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
@@ -27,7 +27,7 @@ def wordpiece(*pieces: str) -> PreTrainedTokenizerFast:
 
 
 def byte_bpe(*words: str) -> PreTrainedTokenizerFast:
-    """As RoBERTa's: bytes, joined to ``words`` (a leading space counts), and ``</s></s>`` between two texts."""
+    """Return one like RoBERTa's: bytes, joined to ``words`` (leading spaces count), ``</s></s>`` between two texts."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {piece: i for i, piece in enumerate(["<s>", "<pad>", "</s>", "<unk>", *alphabet])}
     merges: list[tuple[str, str]] = []
@@ -45,9 +45,9 @@ def byte_bpe(*words: str) -> PreTrainedTokenizerFast:
 
 
 def unigram(*pieces: str) -> PreTrainedTokenizerFast:
-    """As XLM-R's: SentencePiece pieces, in which ``▁`` is a space; NFKC."""
+    """Return a tokenizer like XLM-R's: SentencePiece pieces, in which ``▁`` is a space; NFKC."""
     scored = [(piece, 0.0) for piece in ("<s>", "<pad>", "</s>", "<unk>")]
-    # Longer pieces are likelier than what they are made of.
+    # Longer pieces are likelier than their parts.
     scored += [(piece, -10.0 + len(piece)) for piece in pieces]
     backend = Tokenizer(models.Unigram(scored, unk_id=3, byte_fallback=False))
     backend.normalizer = normalizers.NFKC()
@@ -70,7 +70,7 @@ def _like_roberta(backend: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def shifted(tokenizer: PreTrainedTokenizerFast, by: int = 4) -> PreTrainedTokenizerFast:
-    """The same pieces under other ids, and other names of the special tokens, as MPNet has BERT's."""
+    """Return a tokenizer with the same pieces under other ids and other special tokens, as MPNet differs from BERT."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     names = {"[CLS]": "<s>", "[SEP]": "</s>", "[PAD]": "<pad>"}
     pieces: Sequence[str] = [f"<extra{i}>" for i in range(by)] + [names.get(piece, piece) for piece, _ in vocabulary]

@@ -1,4 +1,4 @@
-"""What one process and two do alike, for the tests to compare. As a script, it is what ``accelerate launch`` starts."""
+"""Work that one process and two do alike, for comparison. ``accelerate launch`` starts this file as a script."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hskd.trials.stages import RunOptions
 
 SPEC = HSKSpec.parse("2l_3t_0.5w,precision=fp32")
 EXAMPLES = 35
-"""In batches of 32, the second of an epoch has three examples: shares of it are of two, of one and of none."""
+"""With batches of 32, the second batch has three examples: the shares of processes are two, one and none."""
 EPOCHS = 3
 STAGES = ("hsk", "prediction", "gold")
 SUPERSET = Superset((0, 1, 2, 3, 4), (1, 2, 3, 4))
@@ -33,10 +33,10 @@ SHARD = 2**16
 
 
 def train(lab: Lab, stage: str, accumulate: int, folder: Path) -> dict[str, Any]:
-    """Train without dropout: the loss of every step, and the examples of every epoch, as each process took them."""
+    """Train without dropout. Return the loss of every step, and each process's examples of every epoch."""
     kind, split = ("narrow" if stage == "hsk" else "rosita"), lab.train.first(EXAMPLES)
     student = lab.student(kind)  # type: ignore[arg-type]
-    # Not AdamW: a gradient that is 0 but for rounding, such as that of a key's bias, would take steps of full length.
+    # AdamW would make full steps where a gradient is 0 except for rounding, such as that of a key's bias.
     plain = {"optim": "sgd", "learning_rate": 0.02, "max_grad_norm": 1.0}
     shared = arguments(folder / "log", epochs=EPOCHS, batch_size=32, accumulate=accumulate, **plain)
     trainer: StageTrainer
@@ -68,7 +68,7 @@ def train(lab: Lab, stage: str, accumulate: int, folder: Path) -> dict[str, Any]
 
 
 def begin_extraction(lab: Lab, folder: Path, batches: int) -> None:
-    """Extract, and end after so many batches of each process."""
+    """Extract, and end each process after a number of batches."""
     done: list[int] = []
 
     def advance(examples: int) -> None:
@@ -88,7 +88,7 @@ def begin_extraction(lab: Lab, folder: Path, batches: int) -> None:
 
 
 def run_trial(lab: Lab, folder: Path, die_at: int | None = None) -> None:
-    """Run a trial with dropout, or until a step at which all fail."""
+    """Run a trial with dropout, or until a step at which all processes fail."""
     steps = 0
 
     def advance() -> None:
@@ -106,8 +106,8 @@ def command(*words: object) -> None:
 
 
 def commands(base: Path, task: list[str], out: Path) -> None:
-    """From a body to a trial, each step from what one process made of the step before."""
-    made = base / "made"  # by one process
+    """Run all commands, from a body to a trial. Each step uses one process's result of the step before."""
+    made = base / "made"  # the results of one process
     command("teacher", "--model", base / "body", "--epochs", 2, "--lr", 3e-3, "--out", out / "teacher", *task)
     shared = ["--teacher", made / "teacher", *task]
     if out == made:
@@ -117,7 +117,7 @@ def commands(base: Path, task: list[str], out: Path) -> None:
 
 
 def distill(base: Path, task: list[str], out: Path) -> list[object]:
-    """The words of the command that distils into ``out``."""
+    """Return the command words that distil into ``out``."""
     rates = ["--hsk-epochs", 2, "--prediction-epochs", 2, "--hsk-lr", 1e-3, "--prediction-lr", 1e-3]
     made, spec = base / "made", "2l_3t_0.5w,precision=fp32"
     shared = ["--student", made / "student", "--store", made / "store", "--spec", spec, *rates, *task]
@@ -125,7 +125,7 @@ def distill(base: Path, task: list[str], out: Path) -> list[object]:
 
 
 def everything(lab: Lab, base: Path, task: list[str], out: Path) -> None:
-    """All that two processes are compared with one in."""
+    """Run everything in which two processes are compared with one."""
     found: dict[str, Any] = {
         f"{stage} {accumulate}": train(lab, stage, accumulate, out / f"{stage} {accumulate}")
         for stage in STAGES
@@ -135,13 +135,13 @@ def everything(lab: Lab, base: Path, task: list[str], out: Path) -> None:
     found["draws"] = processes.gathered(torch.rand(1).item())
     if processes.is_main():
         (out / "found.json").write_text(json.dumps(found))
-    for name in ("whole", "begun"):  # begun: by another number of processes
+    for name in ("whole", "begun"):  # "begun" was begun by another number of processes
         extract(lab.teacher, lab.task, lab.train, SUPERSET, out / name, ExtractOptions(batch_size=4, shard_bytes=SHARD))
     commands(base, task, out)
 
 
 def launched(what: str, root: str, data: str, base: str, out: str, *task: str) -> None:
-    """What each of the launched processes does."""
+    """Run the work of a launched process."""
     torch.set_num_threads(1)
     gc.freeze()
     if what == "fail":

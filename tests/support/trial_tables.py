@@ -1,4 +1,4 @@
-"""Small tables of trials, shaped as a grid's, whose scores a test chooses: for tests only, never results."""
+"""Small tables of trials in the format of a grid's, with scores that a test chooses; never results."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from hskd.spec import HSKSpec
 
 LAYERS, TOKENS = 4, 27
 BYTES = 80_000
-"""Of full HSK in fp16, an example."""
+"""Bytes an example of full HSK in fp16."""
 _BITS = {"fp32": 32, "int8": 8, "int4": 4, "int2": 2}
 ARMS = ("none", "full", "paper_none", "gold", "shuffled")
 LADDER = ("1l_1t_0.1w", "1l_8t_0.1w", "2l_8t_0.5w", "2l_all_0.5w,width=magnitude")
-"""Specs of rising amount, each twice the one before it or more."""
+"""Specs of rising amount; each has at least twice the amount of the one before."""
 
 
 def table(scores: Mapping[str, Sequence[float]], **changes: Any) -> pd.DataFrame:
-    """A row per point and seed; a point is a spec's text, or an arm with what its mapping changes.
+    """Return a table with a row per point and seed. A point is a spec's text, or an arm with its mapping.
 
     Args:
-        scores: of each point, seed by seed from 0 on; NaN leaves a trial out.
+        scores: of each point, by seed from 0; NaN leaves a trial out.
         changes: columns to set, such as ``task="cola"``.
     """
     rows = [
@@ -38,12 +38,12 @@ def table(scores: Mapping[str, Sequence[float]], **changes: Any) -> pd.DataFrame
 
 
 def study(scores: Mapping[str, Sequence[float]], **changes: Any) -> Study:
-    """The study of :func:`table`."""
+    """Return the study of :func:`table`."""
     return Study.of(table(scores, **changes))
 
 
 def rescored(made: Study, scores: np.ndarray, names: Sequence[str]) -> Study:
-    """``made`` with other scores ``(seeds, names)``, at no cost: simulations ask for thousands."""
+    """Return ``made`` with other scores ``(seeds, names)``, quickly: simulations need thousands."""
     again = copy.copy(made)
     vars(again)["scores"] = pd.DataFrame(scores, columns=list(names))
     return again

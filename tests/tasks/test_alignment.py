@@ -1,4 +1,4 @@
-"""Tokens of two tokenizers, aligned by characters: exact targets on texts written for it."""
+"""Tokens of two tokenizers, aligned by characters, with exact targets on texts written for this test."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def aligned(
 
 
 def named(split: TokenizedSplit, student: PreTrainedTokenizerFast, teacher: PreTrainedTokenizerFast) -> list[list[str]]:
-    """For every example, its tokens, each with those that it learns from: ``##ing<aying`` or ``a<-``."""
+    """Return the tokens of every example, each with those that it learns from: ``##ing<aying`` or ``a<-``."""
     result = []
     assert split.aligned is not None
     others = split.aligned.teacher
@@ -71,14 +71,14 @@ def named(split: TokenizedSplit, student: PreTrainedTokenizerFast, teacher: PreT
 @pytest.mark.parametrize(
     ("student", "teacher", "text", "expected"),
     [
-        # One ends where the other does; or the mean of what both cut out.
+        # One token ends where the other does; otherwise the target is the mean of the shortest common piece.
         (BERT, BYTES, "playing is fun", "[CLS]<<s> play<pl+aying ##ing<aying is<Ġis fun<Ġfun [SEP]<</s>"),
         (BYTES, BERT, "playing is fun", "<s><[CLS] pl<play+##ing aying<##ing Ġis<is Ġfun<fun </s><[SEP]"),
         (BERT, BYTES, "unhappiness", "[CLS]<<s> un<un ##happi<hap+piness ##ness<piness [SEP]<</s>"),
         (BYTES, BERT, "unhappiness", "<s><[CLS] un<un hap<##happi+##ness piness<##ness </s><[SEP]"),
         (PIECES, BYTES, "unhappiness", "<s><<s> ▁un<un hap<hap pi<piness ness<piness </s><</s>"),
         (BYTES, PIECES, "unhappiness", "<s><<s> un<▁un hap<hap piness<ness </s><</s>"),
-        # Upper case, an accent in one character and in two, which WordPiece drops.
+        # Upper case, and an accent in one character and in two, which WordPiece drops.
         (BERT, BYTES, "A café!", "[CLS]<<s> a<A cafe<Ã© !<! [SEP]<</s>"),
         (BYTES, BERT, "A café!", "<s><[CLS] A<a Ġcaf<cafe é<cafe !<! </s><[SEP]"),
         (BERT, BYTES, "Cafe\u0301 is", "[CLS]<<s> cafe<e is<Ġis [SEP]<</s>"),
@@ -86,10 +86,10 @@ def named(split: TokenizedSplit, student: PreTrainedTokenizerFast, teacher: PreT
         # An emoji of four bytes, and an unknown word.
         (BERT, BYTES, "🎉 fun", "[CLS]<<s> [UNK]<ī fun<Ġfun [SEP]<</s>"),
         (BYTES, BERT, "🎉 fun", "<s><[CLS] ð<[UNK] Ł<[UNK] İ<[UNK] ī<[UNK] Ġfun<fun </s><[SEP]"),
-        # White space of any kind; a token of nothing else has no target.
+        # White space of any kind. A token of only white space has no target.
         (BERT, BYTES, "a\u00a0fun  is", "[CLS]<<s> a<a fun<un is<Ġis [SEP]<</s>"),
         (BYTES, BERT, "a  is", "<s><[CLS] a<a Ġ<- Ġis<is </s><[SEP]"),
-        # NFKC makes two letters of a ligature.
+        # NFKC turns a ligature into two letters.
         (PIECES, BYTES, "ﬁlm the", "<s><<s> ▁film<m ▁the<Ġthe </s><</s>"),
         (BYTES, PIECES, "ﬁlm the", "<s><<s> ï<▁film ¬<▁film ģ<▁film l<▁film m<▁film Ġthe<▁the </s><</s>"),
         # A control character that WordPiece drops, between words and at the end of one.
@@ -101,21 +101,21 @@ def test_targets_are_exactly_these(
 ) -> None:
     split = aligned(student, teacher, tmp_path, [text])
     named_tokens = " ".join(named(split, student, teacher)[0])
-    # Bytes of two letters stand in the vocabulary as one piece.
+    # The vocabulary has a piece of two letters' bytes.
     assert named_tokens.replace("Ã©<", "é<") == expected
 
 
 def test_spans_that_share_no_end() -> None:
-    """What both cut out is the shortest piece: at most the word, and never one that does not hold the token."""
+    """The common piece is the shortest possible: at most the word, and it always contains the token."""
     text = "20€ abcdef gh"
     student = [(0, 3), (4, 6), (6, 8), (8, 10), (11, 13)]
     teacher = [(0, 2), (4, 7), (7, 10), (10, 12), (12, 13)]
-    # "20€" gets "20", the whole of its word; "ab" and "cd" the mean of "abc" and "def".
+    # "20€" gets "20", the whole of its word; "ab" and "cd" get the mean of "abc" and "def".
     assert align_spans(text, student, teacher) == [(0,), (1, 2), (1, 2), (2,), (4,)]
-    # The euro sign alone has nothing to learn from, before a number or behind it.
+    # The euro sign alone has no target, neither before nor after a number.
     assert align_spans("€20 a", [(0, 1), (1, 3), (4, 5)], [(1, 3), (4, 5)]) == [(), (0,), (1,)]
     assert align_spans("20€ a", [(0, 2), (2, 3), (4, 5)], [(0, 2), (4, 5)]) == [(0,), (), (1,)]
-    # Of a sentence without spaces, as Chinese, no more than what lies between two common ends.
+    # In a sentence without spaces, as in Chinese, no more than the text between two common ends.
     assert align_spans("abcdefgh", [(0, 2), (2, 5), (5, 6), (6, 8)], [(0, 2), (2, 4), (4, 6), (6, 8)]) == [
         (0,), (1, 2), (2,), (3,),
     ]  # fmt: skip
@@ -133,9 +133,9 @@ def test_whatever_the_text_every_target_shares_a_word_with_its_token(text: str) 
         for (start, end), members in zip(spans[0], align_spans(text, *spans), strict=True):
             for member in members:
                 first, stop = spans[1][member]
-                between = range(min(end, stop), max(start, first))  # what lies between the two, if they are apart
+                between = range(min(end, stop), max(start, first))  # the gap between the two, if they are apart
                 assert all(place in starts for place in between)
-        # Of one's own tokens, each with characters learns from itself, or from the last of those of the same ones.
+        # With one tokenizer for both, a token learns from itself, or from the last token of the same characters.
         for i, (span, members) in enumerate(zip(spans[0], align_spans(text, spans[0], spans[0]), strict=True)):
             if members:
                 [member] = members
@@ -165,7 +165,7 @@ def test_pairs_and_their_separators(tmp_path: Path) -> None:
     ]
     back = aligned(BYTES, BERT, tmp_path, *pairs)
     assert back.aligned is not None and there.aligned is not None
-    # Both of RoBERTa's separators between two texts learn from BERT's one, which stands behind the first.
+    # RoBERTa's two separators between texts both learn from BERT's one, which follows the first text.
     first = named(back, BYTES, BERT)[0]
     assert [token for token in first if token.startswith("</s>")] == ["</s><[SEP]"] * 3
     row = slice(there.offsets[0], there.offsets[1])
@@ -188,7 +188,7 @@ def test_what_is_cut_off_has_no_target(side: str, tmp_path: Path) -> None:
     short = named(aligned(student, teacher, tmp_path, text, lengths=(64, 4)), student, teacher)[0]
     expected = {"right": ["is<is", "playing<-", "fun<-"], "left": ["is<-", "playing<##aying", "fun<fun"]}
     assert short == ["[CLS]<[CLS]", *expected[side], "[SEP]<[SEP]"]
-    # A mean is one of all its parts or none: "playing" in one piece, of two that do not end with it.
+    # A mean needs all its parts: "playing" in one piece learns nothing if one of its parts is missing.
     pieces = wordpiece("is", "p", "##layi", "##ng", "fun")
     pieces.truncation_side = side
     joined = wordpiece("is", "pla", "##ying", "fun")
@@ -196,7 +196,7 @@ def test_what_is_cut_off_has_no_target(side: str, tmp_path: Path) -> None:
     assert named(aligned(joined, pieces, tmp_path, text), joined, pieces)[0][2] == "pla<p+##layi+##ng"
     cut = named(aligned(joined, pieces, tmp_path, text, lengths=(64, 5)), joined, pieces)[0]
     assert cut[2] == "pla<-"
-    # And where the student is cut, the targets of what is left are those of the whole text.
+    # Where the student's text is truncated, the remaining targets are those of the whole text.
     own = named(aligned(student, teacher, tmp_path, text, lengths=(4, 64)), student, teacher)[0]
     assert own[1:-1] == {"right": whole[0][1:3], "left": whole[0][2:4]}[side]
 
@@ -205,7 +205,7 @@ def test_pairs_are_cut_in_either_tokenizer(tmp_path: Path) -> None:
     texts = (["is fun is fun"], ["fun is is"])
     whole = named(aligned(BERT, BYTES, tmp_path, *texts), BERT, BYTES)[0]
     split = aligned(BERT, BYTES, tmp_path, *texts, lengths=(7, 64))
-    # [CLS], two of four tokens, [SEP], two of three, [SEP]: with the targets that they have in the whole.
+    # [CLS], two of four tokens, [SEP], two of three, [SEP], with the targets of the whole text.
     assert named(split, BERT, BYTES)[0] == [*whole[:3], whole[5], *whole[6:8], whole[9]]
     short = named(aligned(BERT, BYTES, tmp_path, *texts, lengths=(64, 9)), BERT, BYTES)[0]
     assert [token.rpartition("<")[0] for token in short[:6]] == [token.rpartition("<")[0] for token in whole[:6]]
@@ -213,11 +213,11 @@ def test_pairs_are_cut_in_either_tokenizer(tmp_path: Path) -> None:
     assert lost and all(token.endswith("<-") for token in lost)
 
 
-# ---- what a teacher says, told of the student's tokens
+# ---- the teacher's states for the student's tokens
 
 
 def states_of(split: TokenizedSplit, rows: np.ndarray) -> TeacherStates:
-    """A teacher whose state of a token is (example, place), and whose attention is the place."""
+    """A teacher whose state of a token is (example, place) and whose attention is the place."""
     assert split.aligned is not None
     tokens = tokens_of(split.aligned.teacher.collate(rows), split.aligned.teacher.sep_id)
     hidden = torch.stack([torch.from_numpy(tokens.example), torch.from_numpy(tokens.position)], 1).float()
@@ -232,7 +232,7 @@ def test_states_and_attention_are_carried_over(tmp_path: Path) -> None:
     assert told.tokens.sep_id == BERT.sep_token_id
     place = told.tokens.offsets[1]
     second = told.hidden[0][place:]
-    # "unhappiness": the mean of the places of "hap" and "piness" for "##happi".
+    # "unhappiness": "##happi" gets the mean of the places of "hap" and "piness".
     assert second.tolist() == [[1, 0], [1, 1], [1, 2.5], [1, 3], [1, 4]]
     torch.testing.assert_close(told.hidden[2], 10 * told.hidden[0])
     np.testing.assert_array_equal(told.attention[1], told.hidden[0][:, 1].numpy())
@@ -281,7 +281,7 @@ def test_the_cache_is_read_again_and_checked(tmp_path: Path) -> None:
         aligned(BERT, BYTES, tmp_path, ["is fun", "playing"])
 
 
-# ---- what cannot be aligned
+# ---- texts that cannot be aligned
 
 
 def test_a_slow_tokenizer_is_refused_with_the_reason() -> None:
@@ -314,7 +314,7 @@ def test_words_are_those_that_both_have_a_token_for(tmp_path: Path) -> None:
 
 
 def test_a_word_that_only_the_teacher_has_is_left_out(tmp_path: Path) -> None:
-    """The control character is a word to bytes, and nothing to WordPiece."""
+    """The control character is a word to bytes, but nothing to WordPiece."""
     texts = ["is \u0007 fun"]
     split = aligned(BERT, BYTES, tmp_path, texts, **tagged(texts, [[0, 1, 1]]))
     assert split.aligned is not None and split.aligned.teacher.word_starts is not None

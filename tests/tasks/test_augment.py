@@ -1,4 +1,4 @@
-"""Augmented data: files of further sentences, in every format, and what must not get in."""
+"""Augmented data: files of further sentences in every format, and sentences that must be left out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXTRA = ["a truly new film", 'quoted "words", with a comma', "null"]
 
 @pytest.fixture
 def one(tmp_path: Path) -> Path:
-    """A task of one text."""
+    """Return a task of one text."""
     folder = tmp_path / "one"
     folder.mkdir()
     (folder / "train.csv").write_text("text,label\nA warm  film,0\na cold film,1\na cold film,0\n")
@@ -66,7 +66,7 @@ def test_formats_agree_and_the_real_splits_stay(one: Path, tmp_path: Path, suffi
 
 
 def test_what_occurs_already_is_left_out_and_counted(one: Path, tmp_path: Path) -> None:
-    """A sentence of dev or test would be trained on before it is scored; one of train would count twice."""
+    """A sentence of dev or test would be trained on before it is scored, and one of train would count twice."""
     sentences = ["from dev", "FROM  TEST", "a warm film", "new", "New ", "a cold film", "other"]
     file = write(tmp_path / "extra.txt", sentences)
     with pytest.warns(UserWarning, match=r"extra\.txt: of 7 sentences, 2 occur in dev or test and 3 in train or earl"):
@@ -102,7 +102,7 @@ def write_glue(folder: Path, header: str, row: str) -> None:
 
 
 def test_augmented_glue_has_the_columns_of_train(tmp_path: Path) -> None:
-    """The form in which augmented GLUE is distributed: ``train_aug.tsv`` beside ``train.tsv``, labels repeated."""
+    """Augmented GLUE is distributed in this form: ``train_aug.tsv`` beside ``train.tsv``, with repeated labels."""
     write_glue(tmp_path, "index\tsentence1\tsentence2\tgold_label\n", "0\tSPLIT one\tSPLIT two\tneutral\n")
     augmented = tmp_path / "train_aug.tsv"
     augmented.write_text("index\tsentence1\tsentence2\tgold_label\n0\tsome one\tsome two\tno label of the task\n")
@@ -116,7 +116,7 @@ def test_augmented_glue_has_the_columns_of_train(tmp_path: Path) -> None:
 
 
 def test_fields_that_a_csv_writer_quoted(tmp_path: Path) -> None:
-    """TinyBERT's script writes with Python's ``csv``, which doubles the quotes that official files have as they are."""
+    """TinyBERT's script writes with Python's ``csv``, which doubles quotes that official files leave as they are."""
     (tmp_path / "train.tsv").write_text("sentence\tlabel\ntrain\t1\n")
     (tmp_path / "dev.tsv").write_text('sentence\tlabel\nsaid " no "\t1\n')
     (tmp_path / "test.tsv").write_text("index\tsentence\n0\ttest\n")

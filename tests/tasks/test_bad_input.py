@@ -1,4 +1,4 @@
-"""Whatever lies in a user's files: it is read right or refused in our words, at once and in little memory.
+"""Any user file is read correctly or rejected with our own errors, quickly and in little memory.
 
 200 inputs for each format, from a fixed seed; ``HSKD_TORTURE=50`` makes it 10,000.
 """
@@ -72,7 +72,7 @@ NASTY = [b'"', b'""', b"\0", b"\xff", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\xff\x
 
 
 def mutated(rng: random.Random, content: bytes) -> bytes:
-    """``content`` with some bytes gone, changed, repeated or put in."""
+    """Return ``content`` with some bytes removed, changed, repeated or inserted."""
     data = bytearray(content)
     for _ in range(rng.choice((0, 1, 1, 2, 5))):
         at = rng.randrange(len(data) + 1)
@@ -91,14 +91,14 @@ def mutated(rng: random.Random, content: bytes) -> bytes:
 
 
 def rows(rng: random.Random, style: int) -> list[list[str]]:
-    """Rows of a text and a label; most of an even ``style`` are well."""
+    """Return rows of a text and a label; with an even ``style`` most are valid."""
     labels = (["0", "1"], LABELS, ["pos", "neg"], LABELS[:7], ["0.5", "2"])[style % 5]
     words = WORDS if style % 2 and rng.random() < 0.5 else ["a film", "b", "c d"]
     return [[rng.choice(words), rng.choice(labels)] for _ in range(rng.randrange(2 if style % 2 else 8, 12))]
 
 
 def delimited(rng: random.Random, style: int, separator: str) -> bytes:
-    """A CSV or TSV file."""
+    """Return a CSV or TSV file."""
     header = ["text", "label"]
     if style % 2 and rng.random() < 0.2:
         header = rng.choice((["label", "text"], ["text", "text"], ["text"], ["", "label"], []))
@@ -114,7 +114,7 @@ def delimited(rng: random.Random, style: int, separator: str) -> bytes:
 
 
 def value(rng: random.Random, depth: int = 0) -> Any:
-    """Something that JSON has."""
+    """Return a random JSON value."""
     kinds: list[Callable[[], Any]] = [
         lambda: rng.choice(WORDS), lambda: rng.choice(LABELS), lambda: rng.randrange(-3, 4), lambda: rng.random(),
         lambda: 10 ** rng.choice((1, 20, 400)), lambda: None, lambda: rng.random() < 0.5, lambda: "\ud800x",
@@ -126,7 +126,7 @@ def value(rng: random.Random, depth: int = 0) -> Any:
 
 
 def objects(rng: random.Random, style: int) -> list[Any]:
-    """Rows as JSON objects, most of which are well."""
+    """Return rows as JSON objects, most of which are valid."""
     found: list[Any] = []
     for text, label in rows(rng, style):
         row: dict[str, Any] = {"text": text or "x", "label": rng.randrange(2) if style % 3 else label}
@@ -137,13 +137,13 @@ def objects(rng: random.Random, style: int) -> list[Any]:
 
 
 def json_file(rng: random.Random, style: int, lines: bool) -> bytes:
-    """A JSON file: a row a line, or an array."""
+    """Return a JSON file: a row per line, or an array."""
     texts = [json.dumps(row, ensure_ascii=True) for row in objects(rng, style)]
     return ("\n".join(texts) if lines or style % 3 == 0 else f"[{', '.join(texts)}]").encode()
 
 
 def parquet_file(rng: random.Random, style: int, folder: Path) -> bytes:
-    """A Parquet file, with columns of any type, and perhaps with features of ``datasets``."""
+    """Return a Parquet file with columns of any type, and perhaps with features of ``datasets``."""
     count = rng.randrange(8) if style % 2 else 8
     columns: list[Callable[[], pa.Array]] = [
         lambda: pa.array([rng.choice(WORDS if style % 2 else WORDS[:2]) for _ in range(count)]),
@@ -190,7 +190,7 @@ MAKERS: dict[str, Callable[[random.Random, int, Path], bytes]] = {
 
 
 def require_whole(data: TaskData) -> None:
-    """What was read has a text and, if it is labelled, a label for each example."""
+    """Check that every example has a text and, if labelled, a label."""
     for split in data.splits.values():
         for texts in split.texts:
             assert len(texts) == len(split) == len(set(split.ids.tolist()))
@@ -203,7 +203,7 @@ def require_whole(data: TaskData) -> None:
 
 
 def torture(load: Callable[[random.Random, int], TaskData]) -> None:
-    """Load ``COUNT`` inputs; only errors of ours may come out of it."""
+    """Load ``COUNT`` inputs; only our own errors may be raised."""
     before, read = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0
     for number in range(COUNT):
         started = time.process_time()
@@ -269,7 +269,7 @@ def test_glue_files(tmp_path: Path) -> None:
             columns = (
                 [*texts, glue.tsv_label or glue.task.label_column] if source.header is None else list(source.header)
             )
-            if source.header:  # the label is the second column there
+            if source.header:  # there the label is the second column
                 content = "\n".join(f"s\t{rng.choice(labels)}\t*\ta film {i}" for i in range(4)).encode()
             else:
                 content = glue_table(rng, columns, labels, header=True)

@@ -99,7 +99,7 @@ def test_resuming_inside_an_epoch_goes_on_with_its_batches(split: TokenizedSplit
     loader.set_epoch(2)
     wanted = ids_of(loader)[3:]
     resumed = skip_first_batches(loader_of(split, workers), 3)
-    # What Trainer does after it skipped batches: set_epoch where there is one, then on the sampler's inner sampler.
+    # Trainer does this after it skips batches: set_epoch if there is one, then on the sampler's inner sampler.
     if hasattr(resumed, "set_epoch"):
         resumed.set_epoch(2)
     resumed.batch_sampler.batch_sampler.set_epoch(2)
@@ -125,7 +125,7 @@ def test_a_loader_gives_the_shares_of_its_process(split: TokenizedSplit) -> None
         return batch_loader(BatchDataset(split), sampler, torch.device("cpu"))
 
     whole = list(loader())
-    assert [batch["share"] for batch in whole] == [1.0] * 4  # of 12, 12, 12 and 1
+    assert [batch["share"] for batch in whole] == [1.0] * 4  # for batches of 12, 12, 12 and 1
     halves = [list(loader(2, process, 2)) for process in (0, 1)]
     assert [len(half) for half in halves] == [8, 8] == [len(loader(2))] * 2
     assert [batch["share"] for batch in halves[0]] == [0.25] * 6 + [1.0, 0.0]

@@ -63,7 +63,7 @@ def test_one_file_is_split_by_content(tmp_path: Path) -> None:
     splits = load(file).splits
     texts = {name: set(split.texts[0]) for name, split in splits.items()}
     assert sum(len(split) for split in splits.values()) == 800
-    assert sum(map(len, texts.values())) == 400  # a repeated text is on one side
+    assert sum(map(len, texts.values())) == 400  # repeated texts are on the same side
     assert 0.7 < len(splits["train"]) / 800 < 0.9
     file.write_text("\n".join(["text,label", *(f"new {i},1" for i in range(9)), *reversed(rows)]))
     again = load(file).splits

@@ -1,4 +1,4 @@
-"""Formats that agree, and files that are refused with file and row or line."""
+"""Formats that give equal data, and files that are rejected with file and row or line."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_bombs_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": pa.nulls(3_000_000)}), tmp_path / "b.parquet")
     with pytest.raises(HskdError, match=r"says that it has 3,000,000 rows in [0-9,]+ bytes"):
         read_table(tmp_path / "b.parquet")
-    rows = "\n".join(json.dumps({f"k{i}": i}) for i in range(20_000))  # every row another column
+    rows = "\n".join(json.dumps({f"k{i}": i}) for i in range(20_000))  # every row has another column
     (tmp_path / "c.jsonl").write_text(rows)
     with pytest.raises(HskdError, match=r"no column 'text'; it has \['k0', .*, and 19,980 more\]"):
         load_task("custom", str(tmp_path / "c.jsonl"), "text", "label")

@@ -156,7 +156,7 @@ def test_copies_of_the_hub_of_pairs(tmp_path: Path) -> None:
 
 def test_without_hub_the_message_says_data(tmp_path: Path) -> None:
     code = "from hskd.tasks import load_task; load_task('cola')"
-    # An empty hub cache of its own: what this machine may have downloaded does not count.
+    # An empty hub cache, so that downloads on this machine have no influence.
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert "hskd.errors.HskdError" in run.stderr

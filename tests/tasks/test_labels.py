@@ -1,4 +1,4 @@
-"""Labels mean what the file says: right values for every kind of column, and what is said of it."""
+"""Labels mean what the file says: right values for every kind of column, and clear messages."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_class_names_of_datasets_are_used(tmp_path: Path) -> None:
 
 
 def test_pandas_columns_with_gaps(tmp_path: Path) -> None:
-    """A whole number among gaps is a float in pandas: two of them stay classes."""
+    """pandas turns whole numbers with gaps into floats. Two such values are still classes."""
     for split in ("train", "dev"):
         pq.write_table(pa.table({"text": ["a", "b"], "label": np.array([0.0, 1.0])}), tmp_path / f"{split}.parquet")
     data = load_task("custom", str(tmp_path), "text", "label")

@@ -1,4 +1,4 @@
-"""Own data wherever it is: folders laid out as the hub's, saved data sets, URLs, and the hub itself."""
+"""Own data in any place: folders in the hub's layout, saved data sets, URLs, and the hub itself."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def part(count: int, start: int = 0) -> datasets.Dataset:
 
 
 def write_hub_folder(folder: Path, dev: str | None = "validation") -> None:
-    """Parquet parts as the hub has them: train in two, and perhaps a part for dev."""
+    """Write Parquet parts in the hub's layout: train in two, and perhaps a part for dev."""
     (folder / "data").mkdir(parents=True)
     for index in range(2):
         part(60, 60 * index).to_parquet(folder / "data" / f"train-0000{index}-of-00002.parquet")
@@ -79,7 +79,7 @@ def test_names_of_classes_beside_the_files(tmp_path: Path) -> None:
     infos = {"default": {"features": {"label": {"names": ["low", "high"], "_type": "ClassLabel"}}}}
     (tmp_path / "dataset_infos.json").write_text(json.dumps(infos), encoding="utf-8")
     assert load_task("custom", str(tmp_path)).task.label_names == ("low", "high")
-    infos["other"] = infos["default"]  # which one is this?
+    infos["other"] = infos["default"]  # now it is ambiguous
     (tmp_path / "dataset_infos.json").write_text(json.dumps(infos), encoding="utf-8")
     assert load_task("custom", str(tmp_path)).task.label_names == ("0", "1")
 
@@ -102,7 +102,7 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         load_task("custom", "nobody/none:small")
     with pytest.raises(HskdError, match=r"nobody: no such file or folder; .*HF_HUB_OFFLINE is set"):
         load_task("tagging", "nobody")
-    # What the library gives for a name and a configuration is read as any other data.
+    # Data that the library returns for a name and a configuration are read like any other.
     asked: list[Any] = []
 
     def load(name: str, config: str | None) -> datasets.DatasetDict:

@@ -17,7 +17,7 @@ NAMES = ("O", "B-misc", "I-misc", "B-org", "I-org", "B-per", "I-per")
 
 
 def folder(place: Path, **texts: str) -> str:
-    """A folder with these files; ``dev`` is as ``train`` where none is given. Underscores stand for the dot."""
+    """Make a folder with these files; ``dev`` defaults to ``train``. Underscores in names stand for the dot."""
     if not any(name.startswith("dev") for name in texts):
         texts |= {name.replace("train", "dev"): text for name, text in texts.items() if name.startswith("train")}
     for name, text in texts.items():

@@ -24,7 +24,7 @@ def test_ids_depend_on_texts_only_and_are_unique() -> None:
     assert len(set(ids.tolist())) == 4
     assert example_ids([["b", "a"]]).tolist() == [ids[1], ids[0]]
     wanted = int.from_bytes(hashlib.sha256(b'["a"]').digest()[:8], "big", signed=True)
-    assert ids[0] == wanted == 1059956520740701815  # for good: stores are addressed by ids
+    assert ids[0] == wanted == 1059956520740701815  # must never change: stores are addressed by ids
 
 
 def test_where_one_text_ends_matters() -> None:

@@ -94,7 +94,7 @@ def test_take_and_first(split: TokenizedSplit) -> None:
     assert subsets[-1] == split.ids.tolist()
     assert subsets[9] == [i for i in split.ids.tolist() if i in set(subsets[9])]
     assert set(split.take(np.arange(40)[::-1]).first(10).ids.tolist()) == set(subsets[9])
-    # Unsigned: the smallest hashes are those whose first bit is 0, that is, the positive ids.
+    # Compared as unsigned, the smallest hashes have a first bit of 0, so they are the positive ids.
     assert all(i >= 0 for i in subsets[9])
     for n in (0, 41):
         with pytest.raises(HskdError, match="Ask for 1 to 40"):
@@ -114,7 +114,7 @@ def test_the_cache_is_read_again_and_mapped(tokenizer: BertTokenizerFast, tmp_pa
     first = tokenize(data, tokenizer, tmp_path)["train"]
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.arrow")}
     assert len(files) == 1
-    tokenizer(TEXTS[0], padding="max_length", max_length=3, truncation=True)  # leaves a state behind
+    tokenizer(TEXTS[0], padding="max_length", max_length=3, truncation=True)  # leaves a state in the tokenizer
     second = tokenize(data, tokenizer, tmp_path)["train"]
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.arrow")} == files
     assert second.fingerprint == first.fingerprint
@@ -144,7 +144,7 @@ def test_a_damaged_cache_is_refused(tokenizer: BertTokenizerFast, tmp_path: Path
 
 
 def test_a_tokenizer_that_adds_no_cls_is_refused(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
-    """What [CLS] attends to would be what the first word attends to."""
+    """Without [CLS], the attention of the first word would be used instead."""
     bare = BertTokenizerFast(vocab=tokenizer.get_vocab())
     bare.backend_tokenizer.post_processor = processors.ByteLevel()  # adds nothing
     with pytest.raises(HskdError, match=r"makes \['a'\] of 'a'; expected \[CLS\] first and \[SEP\] behind each text"):
@@ -161,7 +161,7 @@ def test_a_tokenizer_that_adds_no_cls_is_refused(tokenizer: BertTokenizerFast, t
     bare.backend_tokenizer.post_processor = processors.TemplateProcessing(
         "$A [SEP] [CLS]", "$A $B [SEP] [CLS]", specials
     )
-    with pytest.raises(HskdError, match=r"expected \[CLS\] first"):  # as XLNet has it
+    with pytest.raises(HskdError, match=r"expected \[CLS\] first"):  # as in XLNet
         tokenize(make_data([TEXTS]), bare, tmp_path)
 
 
@@ -241,7 +241,7 @@ def test_lengths_that_cannot_be(tokenizer: BertTokenizerFast, tmp_path: Path) ->
     ],
 )
 def test_positions_of_models(model_type: str, fields: dict[str, Any], tokens: int | None) -> None:
-    """Of each type a real model takes so many tokens, and not one more."""
+    """A real model of each type takes exactly this many tokens."""
     config = AutoConfig.for_model(model_type, **fields)
     assert max_tokens(config) == tokens
     if tokens is not None:

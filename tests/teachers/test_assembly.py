@@ -1,4 +1,4 @@
-"""Models put together from wheels: tiny ones here, made by the test; pip is not asked."""
+"""Models assembled from wheels: tiny ones, made by the test, without pip."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FILES = {
 
 
 def make_wheels(folder: Path, content: bytes, parts: int, member: str = "/input/model.zip") -> tuple[Wheel, ...]:
-    """Wheels that hold ``content`` in so many parts."""
+    """Make wheels that hold ``content`` in a number of parts."""
     folder.mkdir(exist_ok=True)
     size, wheels = -(-len(content) // parts), []
     for i in range(parts):
@@ -70,12 +70,12 @@ def test_the_parts_make_the_model(recipe: Recipe, tmp_path: Path, monkeypatch: p
     assert folder == tmp_path / "models" / "mpnet" == Path(resolve_model(OFFLINE_MPNET))
     for name, data in FILES.items():
         assert (folder / name).read_bytes() == data
-    # What is not in the recipe is not taken, and nothing of the making is left.
+    # Files outside the recipe are not taken, and no temporary file is left.
     assert {path.name for path in folder.iterdir()} == {
         "config.json", "1_Pooling", "model.safetensors", "checksums.json", "recipe.json",
     }  # fmt: skip
     assert not (tmp_path / "escaped").exists()
-    assert assemble(recipe, tmp_path / "nowhere") == folder  # it is there
+    assert assemble(recipe, tmp_path / "nowhere") == folder  # it exists
     (folder / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(CorruptionError, match="is not the file that was written there"):
         checked_model(OFFLINE_MPNET)
@@ -97,11 +97,11 @@ def test_damaged_and_missing_wheels(recipe: Recipe, tmp_path: Path) -> None:
     wrong = replace(recipe, files={**recipe.files, "config.json": "0" * 64})
     with pytest.raises(CorruptionError, match=r"SHA-256 of config.json is"):
         assemble(wrong, tmp_path / "wheels", tmp_path / "other")
-    assert assemble(recipe, tmp_path / "wheels", folder) == folder  # after all that
+    assert assemble(recipe, tmp_path / "wheels", folder) == folder  # after all of these failures
 
 
 def test_a_killed_download_goes_on(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """pip is stood in for: the first run gets one wheel and half of the next, the second what is missing."""
+    """A stand-in replaces pip: the first run gets one wheel and half of the next, the second run the rest."""
     asked: list[str] = []
     budget = [1]
 
@@ -147,7 +147,7 @@ def test_the_command_refuses_other_names() -> None:
 
 
 def field(number: int, value: int | bytes) -> bytes:
-    """A field of a protobuf message."""
+    """Return a field of a protobuf message."""
 
     def varint(rest: int) -> bytes:
         out = bytearray()
@@ -162,7 +162,7 @@ def field(number: int, value: int | bytes) -> bytes:
 
 
 def exported(model: BertModel, packed: bool = False, kind: int = 1) -> bytes:
-    """What an export to ONNX holds of a BERT: matrices transposed and without a name, all else under its own."""
+    """Return an ONNX export of a BERT: matrices transposed and without names, other weights under their own names."""
     tensors, nodes = [], [field(1, field(4, b"Shape") + field(1, b"input_ids"))]
     for i, (name, weight) in enumerate(model.state_dict().items()):
         if name.startswith("pooler") or "position_ids" in name:

@@ -1,4 +1,4 @@
-"""Teachers of every type of encoder: fine-tuned, extracted, and distilled into students of the TinyBERT type."""
+"""Teachers of every type of encoder, fine-tuned, extracted, and distilled into students of the TinyBERT type."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ SPECS = ("all_all_all,precision=fp32", "2l_3t_0.5w,precision=fp32")
 
 @dataclass(frozen=True)
 class Kind:
-    """A type of encoder, and the tokenizer that comes with it."""
+    """A type of encoder with its tokenizer."""
 
     model_type: str
     tokenizer: Callable[[Path], PreTrainedTokenizerBase]
@@ -61,7 +61,7 @@ class Kind:
     more: tuple[tuple[str, Any], ...] = ()
 
     def body(self, tokenizer: PreTrainedTokenizerBase, width: int, layers: int, dropout: float) -> PreTrainedModel:
-        """A random encoder of these sizes, without a head."""
+        """Return a random encoder of these sizes, without a head."""
         if self.model_type == "distilbert":
             sizes = {"dim": width, "n_layers": layers, "n_heads": 4, "hidden_dim": 48}
             dropouts = {"dropout": dropout, "attention_dropout": dropout, "seq_classif_dropout": dropout}
@@ -135,7 +135,7 @@ class World:
 
 
 def write_pairs(folder: Path) -> Path:
-    """A task of two sentences."""
+    """Write a task of two sentences."""
     for split, count in (("train", 24), ("dev", 8)):
         rows = ["first,second,mood"]
         for i in range(count):
@@ -150,7 +150,7 @@ def write_pairs(folder: Path) -> Path:
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
     torch.set_num_threads(1)
     gc.collect()
-    gc.freeze()  # Trainer collects garbage at every end: among all that is imported, that takes longer than it trains
+    gc.freeze()  # Trainer collects garbage at every end, which is slow if it covers all imported objects
     kind, root = KINDS[request.param], tmp_path_factory.mktemp(request.param)
     data = load_task("custom", str(write_pairs(root / "data")), ["first", "second"], "mood")
     tokenizer = kind.tokenizer(root / "body")
@@ -167,7 +167,7 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         root / "superset",
         ExtractOptions(batch_size=8),
     )
-    # A narrower encoder of the same type, and a BERT, which has no tokenizer of its own.
+    # A narrower encoder of the same type, and a BERT without a tokenizer of its own.
     kind.tokenizer(root / "same checkpoint")
     kind.body(tokenizer, 16, 2, dropout=0.0).save_pretrained(root / "same checkpoint")
     KINDS["minilm"].body(tokenizer, 16, 2, dropout=0.0).save_pretrained(root / "bert checkpoint")
@@ -245,7 +245,7 @@ READ: dict[str, dict[str, Any]] = {
     "xmod": SMALL | {"languages": ["en_XX"], "default_language": "en_XX"},
     "esm": SMALL | {"position_embedding_type": "rotary", "mask_token_id": 4},
 }  # fmt: skip
-"""Types of encoder whose attention is read, with sizes."""
+"""Types of encoder whose attention can be read, with sizes."""
 
 
 @pytest.mark.parametrize("kind", READ)
@@ -289,7 +289,7 @@ def test_the_cls_row_of_every_type_that_is_read(kind: str, implementation: str |
     [("big_bird", {}), ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4}), ("fnet", {}), ("convbert", {})],
 )
 def test_attention_of_another_kind_is_refused(model_type: str, more: dict[str, int]) -> None:
-    """One looks at some tokens, one only back, one has none, and one is not asked for it."""
+    """Local attention, causal attention, no attention, and a type whose attention hskd does not read."""
     config = AutoConfig.for_model(model_type, vocab_size=50, max_position_embeddings=20, **(more or SMALL))
     model = AutoModel.from_config(config)
     batch = {"input_ids": torch.full((1, 4), 7), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
@@ -375,7 +375,7 @@ def test_a_whole_trial_from_a_store_and_from_the_teacher(world: World, tmp_path:
 
 @pytest.mark.parametrize("name", ["bert", "same"])
 def test_a_model_of_touched_rows_computes_the_same(world: World, name: str) -> None:
-    """Where positions are counted from tokens that are not pads, too."""
+    """This includes types that count positions from tokens that are not pads."""
     model, batch = world.student(name).model, model_inputs(world.batch())
     with torch.no_grad():
         expected = model(**batch).logits
@@ -389,7 +389,7 @@ def test_a_model_of_touched_rows_computes_the_same(world: World, name: str) -> N
 
 
 def test_a_student_pruned_from_every_type(world: World, tmp_path: Path) -> None:
-    """Made, saved, loaded, and distilled from the store as from the teacher."""
+    """It is made, saved, loaded, and distilled from the store and from the teacher alike."""
     settings = RositaSettings(layers=2, heads=3, ffn=24, rank=8, importance_examples=16)
     folder = create_rosita(world.teacher, world.train, settings, tmp_path / "student")
     pruned = Student.load(folder, world.task).model
@@ -397,7 +397,7 @@ def test_a_student_pruned_from_every_type(world: World, tmp_path: Path) -> None:
     assert AutoTokenizer.from_pretrained(folder)("the film").input_ids[0] == world.train.cls_id
 
     def trace(source: KnowledgeSource) -> list[float]:
-        student = Student.load(folder, world.task).model.eval()  # the same start, no dropout
+        student = Student.load(folder, world.task).model.eval()  # the same start, without dropout
         module = HSKModule(student, 32, 0)
         with fast_training(student, [split.input_ids for split in world.splits.values()]) as encoder:
             module.encoder = encoder
@@ -414,7 +414,7 @@ def test_a_student_of_another_tokenizer_is_refused(world: World, tmp_path: Path)
     tokenizer = other(tmp_path / "checkpoint")
     KINDS["minilm"].body(tokenizer, 16, 2, dropout=0.0).save_pretrained(tmp_path / "checkpoint")
     checkpoint = TinyBertSettings(checkpoint=str(tmp_path / "checkpoint"))
-    # It is made with its own tokenizer; without an alignment, it is refused when it is to be distilled.
+    # It is made with its own tokenizer. Without an alignment, distilling it is an error.
     create_tinybert(checkpoint, world.task, str(world.root / "teacher"), tmp_path / "student")
     student = Student.load(tmp_path / "student", world.task)
     wanted = Distillation(DistillSettings(), None, student, world.task, world.train)
@@ -425,7 +425,7 @@ def test_a_student_of_another_tokenizer_is_refused(world: World, tmp_path: Path)
 
 
 def test_token_types_are_the_teachers(tmp_path: Path) -> None:
-    """A DistilBERT's tokenizer cuts a text as a BERT's does, and gives no types; its student learns from a BERT."""
+    """A DistilBERT's tokenizer splits texts like a BERT's but gives no types; its student learns from a BERT."""
     data = load_task("custom", str(write_pairs(tmp_path / "data")), ["first", "second"], "mood")
     tokenizer = wordpiece(tmp_path / "teacher")
     body = KINDS["minilm"].body(tokenizer, 32, 2, dropout=0.0)

@@ -1,4 +1,4 @@
-"""Models as people have them: what works with plain transformers works here, and all else is refused in one line."""
+"""Models in all states of practice: those that plain transformers accepts work here, others give one line of error."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ ONE = TeacherSettings(epochs=1, lr=1e-3, batch_size=3)
 
 @pytest.fixture(autouse=True, scope="module")
 def _little_garbage() -> None:
-    """Trainer collects garbage at every end: among all that is imported, that takes longer than it trains."""
+    """Trainer collects garbage at every end, which is slow if it covers all imported objects."""
     gc.collect()
     gc.freeze()
 
 
 def toy(head: Any = CLASSES, columns: int = 1) -> TaskData:
-    """Six examples, of one length each or not."""
+    """Return six examples, of one length each or not."""
     labels: list[Any] = [1, 0, 1, 0, 0, 1] if head is CLASSES else [4.0, 1.5, 3.5, 1.0, 0.5, 4.5]
     task = Task("toy", ("a", "b")[:columns], "label", head, 1, 32)
     texts = [TEXTS, TEXTS[::-1]][:columns]
@@ -52,7 +52,7 @@ def toy(head: Any = CLASSES, columns: int = 1) -> TaskData:
 
 
 def saved(folder: Path, tokenizer: BertTokenizerFast, config: dict[str, Any] | None = None, **settings: Any) -> Path:
-    """A BERT with its tokenizer; ``config`` changes its ``config.json`` afterwards."""
+    """Save a BERT with its tokenizer; ``config`` changes its ``config.json`` afterwards."""
     make_bert(**settings).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if config:
@@ -65,12 +65,12 @@ def splits_of(data: TaskData, folder: Path, tokens: Path) -> dict[str, Tokenized
     return tokenize(data, load_tokenizer(str(folder)), tokens)
 
 
-# What works
+# Models that work
 
 
 @pytest.mark.parametrize("pad", ["in no split", "null", "another"])
 def test_pads_of_any_kind(tmp_path: Path, tokenizer: BertTokenizerFast, pad: str) -> None:
-    """A pad is a token that nothing attends to: which one the model's configuration names does not matter."""
+    """Nothing attends to a pad, so the pad token in the model's configuration does not matter."""
     folder = saved(
         tmp_path / "body", tokenizer, {"null": {"pad_token_id": None}, "another": {"pad_token_id": 7}}.get(pad)
     )
@@ -83,7 +83,7 @@ def test_pads_of_any_kind(tmp_path: Path, tokenizer: BertTokenizerFast, pad: str
     finetune(str(expected), data.task, splits, ONE, tmp_path / "plain-teacher", CPU_RUN)
     found, plain = (load_file(tmp_path / name / "model.safetensors") for name in ("teacher", "plain-teacher"))
     for name, weight in plain.items():
-        if name != "bert.embeddings.word_embeddings.weight":  # the row of a pad takes no part, and is not trained
+        if name != "bert.embeddings.word_embeddings.weight":  # the row of a pad is not used and not trained
             torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-5)
 
 
@@ -111,7 +111,7 @@ def _fail() -> None:
     raise AssertionError("trained")
 
 
-# What is refused before anything is trained
+# Errors before any training
 
 
 def test_one_token_type_for_pairs(tmp_path: Path, tokenizer: BertTokenizerFast) -> None:
@@ -172,12 +172,12 @@ def test_a_student_that_lacks_a_weight_is_refused(tmp_path: Path, tokenizer: Ber
     with pytest.raises(HskdError, match=f"{gone[1]}, {gone[0]} are missing from its weights. A student is whole"):
         load_student(folder, CLASSES)
     assert torch.equal(torch.get_rng_state(), before)
-    # A head is new where a model is fine-tuned; a body never is.
+    # Fine-tuning may draw a new head, but never a body.
     with pytest.raises(HskdError, match=f"{gone[1]} is missing from its weights; it is not one of a whole bert"):
         load_classifier(str(folder), toy().task, new_head=True)
 
 
-# Files that are not what they seem
+# Damaged or malicious files
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
@@ -222,7 +222,7 @@ def test_code_in_a_folder_is_not_run_and_not_asked_about(
             HskdError, match=r"needs code of its own \(auto_map in its config.json\), which is never run"
         ):
             load()
-    # A type that transformers knows needs none of it.
+    # A type that transformers knows needs no code.
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert"}), encoding="utf-8")
     load_classifier(str(folder), toy().task)
     load_tokenizer(str(folder))
@@ -257,18 +257,18 @@ def test_old_weights_are_tensors_or_refused(tmp_path: Path, tokenizer: BertToken
     assert not mark.exists()
 
 
-# What pipeline makes of them
+# Saved models in transformers' pipeline
 
 
 def test_a_regression_is_one_for_pipeline_too(tmp_path: Path, tokenizer: BertTokenizerFast) -> None:
-    """As saved here, whatever the model that it was made from says."""
+    """The saved problem type is that of the task, whatever the original model says."""
     head = SequenceRegression()
     data = toy(head)
     for inherited in ("single_label_classification", "multi_label_classification", None):
         base = tmp_path / str(inherited)
         folder = saved(base / "body", tokenizer, {"problem_type": inherited})
         finetune(str(folder), data.task, splits_of(data, folder, tmp_path / "tokens"), ONE, base / "teacher", CPU_RUN)
-    # A teacher that is given, and says something wrong.
+    # A given teacher with a wrong configuration.
     config = json.loads((base / "teacher" / "config.json").read_text())
     assert config["problem_type"] == "regression"
     shutil.copytree(base / "teacher", base / "given", ignore=shutil.ignore_patterns("checksums.json"))
@@ -305,7 +305,7 @@ FOUR = TeacherSettings(epochs=4, lr=1e-3, batch_size=3)
 
 
 def interrupted(folder: Path, body: Path, tokens: Path, after: int = 5) -> None:
-    """A teacher of four epochs of two steps that ends in the third."""
+    """A teacher of four epochs of two steps that is interrupted in the third."""
     steps = 0
 
     def step() -> None:
@@ -345,14 +345,14 @@ def test_a_damaged_checkpoint_names_its_file(tmp_path: Path, tokenizer: BertToke
     expected = finished(tmp_path / "undisturbed", body, tmp_path / "tokens")
     shutil.copytree(tmp_path / "teacher.partial", tmp_path / "mended.partial")
     assert finished(tmp_path / "mended", body, tmp_path / "tokens") == expected
-    shutil.rmtree(checkpoint)  # as it says
+    shutil.rmtree(checkpoint)  # as the message says
     assert finished(tmp_path / "teacher", body, tmp_path / "tokens") == expected
 
 
 def test_a_full_disk_while_a_checkpoint_is_saved(tmp_path: Path, tokenizer: BertTokenizerFast) -> None:
-    """While no file may grow beyond a size, which fails as a full disk does."""
+    """A limit on the size of files acts like a full disk."""
     body = saved(tmp_path / "body", tokenizer)
-    expected = finished(tmp_path / "undisturbed", body, tmp_path / "tokens")  # and the tokens are there
+    expected = finished(tmp_path / "undisturbed", body, tmp_path / "tokens")  # this also writes the tokens
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     for name, room in (("weights", 20_000), ("optimizer", len(expected) + 4096)):
         folder = tmp_path / name
@@ -389,7 +389,7 @@ def test_the_logs_of_a_reporter_stay(tmp_path: Path, tokenizer: BertTokenizerFas
     after = {path.name for path in (tmp_path / "logged" / "training" / "runs").rglob("events.out.tfevents.*")}
     assert before and before < after
     assert not list((tmp_path / "logged").rglob("checkpoint-*"))
-    finetune(str(body), data.task, splits, FOUR, tmp_path / "logged", run, Calls(_fail))  # and are no part of it
+    finetune(str(body), data.task, splits, FOUR, tmp_path / "logged", run, Calls(_fail))  # logs are not part of it
     assert not (tmp_path / "teacher").exists()
 
 

@@ -1,4 +1,4 @@
-"""How much the teacher's prediction depends on each token: against plain gradients, online and from a store."""
+"""The gradient importance of each token equals plain gradients, online and from a store."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hskd.teachers.forward import ForwardOptions, teacher_forward
 
 @pytest.mark.parametrize("classes", [1, 2, 3])
 def test_scores_are_what_a_small_step_changes(classes: int, lab: Lab) -> None:
-    """``h . dL/dh`` of a token is the derivative of ``L`` in a factor on its state."""
+    """``h . dL/dh`` of a token is the derivative of ``L`` by a factor on its state."""
     labels = tuple(f"class {i}" for i in range(classes))
     head = SequenceRegression(("pearson",)) if classes == 1 else SequenceClassification(labels, ("accuracy",))
     model = make_bert(
@@ -58,7 +58,7 @@ def test_scores_are_what_a_small_step_changes(classes: int, lab: Lab) -> None:
             change = (loss(layer, place, 1 + step) - loss(layer, place, 1 - step)) / (2 * step)
             assert found.states.gradient[layer][start + place] == pytest.approx(abs(change), rel=1e-3, abs=1e-6)
     top = found.states.gradient[2][start:stop]
-    assert top[0] > 0 and not top[1:].any()  # the head reads [CLS] alone
+    assert top[0] > 0 and not top[1:].any()  # the head reads only [CLS]
     assert (found.states.gradient[1][start:stop] > 0).all()
 
 

@@ -1,4 +1,4 @@
-"""Teachers: found, checked, brought into the task's label order, run without dropout, fine-tuned and resumed."""
+"""Teachers: found, checked, mapped to the task's label order, run without dropout, fine-tuned and resumed."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def data(data_folder: Path, tokenizer: BertTokenizerFast, tmp_path_factory: pyte
 
 
 def save(folder: Path, tokenizer: BertTokenizerFast, names: list[str], **config: Any) -> BertForSequenceClassification:
-    """A saved classifier whose output ``i`` is called ``names[i]``."""
+    """Save a classifier whose output ``i`` is called ``names[i]``."""
     labels = dict(enumerate(names))
     model = make_bert(
         num_labels=len(names), id2label=labels, label2id={name: i for i, name in labels.items()}, **config
@@ -173,7 +173,7 @@ def test_fingerprint_follows_weights_and_labels_not_files(tmp_path: Path, tokeni
 
     save(tmp_path / "seed", tokenizer, ["a", "b", "c"], seed=1)
     assert Teacher.load(str(tmp_path / "seed"), TASK).fingerprint != first
-    save(tmp_path / "heads", tokenizer, ["a", "b", "c"], num_attention_heads=2)  # the same weights, another model
+    save(tmp_path / "heads", tokenizer, ["a", "b", "c"], num_attention_heads=2)  # the same weights, but another model
     assert Teacher.load(str(tmp_path / "heads"), TASK).fingerprint != first
     save(tmp_path / "names", tokenizer, ["a", "b", "x"])
     renamed = replace(TASK, head=SequenceClassification(("a", "b", "x")))
@@ -194,7 +194,7 @@ def test_one_weight_changes_the_fingerprint() -> None:
 def test_what_is_not_a_teacher(tmp_path: Path, tokenizer: BertTokenizerFast, data: Data) -> None:
     with pytest.raises(HskdError, match="nowhere: no classifier for task custom can be loaded from it"):
         Teacher.load(str(tmp_path / "nowhere"), data.task)
-    # An encoder alone: its head would be drawn at random, anew every time.
+    # An encoder alone has no head: it would be drawn at random for every load.
     make_bert().bert.save_pretrained(tmp_path / "encoder")
     tokenizer.save_pretrained(tmp_path / "encoder")
     with pytest.raises(
@@ -202,7 +202,7 @@ def test_what_is_not_a_teacher(tmp_path: Path, tokenizer: BertTokenizerFast, dat
     ):
         Teacher.load(str(tmp_path / "encoder"), data.task)
     assert load_classifier(str(tmp_path / "encoder"), data.task, new_head=True).config.num_labels == 2
-    # Weights cut short, and weights of another shape.
+    # Truncated weights, and weights of another shape.
     save(tmp_path / "cut", tokenizer, ["negative", "positive"])
     weights = tmp_path / "cut" / "model.safetensors"
     whole = weights.read_bytes()
@@ -322,7 +322,7 @@ def test_the_model_is_as_it_was(data: Data, model_type: str, fails: bool) -> Non
 
 SETTINGS = TeacherSettings(epochs=3, lr=1e-2, batch_size=16, seed=3)
 STEPS = 4
-"""Of an epoch: 64 examples in batches of 16."""
+"""Steps of an epoch: 64 examples in batches of 16."""
 
 KILLED = (
     f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})"
@@ -355,7 +355,7 @@ finetune(model, data.task, splits, settings, Path(folder), CPU_RUN, Calls(advanc
 
 @pytest.fixture(scope="module")
 def encoder(tokenizer: BertTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pretrained body with dropout and no head: fine-tuning draws one from the seed."""
+    """A pretrained body with dropout and without a head; fine-tuning draws the head from the seed."""
     folder = tmp_path_factory.mktemp("encoder")
     make_bert(seed=5).bert.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -408,7 +408,7 @@ def test_fine_tuned_teacher(undisturbed: Path, encoder: Path, data: Data) -> Non
 
 
 def test_killed_and_resumed(undisturbed: Path, encoder: Path, data: Data, data_folder: Path, tmp_path: Path) -> None:
-    """SIGKILL in the second epoch: only what comes after the first one's checkpoint is done again."""
+    """SIGKILL in the second epoch: only the work after the first epoch's checkpoint is repeated."""
     folder = tmp_path / "teacher"
     arguments = [str(encoder), str(data_folder), str(data.tokens), SETTINGS.model_dump_json(), str(folder)]
     killed = subprocess.run([sys.executable, "-c", KILLED, *arguments, str(STEPS + 2)], check=False)
@@ -427,7 +427,7 @@ class Stop(Exception):
 def test_stopped_at_every_stage_and_resumed(
     undisturbed: Path, encoder: Path, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before any checkpoint; right after one; after training, while it is scored."""
+    """Stopped before any checkpoint, right after one, and after training, during scoring."""
     steps = 0
     stops = {1, 1 + STEPS + 1}
 

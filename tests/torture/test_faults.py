@@ -1,6 +1,6 @@
-"""Every command is killed, interrupted, run twice at a time and starved of disk: it resumes to the same bytes.
+"""Every command resumes to the same bytes after kills, interrupts, concurrent runs and full disks.
 
-The moments are drawn from a seed. The short form breaks each command a few times; ``make torture`` breaks it often.
+The moments are drawn from a seed. The short form disturbs each command a few times; ``make torture`` does so often.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ COMMANDS = {
 
 
 class Pipeline:
-    """All commands, run once without a fault; what each found, made and took."""
+    """All commands, run once without a fault, with their inputs, results and times."""
 
     def __init__(self, root: Path, lab: Lab) -> None:
         self.root = root
@@ -101,7 +101,7 @@ class Pipeline:
             self.expected[name] = made(command, root)
 
     def before(self, name: str, folder: Path) -> Path:
-        """A copy of everything as ``name`` finds it; what it and later commands make is left out."""
+        """Return a copy of everything that ``name`` needs, without the results of it and later commands."""
         later = list(COMMANDS)[list(COMMANDS).index(name) :]
         left_out = {self.root / place for command in later for place in COMMANDS[command].makes}
         left_out |= {place.with_name(place.name + ".lock") for place in left_out}
@@ -126,14 +126,14 @@ def require_same(pipeline: Pipeline, name: str, root: Path) -> None:
 
 
 def require_resumed(pipeline: Pipeline, name: str, root: Path) -> None:
-    """Run the command once more, undisturbed: it ends well, with what the undisturbed pipeline made."""
+    """Run the command again, undisturbed: it succeeds with the results of the undisturbed pipeline."""
     [ended] = pipeline.lab.run(Job(COMMANDS[name].arguments, root))
     assert ended.code == 0, ended.output
     require_same(pipeline, name, root)
 
 
 def require_clear(ended: Ended) -> None:
-    """An error in our words: exit code 2, and no traceback."""
+    """Check for an error of ours: exit code 2, and no traceback."""
     assert ended.code == 2, ended.output
     assert "Traceback" not in ended.output, ended.output
     assert "error: " in ended.output
@@ -156,7 +156,7 @@ def pipeline(
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_killed_commands_resume_to_the_same_bytes(pipeline: Pipeline, name: str, tmp_path: Path) -> None:
-    """kill -9 at random moments of a command's life, then all clocks are wrong, then it ends as if undisturbed."""
+    """kill -9 at random moments of a command, then wrong clocks: the next run ends as if undisturbed."""
     rng = np.random.default_rng(sorted(COMMANDS).index(name))
     command = COMMANDS[name]
     for turn in range(times(1)):
@@ -164,7 +164,7 @@ def test_killed_commands_resume_to_the_same_bytes(pipeline: Pipeline, name: str,
         for moment in rng.uniform(0, pipeline.seconds[name], 2):
             [ended] = pipeline.lab.run(Job(command.arguments, root, float(moment)))
             assert ended.code in (0, -signal.SIGKILL), ended.output
-            for path in root.rglob("*"):  # a clock set back or forward decides nothing
+            for path in root.rglob("*"):  # clocks must not matter
                 if path.is_file() and rng.random() < 0.3:
                     stamp = float(rng.uniform(0, 4e9))
                     os.utime(path, (stamp, stamp))
@@ -181,7 +181,7 @@ def test_an_interrupted_command_says_one_line_and_resumes(pipeline: Pipeline, na
         root = pipeline.before(name, tmp_path / str(turn))
         moment = float(rng.uniform(0.1, 0.8)) * pipeline.seconds[name]
         [ended] = pipeline.lab.run(Job(command.arguments, root, moment, signal.SIGINT))
-        if ended.code != 0:  # it was not done before
+        if ended.code != 0:  # it was not finished before
             assert ended.code == 130, ended.output
             assert "Traceback" not in ended.output, ended.output
             assert ended.output.rstrip().splitlines()[-1].startswith("interrupted")
@@ -191,7 +191,7 @@ def test_an_interrupted_command_says_one_line_and_resumes(pipeline: Pipeline, na
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_two_at_a_time_end_as_one(pipeline: Pipeline, name: str, tmp_path: Path) -> None:
-    """Two processes run one command on one folder: each ends well or says why not, and the result is whole."""
+    """Two processes run one command on one folder: each succeeds or says why not, and the result is complete."""
     rng = np.random.default_rng(200 + sorted(COMMANDS).index(name))
     command = COMMANDS[name]
     for turn in range(times(1)):
@@ -209,7 +209,7 @@ def test_two_at_a_time_end_as_one(pipeline: Pipeline, name: str, tmp_path: Path)
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, in memory, whose size can be changed."""
+    """A file system in memory whose size can be changed."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if os.geteuid() != 0 or mount("-t", "tmpfs", "-o", "size=64m", "tmpfs", folder):
@@ -227,14 +227,14 @@ def resize(disk: Path, kib: int) -> None:
 
 
 def used(disk: Path) -> int:
-    """KiB in use."""
+    """Return the used space in KiB."""
     status = os.statvfs(disk)
     return (status.f_blocks - status.f_bfree) * status.f_frsize // 1024
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_full_disk_is_one_line_and_the_command_goes_on(pipeline: Pipeline, name: str, small_disk: Path) -> None:
-    """The disk is full at a random write; with more room the same command ends as if undisturbed."""
+    """The disk is full at a random write. With more room, the same command ends as if undisturbed."""
     rng = np.random.default_rng(300 + sorted(COMMANDS).index(name))
     command = COMMANDS[name]
     needed = None
@@ -267,7 +267,7 @@ def test_a_read_only_folder_is_one_line(pipeline: Pipeline, name: str, small_dis
 
 @pytest.mark.parametrize("name", ["extract", "distill", "grid"])
 def test_a_folder_that_vanishes_is_one_line(pipeline: Pipeline, name: str, tmp_path: Path) -> None:
-    """What a command reads is gone before it starts; put back, the command ends as if undisturbed."""
+    """An input of a command is removed before it starts. Once restored, the command ends as if undisturbed."""
     root = pipeline.before(name, tmp_path / "root")
     place = {"extract": "teacher", "distill": "derived", "grid": "body"}[name]
     (root / place).rename(tmp_path / "away")

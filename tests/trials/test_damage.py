@@ -1,4 +1,4 @@
-"""Teachers, students and trials that are damaged on disk are refused by name, or read as they were.
+"""Damaged teachers, students and trials are rejected by name, or read as before.
 
 ``HSKD_TORTURE=20`` takes twenty times as many mutations.
 """
@@ -48,7 +48,7 @@ def made(lab: Lab, tokenizer: BertTokenizerFast, tmp_path_factory: pytest.TempPa
         TinyBertSettings(checkpoint=str(root / "checkpoint")), lab.task, str(lab.root / "teacher"), root / "student"
     )
     lab.trial(root / "trial", kind="narrow", hsk_epochs=1)
-    shutil.rmtree(root / "trial" / "store")  # stores are attacked elsewhere
+    shutil.rmtree(root / "trial" / "store")  # other tests damage stores
     return root
 
 

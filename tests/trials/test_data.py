@@ -1,4 +1,4 @@
-"""Own data may be as long as the model allows, and no longer."""
+"""Own data may be as long as the model allows, but not longer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hskd.trials.settings import DistillSettings
 
 
 def plan(folder: Path, words: int, max_length: int | None = None) -> TaskPlan:
-    """Eight sentences, of which half have so many words; and a ninth that has three more."""
+    """Write eight sentences, half of which have this many words, and a ninth with three more."""
     for split in ("train", "dev"):
         texts = [f"film {'warm ' * (words - 2 if i % 2 else 1)}{i}" for i in range(8)] + ["dull " * (words + 3)]
         rows = [f"{split[0]} {text},{i % 2}\n" for i, text in enumerate(texts)]
@@ -59,7 +59,7 @@ def test_the_default_is_lowered_aloud(teacher_folder: Path, tmp_path: Path, capl
 
 
 def test_examples_of_300_tokens_are_stored_and_read(long_teacher: Path, tmp_path: Path) -> None:
-    """Positions beyond 255 do not fit into the byte that they take in stores of short texts."""
+    """Positions beyond 255 do not fit into the byte that stores of short texts use."""
     examples = task_examples(plan(tmp_path, 300, 300), str(long_teacher), tmp_path / "work")
     assert examples.train.lengths.max() == 300
     teacher = Teacher.load(str(long_teacher), examples.task)

@@ -1,4 +1,4 @@
-"""Running a trial from Python, and what a workspace refuses."""
+"""Running a trial from Python, and inputs that a workspace rejects."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_run_trial_is_the_trial_of_the_engine(lab: Lab, data_folder: Path, tmp_p
     assert result.stages["hsk"].last_loss == expected["stages"]["hsk"]["last_loss"]
     assert TrialResult.read(tmp_path / "api" / "result.json") == result
     assert TrialConfig.model_validate(result.config).id == result.id
-    # Found done, in a folder of its own or in the work folder.
+    # It is found finished, in a folder of its own or in the work folder.
     assert hskd.run_trial(config(lab, data_folder), tmp_path / "work", tmp_path / "api") == result
 
 
@@ -54,7 +54,7 @@ def test_run_trial_is_the_trial_of_the_engine(lab: Lab, data_folder: Path, tmp_p
 )
 def test_what_trials_share_is_checked(lab: Lab, data_folder: Path, field: str, changes: Any, tmp_path: Path) -> None:
     one = config(lab, data_folder)
-    if changes is None:  # threads are each trial's own
+    if changes is None:  # each trial has its own thread count
         Workspace(tmp_path, [one, config(lab, data_folder, threads=2)])
         return
     other = config(lab, data_folder, **changes)

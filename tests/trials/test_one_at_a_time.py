@@ -1,4 +1,4 @@
-"""Two processes that make one artifact: the second waits, says so, and finds it done."""
+"""Two processes that make one artifact: the second waits, says so, and finds it finished."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def body(tokenizer: BertTokenizerFast, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def together(lab: Lab, data_folder: Path, body: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for each kind, with what two processes made there and were told."""
+    """A folder of each kind, with the results and messages of two processes."""
     out = tmp_path_factory.mktemp("at-once")
     script = Path(at_once.__file__)
     places = [str(place) for place in (lab.root, data_folder, body, out)]

@@ -1,4 +1,4 @@
-"""What is there already is used again only if all that it depends on is the same, by content."""
+"""Existing artifacts are reused only if all their inputs are the same, by content."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ OTHER_MOOD = {"positive": "negative", "negative": "positive"}
 
 
 def trained() -> Calls:
-    """Fails at the first step that is trained."""
+    """Progress that fails at the first training step."""
 
     def step() -> None:
         raise AssertionError("trained")
@@ -48,7 +48,7 @@ def trained() -> Calls:
 
 
 def swapped(data: Path, to: Path, *splits: str) -> Path:
-    """A copy of the data in which the labels of some splits are exchanged."""
+    """Return a copy of the data in which the labels of some splits are exchanged."""
     shutil.copytree(data, to)
     for split in splits:
         path = to / f"{split}.csv"
@@ -115,7 +115,7 @@ def test_a_file_is_hashed_again_once_it_has_changed(tmp_path: Path, monkeypatch:
     before = hashing.known_sha256(path)
     assert hashing.known_sha256(path) == before and len(hashed) == 3
     times = path.stat()
-    path.write_bytes(b"two")  # as long, in place
+    path.write_bytes(b"two")  # of equal length, in place
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert hashing.known_sha256(path) == whole(path) != before
 
@@ -140,7 +140,7 @@ def test_a_teacher_of_other_labels_is_not_handed_out(
     task, splits = opened(data, tokenizer, tmp_path / "tokens")
     with pytest.raises(MismatchError, match=r"it differs in: labels\)"):
         finetune(str(body), task, splits, ONE, tmp_path / "teacher", CPU_RUN)
-    exchange(data, "train", "dev")  # only dev differs now
+    exchange(data, "train", "dev")  # now only dev differs
     task, splits = opened(data, tokenizer, tmp_path / "tokens")
     said: list[str] = []
     finetune(str(body), task, splits, ONE, tmp_path / "teacher", CPU_RUN, Calls(trained()._step, say=said.append))
@@ -201,7 +201,7 @@ def test_swapped_labels_of_dev_and_test_are_scored_anew_without_training(
     assert weights(tmp_path / "trial") == student
     assert again.dev_scores == [] and again.best_dev_score is None, "of labels that are no more"
     assert TrialResult.read(tmp_path / "trial" / "result.json") == again
-    # As a trial that never knew the other labels.
+    # As in a trial that never had the other labels.
     fresh = hskd.run_trial(config(), tmp_path / "work", tmp_path / "fresh")
     assert fresh.metrics == again.metrics and fresh.id == again.id != first.id
     assert weights(tmp_path / "fresh") == student
@@ -293,7 +293,7 @@ def test_a_store_of_other_values_is_not_the_same_knowledge(
     derived = config(store=str(folder))
     result = hskd.run_trial(derived, tmp_path / "work", tmp_path / "trial")
     assert result.inputs is not None
-    # From the superset it is the same knowledge, and so the same trial.
+    # From the superset the knowledge is the same, and so is the trial.
     same = hskd.run_trial(config(), tmp_path / "work", tmp_path / "same")
     assert same.inputs is not None and same.inputs["trained"] == result.inputs["trained"]
     shutil.rmtree(folder)

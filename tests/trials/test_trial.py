@@ -1,4 +1,4 @@
-"""A trial is a pure function of its inputs, survives being killed, and every arm is a fair one."""
+"""A trial is a pure function of its inputs, survives kills, and compares arms fairly."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from hskd.trials.stages import RunOptions, TrialInputs
 from hskd.trials.trial import About, run_prepared
 
 POINTS = ("3", "8", "12", "save hsk", "begin prediction stage", "14", "21", "26", "30", "save result")
-"""Steps, or moments: before the first checkpoint of a stage, between two, at its end, after it."""
+"""Steps or moments of kills: before the first checkpoint of a stage, between two, at its end, after it."""
 
 TORN = {"8,torn": "hsk/checkpoint-12", "26,torn": "prediction/checkpoint-18", "3,torn": "hsk/checkpoint-6"}
-"""Where a trial is killed for the tests of half-written checkpoints, and which checkpoint was being written."""
+"""Kills in the tests of half-written checkpoints, and the checkpoint that is then incomplete."""
 
 VARYING = ("seconds", "examples_per_second", "peak_memory_bytes")
-"""What a result says of this very run."""
+"""Fields of a result that differ between runs."""
 
 
 def comparable(result: dict[str, Any]) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def comparable(result: dict[str, Any]) -> dict[str, Any]:
 
 
 class Unreachable:
-    """A source that nobody may ask."""
+    """A source that must not be used."""
 
     def kept(self, batch: Any) -> KeptHSK:
         raise AssertionError("asked for HSK")
@@ -62,7 +62,7 @@ class Unreachable:
 def test_same_config_same_bits(lab: Lab, kind: lab_module.StudentKind, tmp_path: Path) -> None:
     results = []
     for name in ("a", "b"):
-        torch.manual_seed(hash(name) % 1000)  # whatever the state of the generator
+        torch.manual_seed(hash(name) % 1000)  # the state of the generator must not matter
         results.append(lab.trial(tmp_path / name, kind=kind))
     assert comparable(results[0]) == comparable(results[1])
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
@@ -101,7 +101,7 @@ def killed(lab: Lab, data_folder: Path, tmp_path_factory: pytest.TempPathFactory
     subprocess.run(
         [sys.executable, str(script), str(lab.root), str(data_folder), str(folder), *POINTS, *TORN],
         check=True,
-        env={**os.environ, "PYTHONPATH": str(script.parents[1])},  # A script finds what lies beside it, not `support`.
+        env={**os.environ, "PYTHONPATH": str(script.parents[1])},  # a script finds modules beside it, but not `support`
     )
     return folder
 
@@ -125,7 +125,7 @@ def test_a_killed_trial_ends_with_the_same_bits(
         steps += 1
 
     result = lab.trial(folder, kind="narrow", progress=Calls(advance), **RESUMED)
-    # What was saved is not done again.
+    # Finished work is not repeated.
     done = {"3": 0, "8": 6, "12": 6, "14": 12, "21": 18, "26": 24, "30": 24, "save result": 30}.get(point, 12)
     assert steps == 30 - done
     assert comparable(result) == comparable(undisturbed[1])
@@ -199,7 +199,7 @@ EPOCHS = {
 
 @pytest.fixture(scope="module")
 def arms(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[str, Any]]]:
-    """The result of every arm with one seed, and the example ids of every batch, stage by stage."""
+    """The result of every arm with one seed, and the example ids of every batch, by stage."""
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("arms")
     batches: dict[str, list[list[int]]] = {}
@@ -285,7 +285,7 @@ def test_arms_without_an_hsk_stage_never_ask_for_hsk(lab: Lab, tmp_path: Path) -
 
 
 def test_online_and_offline_are_one_trial(lab: Lab, tmp_path: Path) -> None:
-    """As ``hskd distill`` prepares them."""
+    """Both are prepared as in ``hskd distill``."""
     settings = DistillSettings(hsk_epochs=2, prediction_epochs=2, batch_size=16)
     spec = HSKSpec.parse("2l_3t_0.5w,precision=fp32")
     results = []
@@ -333,7 +333,7 @@ def test_shuffled_gives_the_knowledge_of_another_example(lab: Lab, text: str, tm
         assert abs(int(lab.train.lengths[matches[0]] - length)) <= 4
     assert len(set(partners)) >= len(lab.train) - 1
     if text == "all_all_all":
-        assert cut > 0  # somewhere a longer partner had to lose its end
+        assert cut > 0  # some longer partner was truncated
 
 
 def test_shuffled_within_a_batch_equals_one_by_one_and_keeps_the_right_logits(lab: Lab, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def study(grid: str = "demo", seeds: int = 5, without: str = "") -> Study:
 
 
 def bars(axes: Axes) -> list[np.ndarray]:
-    """The ends of the error bars, lowest amount first."""
+    """Return the ends of the error bars, lowest amount first."""
     collections = [one for one in axes.collections if isinstance(one, LineCollection)]
     segments = [segment for one in collections for segment in one.get_segments() if segment[0, 0] == segment[1, 0]]
     return sorted(segments, key=lambda segment: float(segment[0, 0]))
@@ -64,7 +64,7 @@ def test_arms_are_horizontal_lines_with_their_names_and_scores() -> None:
         np.testing.assert_allclose(lines[arm].get_ydata(), 100 * means[arm])
         assert f"{arm} {100 * means[arm]:.1f}" in [text.get_text() for text in axes.texts]
     np.testing.assert_allclose(lines["teacher"].get_ydata(), 81.7)
-    assert len({str(lines[arm].get_linestyle()) for arm in ("none", "gold")}) == 1  # dashed, told apart by dashes:
+    assert len({str(lines[arm].get_linestyle()) for arm in ("none", "gold")}) == 1  # they differ only in dashes:
     patterns = {str(lines[arm]._unscaled_dash_pattern) for arm in ("teacher", "none", "full", "gold", "shuffled")}
     assert len(patterns) == 5
 
@@ -99,7 +99,7 @@ def test_a_full_that_strategies_share_is_drawn_once() -> None:
     markers = [line for line in lines if line.get_marker() not in ("None", None, "")]
     amount = trials.points.at["full", "bytes_per_example"]
     at_full = [line for line in markers if np.isclose(np.asarray(line.get_xdata(), dtype=float), amount).any()]
-    assert [line.get_label() for line in at_full if line.get_marker() == "o"] == ["full"]  # the others are bar ends
+    assert [line.get_label() for line in at_full if line.get_marker() == "o"] == ["full"]  # others are bar ends
     np.testing.assert_allclose(at_full[0].get_ydata(), full)
     assert not set(looks(trials.strategies)) & {line.get_label() for line in at_full}
 
@@ -145,7 +145,7 @@ def test_one_dimension_names_its_amounts_along_the_top() -> None:
     figure.draw_without_rendering()
     assert top.get_xlabel() == "neurons kept (%)"
     assert [label.get_text() for label in top.get_xticklabels()] == ["0.3", "1", "3", "10", "30", "100"]
-    # Along bytes strategies of one amount lie apart, so that no tick would be right.
+    # At equal amounts, strategies differ in bytes, so no tick would fit all of them.
     assert not marginal_utility_figure(study("width"), "bytes_per_example").axes[0].child_axes
 
 

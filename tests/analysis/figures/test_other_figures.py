@@ -24,7 +24,7 @@ def study(grid: str, seeds: int = 5, **changes: float) -> Study:
 
 
 def rows(axes: Axes) -> dict[str, float]:
-    """The names on the left, and their heights."""
+    """Return the names on the left, and their heights."""
     names = [label.get_text() for label in axes.get_yticklabels()]
     return dict(zip(names, map(float, axes.get_yticks()), strict=True))
 
@@ -50,7 +50,7 @@ def test_a_forest_plot_has_each_pair_with_its_interval(seeds: int) -> None:
         else:
             np.testing.assert_allclose(ends, [[100 * row["low"], 100 * row["high"]]])
     shown = (comparison["verdict"] != strategies.UNDETERMINED).sum()
-    assert shown == (0 if seeds == 1 else 2)  # else neither marking is tested
+    assert shown == (0 if seeds == 1 else 2)  # otherwise neither mark is tested
     assert ("One seed gives no interval" in forest.caption(comparison, 0.95)) == (seeds == 1)
 
 
@@ -143,7 +143,7 @@ def test_next_byte_bars_are_gains_per_doubling() -> None:
     assert [bar.get_width() for bar in bars] == pytest.approx(list(100 * steps["gain_per_doubling"]))
     assert len({(bar.get_hatch(), bar.get_facecolor()[:3]) for bar in bars}) == steps["dimension"].nunique()
     best = (steps["verdict"] == joint.BEST).sum()
-    assert best > 0  # else the mark is not tested
+    assert best > 0  # otherwise the mark is not tested
     assert [text.get_text() for text in axes.texts] == [joint.BEST] * best
     assert [f"from {name}:" for name in steps["from_name"].unique()] == [name for name in rows(axes) if ":" in name]
     assert "Dark: shown to be the best buy" in next_byte.caption(steps, 0.95)
@@ -172,7 +172,7 @@ def test_the_tests_of_the_minimum_are_drawn_with_bounds_and_margin(grid: str) ->
         np.testing.assert_allclose(bounds, 100 * tests[["low", "high"]])
         looks = {verdict: mark.get_marker() for verdict, mark in zip(tests["verdict"], marks, strict=True)}
         assert len(set(looks.values())) == len(looks)
-    # The last panel of each column has the numbers of its axis.
+    # The last panel of each column has tick labels.
     assert all(label.get_visible() for axes in panels[-3:] for label in axes.get_xticklabels())
     [legend] = figure.legends
     used = {verdict for answer in answers for verdict in answer.tests["verdict"]}
@@ -197,7 +197,7 @@ def test_amounts_as_text_are_plain() -> None:
 def test_strategies_have_colours_and_a_legend_on_the_front() -> None:
     scores = {
         "none": [0.70, 0.71],
-        "1l_3t_0.1w": [0.72, 0.73],  # beaten: pca scores more for less
+        "1l_3t_0.1w": [0.72, 0.73],  # beaten: pca scores more with fewer bytes
         "1l_all_0.01w,width=pca": [0.75, 0.76],
         "2l_all_0.1w,width=pca,rotate=true,precision=int4": [0.76, 0.77],
         "2l_all_0.4w,width=projection": [0.77, 0.78],

@@ -26,7 +26,7 @@ DEMO = Path(__file__).resolve().parents[3] / "results" / "demo-3-seeds"
 
 
 def parsed(command: str) -> dict[str, Any]:
-    """The options that the real ``hskd distill`` reads from ``command``; its settings are validated too."""
+    """Return the options that the real ``hskd distill`` reads from ``command``. Its settings are validated too."""
     program, name, *words = shlex.split(command)
     assert (program, name) == ("hskd", "distill")
     distill = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
@@ -75,7 +75,7 @@ def test_without_the_trials_files_the_table_says_what_it_can() -> None:
     options = parsed(distil_command(from_table, "2l_all_0.5w", examples=5000))
     assert (options["hsk_epochs"], options["prediction_epochs"]) == (4, 2)
     assert (options["hsk_lr"], options["prediction_lr"], options["train_examples"]) == (4e-4, 1e-4, 5000)
-    assert options["warmup"] == 0  # the table does not hold it
+    assert options["warmup"] == 0  # the table does not store it
 
 
 def test_defaults_are_left_out_and_full_is_a_spec() -> None:

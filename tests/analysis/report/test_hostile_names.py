@@ -1,4 +1,4 @@
-"""Names that are formulas, markup or code somewhere: they are shown as they are, and run nowhere."""
+"""Names that are formulas, markup or code elsewhere are displayed unchanged and never run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def hostile(name: str) -> dict[str, str]:
 
 
 class _Page(HTMLParser):
-    """The tags of a page, and its text."""
+    """The tags and the text of a page."""
 
     def __init__(self) -> None:
         super().__init__()

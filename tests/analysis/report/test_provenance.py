@@ -104,7 +104,7 @@ def test_a_preset_with_changes_is_run_with_them(tmp_path: Path) -> None:
     changes = {"training": grid["training"] | {"hsk_epochs": 9}, "task": grid["task"] | {"max_length": 32}}
     (tmp_path / "grid.yaml").write_text(json.dumps(grid | changes))
     note, command = provenance.commands(tmp_path, tmp_path / "report", 0.005)[0]
-    # The committed demo's teacher was fine-tuned on all sentences, the preset's is on fewer.
+    # The teacher of the committed demo was fine-tuned on all sentences, that of the preset on fewer.
     changed = "--set task.max_length=32 --set teacher.examples=null --set training.hsk_epochs=9"
     assert command == f"hskd grid run demo --seeds 3 {changed} --out {tmp_path}"
     assert note == "runs the grid, a preset with changes"

@@ -59,7 +59,7 @@ def test_what_is_not_shown_is_called_a_guess() -> None:
 def test_the_guess_does_not_jump_over_a_loss() -> None:
     scores = noisy(MEANS | {MIDDLE: 0.6, SMALL: 0.699}, seeds=2)
     found = recommend(study(scores), tolerance=0.5)
-    # SMALL is level by luck: MIDDLE, which holds more, is far below
+    # SMALL is level by chance, but the larger MIDDLE is far below.
     assert (found.spec, found.is_shown) == (LARGE, False)
     assert "too few seeds" in found.evidence[1]
 
@@ -84,7 +84,7 @@ def test_several_strategies_share_the_error_between_them() -> None:
 
 
 def test_every_mapping_is_held_against_the_best_full() -> None:
-    # Of its own full, l_top=5 loses nothing with so little; of the best it loses four points.
+    # The small spec loses nothing against the full of l_top=5, but four points against the best full.
     lower = {f"{SMALL},l_top=5": 0.66, f"{LARGE},l_top=5": 0.66, "full,l_top=5": 0.66}
     found = recommend(made(MEANS | lower), tolerance=0.5)
     assert (found.spec, found.is_shown) == (MIDDLE, True)
@@ -93,7 +93,7 @@ def test_every_mapping_is_held_against_the_best_full() -> None:
 
 
 def test_a_false_recommendation_is_as_rare_as_said() -> None:
-    """Every spec loses just what may be lost: to recommend any is wrong; two strategies, 5 seeds."""
+    """Every spec loses exactly the allowed loss, so any recommendation is wrong; two strategies, 5 seeds."""
     names = ["none", *LADDER[:3], f"{SMALL},length=left", f"{MIDDLE},length=left", "full"]
     base, random, runs = made(dict.fromkeys(names, 0.6)), np.random.default_rng(2), 500
     means = np.array([0.6, *[0.695] * 5, 0.7])
@@ -110,7 +110,7 @@ def test_a_false_recommendation_is_as_rare_as_said() -> None:
 def test_a_budget_buys_the_best_mean_that_fits() -> None:
     of = made(MEANS | {LARGE: 0.72})
     assert recommend(of, budget=stored(of, "full")).spec == LARGE
-    assert recommend(of, budget=stored(of, LARGE)).spec == LARGE  # the very size fits
+    assert recommend(of, budget=stored(of, LARGE)).spec == LARGE  # exactly its size fits
     found = recommend(of, budget=stored(of, LARGE) - 1)
     assert (found.spec, found.is_shown) == (MIDDLE, True)
     assert "of the 2 specs that fit it scores best" in found.evidence[0]

@@ -20,7 +20,7 @@ VOID = {"meta", "img", "br", "link", "input"}
 
 
 class Page(HTMLParser):
-    """What a page says, and whether each tag is closed in its order."""
+    """Text and tags of a page, and whether each tag is closed in order."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ def test_the_page_answers_and_shows_the_tables(joint: Path) -> None:
     page = Page(joint)
     [study] = studies(joint.parents[1])
     assert study.title in page.text
-    assert "1l_8t_0.1w (0.73 %) is not enough: it loses more than 0.5 points." in page.text  # by bytes
+    assert "1l_8t_0.1w (0.73 %) is not enough: it loses more than 0.5 points." in page.text  # ordered by bytes
     assert "the predictions of the trials, or the labels, are not kept" in page.text
     assert "Strategies: only one per dimension, so there is nothing to compare." in page.text
     for name in ("points", "marginal_utility", "minimum", "surface", "pareto", "next_byte"):
@@ -112,7 +112,7 @@ def test_several_studies_have_a_section_each(tmp_path: Path) -> None:
     found = studies(tmp_path)
     assert page.all("section", "id") == [study.slug for study in found]
     assert page.all("a", "href") == [f"#{study.slug}" for study in found]
-    assert "cola<b>" in page.text  # escaped in the source, else the parser had met a tag
+    assert "cola<b>" in page.text  # escaped in the source, because otherwise the parser would see a tag
     for study in found:
         assert (index.parent / study.slug / "figures" / "curve.svg").is_file()
     assert "1 points" in page.text and "Joint: only depth varies in this study." in page.text

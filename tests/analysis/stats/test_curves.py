@@ -141,10 +141,10 @@ def test_answers_never_narrow_an_interval() -> None:
     here, anew = points(demo), points(demo, answers=answers)
     assert here[["name", "mean", "above_none", "relative"]].equals(anew[["name", "mean", "above_none", "relative"]])
     for column in ("", "above_none_", "relative_"):
-        # No bound is the widest of all.
+        # A missing bound counts as the widest.
         low, high = (anew[f"{column}{end}"].fillna(side * math.inf) for end, side in (("low", -1), ("high", 1)))
         assert (low <= here[f"{column}low"].fillna(-math.inf) + 1e-12).all()
         assert (high >= here[f"{column}high"].fillna(math.inf) - 1e-12).all()
-    # A score on 2,030 examples is itself uncertain by about a point.
+    # With 2,030 examples, a score is itself uncertain by about a point.
     widest = (anew["high"] - anew["low"]).min()
     assert widest > 2 * 1.96 * math.sqrt(0.77 * 0.23 / 2030) * 0.9

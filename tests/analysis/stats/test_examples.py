@@ -18,7 +18,7 @@ GAP = {"full": 1.0, "none": -1.0}
 
 
 def answers_of(metrics: tuple[str, ...], seeds: int = 3, count: int = 400, classes: int = 2) -> Answers:
-    """Two points' answers to examples of which some are harder than others."""
+    """Return predictions of two points for examples of different difficulty."""
     rng = np.random.default_rng(0)
     regression = "pearson" in metrics
     head = head_of_rows(1 if regression else classes, metrics)
@@ -38,7 +38,7 @@ def answers_of(metrics: tuple[str, ...], seeds: int = 3, count: int = 400, class
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A results folder of one's own, to spoil."""
+    """A results folder that a test may change."""
     return shutil.copytree(DEMO, tmp_path / "results")
 
 
@@ -115,6 +115,6 @@ def test_the_variance_is_that_over_resampled_examples(metrics: tuple[str, ...], 
             for key, logits in answers.logits.items()
         }
         gaps.append(np.mean([scores["full", seed] - scores["none", seed] for seed in (0, 1)]))
-    # A variance from 200 resamples, and one from 100 blocks, are uncertain by 10 and 14 %.
+    # A variance from 200 resamples is uncertain by 10 %, one from 100 blocks by 14 %.
     assert answers.variance(GAP, [0, 1]) == pytest.approx(np.var(gaps, ddof=1), rel=0.35)
     assert answers.df == (99 if classes == 1 else 399)

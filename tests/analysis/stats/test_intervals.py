@@ -71,7 +71,7 @@ def test_a_ratio_has_fiellers_interval() -> None:
     ratio, low, high, n = ratio_interval(top, bottom)
     assert (ratio, n) == (pytest.approx(top.mean() / bottom.mean()), 6)
     assert low < ratio < high
-    # By its definition: at each bound the paired test just fails to reject.
+    # By definition, the paired test just fails to reject at each bound.
     for bound in (low, high):
         assert stats.ttest_1samp(top - bound * bottom, 0).pvalue == pytest.approx(0.05)
 

@@ -15,7 +15,7 @@ from hskd.analysis.table import studies
 
 DEMO = Path(__file__).resolve().parents[3] / "results" / "demo-3-seeds"
 CORNER = ["1l_1t_0.1w", "2l_1t_0.1w", "1l_2t_0.1w", "1l_1t_0.2w"]
-"""A point, and a neighbour of twice the bytes along each dimension."""
+"""A point, and a neighbour with twice the bytes along each dimension."""
 
 
 def scores(means: dict[str, float], seeds: int = 5, noise: float = 0.001) -> dict[str, list[float]]:
@@ -38,7 +38,7 @@ def test_the_surface_is_the_mean_at_each_amount_with_all_as_the_most() -> None:
 def test_the_front_holds_what_nothing_cheaper_beats() -> None:
     means = {"none": 0.6, "1l_1t_0.1w": 0.59, "1l_8t_0.1w": 0.7, "2l_8t_0.1w": 0.69, "2l_8t_0.5w": 0.72, "full": 0.71}
     table = pareto(study(scores({**means, "shuffled": 0.9, "gold": 0.95}))).set_index("name")
-    on_front = {"none", "1l_8t_0.1w", "2l_8t_0.5w"}  # not gold or shuffled, which keep no HSK of the example
+    on_front = {"none", "1l_8t_0.1w", "2l_8t_0.5w"}  # not gold or shuffled, which keep no HSK of their example
     assert set(table.index[table["front"]]) == on_front
     assert set(table.index[table["front_kept"]]) == on_front
 
@@ -123,4 +123,4 @@ def test_the_committed_results_have_a_front() -> None:
     table = next_byte(made)
     front = pareto(made)
     assert {"none", "full"} <= set(front.loc[front["front"], "name"])
-    assert isinstance(table, pd.DataFrame) and not (table["verdict"] == "best buy").any()  # three seeds show none
+    assert isinstance(table, pd.DataFrame) and not (table["verdict"] == "best buy").any()  # three seeds are too few

@@ -1,4 +1,4 @@
-"""What the views of a store say, against the same numbers taken straight from the teacher's states."""
+"""Tables of a store's knowledge equal the same numbers computed from the teacher's states."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ EVERYTHING = Superset(layers=(0, 1, 2), attention_layers=(1, 2))
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """A superset of the tiny teacher and what decodes it."""
+    """A superset of the tiny teacher, with the tokenizer that decodes it."""
 
     store: Store
     tokenizer: PreTrainedTokenizerBase
@@ -95,7 +95,7 @@ def test_kept_tokens_are_those_that_derive_stores(given: Given) -> None:
         for i, layer in enumerate(stored.layers):
             rows = table[table["student_layer"] == layer]
             assert rows["position"].tolist() == stored.positions[:, i].tolist()
-    assert set(table["teacher_layer"]) == {1} and set(table["layer"]) == {2}  # ranked by another layer's attention
+    assert set(table["teacher_layer"]) == {1} and set(table["layer"]) == {2}  # ranked by the attention of another layer
 
 
 def test_neuron_magnitude_counts_as_the_selector_keeps(given: Given) -> None:
@@ -158,7 +158,7 @@ def test_what_a_store_cannot_show_is_refused(given: Given, tmp_path: Path) -> No
     with pytest.raises(MismatchError, match="not in this store"):
         token_importance(given.store, 1, given.tokenizer)
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]))
-    with pytest.raises(MismatchError, match="give that of the teacher"):
+    with pytest.raises(MismatchError, match="give the tokenizer of the teacher"):
         sentences(given.store, BertTokenizerFast(vocab=str(tmp_path / "vocab.txt")))
     with pytest.raises(HskdError, match="examples = 0"):
         neuron_magnitude(given.store, examples=0)

@@ -19,7 +19,7 @@ from hskd.errors import HskdError
 
 
 def lifted(table: pd.DataFrame, by: float, noise: float = 0.0) -> pd.DataFrame:
-    """``table`` with ``by`` added to the scores of all but none."""
+    """Return ``table`` with ``by`` added to all scores except those of none."""
     drawn = np.random.default_rng(0).normal(0, noise, len(table))
     return table.assign(score=table["score"] + (by + drawn) * (table["arm"] != "none"))
 
@@ -50,7 +50,7 @@ def test_only_shared_seeds_and_points_count() -> None:
 
 def test_above_none_drops_what_both_arms_share() -> None:
     first = simulated.simulate(seeds=5)
-    second = first.assign(score=first["score"] + 0.02)  # a better teacher, say, for none too
+    second = first.assign(score=first["score"] + 0.02)  # for example a better teacher, which also lifts none
     assert pair(Study.of(first), Study.of(second))["difference"].to_numpy() == pytest.approx(0.02)
     above = pair(Study.of(first), Study.of(second), above_none=True)
     assert "none" not in set(above["name"])

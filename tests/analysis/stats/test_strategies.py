@@ -43,7 +43,7 @@ def test_each_amount_is_a_pair_of_its_own_and_all_are_one_family() -> None:
 def test_what_keeps_the_same_is_not_compared() -> None:
     names = ["all_1t_all,length=left", "all_1t_all,length=cls", "all_all_all,length=attention", "full"]
     assert compare_strategies(study(noise([*names, "all_all_all,width=magnitude", "none"]))).empty
-    # The same first token, but another one for attention; all tokens, but other neurons.
+    # left and cls keep the same first token, attention another one. With all tokens, the neurons differ.
     names += ["all_1t_all,length=attention", "all_all_0.1w,width=magnitude", "all_all_0.1w,width=random"]
     pairs = compare_strategies(study(noise(names)))
     assert set(zip(pairs["a"], pairs["b"], strict=True)) == {
@@ -69,14 +69,14 @@ def test_a_spec_that_keeps_all_neurons_matches_whatever_its_selector() -> None:
 
 def test_only_a_complete_block_of_trials_counts() -> None:
     scores = noise(LENGTH)
-    scores["2l_8t_0.1w"][4] = np.nan  # a grid cut short in its last seed
+    scores["2l_8t_0.1w"][4] = np.nan  # the grid stopped in its last seed
     row = compare_strategies(study(scores)).set_index(["a", "b"]).loc[("attention_no_sep", "left")]
     expected = np.mean(
         [np.subtract(scores[f"2l_{k}t_0.1w"], scores[f"2l_{k}t_0.1w,length=left"])[:4] for k in (1, 3, 8)], axis=0
     )
     assert (row["n"], row["matched"]) == (4, 3)
     assert row["difference"] == pytest.approx(expected.mean())
-    scores["2l_8t_0.1w"] = [0.7, *[np.nan] * 4]  # one trial does not throw away all the others
+    scores["2l_8t_0.1w"] = [0.7, *[np.nan] * 4]  # a single trial does not discard all others
     row = compare_strategies(study(scores)).set_index(["a", "b"]).loc[("attention_no_sep", "left")]
     assert (row["n"], row["matched"]) == (5, 2)
 
@@ -101,7 +101,7 @@ def test_the_winner_beats_every_other() -> None:
     assert winner == "attention_no_sep"
     assert sentence.startswith("attention_no_sep beats every other strategy: ")
     assert " left by " in sentence and " random by " in sentence
-    scores["2l_1t_0.1w,length=left"] = [0.99, 0.97, 0.98, 0.95, 0.99]  # as far ahead as behind elsewhere
+    scores["2l_1t_0.1w,length=left"] = [0.99, 0.97, 0.98, 0.95, 0.99]  # as far ahead here as behind elsewhere
     winner, sentence = winners(compare_strategies(study(scores)))["length"]
     assert winner == UNDETERMINED
     assert sentence.startswith("Undetermined: attention_no_sep beats random by ") and "which is not shown" in sentence
@@ -116,7 +116,7 @@ def test_a_strategy_never_met_keeps_the_winner_open() -> None:
 
 
 def test_no_difference_gives_a_winner_in_at_most_5_per_cent() -> None:
-    """Family-wise error: three strategies at two amounts, 5 seeds that shift all of a seed's trials."""
+    """Family-wise error: three strategies at two amounts, with 5 seeds that shift all trials of a seed."""
     runs, any_pair, any_amount, wins = 500, 0, 0, 0
     names = [name for name in LENGTH if "8t" not in name]
     base = study(noise(names))
@@ -130,11 +130,11 @@ def test_no_difference_gives_a_winner_in_at_most_5_per_cent() -> None:
         wins += winners(table)["length"][0] != UNDETERMINED
     limit = runs * 0.05 + 3 * np.sqrt(runs * 0.05 * 0.95)
     assert any_pair <= limit and any_amount <= limit and wins <= any_pair
-    assert any_pair > 0  # the test does reject now and then, as it should
+    assert any_pair > 0  # the test does reject sometimes, as it should
 
 
 def test_a_real_difference_is_found() -> None:
-    """One point ahead with a deviation of half a point, 5 seeds, three amounts: found in most runs."""
+    """One point ahead with a deviation of half a point, over 5 seeds and three amounts, is detected in most runs."""
     base, random = study(noise(LENGTH)), np.random.default_rng(8)
     ahead = np.array([0.01 * ("=" not in name) for name in LENGTH])
     drawn = [0.7 + ahead + 0.005 * random.standard_normal((5, len(LENGTH))) for _ in range(60)]

@@ -18,11 +18,11 @@ from hskd.errors import HskdError
 
 DEMO = Path(__file__).resolve().parents[3] / "results" / "demo-3-seeds"
 NOISE = 0.001 * np.array([[-1, 0.5, 0, 1, -0.5], [0.5, 1, -1, -0.5, 0], [0, -1, 0.5, 1, -0.5], [1, 0, -0.5, -1, 0.5]])
-"""Of each point against full, seed by seed: mean 0, deviation 0.08 points."""
+"""Differences of each point to full, by seed: mean 0, deviation 0.08 points."""
 
 
 def losing(*losses: float, gap: float = 0.03, seeds: int = 5, noise: float = 1.0) -> Study:
-    """A study whose ladder of four specs loses so much against full (shares of 1)."""
+    """Return a study whose four specs have these losses against full (shares of 1)."""
     shared = 0.79 + 0.01 * np.arange(seeds)
     scores = {"none": shared - gap + 2 * noise * NOISE[0, :seeds], "full": shared}
     for name, loss, own in zip(LADDER, losses, NOISE, strict=False):
@@ -48,7 +48,7 @@ def test_the_smallest_shown_to_lose_less_is_enough_and_the_largest_shown_to_lose
     ]
     row = answer.tests.iloc[3]
     assert row["loss"] == pytest.approx(0.001)
-    # 0.79 points of deviation and the 95 % quantile of t with 4 degrees of freedom.
+    # Computed from 0.79 points of deviation and the 95 % quantile of t with 4 degrees of freedom.
     half = 2.131847 * np.std(NOISE[2], ddof=1) / math.sqrt(5)
     assert (row["low"], row["high"], row["n"]) == (pytest.approx(0.001 - half), pytest.approx(0.001 + half), 5)
     assert answer.fraction == pytest.approx(2 / 4 * 8 / 27 * 0.5)
@@ -97,7 +97,7 @@ def test_a_share_of_the_gap_is_another_margin() -> None:
 @settings(max_examples=40)
 @given(st.floats(0.05, 0.9), st.integers(0, 1000))
 def test_a_share_is_tested_seed_by_seed(share: float, random_state: int) -> None:
-    """The contrast (full - c) - share (full - none) against 0, whatever the scores."""
+    """Tests the contrast (full - c) - share (full - none) against 0."""
     rng = np.random.default_rng(random_state)
     made = losing(0.02, 0.01, 0.005, 0.0)
     names = ["none", *made.ladder("")[0], "full"]

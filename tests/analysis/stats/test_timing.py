@@ -1,4 +1,4 @@
-"""Times of a made-up device, so that every ratio is known."""
+"""Tables of times of an invented device, for which every ratio is known."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from hskd.analysis.stats.timing import Spread, Timings, bars, speedups, with_ext
 from hskd.errors import CorruptionError, HskdError
 
 NOISE = np.array([1.0, 2.0, 4.0])
-"""What a busy machine does to all cases of a round alike."""
+"""Slow-down of all cases of a round on a busy machine."""
 TRAINING = {
     "fine-tuning": 0.1,
     "fine-tuning-cls": 0.09,
@@ -120,7 +120,7 @@ def test_speedups_and_when_a_store_has_paid_for_itself(tmp_path: Path) -> None:
     assert found["speedup"].tolist() == pytest.approx([4.5, 4.5])
     assert found["ceiling"].tolist() == pytest.approx([5, 5])
     assert found["online_ms"].tolist() == pytest.approx([900, 900])  # the median round is twice as slow
-    assert found["extraction_ms"].tolist() == pytest.approx([1400, 800])  # where none was timed: the teacher's pass
+    assert found["extraction_ms"].tolist() == pytest.approx([1400, 800])  # without an own time: the teacher's
     assert found["pays_off"].tolist() == pytest.approx([1400 / 700, 800 / 700])
     row = found.iloc[0]
     assert with_extraction(row, np.array([row["pays_off"]])) == pytest.approx([1])

@@ -1,9 +1,9 @@
-"""Whether the statistics keep their word: simulated studies whose truth is known, thousands of them.
+"""Error rates and coverage of the statistics, over thousands of simulated studies with known truth.
 
 Every claim is made with 95 % confidence, so it may be wrong in 5 % of the simulations, give or take three standard
-errors of that share. Scores are as a grid's: a seed moves all points alike, since they see the same batches, and each
-trial adds noise of its own. The mean of five scores has the t-distribution's tails: the last test shows what an
-interval that ignores them, the percentile bootstrap, covers.
+errors of that share. Scores are like a grid's: a seed shifts all points equally, because they see the same batches, and
+each trial adds its own noise. The mean of five scores has the tails of a t-distribution. The last test measures the
+coverage of an interval that ignores these tails, the percentile bootstrap.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ RUNS = 500
 NAMES = ["none", *LADDER, "full"]
 NONE, FULL = 0.75, 0.78
 NOISE = 0.004
-"""Deviation of a trial, a share of 1: less than the gap, more than half the margin."""
+"""Deviation of a trial, a share of 1: smaller than the gap, larger than half the margin."""
 MARGIN = 0.005
 
 
 def error(share: float, runs: int = RUNS) -> float:
-    """Three standard errors of a share of the runs."""
+    """Return three standard errors of a share of the runs."""
     return 3 * math.sqrt(share * (1 - share) / runs)
 
 
 BASE = study({name: [0.7] for name in NAMES})
 COLUMNS = BASE.points.index.tolist()
-"""The points from none to full, as the study names them."""
+"""The points from none to full, by their names in the study."""
 
 
 def simulate(truth: np.ndarray, seeds: int, noise: float = NOISE, shared: float = 0.01, runs: int = RUNS) -> np.ndarray:
-    """Scores of many studies, ``(runs, seeds, points)``; a seed moves all its points by ``shared``."""
+    """Return scores of many studies, ``(runs, seeds, points)``; a seed shifts all its points by ``shared``."""
     rng = np.random.default_rng([seeds, len(truth), round(1e6 * noise)])
     return (
         truth + shared * rng.standard_normal((runs, seeds, 1)) + noise * rng.standard_normal((runs, seeds, len(truth)))
@@ -54,12 +54,12 @@ def repeated(truth: np.ndarray, seeds: int, noise: float = NOISE, runs: int = RU
 
 
 def at(*losses: float, gap: float = FULL - NONE) -> np.ndarray:
-    """True means of none, the ladder, and full."""
+    """Return the true means of none, the ladder and full."""
     return np.array([FULL - gap, *(FULL - loss for loss in losses), FULL])
 
 
 def covered(low: np.ndarray, high: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """The share of runs whose interval holds the truth, point by point."""
+    """Return the share of runs whose interval holds the truth, for each point."""
     return ((low <= truth) & (truth <= high)).mean(axis=0)
 
 
@@ -69,7 +69,7 @@ def test_the_intervals_of_points_cover_their_truth(seeds: int) -> None:
     found = [points(made).set_index("name").loc[COLUMNS] for made in repeated(truth, seeds)]
     expected = {
         "": truth,
-        "above_none_": (truth - NONE)[1:],  # the ends are 0 and 1 whatever the scores
+        "above_none_": (truth - NONE)[1:],  # the ends are 0 and 1 for any scores
         "relative_": ((truth - NONE) / (FULL - NONE))[1:-1],
     }
     for kind, value in expected.items():
@@ -110,7 +110,7 @@ def test_what_is_called_enough_or_too_little_seldom_is_not(name: str, seeds: int
     truth = TRUTHS[name]
     loss = dict(zip(COLUMNS, FULL - truth, strict=True))
     answers = asked(truth, seeds, noise)
-    # A loss of just the margin is not less than it, and not more. (Of 0.78 - 0.775 the last bits are lost.)
+    # A loss equal to the margin is neither less nor more. (Of 0.78 - 0.775 the last bits are lost.)
     too_small = [answer.verdict == "sufficient" and loss[answer.name] > MARGIN - 1e-9 for answer in answers]
     too_large = [answer.above != "" and loss[answer.above] < MARGIN + 1e-9 for answer in answers]
     nothing = [answer.verdict == "all" and loss[COLUMNS[-2]] < MARGIN + 1e-9 for answer in answers]
@@ -119,7 +119,7 @@ def test_what_is_called_enough_or_too_little_seldom_is_not(name: str, seeds: int
 
 
 def test_at_the_margin_the_error_is_the_one_allowed() -> None:
-    """Not less either: the first test of the walk is exact, so a bound that were too wide would show."""
+    """The error is not smaller either. The first test of the sequence is exact, so too wide a bound would show."""
     answers = asked(at(0.02, 0.02, 0.02, MARGIN), 5, NOISE / 4)
     assert np.mean([answer.verdict == "sufficient" for answer in answers]) == pytest.approx(0.05, abs=error(0.05))
     assert np.mean([answer.verdict == "all" for answer in answers]) == pytest.approx(0.05, abs=error(0.05))
@@ -141,7 +141,7 @@ def test_flat_scores_decide_nothing(seeds: int, noise: float) -> None:
 
 
 def test_noise_alone_decides_nothing() -> None:
-    """Scores that have nothing to do with each other, with tails as heavy as those of t with 3 degrees of freedom."""
+    """Independent scores, with tails as heavy as those of t with 3 degrees of freedom."""
     rng = np.random.default_rng(0)
     scores = 0.77 + 0.01 * rng.standard_t(3, (RUNS, 5, len(COLUMNS)))
     for share in (None, 0.2):
@@ -158,10 +158,10 @@ def test_a_clear_knee_is_found(seeds: int, noise: float, power: float) -> None:
 
 
 def right_answers(examples: int, seeds: int, own: float, rng: np.random.Generator) -> np.ndarray:
-    """Whether none and full answer right, ``(2, seeds, examples)`` bool.
+    """Return whether none and full answer correctly, ``(2, seeds, examples)`` bool.
 
-    Some sentences are harder than others, for both, and some gain more than others from full HSK. A seed shifts all
-    of its trial's answers, and each answer has a noise of deviation ``own``.
+    Some sentences are harder than others for both, and some gain more than others from full HSK. A seed shifts all
+    answers of its trial, and each answer has noise of deviation ``own``.
     """
     ease, gain = rng.normal(1.0, 1.2, examples), rng.normal(0.2, 0.6, examples)
     shift, noise = rng.normal(0, 0.06, (2, seeds, 1)), rng.normal(0, own, (2, seeds, examples))
@@ -171,7 +171,7 @@ def right_answers(examples: int, seeds: int, own: float, rng: np.random.Generato
 @pytest.mark.parametrize("seeds", [5, 10])
 @pytest.mark.parametrize("own", [0.3, 1.0])
 def test_the_widened_interval_covers_the_difference_on_all_examples_there_are(seeds: int, own: float) -> None:
-    """The interval over seeds alone speaks of the examples at hand, and so covers it less often."""
+    """The interval over seeds alone is about the given examples, so it covers this difference less often."""
     examples, runs, rng = 300, 600, np.random.default_rng(seeds)
     deviation = np.sqrt(1.2**2 + 0.06**2 + own**2 + np.array([0.0, 0.6**2]))
     truth = float(np.diff(special.ndtr(np.array([1.0, 1.2]) / deviation))[0])
@@ -180,7 +180,7 @@ def test_the_widened_interval_covers_the_difference_on_all_examples_there_are(se
     here, anew = 0, 0
     for _ in range(runs):
         right = right_answers(examples, seeds, own, rng)
-        # As Answers finds them (a test of its own pins that), but without scoring every trial over and over.
+        # Computed as in Answers (which another test checks), but without scoring every trial repeatedly.
         left_out = (right.sum(axis=2, keepdims=True) - right) / (examples - 1)
         kept = {(name, seed): left_out[arm, seed] for arm, name in enumerate(("none", "full")) for seed in range(seeds)}
         answers = Answers(head, np.zeros(examples, int), {}, kept)
@@ -194,7 +194,7 @@ def test_the_widened_interval_covers_the_difference_on_all_examples_there_are(se
 
 
 def test_a_bootstrap_over_five_seeds_covers_less() -> None:
-    """Resampling five scores cannot show their tails: nominal 95 % come to about 83 %."""
+    """Resampling five scores misses their tails: a nominal 95 % covers about 83 %."""
     rng = np.random.default_rng(0)
     scores = rng.standard_normal((RUNS, 5))
     means = scores[:, rng.integers(5, size=(1000, 5))].mean(axis=2)

@@ -1,4 +1,4 @@
-"""General distillation: made once, resumed to the same bytes, refused where it does not fit."""
+"""General distillation: reproducible, resumed to the same bytes, rejected where it does not fit."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def make(teacher: Path, settings: GeneralSettings, folder: Path, advance: Callab
 
 @pytest.fixture(scope="module")
 def made(teacher_folder: Path, settings: GeneralSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A general student that nobody disturbed."""
+    """A general student of an uninterrupted run."""
     steps: list[None] = []
     folder = make(teacher_folder, settings, tmp_path_factory.mktemp("made") / "student", lambda: steps.append(None))
     assert len(steps) == STEPS
@@ -125,7 +125,7 @@ def test_its_record_says_what_was_done(made: Path, teacher_folder: Path, setting
 def test_it_learns_from_random_weights_too(
     tmp_path: Path, tokenizer: BertTokenizerFast, settings: GeneralSettings
 ) -> None:
-    """A teacher of a type that is not described gives word embeddings alone; the loss goes down all the same."""
+    """A teacher of an undescribed type provides only word embeddings, and the loss still falls."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "embedding_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = AutoConfig.for_model("roformer", vocab_size=200, max_position_embeddings=64, **sizes)
@@ -139,7 +139,7 @@ def test_it_learns_from_random_weights_too(
 def test_a_student_of_the_teachers_type(
     tmp_path: Path, tokenizer: BertTokenizerFast, settings: GeneralSettings, model_type: str
 ) -> None:
-    """Made, trained, saved, and a checkpoint that a student with a head is made of."""
+    """It is made, trained and saved, and a student with a head is made from its checkpoint."""
     tiny(model_type, vocab_size=len(tokenizer), pad_token_id=0).base_model.save_pretrained(tmp_path / "teacher")
     tokenizer.save_pretrained(tmp_path / "teacher")
     sizes = {"width": 16, "heads": 2, "ffn": 20, "dropout": 0.1, "lr": 1e-2}
@@ -244,7 +244,7 @@ def test_chunks_of_documents(tokenizer: BertTokenizerFast) -> None:
     split = chunks([words, "the film", words], tokenizer, 10, 10)
     cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
     ids = tokenizer(words, add_special_tokens=False)["input_ids"]
-    assert SHORTEST > 5  # so that neither the rest of 3 nor the document of 2 is a chunk
+    assert SHORTEST > 5  # so neither the rest of 3 nor the document of 2 is a chunk
     assert split.lengths.tolist() == [10, 10]
     assert split.input_ids[:10].tolist() == [cls, *ids[:8], sep]
     assert len(set(split.ids.tolist())) == 2
@@ -270,7 +270,7 @@ def test_the_reviews_are_the_25_000() -> None:
     assert len(reviews) == 25_000
     assert not any("<br" in review for review in reviews)
     digests = [hashlib.sha256(review.encode()).digest() for review in reviews]
-    assert digests != sorted(digests)  # the order is that of the text as it is in the file, markup included
+    assert digests != sorted(digests)  # the order is that of the text file, including markup
 
 
 def test_on_the_command_line(teacher_folder: Path, text: Path, tmp_path: Path) -> None:

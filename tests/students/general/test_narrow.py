@@ -20,7 +20,7 @@ from hskd.tasks import TokenizedSplit, model_inputs
 
 @pytest.fixture(scope="module")
 def split() -> TokenizedSplit:
-    """Random tokens, of different lengths."""
+    """Random tokens in examples of different lengths."""
     draw = np.random.default_rng(0)
     lengths = draw.integers(6, 20, 96)
     return TokenizedSplit(
@@ -38,7 +38,7 @@ def split() -> TokenizedSplit:
 
 @pytest.fixture(scope="module")
 def body() -> torch.nn.Module:
-    """Four layers, width 32, LayerNorms that are not all ones."""
+    """A body of four layers and width 32, with LayerNorms that are not all ones."""
     model = make_bert(num_hidden_layers=4).bert
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
@@ -60,7 +60,7 @@ def states(model: torch.nn.Module, split: TokenizedSplit, top: int) -> list[Tens
 
 
 def share_missed(start: Start, body: torch.nn.Module, split: TokenizedSplit, mapped: list[int]) -> list[float]:
-    """For each student layer, the part of the teacher's variance that its states miss."""
+    """Return, for each student layer, the share of the teacher's variance that its states miss."""
     mine = states(start.student, split, len(mapped) - 1)
     theirs = states(body, split, max(mapped))
     missed = []
@@ -78,13 +78,13 @@ def test_at_full_size_it_is_the_teacher(body: torch.nn.Module, split: TokenizedS
 
 
 def test_heads_of_another_size_hold_the_teachers(body: torch.nn.Module, split: TokenizedSplit) -> None:
-    """Two layers of four heads of 8 fit into a layer of two heads of 16: the rest of each stays empty, not noise."""
+    """Two layers of four heads of 8 fit into a layer of two heads of 16. The rest of each head is zero, not noise."""
     start = cut(body, split, 4, 32, 2, 64)
     assert max(share_missed(start, body, split, [0, 1, 2, 3, 4])) < 0.5
 
 
 def test_a_narrow_student_follows_the_teacher(body: torch.nn.Module, split: TokenizedSplit) -> None:
-    """Far nearer than any constant (1.0), and than a random student of the same size with the best projection."""
+    """It is far closer than any constant (1.0) or a random student of the same size with the best projection."""
     start = cut(body, split, 2, 24, 3, 48)
     assert start.student.config.hidden_size == 24
     assert start.student.config.num_hidden_layers == 2
@@ -108,13 +108,13 @@ def test_the_basis_holds_the_principal_components() -> None:
     torch.testing.assert_close(mean, states.mean(0))
     reduced = (states - mean) @ basis
     torch.testing.assert_close(reduced.sum(1), torch.zeros(500), atol=1e-4, rtol=0)
-    # Three directions in four neurons whose sum is 0: nothing but the small ones is lost.
+    # Three directions in four neurons whose sum is 0: only the small ones are lost.
     torch.testing.assert_close((reduced @ basis.T)[:, :3], (states - mean)[:, :3], atol=0.2, rtol=0)
     assert _choose_basis([states], 6)[1] is None
 
 
 def test_the_heads_and_neurons_that_do_most_are_kept(body: torch.nn.Module, split: TokenizedSplit) -> None:
-    """Against a plain reference: without a head or a neuron, how far does the layer's output move?"""
+    """The reference measures how far the layer's output moves without each head or neuron."""
     fit = narrow_module._Fit(body, narrow_module._empty(body, 4, 16, 2, 16), split)
     fit._mapped_states()
     fit.basis = None
@@ -183,7 +183,7 @@ OTHERS = [name for name in TINY if name != "bert"]
 
 
 def tiny_body(model_type: str) -> PreTrainedModel:
-    """Four layers, width 32, of another type; norms and biases as they are not drawn."""
+    """A body of four layers and width 32 of another type, with norms and biases that are not the initial ones."""
     layers = "n_layers" if model_type == "distilbert" else "num_hidden_layers"
     more = {"embedding_size": 32} if model_type == "electra" else {}
     return tiny(model_type, vocab_size=200, pad_token_id=0, **{layers: 4}, **more).base_model
@@ -226,7 +226,7 @@ def test_a_pruned_body_is_cut_as_well(model_type: str, split: TokenizedSplit) ->
 
 @pytest.mark.parametrize("width", [16, 24])
 def test_embeddings_of_another_width_are_projected(width: int, split: TokenizedSplit) -> None:
-    """ELECTRA's small one: of the embeddings' own width, a student has no projection."""
+    """ELECTRA's small model projects its embeddings; a student as wide as the embeddings needs no projection."""
     body = tiny("electra", vocab_size=200, pad_token_id=0, num_hidden_layers=4).base_model
     assert body.config.embedding_size == 16
     start = cut(body, split, 2, width, 2, 20)
@@ -250,7 +250,7 @@ def test_another_encoder_gives_its_word_embeddings(split: TokenizedSplit) -> Non
     table = other.get_input_embeddings().weight.detach().double()
     mine = start.student.embeddings.word_embeddings.weight.detach().double()
     assert mine.shape == (200, 24)
-    # The angles between words stay as near as 24 directions allow.
+    # Angles between words are kept as far as 24 directions allow.
     u, s, vh = torch.linalg.svd(table, full_matrices=False)
     best = (u[:, :24] * s[:24]) @ vh[:24]
     torch.testing.assert_close(mine @ mine.T, best @ best.T, atol=1e-4, rtol=1e-3)
