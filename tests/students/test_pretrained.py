@@ -109,7 +109,7 @@ def test_what_has_no_place_is_said_in_one_line_and_written_down(make: Make, chec
     assert {name.split(".")[0] for name in unexpected} == {"cls"}
     assert len(unexpected) == 9
     [line] = make.said
-    assert "9 of its weights have no place in the student: cls.predictions.bias" in line
+    assert "9 of its weights do not exist in the student: cls.predictions.bias" in line
 
 
 def test_the_record_says_what_the_student_was_made_from(make: Make, checkpoint: Path) -> None:

@@ -147,7 +147,7 @@ def test_load_student_refuses_what_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(HskdError, match="not a model"):
         load_student(tmp_path)
     RositaModel(make_rosita().config).save_pretrained(tmp_path)
-    with pytest.raises(HskdError, match=r"not a model .*\['RositaModel'\], of which none is a model with a head"):
+    with pytest.raises(HskdError, match=r"not a model .*\['RositaModel'\], none of which has a head"):
         load_student(tmp_path)
     make_rosita(intermediate_size=24).save_pretrained(tmp_path)
     config = make_rosita().config

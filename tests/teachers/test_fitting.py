@@ -169,7 +169,7 @@ def test_a_student_that_lacks_a_weight_is_refused(tmp_path: Path, tokenizer: Ber
     gone = ("classifier.weight", "bert.encoder.layer.1.output.dense.weight")
     save_file({name: weight for name, weight in weights.items() if name not in gone}, folder / "model.safetensors")
     before = torch.get_rng_state()
-    with pytest.raises(HskdError, match=f"{gone[1]}, {gone[0]} are missing from its weights. A student is whole"):
+    with pytest.raises(HskdError, match=f"{gone[1]}, {gone[0]} are missing from its weights. A student must be"):
         load_student(folder, CLASSES)
     assert torch.equal(torch.get_rng_state(), before)
     # A head is new where a model is fine-tuned; a body never is.
