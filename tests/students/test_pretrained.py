@@ -235,7 +235,7 @@ def test_weights_of_another_shape_than_the_configuration_are_refused(
     save_old_checkpoint(tmp_path / "old", tokenizer)
     config = json.loads((tmp_path / "old" / "config.json").read_text())
     (tmp_path / "old" / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
-    with pytest.raises(HskdError, match=r"intermediate\.dense\.bias.*shape \(24,\).*config\.json makes it \(48"):
+    with pytest.raises(HskdError, match=r"intermediate\.dense\.bias.*shape \(24,\).*config\.json expects \(48"):
         make(tmp_path / "old")
 
 

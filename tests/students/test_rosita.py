@@ -153,5 +153,5 @@ def test_load_student_refuses_what_is_no_model(tmp_path: Path) -> None:
     config = make_rosita().config
     config.architectures = ["RositaForSequenceClassification"]
     config.save_pretrained(tmp_path)
-    with pytest.raises(HskdError, match=r"is of shape \(24,\), and its config.json makes it \(20,\)"):
+    with pytest.raises(HskdError, match=r"has shape \(24,\), and its config.json expects \(20,\)"):
         load_student(tmp_path)

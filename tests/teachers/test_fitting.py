@@ -173,7 +173,7 @@ def test_a_student_that_lacks_a_weight_is_refused(tmp_path: Path, tokenizer: Ber
         load_student(folder, CLASSES)
     assert torch.equal(torch.get_rng_state(), before)
     # A head is new where a model is fine-tuned; a body never is.
-    with pytest.raises(HskdError, match=f"{gone[1]} is missing from its weights; it is not one of a whole bert"):
+    with pytest.raises(HskdError, match=f"{gone[1]} is missing from its weights; expected a complete bert"):
         load_classifier(str(folder), toy().task, new_head=True)
 
 
