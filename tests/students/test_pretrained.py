@@ -143,7 +143,7 @@ def test_fit_dense_is_where_w_starts(make: Make, task: Task, tokenizer: BertToke
     assert module.projection is not None
     assert torch.equal(module.projection.weight, weights["fit_dense.weight"])
     assert torch.equal(module.projection.bias, weights["fit_dense.bias"])
-    with pytest.raises(MismatchError, match=r"leads from width 16 to 32; .* the teacher's 48"):
+    with pytest.raises(MismatchError, match=r"maps width 16 to 32; .* the teacher's 48"):
         HSKModule(Student.load(folder, task).model, 48, 0, folder)
 
 
