@@ -1,4 +1,4 @@
-"""The losses of the two stages."""
+"""Losses of the two stages."""
 
 from __future__ import annotations
 

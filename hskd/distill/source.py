@@ -81,7 +81,7 @@ class OnlineSource(KnowledgeSource):
         }
 
     def rows_with_hsk(self, split: TokenizedSplit, batch_size: int = 32) -> np.ndarray:
-        """Return the rows of the training examples of which the spec keeps HSK, ascending.
+        """Return the row numbers, ascending, of the training examples for which the spec keeps HSK.
 
         Train the HSK stage on these examples. If the choice depends on the teacher, the teacher runs once over all
         examples. Up to rounding, the choice uses the same numbers as with a superset that was extracted in batches of

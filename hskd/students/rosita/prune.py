@@ -163,7 +163,7 @@ def factorise(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def _prune_heads(weights: dict[str, Tensor], layer: str, parts: Parts, columns: Tensor, width: int) -> None:
-    """Keep, in place, the given ``columns`` of the heads' outputs, of which there are ``width``."""
+    """Keep, in place, the given ``columns`` of the ``width`` columns of the heads' outputs."""
     for path in parts.projections:
         _keep(weights, f"{layer}.{path}", rows=parts.head_rows(columns, width))
     _keep(weights, f"{layer}.{parts.attended}", columns=columns)
