@@ -175,8 +175,8 @@ def compared(student: torch.Tensor, kept: KeptHSK, i: int, projection: nn.Module
         if not isinstance(projection, nn.Linear):
             student = student if projection is None else projection(student)
             return student @ directions - origin
-        # B^T W is small, so no token has to be mapped to the teacher's width. Its product is computed in fp32, because
-        # in bf16 its rounding would add to that of W.
+        # B^T W is small, so no token has to be mapped to the teacher's width. It is computed in fp32, because in bf16
+        # its rounding error would add to that of W.
         with torch.autocast(student.device.type, enabled=False):
             weight = directions.T @ projection.weight
             bias = -origin if projection.bias is None else projection.bias @ directions - origin

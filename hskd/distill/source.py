@@ -220,7 +220,7 @@ class StoreSource(KnowledgeSource):
 
 
 def drawn_of(store: Store, kept: KeptHSK, batch: Batch) -> KeptHSK:
-    """Return the layers of ``kept``, the HSK that ``store`` keeps of ``batch``, that are drawn for this batch.
+    """Return the part of ``kept`` that ``batch`` learns from, if layers are drawn for each batch; otherwise all of it.
 
     See :meth:`KeptHSK.drawn`.
     """
@@ -273,7 +273,7 @@ class ShuffledSource(KnowledgeSource):
 def drop_beyond(kept: KeptHSK, lengths: torch.Tensor) -> KeptHSK:
     """Return ``kept`` without tokens that are, in any layer, beyond the end of their example.
 
-    ``lengths`` are the tokens of each example, ``(B,)``.
+    ``lengths`` are the numbers of tokens of the examples, ``(B,)``.
     """
     example = torch.repeat_interleave(torch.arange(len(lengths)), kept.counts)
     inside = (kept.positions < lengths[example, None]).all(dim=1)

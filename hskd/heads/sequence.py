@@ -231,7 +231,7 @@ class SequenceRegression(SequenceHead):
 
 
 def head_of_rows(columns: int, metric_names: Sequence[str]) -> Head:
-    """Return a head without label names for sequence predictions with ``columns`` columns, to score results."""
+    """Return a head for sequence predictions with ``columns`` columns and unknown label names, to score results."""
     if columns == 1:
         return SequenceRegression(metric_names=tuple(metric_names))
     return SequenceClassification(tuple(map(str, range(columns))), tuple(metric_names))
