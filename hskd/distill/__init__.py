@@ -1,1 +1,1 @@
-"""Distillation: knowledge sources, losses, the trainers of the two stages, and the trial that they make."""
+"""Distillation: knowledge sources, losses, and the trainers of the two stages."""

@@ -1,4 +1,4 @@
-"""Training examples with their targets, as a torch data set of whole batches."""
+"""PyTorch dataset of whole batches: training examples with their targets."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from hskd.tasks import BatchDataset, TokenizedSplit
 
 
 class DistillationDataset(BatchDataset):
-    """A tokenised split whose batches hold what a knowledge source says of them.
+    """Tokenised split whose batches include targets from a knowledge source.
 
     Args:
         split: the training examples.
-        source: where the targets come from. Worker processes can read them if it says ``in_workers``.
-        part: hsk puts what is kept of the batch into it, as ``kept``; prediction puts the teacher's rows into it, as
+        source: where the targets come from. Worker processes can read it if its attribute ``in_workers`` is True.
+        part: ``hsk`` adds the kept HSK to the batch, as ``kept``; ``prediction`` adds the teacher's rows, as
             ``target``.
     """
 

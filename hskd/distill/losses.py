@@ -1,4 +1,4 @@
-"""The losses of the two stages."""
+"""Losses of the two stages."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from hskd.knowledge import KeptHSK
 from hskd.spec import HSKSpec
 
 HSKLoss = Literal["mse", "standardised", "cosine", "gram"]
-"""Losses of the HSK stage, described at :func:`kept_loss`."""
+"""Names of the losses of the HSK stage, described at :func:`kept_loss`."""
 
 
 def hsk_loss(hidden_states: Sequence[torch.Tensor], kept: KeptHSK, projection: nn.Module | None = None) -> torch.Tensor:
-    """Loss of the HSK stage: squared error on what is kept, and on nothing else (arXiv 2106.05691).
+    """Return the loss of the HSK stage: squared error on the kept HSK only (arXiv 2106.05691).
 
-    The sum over kept layers of the mean over examples of the mean over that example's kept tokens and neurons
-    of ``(W h^S - h^T)^2``. Pads, dropped tokens and dropped neurons take no part. Where coordinates along a basis ``B``
-    are kept in place of neurons, ``B^T (W h^S - m)`` is compared with them.
+    It is the sum over kept layers of the mean over examples of the mean over that example's kept tokens and neurons
+    of ``(W h^S - h^T)^2``. Pads, dropped tokens and dropped neurons are left out. If coordinates along a basis ``B``
+    with origin ``m`` are kept instead of neurons, they are compared with ``B^T (W h^S - m)``.
 
     Args:
-        hidden_states: the student's, ``(B, T, d_S)`` each; index 0 is the embedding output.
+        hidden_states: the student's hidden states, ``(B, T, d_S)`` each; index 0 is the embedding output.
         kept: the targets, for the same ``B`` examples in the same order.
-        projection: ``W``, needed where ``d_S != d_T``.
+        projection: ``W``, needed if ``d_S != d_T``.
 
     Returns:
         The loss, a scalar in fp32.
@@ -38,12 +38,12 @@ def hsk_loss(hidden_states: Sequence[torch.Tensor], kept: KeptHSK, projection: n
 
 
 def kept_states(states: torch.Tensor, kept: KeptHSK, i: int) -> torch.Tensor:
-    """The student's counterparts of the kept tokens in the ``i``-th kept layer, ``(K, d)``, of all its states there.
+    """Return the student's states that correspond to the kept tokens of the ``i``-th kept layer, ``(K, d)``.
 
     Args:
-        states: hidden states of the layer, ``(B, T, d)``.
+        states: all hidden states of the student in that layer, ``(B, T, d)``.
         kept: the targets.
-        i: which of the kept layers.
+        i: index among the kept layers.
     """
     if kept.members is None:
         return states_at(states, kept.example, kept.positions[:, i])
@@ -53,7 +53,7 @@ def kept_states(states: torch.Tensor, kept: KeptHSK, i: int) -> torch.Tensor:
 
 
 def states_at(states: torch.Tensor, example: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-    """Hidden states ``(B, T, d)`` of some tokens, each given by its example and its position: ``(K, d)``."""
+    """Return the hidden states ``(K, d)``, out of ``(B, T, d)``, of tokens given by example and position."""
     return states.flatten(0, 1).index_select(0, example * states.shape[1] + position)
 
 
@@ -64,24 +64,24 @@ def kept_loss(
     loss: HSKLoss = "mse",
     spread: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Loss of the HSK stage, of hidden states that are given at the kept tokens alone.
+    """Return the loss of the HSK stage from hidden states at the kept tokens only.
 
     * ``mse``: the squared error of :func:`hsk_loss`.
-    * ``standardised``: the same, each number divided by the teacher's standard deviation of that number.
+    * ``standardised``: the same, with each number divided by the teacher's standard deviation of that number.
     * ``cosine``: 1 - cosine between the student's and the teacher's numbers of a token, mean over an example's tokens.
     * ``gram``: squared difference between the student's and the teacher's cosine of two tokens, mean over all pairs of
-      an example's kept tokens. The student's states are compared among themselves, in their own width, without ``W``.
-      Cosines, as inner products would compare the scales of two widths.
+      an example's kept tokens. The student's states are compared with each other in their own width, without ``W``.
+      Cosines are used because inner products would compare the scales of two widths.
 
-    Each is the mean over examples, summed over kept layers.
+    Each loss is a mean over examples, summed over kept layers.
 
     Args:
-        states: the student's, ``(K, d_S)`` for each kept layer.
+        states: the student's hidden states, ``(K, d_S)`` for each kept layer.
         kept: the targets.
-        projection: ``W``, needed where ``d_S != d_T``, but for ``gram``.
-        loss: which.
-        spread: ``standardised``: the teacher's standard deviations, ``(n, k)``; ``(n, d_T)`` where neurons differ from
-            token to token. Where layers are drawn, those of all that may be.
+        projection: ``W``, needed if ``d_S != d_T``, except for ``gram``.
+        loss: name of the loss.
+        spread: for ``standardised``, the teacher's standard deviations, ``(n, k)``, or ``(n, d_T)`` if neurons differ
+            from token to token. If layers are drawn for each batch, ``n`` counts all layers that can be drawn.
     """
     total = torch.zeros((), device=kept.values.device)
     for i, student in enumerate(states):
@@ -97,7 +97,7 @@ def kept_loss(
 def _pointwise(
     numbers: torch.Tensor, kept: KeptHSK, i: int, loss: HSKLoss, spread: torch.Tensor | None
 ) -> torch.Tensor:
-    """The loss of a layer that compares a token with itself, mean over examples."""
+    """Return a layer's loss that compares each token with its own target, mean over examples."""
     weight = 1.0 / (len(kept.counts) * kept.counts[kept.example])
     values = kept.values[:, i]
     if loss == "cosine":
@@ -115,7 +115,7 @@ def _pointwise(
 
 
 def _gram(student: torch.Tensor, kept: KeptHSK, i: int) -> torch.Tensor:
-    """The loss of a layer that compares the tokens of an example with each other, mean over examples."""
+    """Return a layer's loss that compares the tokens of an example with each other, mean over examples."""
     examples, most = len(kept.counts), kept.most
     assert most is not None
     place = kept.example * most + kept.rank
@@ -132,49 +132,51 @@ def _gram(student: torch.Tensor, kept: KeptHSK, i: int) -> torch.Tensor:
 
 
 def require_comparable(loss: HSKLoss, spec: HSKSpec | None, width: int) -> None:
-    """Refuse a loss of the HSK stage that says nothing about what is kept.
+    """Refuse a loss of the HSK stage that is meaningless for the kept HSK.
 
     Args:
-        loss: which.
-        spec: what the HSK stage distils; None for nothing.
+        loss: name of the loss.
+        spec: spec of the HSK stage; None if there is no HSK stage.
         width: ``d_T``.
 
     Raises:
-        HskdError: says why, and what to do.
+        HskdError: the loss is meaningless; the message says why, and what to do.
     """
     if spec is None:
         return
     if loss == "cosine" and spec.width.count(width) == 1:
         raise HskdError(
-            f"--hsk-loss cosine: {spec.label} keeps one number of a token, whose cosine is its sign; keep more "
+            f"--hsk-loss cosine: {spec.label} keeps one number per token, whose cosine is only its sign; keep more "
             "(--spec), or use mse."
         )
     if loss == "gram" and spec.width.fixed(width) is None:
         raise HskdError(
-            f"--hsk-loss gram: width={spec.width.selector} keeps other neurons of every token, so that products of two "
-            "tokens compare nothing; use width=random, uniform, projection, pca or all neurons."
+            f"--hsk-loss gram: width={spec.width.selector} keeps different neurons for each token, so two tokens "
+            "cannot be compared; use width=random, uniform, projection, pca or all neurons."
         )
     if loss == "gram" and spec.length.k == 1:
         raise HskdError(
-            f"--hsk-loss gram: compares the tokens of an example, and {spec.label} keeps one; keep more, or use mse."
+            f"--hsk-loss gram: compares the tokens of an example, and {spec.label} keeps one token; keep more, or use "
+            "mse."
         )
 
 
 def compared(student: torch.Tensor, kept: KeptHSK, i: int, projection: nn.Module | None) -> torch.Tensor:
-    """What is compared with the values of the ``i``-th kept layer: the student's neurons, or coordinates, ``(K, k)``.
+    """Return the student's neurons or coordinates ``(K, k)`` to compare with the values of the ``i``-th kept layer.
 
     Args:
-        student: its hidden states at the kept tokens, ``(K, d_S)``.
+        student: the student's hidden states at the kept tokens, ``(K, d_S)``.
         kept: the targets.
-        i: which of the kept layers.
-        projection: ``W``, needed where ``d_S != d_T``.
+        i: index among the kept layers.
+        projection: ``W``, needed if ``d_S != d_T``.
     """
     if kept.basis is not None:
         directions, origin = kept.basis.directions[i], kept.basis.origin[i]
         if not isinstance(projection, nn.Linear):
             student = student if projection is None else projection(student)
             return student @ directions - origin
-        # B^T W is small: no token passes through the teacher's width. In bf16, its rounding would add to that of W.
+        # B^T W is small, so no token has to be mapped to the teacher's width. It is computed in fp32, because in bf16
+        # its rounding error would add to that of W.
         with torch.autocast(student.device.type, enabled=False):
             weight = directions.T @ projection.weight
             bias = -origin if projection.bias is None else projection.bias @ directions - origin
@@ -187,13 +189,13 @@ def compared(student: torch.Tensor, kept: KeptHSK, i: int, projection: nn.Module
 
 
 def prediction_loss(student_rows: torch.Tensor, teacher_rows: torch.Tensor, tau: float = 1.0) -> torch.Tensor:
-    """Loss of the prediction stage where there is one row an example: soft cross-entropy, or squared error.
+    """Return the loss of the prediction stage for one row per example: soft cross-entropy, or squared error.
 
-    Other tasks have losses of their own: ask their head (:meth:`hskd.heads.Head.distil_loss`).
+    The heads of other tasks define other losses (:meth:`hskd.heads.Head.distil_loss`).
 
     Args:
-        student_rows: ``(B, C)``; one column is a regression.
+        student_rows: ``(B, C)``; a single column means regression.
         teacher_rows: ``(B, C)``.
-        tau: temperature of both.
+        tau: temperature of both distributions.
     """
     return head_of_rows(student_rows.shape[-1], ()).distil_loss(student_rows, teacher_rows, tau)

@@ -1,4 +1,4 @@
-"""``W``, which maps a student's hidden states to the teacher's width, where the two differ."""
+"""``W``, the linear map from a student's hidden states to the teacher's width, if the widths differ."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ __all__ = ["PROJECTION_FILE", "make_projection"]
 def make_projection(
     student_width: int, teacher_width: int, seed: int = 0, checkpoint: Path | None = None
 ) -> nn.Linear | None:
-    """``W`` from the student's folder if that holds one, else drawn from ``seed``.
+    """Load ``W`` from the student's folder if it holds one, otherwise draw ``W`` from ``seed``.
 
     Args:
         student_width: ``d_S``.
         teacher_width: ``d_T``.
-        seed: decides the draw.
-        checkpoint: the student's folder, which may hold a ``fit_dense`` to start from.
+        seed: seed of the draw.
+        checkpoint: the student's folder, which may hold a ``fit_dense`` as the initial ``W``.
 
     Returns:
-        A linear layer from ``d_S`` to ``d_T``; None where the widths are equal.
+        A linear layer from ``d_S`` to ``d_T``; None if the widths are equal.
 
     Raises:
         MismatchError: the ``fit_dense`` in ``checkpoint`` has other widths.
-        CorruptionError: it cannot be read.
+        CorruptionError: the ``fit_dense`` cannot be read.
     """
     if student_width == teacher_width:
         return None
@@ -43,7 +43,7 @@ def make_projection(
         weights = _read(file)
         if weights["weight"].shape != projection.weight.shape:
             raise MismatchError(
-                f"{file}: leads from width {weights['weight'].shape[1]} to {weights['weight'].shape[0]}; the student's "
+                f"{file}: maps width {weights['weight'].shape[1]} to {weights['weight'].shape[0]}; the student's "
                 f"is {student_width} and the teacher's {teacher_width}. It was trained for another teacher: delete it "
                 "to draw W from the seed."
             )
@@ -52,7 +52,7 @@ def make_projection(
 
 
 def _read(file: Path) -> dict[str, torch.Tensor]:
-    """The weight ``(d_T, d_S)`` and the bias of a ``fit_dense``."""
+    """Return the weight ``(d_T, d_S)`` and the bias of a ``fit_dense``."""
     try:
         weights = load_file(file)
     except (SafetensorError, OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Knowledge sources: a student trains from one of these, never from a teacher."""
+"""Knowledge sources. A student trains from a source, never from a teacher directly."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ Batch = Mapping[str, torch.Tensor]
 
 
 class KnowledgeSource(Protocol):
-    """Answers: the targets for the examples of this batch.
+    """Provides the targets for the examples of a batch.
 
     A source that worker processes can read has an attribute ``in_workers`` that is True.
     """
 
     def kept(self, batch: Batch) -> KeptHSK:
-        """Targets of the HSK stage."""
+        """Return the targets of the HSK stage."""
 
     def targets(self, batch: Batch) -> torch.Tensor:
-        """Targets of the prediction stage: the teacher's rows ``(R, C)``, as its head gives them."""
+        """Return the targets of the prediction stage: the rows ``(R, C)`` of the teacher's head."""
 
 
 class OnlineSource(KnowledgeSource):
-    """Runs the teacher on every batch.
+    """Knowledge source that runs the teacher on every batch.
 
     Args:
         teacher: the fine-tuned teacher.
         sep_id: the tokenizer's id of ``[SEP]``.
-        spec: what to keep; None if only targets will be asked for.
+        spec: the HSK to keep; None if only targets of the prediction stage are needed.
         student_layers: ``L_S``.
-        dtype: precision of the teacher's forward pass, resolved.
-        aligned: the student's examples, where the teacher has another tokenizer (:func:`hskd.tasks.align`): it runs on
-            its own tokens of them.
+        dtype: resolved precision of the teacher's forward pass (fp32 or bf16).
+        aligned: the student's examples if the teacher has another tokenizer (:func:`hskd.tasks.align`). The teacher
+            then runs on its own tokens of these examples.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class OnlineSource(KnowledgeSource):
         self._options = ForwardOptions(dtype)
         gradients = {layer.gradient for layer in self._layers if layer.gradient is not None}
         received = {layer.received for layer in self._layers if layer.received is not None}
-        # What is asked for beside the hidden states, where these are.
+        # Requested from the teacher whenever hidden states are requested.
         self._scores: dict[str, Any] = {
             "gradients": tuple(sorted(gradients)),
             "received": tuple(sorted(received)),
@@ -81,13 +81,14 @@ class OnlineSource(KnowledgeSource):
         }
 
     def rows_with_hsk(self, split: TokenizedSplit, batch_size: int = 32) -> np.ndarray:
-        """The training examples of which the spec keeps something, ascending; train the HSK stage on these.
+        """Return the row numbers, ascending, of the training examples for which the spec keeps HSK.
 
-        Where the teacher decides which they are, it runs once over all of them. It decides by the same numbers as in a
-        superset that was extracted in batches of this size, to rounding.
+        Train the HSK stage on these examples. If the choice depends on the teacher, the teacher runs once over all
+        examples. Up to rounding, the choice uses the same numbers as with a superset that was extracted in batches of
+        this size.
 
         Raises:
-            HskdError: they are ranked by their gold labels, and there are none.
+            HskdError: examples are ranked by their gold labels, and there are none.
         """
         if self._spec is None or self._spec.examples.keeps_all:
             return np.arange(len(split))
@@ -99,17 +100,17 @@ class OnlineSource(KnowledgeSource):
             batch = split.collate(order)
             rows, counts = self.targets(batch).cpu(), split.row_counts(order)
             if selector.needs_losses:
-                # As a superset holds them.
+                # A superset holds them in float32.
                 losses[order] = gold_losses(self._head, rows, batch, counts).astype(np.float32)
             if selector.needs_entropies:
                 entropies[order] = example_means(self._head.entropies(rows), counts)
         return selector.select(ExampleScores(split.ids, losses, entropies))
 
     def fit(self, split: TokenizedSplit, batch_size: int = 32) -> None:
-        """Let the width selector learn from examples of which something is kept, in one pass of the teacher over them.
+        """Fit the width selector on ``split``, the examples with HSK, in one pass of the teacher.
 
-        It learns from the same numbers as from a superset that was extracted in batches of this size, to rounding.
-        Where it has nothing to learn, nothing is run.
+        Up to rounding, it is fitted on the same numbers as with a superset that was extracted in batches of this size.
+        If the selector needs no fitting, the teacher does not run.
         """
         spec = self._spec
         if spec is None or not spec.width.codec_layout(spec.precision, self._width):
@@ -120,7 +121,7 @@ class OnlineSource(KnowledgeSource):
         self._codec = fit_codec(spec, self._layers, self._width, states)
 
     def spread(self, split: TokenizedSplit, batch_size: int = 32) -> torch.Tensor:
-        """The teacher's standard deviations (see :func:`hskd.store.spread.spread_of`), in one pass of the teacher.
+        """Return the teacher's standard deviations (:func:`hskd.store.spread.spread_of`), in one pass of the teacher.
 
         Raises:
             HskdError: the source was made without a spec.
@@ -136,23 +137,23 @@ class OnlineSource(KnowledgeSource):
 
     @property
     def _asked(self) -> tuple[list[int], list[int]]:
-        """The layers and the attention layers of the teacher that the spec needs."""
+        """Layers and attention layers of the teacher that the spec needs."""
         attention = {layer.attention for layer in self._layers if layer.attention is not None}
         return sorted({layer.teacher for layer in self._layers}), sorted(attention)
 
     @override
     def kept(self, batch: Batch) -> KeptHSK:
-        """What the spec keeps of the teacher's hidden states.
+        """Return the part of the teacher's hidden states that the spec keeps.
 
         Raises:
-            HskdError: the source was made without a spec, or its width selector has to :meth:`fit` first.
+            HskdError: the source was made without a spec, or its width selector has to be fitted first (:meth:`fit`).
         """
         if self._spec is None:
             raise HskdError("the HSK stage needs a spec: give one with --spec.")
         return self._every_layer(batch).drawn(self._spec, *self._depths, batch)
 
     def _every_layer(self, batch: Batch) -> KeptHSK:
-        """What is kept of all layers, of which a batch of training may learn from some."""
+        """Return the kept HSK of all layers, even if a training batch learns from only some of them."""
         assert self._spec is not None
         return self._select(self._spec, self._forward(batch, *self._asked).states)
 
@@ -180,16 +181,16 @@ class OnlineSource(KnowledgeSource):
 
 
 class StoreSource(KnowledgeSource):
-    """Reads the store; no teacher is loaded.
+    """Knowledge source that reads a store. No teacher is loaded.
 
     Args:
-        store: of one spec; a superset serves targets only.
+        store: a derived store of one spec. A superset serves only the targets of the prediction stage.
         split: the training examples, all of which must be in the store with the same tokens.
-        student_layers: ``L_S``; must be that for which the store was derived.
+        student_layers: ``L_S``, which must be the number for which the store was derived.
 
     Raises:
         MismatchError: examples are missing or have other tokens, or the store is for a student of another depth.
-        CorruptionError: a shard of the store is not as written.
+        CorruptionError: a shard of the store is damaged.
     """
 
     in_workers = True
@@ -203,7 +204,7 @@ class StoreSource(KnowledgeSource):
             )
         store.require_tokens(split.tokens)
         store.require_words(split)
-        store.require_whole(store.rows(split.ids))  # once, and not in every worker process of a loader
+        store.require_whole(store.rows(split.ids))  # Verified once, not in each worker of a loader.
         self._store = store
 
     @override
@@ -219,22 +220,25 @@ class StoreSource(KnowledgeSource):
 
 
 def drawn_of(store: Store, kept: KeptHSK, batch: Batch) -> KeptHSK:
-    """What ``batch`` learns from, of all that ``store`` keeps of its examples (see :meth:`KeptHSK.drawn`)."""
+    """Return the part of ``kept`` that ``batch`` learns from, if layers are drawn for each batch; otherwise all of it.
+
+    See :meth:`KeptHSK.drawn`.
+    """
     assert store.spec is not None and store.manifest.student_layers is not None
     return kept.drawn(store.spec, store.manifest.student_layers, store.manifest.teacher_layers, batch)
 
 
 class ShuffledSource(KnowledgeSource):
-    """A control: the HSK of *another* example of the training set, the prediction targets of the right one.
+    """Control: gives each example the HSK of *another* training example, but its own prediction targets.
 
-    Partners have the same length, or nearly: within the order of lengths, everyone gets a neighbour's knowledge.
-    Kept tokens beyond an example's own end are dropped.
+    The two examples have the same or nearly the same length, because each example gets the HSK of its neighbour in the
+    order of lengths. Kept tokens beyond the example's own end are dropped.
 
     Args:
-        store: of one spec.
+        store: a derived store of one spec.
         split: the training examples.
         student_layers: ``L_S``.
-        seed: decides the partners.
+        seed: decides which examples are paired.
 
     Raises:
         HskdError: there are fewer than two examples.
@@ -250,7 +254,7 @@ class ShuffledSource(KnowledgeSource):
         self._store = store
         shuffled = np.random.default_rng(seed).permutation(len(split))
         order = shuffled[np.argsort(split.lengths[shuffled], kind="stable")]
-        # Each takes its successor's in the order of lengths; the last takes its predecessor's.
+        # Each example takes the HSK of its successor in the order of lengths; the last takes its predecessor's.
         partner = np.concatenate([order[1:], order[-2:-1]])
         sorting = np.argsort(split.ids[order])
         self._ids, self._partner_ids = split.ids[order][sorting], split.ids[partner][sorting]
@@ -267,7 +271,10 @@ class ShuffledSource(KnowledgeSource):
 
 
 def drop_beyond(kept: KeptHSK, lengths: torch.Tensor) -> KeptHSK:
-    """``kept`` without the tokens that lie, in any layer, beyond the end of their example of ``lengths`` ``(B,)``."""
+    """Return ``kept`` without tokens that are, in any layer, beyond the end of their example.
+
+    ``lengths`` are the numbers of tokens of the examples, ``(B,)``.
+    """
     example = torch.repeat_interleave(torch.arange(len(lengths)), kept.counts)
     inside = (kept.positions < lengths[example, None]).all(dim=1)
     per_token = kept.neurons is not None and kept.neurons.dim() == 3

@@ -1,4 +1,4 @@
-"""The trainers of the two stages, each fed by a knowledge source."""
+"""Trainers of the two stages, each fed by a knowledge source."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from hskd.training import HeadModule, StageArguments, StageTrainer
 
 
 class Criterion(nn.Module):
-    """What the HSK stage compares (see :func:`hskd.distill.losses.kept_loss`). It has no weights.
+    """Loss of the HSK stage as a module without weights (see :func:`hskd.distill.losses.kept_loss`).
 
     Args:
-        loss: the name.
+        loss: name of the loss.
         spread: the teacher's standard deviations, for ``standardised``.
     """
 
@@ -38,26 +38,26 @@ class Criterion(nn.Module):
         self.register_buffer("spread", spread, persistent=False)
 
     def forward(self, states: Sequence[torch.Tensor], kept: KeptHSK, projection: nn.Module | None) -> torch.Tensor:
-        """The loss of hidden states at the kept tokens."""
+        """Return the loss of hidden states at the kept tokens."""
         return kept_loss(states, kept, projection, self.loss, self.spread)
 
 
 class HSKModule(nn.Module):
-    """A student as the HSK stage trains it: hidden states, and ``W`` where ``d_S != d_T``.
+    """The model that the HSK stage trains: a student, and ``W`` if ``d_S != d_T``.
 
     Args:
-        student: the student; its classifier takes no part in this stage.
+        student: the student. This stage does not use its classifier.
         teacher_width: ``d_T``.
-        seed: ``W`` is drawn from it, unless ``checkpoint`` has one.
-        checkpoint: the student's folder, which may hold a ``fit_dense`` to start from.
-        encoder: how the student runs; by default as :class:`~hskd.fast.LeanEncoder` runs it.
-        criterion: what is compared [default: squared error]. ``gram`` needs no ``W``, so there is none.
+        seed: seed from which ``W`` is drawn, unless ``checkpoint`` has one.
+        checkpoint: the student's folder, which may hold a ``fit_dense`` as the initial ``W``.
+        encoder: runs the student; None for a :class:`~hskd.fast.LeanEncoder`.
+        criterion: the loss; None for squared error. With ``gram`` there is no ``W``, because it needs none.
 
     Raises:
-        MismatchError: that ``fit_dense`` leads to another width than the teacher's.
+        MismatchError: the ``fit_dense`` does not map the student's width to the teacher's.
     """
 
-    accepts_loss_kwargs = False  # Or Trainer would count labels among all processes, which no loss here asks for.
+    accepts_loss_kwargs = False  # Otherwise Trainer would count labels over all processes, which no loss here needs.
 
     def __init__(
         self,
@@ -77,12 +77,14 @@ class HSKModule(nn.Module):
         self.projection = make_projection(width, teacher_width, seed, checkpoint) if needs_projection else None
 
     def forward(self, kept: KeptHSK, padded: bool | None = None, **inputs: torch.Tensor) -> torch.Tensor:
-        """The HSK loss of a batch (see :func:`hskd.distill.losses.hsk_loss`); what it does not read is not computed.
+        """Return the HSK loss of a batch (see :func:`hskd.distill.losses.hsk_loss`).
+
+        Hidden states that the loss does not read are not computed.
 
         Args:
             kept: the targets.
-            padded: whether the batch has pads; None to find out from the mask, for which a GPU has to be waited for.
-            inputs: what the student takes.
+            padded: whether the batch has pads; None to read it from the mask, which synchronises with a GPU.
+            inputs: the student's inputs.
         """
         top, example, rank = max(kept.layers), kept.example, kept.rank
         rows = None
@@ -101,13 +103,13 @@ class HSKModule(nn.Module):
 
 
 class HSKTrainer(StageTrainer):
-    """The HSK stage: the student's hidden states follow the kept HSK of a knowledge source.
+    """Trainer of the HSK stage: the student's hidden states learn the kept HSK of a knowledge source.
 
     Args:
         model: the student with its projection.
         args: training arguments.
         split: the training examples.
-        source: answers for every batch what is kept.
+        source: provides the kept HSK of every batch.
         stage: name of the stage, for messages and progress.
         options: further arguments of ``Trainer``.
     """
@@ -131,13 +133,13 @@ class HSKTrainer(StageTrainer):
 
 
 class PredictionTrainer(StageTrainer):
-    """The prediction stage: the student's rows follow the teacher's.
+    """Trainer of the prediction stage: the student's rows learn the teacher's rows.
 
     Args:
         model: the student with its head.
         args: training arguments.
         split: the training examples.
-        source: answers for every batch what the teacher's rows are.
+        source: provides the teacher's rows for every batch.
         tau: temperature.
         options: further arguments of ``Trainer``.
     """
@@ -165,7 +167,10 @@ class PredictionTrainer(StageTrainer):
 def mean_hsk_loss(
     module: HSKModule, split: TokenizedSplit, source: KnowledgeSource, dtype: str, batch_size: int = 128
 ) -> float:
-    """The HSK loss of a student in eval mode, mean over the examples of ``split``: the squared error, in any case."""
+    """Return the squared-error HSK loss of a student in eval mode, mean over the examples of ``split``.
+
+    It is the squared error even if ``module`` trains with another loss.
+    """
     was_training, criterion = module.training, module.criterion
     module.eval()
     module.criterion = Criterion()

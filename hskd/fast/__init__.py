@@ -1,4 +1,4 @@
-"""The fast path of training: cheap dropout, only the embedding rows in use, and no more of an encoder than is read."""
+"""The fast path of training: cheap dropout, only used embedding rows, only the parts of an encoder that are read."""
 
 from hskd.fast.context import fast_training
 from hskd.fast.encoder import LeanEncoder

@@ -1,4 +1,4 @@
-"""The one context through which training takes the fast path."""
+"""Context in which training takes the fast path."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from hskd.fast.layers import run_layer
 def fast_training(
     model: PreTrainedModel, token_ids: Iterable[np.ndarray], compile: bool = False
 ) -> Iterator[LeanEncoder]:
-    """Within this context, ``model`` trains fast; afterwards it is whole again, with what it has learnt.
+    """Make ``model`` train fast within this context, and restore its modules afterwards, with the trained weights.
 
-    On a CPU its dropout draws cheap random numbers, and its word embeddings are cut down to the tokens that the data
-    has. Neither changes what is learnt, but for rounding and for which elements dropout drops.
+    On a CPU, dropout draws cheap random numbers. On every device, the word embeddings are reduced to the tokens in the
+    data. The training result changes only by rounding, and by which elements dropout drops.
 
     Args:
-        model: any encoder with word embeddings, on the device on which it trains. What is saved within the context,
-            such as a checkpoint, can be loaded only within another one of the same data.
+        model: any encoder with word embeddings, on the device on which it trains. A checkpoint that is saved within the
+            context can be loaded only within another context for the same data.
         token_ids: all tokens that the model will see within the context.
-        compile: run the encoder's layers through ``torch.compile``.
+        compile: whether to run the encoder's layers through ``torch.compile``.
 
     Yields:
         The encoder to give to :class:`~hskd.training.HeadModule` and :class:`~hskd.distill.trainer.HSKModule`.

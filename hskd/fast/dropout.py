@@ -1,4 +1,4 @@
-"""Dropout whose random numbers are cheap: on a CPU, drawing them costs a small student much of its step."""
+"""Dropout with cheap random numbers, whose drawing takes much of a small student's training step on a CPU."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _LEVELS = 2**16
 
 
 class CheapDropout(nn.Module):
-    """Dropout from 16 random bits an element, four elements to a draw of torch's default generator.
+    """Dropout from 16 random bits per element, so that one draw of torch's default generator serves four elements.
 
-    ``nn.Dropout`` draws one number an element, one after the other. The probability is rounded to a multiple of
-    2^-16 (0.1 becomes 0.100006), and survivors are scaled by the inverse of what it was rounded to.
+    ``nn.Dropout`` draws one number per element, one after the other. Here the probability ``p`` is rounded to a
+    multiple of 2^-16 (0.1 becomes 0.100006). Kept elements are scaled by ``1 / (1 - p)`` with the rounded ``p``.
     """
 
     def __init__(self, p: float) -> None:
@@ -23,7 +23,7 @@ class CheapDropout(nn.Module):
         self.p = p
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """``values`` with some elements zero and the rest scaled; as they are in eval mode."""
+        """Return ``values`` with some elements set to 0 and the others scaled; in eval mode, unchanged."""
         dropped = round(self.p * _LEVELS)
         if not self.training or not dropped:
             return values
@@ -37,7 +37,10 @@ class CheapDropout(nn.Module):
 
 @contextmanager
 def cheap_dropout(model: nn.Module) -> Iterator[None]:
-    """Within, every ``nn.Dropout`` of a model on the CPU is a :class:`CheapDropout`. Elsewhere nothing changes."""
+    """Replace every ``nn.Dropout`` of a model on the CPU with :class:`CheapDropout` within the context.
+
+    On other devices nothing changes.
+    """
     replaced = [
         (parent, name, child)
         for parent in model.modules()

@@ -1,4 +1,4 @@
-"""Training only the embedding rows that the data has."""
+"""Train only the embedding rows of tokens that occur in the data."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from transformers import PreTrainedModel
 
 
 class CompactEmbedding(nn.Module):
-    """An embedding that holds only some rows of its table, and one row of ones that is trained along.
+    """Embedding that holds only some rows of its table, and one row of ones that is trained with them.
 
     Args:
-        embedding: the whole embedding, which stays as it is. It may do more than look up rows.
+        embedding: the full embedding, which is not changed. Its forward pass may do more than look up rows.
         tokens: ids of the rows to hold, ``(R,)`` int64. Any other id raises an ``IndexError``.
     """
 
     rows: torch.Tensor
-    """Row of each token id of the whole table; out of range where it is not held."""
+    """Row of each token id of the full table; out of range for tokens without a row here."""
 
     def __init__(self, embedding: nn.Embedding, tokens: torch.Tensor) -> None:
         super().__init__()
@@ -38,17 +38,17 @@ class CompactEmbedding(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The rows that are held, ``(R + 1, d)``; the last one is the witness of the decay."""
+        """The rows, ``(R + 1, d)``. The last one started as ones, and records the weight decay."""
         return self.embedding.weight
 
     def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """What the whole embedding gives for ``token_ids``."""
+        """Return the same embeddings of ``token_ids`` as the full embedding."""
         output: torch.Tensor = self.embedding(self.rows[token_ids])
         return output
 
     @torch.no_grad()
     def copy_to(self, embedding: nn.Embedding) -> None:
-        """Write what was learnt into the whole embedding; its other rows decay as the witness did."""
+        """Write the trained rows into the full embedding. Its other rows decay as the row of ones did."""
         trained = self.weight.detach()
         table = embedding.weight.detach() * trained[-1]
         table[self.tokens] = trained[:-1]
@@ -57,15 +57,16 @@ class CompactEmbedding(nn.Module):
 
 @contextmanager
 def compact_embeddings(model: PreTrainedModel, token_ids: Iterable[np.ndarray]) -> Iterator[None]:
-    """Within this context, ``model`` holds only the word embeddings of ``token_ids``; afterwards it is whole again.
+    """Reduce ``model`` to the word embeddings of ``token_ids`` within the context, and restore the full table after it.
 
-    This is exact, to rounding: a row of which no example has the token gets no gradient, and under AdamW it only
-    decays. One row of ones is trained along. What the decay leaves of it is what it leaves of every row left out,
-    whatever the schedule. In a small model most parameters are such rows, and clearing their gradients, clipping and
-    updating them is much of a step.
+    This is exact up to rounding: if no example has a token, its row gets no gradient, and under AdamW it only decays.
+    One row of ones is trained with the others. Its final value is the factor by which all left-out rows decay, whatever
+    the schedule. In a small model, most parameters are such rows. Clearing their gradients, clipping and updating them
+    would take much of a training step.
 
     Args:
-        model: any model with word embeddings. What is saved within the context can be loaded only within another.
+        model: any model with word embeddings. A checkpoint that is saved within the context can be loaded only within
+            another context for the same data.
         token_ids: all tokens that the model will see within the context.
     """
     embedding: nn.Embedding = model.get_input_embeddings()

@@ -1,4 +1,4 @@
-"""The forward pass of an encoder that computes no more than what is read of it."""
+"""Forward pass of an encoder that computes only the results that are read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hskd.fast.layers import LAYERS, RunLayer, Surroundings, at, run_layer
 
 
 def runs_by_layer(model: PreTrainedModel) -> bool:
-    """Whether the layers of ``model`` can be run one by one here: those of the types in :mod:`hskd.encoders` can."""
+    """Return whether the layers of ``model`` can be run one by one, as for the types in :mod:`hskd.encoders`."""
     parts = parts_of(model)
     if parts is None:
         return False
@@ -24,18 +24,18 @@ def runs_by_layer(model: PreTrainedModel) -> bool:
 
 
 def compiled_layer(backend: str = "inductor") -> RunLayer:
-    """:func:`~hskd.fast.layers.run_layer` through ``torch.compile``, for every length with one compilation."""
+    """Return :func:`~hskd.fast.layers.run_layer` through ``torch.compile``, with one compilation for all lengths."""
     return torch.compile(run_layer, dynamic=True, backend=backend)
 
 
 class LeanEncoder:
-    """Runs a model no further than what is read of it.
+    """Runs only the parts of a model whose results are read.
 
-    A model whose layers cannot be run one by one runs whole, with the same result.
+    A model whose layers cannot be run one by one runs completely, with the same result.
 
     Args:
         model: any encoder, with or without a head.
-        run_layer: runs one layer; :func:`compiled_layer` gives a compiled one.
+        run_layer: the function that runs one layer; :func:`compiled_layer` returns a compiled one.
     """
 
     def __init__(self, model: PreTrainedModel, run_layer: RunLayer = run_layer) -> None:
@@ -44,7 +44,7 @@ class LeanEncoder:
 
     @property
     def reads_every_parameter(self) -> bool:
-        """Whether all parameters of the model take part in :meth:`output`, as far as is known."""
+        """Whether :meth:`output` is known to use all parameters of the model."""
         heads = "ForSequenceClassification", "ForTokenClassification"
         return type(self.model).__name__.endswith(heads) and runs_by_layer(self.model)
 
@@ -55,17 +55,17 @@ class LeanEncoder:
         rows: torch.Tensor | None = None,
         padded: bool | None = None,
     ) -> list[torch.Tensor]:
-        """Hidden states 0 (the embedding output) to ``top``; layers above, pooler and head do not run.
+        """Return hidden states 0 (the embedding output) to ``top``. Layers above, pooler and head do not run.
 
         Args:
-            inputs: ``input_ids`` ``(B, T)``, perhaps ``attention_mask`` and ``token_type_ids``.
+            inputs: ``input_ids`` ``(B, T)``, optionally ``attention_mask`` and ``token_type_ids``.
             top: the highest hidden state to compute.
-            rows: positions ``(B, k)`` at which to compute the highest state; None for all. Other tokens of that layer
-                cost their keys and values only.
-            padded: whether the batch has pads; None to find out from the mask, for which a GPU has to be waited for.
+            rows: positions ``(B, k)`` at which to compute the highest state; None for all. For the other tokens, that
+                layer computes only keys and values.
+            padded: whether the batch has pads; None to read it from the mask, which synchronises with a GPU.
 
         Returns:
-            ``top + 1`` tensors ``(B, T, d)``, the last of them ``(B, k, d)`` where ``rows`` are given.
+            ``top + 1`` tensors ``(B, T, d)``. With ``rows``, the last one is ``(B, k, d)``.
         """
         base: Any = self.model.base_model
         parts = parts_of(base)
@@ -90,18 +90,18 @@ class LeanEncoder:
     def output(
         self, inputs: dict[str, torch.Tensor], rows: torch.Tensor | None = None, padded: bool | None = None
     ) -> Any:
-        """The model's raw output, as its own forward pass gives it.
+        """Return the model's raw output, as its own forward pass would.
 
         Args:
             inputs: see :meth:`hidden_states`.
-            rows: positions ``(B, k)`` that the head reads in the top layer, the first of them that of ``[CLS]``; None
-                for all. The last layer of a classifier is computed there alone.
+            rows: positions ``(B, k)`` that the head reads in the top layer, with ``[CLS]`` first; None for all. The
+                last layer of a classifier is computed only at these positions.
             padded: see :meth:`hidden_states`.
         """
         model: Any = self.model
         if not self.reads_every_parameter:
             return model(**inputs)
-        if getattr(model.config, "classifier_pooling", "cls") != "cls":  # ModernBERT's may read all tokens
+        if getattr(model.config, "classifier_pooling", "cls") != "cls":  # ModernBERT may pool all tokens
             rows = None
         states = self.hidden_states(inputs, model.config.num_hidden_layers, rows, padded)
         with _answering(model.base_model, states[-1]):
@@ -109,7 +109,7 @@ class LeanEncoder:
 
 
 def embedded(base: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Hidden state 0 of a body ``(B, T, d)``."""
+    """Return hidden state 0 of a body, ``(B, T, d)``."""
     takes_types = hasattr(base.embeddings, "token_type_embeddings")
     types = (inputs.get("token_type_ids"),) if takes_types else ()
     hidden: torch.Tensor = base.embeddings(inputs["input_ids"], *types)
@@ -117,17 +117,19 @@ def embedded(base: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def final_norm(base: Any, parts: Parts) -> Any:
-    """The norm behind the last layer; None where there is none."""
+    """Return the norm after the last layer; None if there is none."""
     return base.final_norm if parts.is_pre_norm else None
 
 
 def surroundings(base: Any, hidden: torch.Tensor, mask: torch.Tensor | None) -> dict[str, Surroundings]:
-    """What the layers of a body are told beside hidden states ``(B, T, d)``, by their ``attention_type``, else ``""``.
+    """Return the inputs of a body's layers other than hidden states, by the layers' ``attention_type``.
+
+    Layers without an ``attention_type`` have the key ``""``.
 
     Args:
         base: the body.
-        hidden: the embedding output.
-        mask: real tokens ``(B, T)``; None where there are no pads.
+        hidden: the embedding output, ``(B, T, d)``.
+        mask: real tokens ``(B, T)``; None if there are no pads.
     """
     attended = mask[:, None, None].bool() if mask is not None else None
     model_type = base_type(base.config)
@@ -154,7 +156,7 @@ def surroundings(base: Any, hidden: torch.Tensor, mask: torch.Tensor | None) -> 
 
 @contextmanager
 def _answering(base: Any, states: torch.Tensor) -> Iterator[None]:
-    """Within, a body answers every call with ``states``, and what its pooler makes of them: for its head to read."""
+    """Make a body return ``states`` and their pooler output for every call within the context, for its head to read."""
     pooler: Callable[[torch.Tensor], torch.Tensor] | None = getattr(base, "pooler", None)
     answer = BaseModelOutputWithPooling(
         last_hidden_state=states, pooler_output=None if pooler is None else pooler(states)

@@ -1,4 +1,4 @@
-"""One layer of each type of encoder, computed at some tokens only."""
+"""Run one layer of an encoder, at selected tokens only, for each supported type of layer."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from hskd.fast.dropout import CheapDropout
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a layer is told beside the hidden states.
+    """Inputs of a layer other than the hidden states.
 
     Attributes:
-        attended: what each token may look at: True, or a number that is added to the score. ``(B or 1, heads or 1, T or
-            1, T)``; None where each may look at all.
-        turn: cosines and sines ``(1, T, d)`` by which queries and keys are turned; None where positions are embedded.
+        attended: attention mask, ``(B or 1, heads or 1, T or 1, T)``: True where a token may attend to another, or a
+            number that is added to the score. None if every token may attend to all.
+        turn: cosines and sines ``(1, T, d)`` of rotary positions, which rotate queries and keys; None for encoders
+            without rotary positions.
     """
 
     attended: torch.Tensor | None = None
     turn: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def at(self, rows: torch.Tensor | None) -> torch.Tensor | None:
-        """``attended`` for the tokens at positions ``(B, k)``."""
+        """Return ``attended`` for the tokens at positions ``rows`` ``(B, k)``; None for all tokens."""
         attended = self.attended
         if attended is None or rows is None or attended.shape[2] == 1:
             return attended
@@ -43,12 +44,12 @@ RunLayer = Callable[[Any, torch.Tensor, Surroundings, torch.Tensor | None], torc
 def run_layer(
     layer: Any, hidden: torch.Tensor, surroundings: Surroundings = ALL, rows: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """One encoder layer, ``(B, T, d)`` to ``(B, T, d)``, or to ``(B, k, d)`` at positions ``rows`` ``(B, k)``."""
+    """Run one encoder layer, ``(B, T, d)`` to ``(B, T, d)``, or to ``(B, k, d)`` at positions ``rows`` ``(B, k)``."""
     return LAYERS[type(layer).__name__](layer, hidden, surroundings, rows)
 
 
 def at(states: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-    """``(B, T, d)`` at positions ``(B, k)``: ``(B, k, d)``; all of them for None."""
+    """Return ``states`` ``(B, T, d)`` at positions ``rows`` ``(B, k)``, as ``(B, k, d)``; None returns all."""
     return states if rows is None else states.gather(1, rows[:, :, None].expand(-1, -1, states.shape[2]))
 
 
@@ -145,21 +146,21 @@ LAYERS: dict[str, RunLayer] = {
     "ModernBertEncoderLayer": _run_modernbert,
     "NomicBertLayer": _run_nomic,
 }
-"""How a layer runs, by the name of its class."""
+"""Name of a layer's class -> function that runs such a layer."""
 
 
 def _split(states: torch.Tensor, size: int) -> torch.Tensor:
-    """``(B, T, heads * size)`` to ``(B, heads, T, size)``."""
+    """Reshape ``(B, T, heads * size)`` to ``(B, heads, T, size)``."""
     return states.unflatten(2, (-1, size)).transpose(1, 2)
 
 
 def _turned(
     query: torch.Tensor, key: torch.Tensor, near: Surroundings, rows: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Queries ``(B, heads, k, d)`` and keys ``(B, heads, T, d)`` turned by their positions (rotary embeddings)."""
+    """Apply rotary positions to queries ``(B, heads, k, d)`` and keys ``(B, heads, T, d)``."""
     assert near.turn is not None
     cosines, sines = (table.float() for table in near.turn)
-    # Of each query its own.
+    # Each query is rotated by its own position.
     own_cosines, own_sines = ((table[0][rows] if rows is not None else table)[:, None] for table in (cosines, sines))
     turned = (
         (states.float() * cosine + torch.cat(states.float().chunk(2, -1)[::-1], -1) * sine).to(states.dtype)
@@ -172,7 +173,7 @@ def _turned(
 
 
 def _signed(sines: torch.Tensor) -> torch.Tensor:
-    """The sines by which each half of a state, put in the other's place, is multiplied."""
+    """Return the sines with the signs for a state whose two halves have been swapped."""
     first, second = sines.chunk(2, -1)
     return torch.cat([-first, second], -1)
 
@@ -185,15 +186,15 @@ def _attend(
     scaling: float,
     dropout: Any,
 ) -> torch.Tensor:
-    """What the heads give, ``(B, k, heads * d)``.
+    """Return the outputs of the heads, ``(B, k, heads * d)``.
 
-    ``attended`` is that of :class:`Surroundings`; ``dropout`` a module, or a probability.
+    ``attended`` is as in :class:`Surroundings`. ``dropout`` is a module or a probability.
     """
     if not (isinstance(dropout, CheapDropout) and dropout.training):
         p = dropout if isinstance(dropout, float | int) else dropout.p if dropout.training else 0.0
         context = F.scaled_dot_product_attention(query, key, value, attended, p, scale=scaling)
         return context.transpose(1, 2).flatten(2)
-    # With dropout, torch's own kernel on a CPU does just this, and draws a random number for every pair of tokens.
+    # On a CPU with dropout, torch's own kernel does the same, but draws a random number for every pair of tokens.
     scores = torch.matmul(query * scaling, key.transpose(2, 3))
     if attended is not None:
         is_mask = attended.dtype == torch.bool

@@ -1,6 +1,6 @@
-"""Heads: what a prediction is, how it is learned, and how it is scored. Nothing else in the package knows.
+"""Heads: what a prediction is, how it is learned, and how it is scored. No other package depends on these details.
 
-Every module of this folder is imported: a head is one file.
+Every module of this folder is imported, so a new head needs only one file.
 """
 
 from hskd.heads.base import BEGINS, HEAD_FIELDS, IGNORED, Head, output_names

@@ -1,4 +1,4 @@
-"""What heads share whose outputs have names: one output for each class, tag or label."""
+"""Base classes of heads whose outputs have names: one output for each class, tag or label."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class NamedOutputs(Head):
 
 @dataclass(frozen=True)
 class OneOfClasses(NamedOutputs):
-    """A head that says which one of its classes each row is of."""
+    """A head that predicts one of its classes for each row."""
 
     @override
     def gold_losses(self, rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -56,7 +56,7 @@ class OneOfClasses(NamedOutputs):
     @override
     def entropies(self, rows: torch.Tensor) -> torch.Tensor:
         logs = rows.double().log_softmax(-1)
-        # A class of probability 0 adds nothing, and its logarithm may be infinite.
+        # A class of probability 0 must add 0, although its logarithm may be infinite.
         return -(logs.exp() * logs.clamp(min=-1e300)).sum(-1)
 
     @override
@@ -77,7 +77,7 @@ class OneOfClasses(NamedOutputs):
 
 
 def output_fields(names: Sequence[str]) -> dict[str, Any]:
-    """The fields of a model's configuration that name its outputs."""
+    """Return the fields of a model's configuration that name its outputs."""
     return {
         "num_labels": len(names),
         "id2label": dict(enumerate(names)),
@@ -86,12 +86,12 @@ def output_fields(names: Sequence[str]) -> dict[str, Any]:
 
 
 def soft_cross_entropy(rows: torch.Tensor, target_rows: torch.Tensor, tau: float = 1.0) -> torch.Tensor:
-    """Cross-entropy with the teacher's distribution (arXiv 2106.05691): sum over classes, mean over rows.
+    """Return the cross-entropy with the teacher's distribution (arXiv 2106.05691): sum over classes, mean over rows.
 
     Args:
         rows: the student's logits, ``(R, C)``.
         target_rows: the teacher's logits, ``(R, C)``.
-        tau: temperature of both.
+        tau: temperature of both distributions.
     """
     from torch.nn import functional as F
 

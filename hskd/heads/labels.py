@@ -1,4 +1,4 @@
-"""Matching the labels of a head to the outputs of a model."""
+"""Match the labels of a head to the outputs of a model."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
 
 def label_permutation(label_names: Sequence[str], model_label_names: Sequence[str], where: str) -> list[int]:
-    """Which output of the model means which label.
+    """Return the index of the model's output for each label.
 
     Args:
-        label_names: the labels in the order wanted.
+        label_names: the labels in the required order.
         model_label_names: the model's ``config.id2label`` values in the order of its outputs.
         where: names the model and the task in messages.
 
     Returns:
-        ``p`` such that output ``p[i]`` means label ``i``. Names are compared ignoring case. Names that say nothing
-        (``LABEL_0``, ``LABEL_1``, ...) are taken to be in the order wanted, with a warning.
+        ``p`` such that output ``p[i]`` means label ``i``. Names are compared ignoring case. Placeholder names
+        (``LABEL_0``, ``LABEL_1``, ...) are assumed to be in the required order, with a warning.
 
     Raises:
-        MismatchError: the names, or the number of outputs, do not fit.
+        MismatchError: the names or the number of outputs do not match.
     """
     model, labels = list(model_label_names), list(label_names)
     for names, known in ((labels, model), ([w.lower() for w in labels], [m.lower() for m in model])):
@@ -44,7 +44,7 @@ def label_permutation(label_names: Sequence[str], model_label_names: Sequence[st
 
 
 def permute_outputs(model: PreTrainedModel, permutation: list[int], where: str) -> None:
-    """Reorder the classifier's outputs in place: output ``i`` becomes what output ``permutation[i]`` was.
+    """Reorder the classifier's outputs in place: output ``permutation[i]`` becomes output ``i``.
 
     Raises:
         MismatchError: the model has no linear classifier to reorder.

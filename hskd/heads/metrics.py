@@ -1,4 +1,4 @@
-"""Scores of predictions, as the GLUE benchmark defines them."""
+"""Metrics of predictions, as the GLUE benchmark defines them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Metric: TypeAlias = "Callable[[NDArray[np.generic], NDArray[np.generic]], float]"
 
 
-# The libraries are imported in the functions: a task names its metrics long before any is computed.
+# The libraries are imported inside the functions, because a task names its metrics long before any is computed.
 def _accuracy(labels: NDArray[np.generic], predictions: NDArray[np.generic]) -> float:
     from sklearn.metrics import accuracy_score
 
@@ -60,7 +60,7 @@ def _spearman(labels: NDArray[np.generic], predictions: NDArray[np.generic]) -> 
 def _correlation(
     function: Callable[..., tuple[float, float]], labels: NDArray[np.generic], predictions: NDArray[np.generic]
 ) -> float:
-    # Undefined for a constant; scikit-learn calls the Matthews correlation 0 there, and so do we.
+    # The correlation with a constant is undefined. It is set to 0, as scikit-learn does for the Matthews correlation.
     import numpy as np
 
     if np.ptp(labels) == 0 or np.ptp(predictions) == 0:
@@ -77,20 +77,20 @@ METRICS: dict[str, Metric] = {
     "pearson": _pearson,
     "spearman": _spearman,
 }
-"""Every metric by name: a function of labels and predictions. 1 is perfect.
+"""Metrics by name. Each is a function of labels and predictions, and 1 is perfect.
 
-``f1`` is that of class 1; ``micro_f1`` and ``macro_f1`` are over all labels.
+``f1`` is the F1 of class 1; ``micro_f1`` and ``macro_f1`` are over all labels.
 """
 
 
 def in_unit(score: float, unit: str, digits: int = 1) -> str:
-    """100 times a score, with its unit (:attr:`hskd.heads.Head.unit`)."""
+    """Return 100 times a score as text, with its unit (:attr:`hskd.heads.Head.unit`)."""
     text = f"{100 * score:.{digits}f}"
     return f"{text} %" if unit == "%" else f"{text} ({unit})"
 
 
 def metrics_line(metrics: Mapping[str, float], unit: str) -> str:
-    """Every metric and the score, 100 times each, in a line; ``unit`` is that of the score."""
+    """Return a line with every metric and the score, each times 100; ``unit`` is the unit of the score."""
     percent = " %" if unit == "%" else ""
     others = (f"{name} {100 * value:.1f}{percent}" for name, value in metrics.items() if name != "score")
     return ", ".join((*others, f"score {in_unit(metrics['score'], unit)}"))
@@ -99,7 +99,7 @@ def metrics_line(metrics: Mapping[str, float], unit: str) -> str:
 def named_metrics(
     names: Sequence[str], labels: NDArray[np.generic], predictions: NDArray[np.generic]
 ) -> dict[str, float]:
-    """The metrics ``names`` of ``predictions``, and ``score``, their mean; fractions, not percentages."""
+    """Return the metrics ``names`` of ``predictions`` and their mean, ``score``; fractions, not percentages."""
     import numpy as np
 
     values = {name: METRICS[name](labels, predictions) for name in names}
@@ -110,12 +110,12 @@ def require_scorable(rows: NDArray[np.floating], labels: NDArray[np.generic]) ->
     """Refuse rows that cannot be scored.
 
     Raises:
-        HskdError: no rows, another number of labels, or rows that are not finite.
+        HskdError: there are no rows, the number of labels is not the number of rows, or a row is not finite.
     """
     import numpy as np
 
     if len(labels) == 0 or len(rows) != len(labels):
-        raise HskdError(f"{len(rows)} predictions for {len(labels)} labels; need as many, at least 1.")
+        raise HskdError(f"{len(rows)} predictions for {len(labels)} labels; expected equal numbers, at least 1.")
     if not np.isfinite(rows).all():
         bad = int((~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1)).sum())
         raise HskdError(

@@ -1,4 +1,4 @@
-"""Scores of rankings: average precision, reciprocal rank and nDCG at 10 of one query's candidates."""
+"""Metrics of rankings: average precision, reciprocal rank and nDCG at 10 of one query's candidates."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CUTOFF = 10
-"""Candidates that nDCG looks at."""
+"""Number of candidates, from the first, that nDCG takes into account."""
 
 
 class RankingScores(NamedTuple):
-    """The scores of one query, from 0 to 1."""
+    """The metrics of one query, each from 0 to 1."""
 
     average_precision: float
     reciprocal_rank: float
@@ -21,14 +21,15 @@ class RankingScores(NamedTuple):
 
 
 def ranking_scores(scores: NDArray[np.floating], grades: NDArray[np.integer]) -> RankingScores:
-    """The scores of one query's candidates, of which at least one is relevant.
+    """Return the metrics of one query's candidates, at least one of which must be relevant.
 
-    Candidates of one score count in the worst of their orders, so that a model that cannot tell them apart gains
-    nothing from the order of the file.
+    Candidates with equal scores are ranked in the worst possible order. A model that cannot distinguish them therefore
+    gains nothing from the order of the file.
 
     Args:
-        scores: the model's, ``(M,)``; the larger, the earlier in the ranking.
-        grades: of each candidate, ``(M,)``; 0 for an irrelevant one. Any other is relevant, and is its gain in nDCG.
+        scores: the model's scores, ``(M,)``; larger scores are ranked first.
+        grades: grade of each candidate, ``(M,)``. A grade of 0 means irrelevant. A larger grade means relevant, and is
+            the candidate's gain in nDCG.
     """
     import numpy as np
 
@@ -39,11 +40,13 @@ def ranking_scores(scores: NDArray[np.floating], grades: NDArray[np.integer]) ->
 
 
 def ndcg(ranked: NDArray[np.integer], grades: NDArray[np.integer]) -> float:
-    """Normalised discounted cumulative gain of the first ten (Järvelin and Kekäläinen 2002); the gain is the grade.
+    """Return the normalised discounted cumulative gain of the first ten (Järvelin and Kekäläinen 2002).
+
+    The gain of a candidate is its grade.
 
     Args:
         ranked: grades in the order of a ranking, at least its first ten.
-        grades: those of all candidates, in any order, at least one of them above 0.
+        grades: grades of all candidates, in any order, at least one of them above 0.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""Every kind of head by name."""
+"""Registry of the kinds of head."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hskd.heads.base import Head
 
 
 class HeadRegistry(registry.Registry[type[Head]]):
-    """The kinds of head. ``@HEADS.register`` above a class adds one."""
+    """Registry of the kinds of head. Decorate a class with ``@HEADS.register`` to add it."""
 
     def register(self, head: type[Head]) -> type[Head]:
         """Add a kind of head under its ``kind``.
@@ -25,12 +25,12 @@ HEADS = HeadRegistry("head", plugins.HEADS)
 
 
 def head_of(kind: str, label_names: Sequence[str] = (), metric_names: Sequence[str] | None = None) -> Head:
-    """The head of a kind.
+    """Make a head of a kind.
 
     Args:
-        kind: its name in the registry.
+        kind: name of the kind in the registry.
         label_names: names of the output columns.
-        metric_names: the task's metrics; None for those that the kind has by default.
+        metric_names: the task's metrics; None for the kind's defaults.
 
     Raises:
         HskdError: there is no such kind.

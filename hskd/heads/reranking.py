@@ -1,4 +1,4 @@
-"""A head that says how well a passage answers a query: a reranker, as ``CrossEncoder`` has them."""
+"""Head of a reranker, which scores how well a passage answers a query, as ``CrossEncoder`` does."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ LOSSES = ("bce", "mse")
 class Reranking(SequenceHead):
     """One logit for each pair of a query and a passage; its sigmoid is the relevance.
 
-    An example's label is the grade of the passage, from 0, and the number of its query, from 0 in the order in which
-    queries appear. The score is ``map``. A query of which no passage is relevant, or every passage is, has no part in
-    any metric: every ranking of it is as good.
+    An example's label has two numbers: the grade of the passage, from 0, and the number of its query, from 0 in the
+    order in which queries appear. The score is ``map``. A query counts in the metrics only if it has both relevant and
+    irrelevant passages, because otherwise all its rankings are equally good.
 
     Attributes:
-        largest: the largest grade; that of a perfect passage.
-        loss: what the prediction stage minimises: ``bce`` (binary cross-entropy with the teacher's sigmoid at
-            temperature ``tau``), or ``mse`` (squared distance of the logits).
+        largest: the largest grade, which a perfect passage has.
+        loss: loss of the prediction stage: ``bce`` (binary cross-entropy with the teacher's sigmoid at temperature
+            ``tau``) or ``mse`` (squared distance of the logits).
     """
 
     kind: ClassVar[str] = "reranking"
@@ -65,7 +65,7 @@ class Reranking(SequenceHead):
     @property
     @override
     def _problem_type(self) -> str | None:
-        return None  # What CrossEncoder leaves it as; a model of one output has a sigmoid.
+        return None  # CrossEncoder does not set it either, and applies a sigmoid to a single output.
 
     @override
     def with_loss(self, name: str | None) -> Head:
@@ -127,7 +127,7 @@ class Reranking(SequenceHead):
     ) -> NDArray[np.float64]:
         import numpy as np
 
-        # A score is a mean over queries: every query is ranked once.
+        # The score is a mean over queries, so each query has to be ranked only once.
         by_query = self._by_query(rows, labels)
         column = METRIC_NAMES.index(self.metric_names[0])
         total, count = sum(scores[column] for scores in by_query.values()), len(by_query)
@@ -138,7 +138,7 @@ class Reranking(SequenceHead):
         return np.array(means)
 
     def _by_query(self, rows: NDArray[np.floating], labels: NDArray[Any]) -> dict[int, RankingScores]:
-        """The scores of every query that can be ranked well or badly."""
+        """Return the metrics of every query that has both relevant and irrelevant passages."""
         import numpy as np
 
         require_scorable(rows, labels)
@@ -163,5 +163,5 @@ class Reranking(SequenceHead):
 
 
 def is_rankable(grades: Collection[int] | NDArray[np.integer]) -> bool:
-    """Whether one ranking of passages of these grades is better than another: some are relevant, and some are not."""
+    """Return whether some of these grades are relevant and some are not, so that rankings can differ in quality."""
     return any(grade > 0 for grade in grades) and any(grade <= 0 for grade in grades)

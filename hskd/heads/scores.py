@@ -1,4 +1,4 @@
-"""What the teacher's predictions say of examples and tokens, for the selectors that rank by it."""
+"""Scores of examples and tokens from the teacher's predictions, for the selectors that rank by them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def require_ranks(spec: HSKSpec | None, head: Head) -> None:
-    """Refuse a spec whose selectors rank by what predictions of this head's kind do not have.
+    """Refuse a spec whose selectors rank by scores that predictions of this kind of head do not have.
 
     Args:
-        spec: what is kept; None for nothing.
+        spec: the spec of the HSK to keep; None for no HSK.
         head: the teacher's head.
 
     Raises:
-        HskdError: names the selector, and says what to use.
+        HskdError: a selector cannot be used; the message says which, and what to use instead.
     """
     if spec is None:
         return
@@ -47,10 +47,10 @@ def require_ranks(spec: HSKSpec | None, head: Head) -> None:
 
 
 def require_labels(labels: np.ndarray | None, what: str) -> np.ndarray:
-    """The gold labels of a split; ``what`` opens the message that there are none.
+    """Return the gold labels of a split, or refuse to go on without them. The message begins with ``what``.
 
     Raises:
-        HskdError: there are none.
+        HskdError: there are no gold labels.
     """
     if labels is None:
         raise HskdError(
@@ -61,15 +61,15 @@ def require_labels(labels: np.ndarray | None, what: str) -> np.ndarray:
 
 
 def entropies_of_tokens(head: Head, rows: torch.Tensor, word_starts: np.ndarray) -> np.ndarray:
-    """The entropy of the prediction for each token, ``(M,)`` float64; 0 for one that begins no word.
+    """Return the entropy of the prediction for each token, ``(M,)`` float64; 0 for tokens that begin no word.
 
     Args:
-        head: says what a row predicts.
-        rows: the teacher's, one for each token that begins a word, ``(R, C)``.
-        word_starts: which tokens do, ``(M,)`` bool.
+        head: the head, which defines what a row predicts.
+        rows: the teacher's rows, one for each token that begins a word, ``(R, C)``.
+        word_starts: whether each token begins a word, ``(M,)`` bool.
 
     Raises:
-        HskdError: a row predicts no distribution.
+        HskdError: the rows do not predict a distribution.
     """
     import numpy as np
 
@@ -79,11 +79,11 @@ def entropies_of_tokens(head: Head, rows: torch.Tensor, word_starts: np.ndarray)
 
 
 def example_means(values: torch.Tensor, rows: np.ndarray) -> np.ndarray:
-    """The mean over each example's rows of the numbers ``values`` ``(R,)``, NaNs left out; 0 for one without any.
+    """Return the mean of ``values`` over each example's rows, ``(B,)``, without NaNs; 0 for an example without values.
 
     Args:
-        values: a number for each row, the examples' end to end.
-        rows: how many rows each example has, ``(B,)``.
+        values: one number for each row, ``(R,)``, with the rows of all examples concatenated.
+        rows: number of rows of each example, ``(B,)``.
     """
     import numpy as np
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SequenceHead(Head):
-    """What classification and regression of whole examples share: a model reads ``[CLS]`` and gives one row."""
+    """Base class of heads for whole examples: the model reads ``[CLS]`` and gives one row for each example."""
 
     @property
     @override
@@ -39,12 +39,12 @@ class SequenceHead(Head):
 
     @property
     def _problem_type(self) -> str | None:
-        """What ``transformers`` calls such a head: ``pipeline`` reads from it how outputs become scores."""
+        """Name of this kind of head in ``transformers``, by which ``pipeline`` decides how outputs become scores."""
         return "single_label_classification"
 
     @property
     def _output_names(self) -> tuple[str, ...]:
-        """What a model that is made for this head calls its outputs."""
+        """Names of the outputs in a model that is made for this head."""
         return self.label_names
 
     @override
@@ -97,9 +97,9 @@ class SequenceClassification(OneOfClasses, SequenceHead):
 @HEADS.register
 @dataclass(frozen=True)
 class MultiLabel(NamedOutputs, SequenceHead):
-    """Any number of several labels for each example; rows are logits, and a label is predicted where its is over 0.
+    """Any number of labels for each example; rows are logits, and labels with a logit above 0 are predicted.
 
-    An example's label is the list of the indices of its labels. The score is ``micro_f1``.
+    The gold label of an example is the list of the indices of its labels. The score is ``micro_f1``.
     """
 
     kind: ClassVar[str] = "multilabel"
@@ -231,19 +231,19 @@ class SequenceRegression(SequenceHead):
 
 
 def head_of_rows(columns: int, metric_names: Sequence[str]) -> Head:
-    """The head of sequence predictions with so many columns, whose labels have no names: of results, for scoring."""
+    """Return a head for sequence predictions with ``columns`` columns and unknown label names, to score results."""
     if columns == 1:
         return SequenceRegression(metric_names=tuple(metric_names))
     return SequenceClassification(tuple(map(str, range(columns))), tuple(metric_names))
 
 
 def soft_binary_cross_entropy(rows: torch.Tensor, target_rows: torch.Tensor, tau: float = 1.0) -> torch.Tensor:
-    """Binary cross-entropy with the teacher's sigmoids, mean over rows and columns.
+    """Return the binary cross-entropy with the teacher's sigmoids, mean over rows and columns.
 
     Args:
         rows: the student's logits, ``(R, C)``.
         target_rows: the teacher's logits, ``(R, C)``.
-        tau: temperature of both: logits are divided by it before the sigmoid.
+        tau: temperature, by which both logits are divided before the sigmoid.
     """
     from torch.nn import functional as F
 

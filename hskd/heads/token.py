@@ -24,7 +24,7 @@ ENTITY_F1, TOKEN_ACCURACY = "entity_f1", "token_accuracy"
 
 
 class EntityCounts(NamedTuple):
-    """Entities of some examples: those found with the right words and type, those predicted, those there are."""
+    """Numbers of entities in some examples: predicted with the right words and type, predicted at all, and gold."""
 
     correct: int
     predicted: int
@@ -32,7 +32,7 @@ class EntityCounts(NamedTuple):
 
     @property
     def f1(self) -> float:
-        """Micro F1 over all types; 0 where there are no entities."""
+        """Micro F1 over all types; 0 if there are no entities."""
         return 2 * self.correct / max(self.predicted + self.gold, 1)
 
 
@@ -41,8 +41,8 @@ class EntityCounts(NamedTuple):
 class TokenClassification(OneOfClasses):
     """One of several tags for each word, read from its first token; rows are logits.
 
-    The score is the first of the metrics: ``entity_f1`` (micro F1 of whole entities, as CoNLL counts them) where tags
-    mark entities (``B-person``, ``I-person``, ``O``), or ``token_accuracy`` (the share of words with the right tag).
+    The score is the first of the metrics. It is ``entity_f1`` (micro F1 of whole entities, as CoNLL counts them) if
+    tags mark entities (``B-person``, ``I-person``, ``O``), or ``token_accuracy`` (share of words with the right tag).
     """
 
     kind: ClassVar[str] = "token_classification"
@@ -110,7 +110,7 @@ class TokenClassification(OneOfClasses):
         return {**values, "score": values[self.metric_names[0]]}
 
     def count_entities(self, rows: NDArray[np.floating], labels: NDArray[Any]) -> EntityCounts:
-        """Count the entities of some examples: ``rows`` ``(R, C)`` and ``labels`` ``(R,)`` of all their tokens."""
+        """Count the entities of some examples, from ``rows`` ``(R, C)`` and ``labels`` ``(R,)`` of all their tokens."""
         from nervaluate import Evaluator
 
         words = labels >= 0
@@ -121,7 +121,7 @@ class TokenClassification(OneOfClasses):
         return EntityCounts(result.correct, result.actual, result.possible)
 
     def _sentences(self, tags: NDArray[Any], example: NDArray[np.int64]) -> list[list[str]]:
-        """The tags of each example as names, in the scheme B, I, O, in which a type's I after no B opens an entity."""
+        """Return the tag names of each example, with B, I and O. An I that follows no B of its type opens an entity."""
         import numpy as np
 
         names = np.array([_as_iob2(name) for name in self.label_names])[tags]
@@ -135,7 +135,7 @@ class TokenClassification(OneOfClasses):
 
         if self.metric_names[0] != ENTITY_F1:
             return super().scores_without(rows, labels, blocks)
-        # F1 is a function of counts, and counts are sums: every example is looked at once.
+        # F1 is a function of counts, and counts are sums over examples, so each example is counted only once.
         rest = np.setdiff1d(np.arange(len(labels)), np.concatenate(blocks))
         counts = [
             np.array(self.count_entities(rows[at], labels[at])) if (labels[at] >= 0).any() else np.zeros(3, np.int64)
@@ -146,5 +146,5 @@ class TokenClassification(OneOfClasses):
 
 
 def _as_iob2(name: str) -> str:
-    """A tag of BILOU or BIOES in IOB2: U and S begin an entity, L and E are inside one."""
+    """Convert a BILOU or BIOES tag to IOB2: U and S begin an entity, L and E are inside an entity."""
     return {"U": "B", "S": "B", "L": "I", "E": "I"}.get(name[:1], name[:1]) + name[1:] if name[1:2] == "-" else name

@@ -1,1 +1,1 @@
-"""Where the paper's released code departs from this project, each departure switched on by name."""
+"""Departures of the paper's released code from this project. Each can be switched on by name."""

@@ -1,4 +1,4 @@
-"""BertAdam, the optimiser of the first BERT code in torch: Adam without bias correction."""
+"""BertAdam, the optimiser of the first BERT code in PyTorch: Adam without bias correction."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from torch.optim import Optimizer
 
 
 class BertAdam(Optimizer):
-    """``m / (sqrt(v) + eps)`` as it is, with no correction for starting both averages at 0, plus decoupled decay.
+    """Adam with decoupled weight decay and without bias correction: it steps by ``m / (sqrt(v) + eps)``.
 
-    So the first steps are larger than AdamW's: the very first by ``(1 - b1) / sqrt(1 - b2)``, which is 3.2. A
-    parameter without gradient only decays, as under AdamW. The gradient of each parameter is clipped by itself.
+    Both averages start at 0 and are not corrected for it, so the first steps are larger than AdamW's. The very first is
+    larger by a factor of ``(1 - b1) / sqrt(1 - b2)``, which is 3.2. A weight whose gradient is always 0 only decays, as
+    under AdamW. The gradient of each parameter is clipped separately.
 
     Args:
-        params: parameters, or groups of them, each perhaps with a ``weight_decay`` of its own.
+        params: parameters, or groups of parameters, which may have their own ``weight_decay``.
         lr: learning rate, which a schedule may change.
-        betas: how slowly the averages of gradient and squared gradient move.
-        eps: added to the root.
-        weight_decay: decay of the weights, times ``lr`` a step.
-        max_grad_norm: the norm to which the gradient of each parameter is clipped; None leaves gradients as they are.
+        betas: decay rates of the averages of the gradient and the squared gradient.
+        eps: added to the square root.
+        weight_decay: weight decay, multiplied by ``lr`` in each step.
+        max_grad_norm: maximum norm of each parameter's gradient; None does not clip.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class BertAdam(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step on the gradients that are there; ``closure`` is not called."""
+        """Do one step with the current gradients; parameters without one are skipped. ``closure`` is not called."""
         for group in self.param_groups:
             b1, b2 = group["betas"]
             for parameter in group["params"]:

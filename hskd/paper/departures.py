@@ -1,7 +1,7 @@
-"""Where the paper's released code departs from what is done here, each departure to be switched on by its name.
+"""Departures of the paper's released code from this project, each switched on by its name.
 
-What a switch does is written down in docs/compat.md. :class:`Departures` is the one door: a trial calls its hooks and
-knows no names. Trainers, sources and losses know nothing of it; this module puts its own pieces in the place of theirs.
+docs/compat.md describes the switches. A trial calls only the hooks of :class:`Departures`, and does not depend on the
+names of switches. Trainers, sources and losses do not depend on this module; it replaces them by variants of its own.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from hskd.training import GoldTrainer, HeadModule, StageArguments, StageRecipe, 
 
 
 class Departures:
-    """What a trial does otherwise than by default: hooks that it calls, each of which does the default thing if off.
+    """Hooks that a trial calls. With no switch on, each hook does what a trial does by default.
 
     Args:
         switches: the departures that are on.
@@ -49,47 +49,47 @@ class Departures:
     def __init__(self, switches: Iterable[Compat] = ()) -> None:
         self._on = frozenset(switches)
 
-    # What is refused
+    # Checks
 
     def require_task(self, task: Task) -> None:
-        """Refuse a switch that does not suit the task; see :func:`hskd.compat.require_regression`."""
+        """Refuse a switch that does not fit the task (see :func:`hskd.compat.require_regression`)."""
         require_regression(self._on, task)
 
     def require_splits(self, splits: Mapping[str, TokenizedSplit], batch_size: int) -> None:
-        """Refuse switches for which there are no examples.
+        """Refuse switches whose examples or labels are missing.
 
         Raises:
-            HskdError: ``drop_last``, and there are fewer training examples than a batch has; ``best_epoch`` or
-                ``gold_regression``, and there are no labels to choose by or to fit.
+            HskdError: ``drop_last`` is on and there are fewer training examples than a batch has; or ``best_epoch`` or
+                ``gold_regression`` is on and the labels that it needs are missing.
         """
         train, dev = splits["train"], splits.get("dev")
         if "drop_last" in self._on and len(train) < batch_size:
             raise HskdError(
-                f"compat drop_last: {len(train)} training examples make no whole batch of {batch_size}; "
-                "lower --batch-size, or leave it out."
+                f"compat drop_last: {len(train)} training examples are fewer than a batch of {batch_size}; "
+                "lower --batch-size, or leave the switch out."
             )
         if "best_epoch" in self._on and (dev is None or dev.labels is None):
-            raise HskdError("compat best_epoch: chooses by the score on dev, and there is none; give the data.")
+            raise HskdError("compat best_epoch: needs the labels of dev, which are missing; give the data.")
         if "gold_regression" in self._on and train.labels is None:
-            raise HskdError("compat gold_regression: fits gold labels, and there are none; give the data.")
+            raise HskdError("compat gold_regression: needs the gold labels of train, which are missing; give the data.")
 
     def require_spec(self, spec: HSKSpec | None) -> None:
-        """Refuse switches that concern neurons where a spec keeps other numbers.
+        """Refuse switches that concern neurons if a spec keeps other numbers.
 
         Raises:
-            HskdError: ``zero_dropped``, and the spec keeps coordinates along a basis.
+            HskdError: ``zero_dropped`` is on and the spec keeps coordinates along a basis.
         """
         if "zero_dropped" in self._on and isinstance(spec and spec.width, BasisWidth):
             raise HskdError(
                 "compat zero_dropped: dropped neurons are compared with 0, and width="
-                f"{spec.width.selector if spec else ''} drops none: it keeps coordinates; leave it out."
+                f"{spec.width.selector if spec else ''} drops none, because it keeps coordinates; leave the switch out."
             )
 
     def require_whole_batches(self, accumulate: int, processes: int) -> None:
-        """Refuse switches for which a batch has to be in one piece, where it is not.
+        """Refuse switches that need a whole batch at a time if batches are split.
 
         Raises:
-            HskdError: names the switch.
+            HskdError: batches are split; the message names the switch.
         """
         for name in sorted(self._on & {"batch_threshold", "loose_masks"}):
             if accumulate * processes > 1:
@@ -98,7 +98,7 @@ class Departures:
                     f"--accumulate {accumulate} cut into parts; use one process and --accumulate 1."
                 )
 
-    # What the teacher says
+    # Teacher
 
     def online_source(
         self,
@@ -109,36 +109,36 @@ class Departures:
         dtype: str,
         aligned: TokenizedSplit | None = None,
     ) -> OnlineSource:
-        """The source that runs the teacher; ``aligned`` is that of :class:`~hskd.distill.source.OnlineSource`.
+        """Return the source that runs the teacher; ``aligned`` is as in :class:`~hskd.distill.source.OnlineSource`.
 
         Raises:
-            HskdError: ``relu_pooled``, and the teacher's head is not BERT's; or a switch is about how the teacher runs,
-                and it has another tokenizer.
+            HskdError: ``relu_pooled`` is on and the teacher's head is not BERT's; or a switch changes how the teacher
+                runs, and the teacher has another tokenizer than the student.
         """
         online_only = sorted(self._on & set(ONLINE_ONLY))
         if not online_only:
             return OnlineSource(teacher, sep_id, spec, student_layers, dtype, aligned)
         if aligned is not None:
             raise HskdError(
-                f"compat {', '.join(online_only)}: is about a teacher with the student's tokenizer, and "
-                f"{teacher.name} has another; leave it out."
+                f"compat {', '.join(online_only)}: needs a teacher with the student's tokenizer, and "
+                f"{teacher.name} has another; leave the switch out."
             )
         return CompatSource(self._on, teacher, sep_id, spec, student_layers, dtype)
 
-    # What the student learns
+    # Student and stages
 
     def student(self, model: PreTrainedModel, distils: bool = True) -> AbstractContextManager[None]:
-        """The context in which the student trains and is scored; ``distils`` is False for the arm *gold*."""
+        """Return the context in which the student trains and is scored; ``distils`` is False for the arm *gold*."""
         return relu_pooled(model, "relu_pooled" in self._on and distils)
 
     def hsk_source(self, source: KnowledgeSource, teacher_width: int, resumed: bool) -> KnowledgeSource:
-        """What the HSK stage trains from; ``resumed`` says that its first step is done."""
+        """Return the source of the HSK stage; ``resumed`` says whether its first step is already done."""
         if isinstance(source, CompatSource):
             source.masked = resumed
         return ZeroedSource(source, teacher_width) if "zero_dropped" in self._on else source
 
     def hsk_split(self, split: TokenizedSplit, student: PreTrainedModel) -> TokenizedSplit:
-        """The examples of the HSK stage: where pads count, padded to the most tokens that data and student allow."""
+        """Return the examples of the HSK stage. If pads count, they are padded to the limit of the data or student."""
         if "pads_in_loss" not in self._on:
             return split
         return replace(split, pad_to=min(split.max_length, max_tokens(student.config) or split.max_length))
@@ -152,22 +152,22 @@ class Departures:
         tau: float,
         **options: Any,
     ) -> StageTrainer:
-        """The trainer of the prediction stage."""
+        """Return the trainer of the prediction stage."""
         if "gold_regression" in self._on:
             return GoldTrainer(model, args, split, "prediction stage", **options)
         trainer = MeanClassesTrainer if "mean_classes" in self._on else PredictionTrainer
         return trainer(model, args, split, source, tau, **options)
 
-    # How it learns
+    # Training
 
     def arguments(self, folder: Path, recipe: StageRecipe, **changes: Any) -> StageArguments:
-        """The training arguments of a stage; ``changes`` are those of :func:`~hskd.training.training_arguments`."""
-        if "bert_adam" in self._on:  # BertAdam clips by itself.
+        """Return the training arguments of a stage; ``changes`` go to :func:`~hskd.training.training_arguments`."""
+        if "bert_adam" in self._on:  # BertAdam clips gradients itself.
             changes["max_grad_norm"] = 0.0
         return training_arguments(folder, recipe, dataloader_drop_last="drop_last" in self._on, **changes)
 
     def trainer_options(self, recipe: StageRecipe) -> dict[str, Any]:
-        """Further arguments of a stage's trainer."""
+        """Return further arguments of a stage's trainer."""
         if "bert_adam" not in self._on:
             return {}
         return {
@@ -179,26 +179,26 @@ class Departures:
 
     @property
     def trains_by_dev(self) -> bool:
-        """Whether the student that is kept depends on the labels of dev."""
+        """Whether the choice of the final student depends on the labels of dev."""
         return "best_epoch" in self._on
 
     def keeps(self, scores: Sequence[float]) -> bool:
-        """Whether to keep the student of the epoch that has just been scored, the last of ``scores``."""
+        """Return whether to keep the student of the epoch that was scored last; ``scores`` has all epochs so far."""
         return "best_epoch" in self._on and scores[-1] > max(scores[:-1], default=-math.inf)
 
     def reported_epoch(self, scores: Sequence[float]) -> int | None:
-        """The epoch of the last stage that is reported, from 1; None for the last one."""
+        """Return the epoch of the last stage to report, counted from 1; None for the last epoch."""
         return 1 + scores.index(max(scores)) if "best_epoch" in self._on else None
 
 
 class CompatSource(OnlineSource):
-    """Runs the teacher on every batch, as the released code does in what ``switches`` name.
+    """Knowledge source that runs the teacher on every batch, with the departures in ``switches``.
 
     The other arguments are those of :class:`~hskd.distill.source.OnlineSource`.
     """
 
     masked = False
-    """Whether fixed masks of neurons apply: with ``loose_masks``, from the second batch on."""
+    """Whether fixed masks of neurons apply. With ``loose_masks``, they apply from the second batch on."""
 
     def __init__(
         self,
@@ -237,20 +237,20 @@ class CompatSource(OnlineSource):
 
 
 def above_threshold(spec: HSKSpec, whole: KeptHSK) -> KeptHSK:
-    """Keep, in each layer, the values that reach the batch's k-th largest magnitude, k being the spec's share.
+    """Keep, in each layer, the values that reach the batch's k-th largest magnitude; k follows from the spec's share.
 
     Args:
-        spec: says the share of the values and their precision.
+        spec: gives the share of the values and their precision.
         whole: the kept tokens of a batch with all their neurons, in fp32.
 
     Returns:
-        All neurons, those below the threshold with target 0 and weight 0: they are not compared.
+        All neurons. Those below the threshold have target 0 and weight 0, so they are not compared.
     """
     magnitude = spec.precision.ranked(whole.values).abs()
     count = max(1, int(Fraction(str(spec.width.w)) * magnitude[:, 0].numel()))
     threshold = magnitude.transpose(0, 1).flatten(1).topk(count, dim=1).values[:, -1]
     above = magnitude >= threshold[:, None]
-    # Kept values of each example and layer: there may be none.
+    # Number of kept values of each example and layer, which may be 0.
     counts = torch.zeros((len(whole.counts), len(whole.layers)), device=magnitude.device)
     counts.index_add_(0, whole.example, above.sum(2).to(counts.dtype))
     return replace(
@@ -261,9 +261,10 @@ def above_threshold(spec: HSKSpec, whole: KeptHSK) -> KeptHSK:
 
 
 class LooseNoSep(AttentionNoSep):
-    """``attention_no_sep`` that leaves out as many tokens of each example as the batch's first has ``[SEP]``.
+    """``attention_no_sep`` that leaves out as many tokens of each example as the batch's first example has ``[SEP]``.
 
-    ``[SEP]`` goes first, from the left; where an example has too few, its other tokens from the left follow.
+    The ``[SEP]`` tokens are left out first, from the left. If an example has too few of them, its other tokens are left
+    out next, from the left.
     """
 
     @override
@@ -277,7 +278,7 @@ class LooseNoSep(AttentionNoSep):
 
 
 class LooseRandom(RandomNeurons):
-    """A mask in which each neuron is kept with probability ``w``; at least one is."""
+    """Mask that keeps each neuron with probability ``w``, and at least one neuron."""
 
     @override
     def fixed(self, width: int) -> np.ndarray:
@@ -286,7 +287,7 @@ class LooseRandom(RandomNeurons):
 
 
 def loosened(spec: HSKSpec, masked: bool) -> HSKSpec:
-    """``spec`` with the selectors of the released code; unless ``masked``, with all neurons in a fixed mask's place."""
+    """Return ``spec`` with the selectors of the released code. Unless ``masked``, a fixed mask keeps all neurons."""
     changes: dict[str, object] = {}
     if type(spec.length) is AttentionNoSep:
         changes["length"] = LooseNoSep(**spec.length.model_dump())
@@ -299,7 +300,7 @@ def loosened(spec: HSKSpec, masked: bool) -> HSKSpec:
 
 @contextmanager
 def relu_pooled(model: PreTrainedModel, on: bool = True) -> Iterator[None]:
-    """Within, and if ``on``, a BERT classifier feeds ``relu(pooled)`` to its last layer in place of its dropout.
+    """Within the context, if ``on``, make a BERT classifier feed ``relu(pooled)`` to its last layer, without dropout.
 
     Raises:
         HskdError: the model's head is not BERT's.
@@ -320,15 +321,15 @@ def _require_bert_head(model: PreTrainedModel) -> None:
     if not isinstance(model, BertForSequenceClassification):
         raise HskdError(
             f"compat relu_pooled: the head of a {model.config.model_type} classifier is not BERT's (pooled, dropout, "
-            "classifier); leave it out."
+            "classifier); leave the switch out."
         )
 
 
 class ZeroedSource(KnowledgeSource):
-    """Another source's knowledge, in which the neurons that are not kept have target 0.
+    """Knowledge source that passes on another source, with target 0 for the neurons that are not kept.
 
     Args:
-        source: where the knowledge comes from.
+        source: the other source.
         width: ``d_T``.
     """
 
@@ -347,7 +348,7 @@ class ZeroedSource(KnowledgeSource):
 
 
 def zero_dropped(kept: KeptHSK, width: int) -> KeptHSK:
-    """``kept`` with all ``width`` neurons of the kept tokens, all alike: 0 where they were not kept."""
+    """Return ``kept`` with all ``width`` neurons of its tokens, equally weighted; 0 for those that were not kept."""
     values = kept.values
     if kept.neurons is not None:
         neurons = kept.neurons.expand(values.shape) if kept.neurons.dim() == 1 else kept.neurons
@@ -356,7 +357,7 @@ def zero_dropped(kept: KeptHSK, width: int) -> KeptHSK:
 
 
 class MeanClassesTrainer(PredictionTrainer):
-    """The prediction stage, its loss averaged over classes too."""
+    """Trainer of the prediction stage whose loss is averaged over classes too."""
 
     @override
     def batch_loss(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:

@@ -1,6 +1,6 @@
-"""Students: ROSITA models pruned from a fine-tuned encoder, and loading students of any type.
+"""Students: ROSITA models pruned from a fine-tuned encoder, and a loader for students of any type.
 
-The names are imported when they are first used.
+Names are imported on first use.
 """
 
 from typing import TYPE_CHECKING

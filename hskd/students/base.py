@@ -1,4 +1,4 @@
-"""What every kind of student is: settings that say its sizes, what it is made from, and how it is made."""
+"""Base class of the kinds of student, and the context from which a student is made."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     from hskd.teachers.loading import Teacher
 
 STUDENT_FILE = "student.json"
-"""Beside a student: what it was made from."""
+"""File in a student's folder that records what the student was made from."""
 
 
 @dataclass(frozen=True, eq=False)
 class StudentContext:
-    """What a kind of student may be made from. Nothing is loaded or made before it is asked for.
+    """Everything that a student can be made from. The callables load or make their result on demand.
 
     Attributes:
-        task: the task; its head says what the student predicts.
-        model: folder or name of the model that the teacher is made from.
+        task: the task; its head defines what the student predicts.
+        model: folder or name of the model that the teacher was fine-tuned from.
         teacher: loads the fine-tuned teacher.
-        teacher_key: identifies that teacher.
-        train: the task's training examples, with labels.
-        artifact_folder: the folder of a further artifact, given its type and its recipe, such as a general student.
-        device: where to compute.
-        machine: ``dtype``, ``device`` and ``build_threads`` as a recipe holds them: they change the bits.
-        files: fingerprints of the user's own files behind the data, the model, and :meth:`StudentKind.files`.
+        teacher_key: returns the identity of that teacher.
+        train: returns the task's training examples, with labels.
+        artifact_folder: returns the folder of another artifact, such as a general student, given its type and recipe.
+        device: the device to compute on.
+        machine: ``dtype``, ``device`` and ``build_threads`` for the recipe, because they change the result's bits.
+        files: fingerprints, by name, of the user's own files: the data, the model, and :meth:`StudentKind.files`.
     """
 
     task: Task
@@ -49,16 +49,16 @@ class StudentContext:
     files: Mapping[str, str] = field(default_factory=dict)
 
     def files_of(self, *names: str) -> dict[str, str]:
-        """The fingerprints of those of the named files that are there."""
+        """Return the fingerprints of the named files, leaving out names that have none."""
         return {name: self.files[name] for name in names if name in self.files}
 
 
 class StudentKind(BaseModel):
-    """Base of the kinds of student. Its fields are the settings: they are part of what identifies a trial.
+    """Base class of the kinds of student. Its fields are the student's settings, and part of a trial's identity.
 
     A subclass has a field ``kind``, a ``Literal`` with its name as default, and is registered with
-    ``@STUDENTS.register`` (:mod:`hskd.students.registry`). It also says the student's ``layers`` (without the embedding
-    output), in a field or in a property.
+    ``@STUDENTS.register`` (:mod:`hskd.students.registry`). It also defines ``layers``, as a field or a property: the
+    student's number of layers, without the embedding output.
     """
 
     if TYPE_CHECKING:
@@ -66,37 +66,37 @@ class StudentKind(BaseModel):
 
         @property
         def layers(self) -> int:
-            """``L_S``."""
+            """``L_S``, the number of layers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     @property
     def name(self) -> str:
-        """For people: kind and sizes. Results of a grid are told apart by it."""
+        """Readable name with kind and sizes. It distinguishes the students in a grid's results."""
         raise NotImplementedError
 
     def config(self, teacher: PretrainedConfig, head: Head) -> PretrainedConfig:
-        """The configuration of a student with that head; ``teacher`` is that of the teacher's body."""
+        """Return the configuration of a student with ``head``, given the configuration of the teacher's body."""
         raise NotImplementedError
 
     def files(self) -> dict[str, Path | str | None]:
-        """Files and folders of the user's own that the student is made from, by a name for each."""
+        """Return the user's own files and folders that the student is made from, by name."""
         return {}
 
     def contents(self) -> dict[str, str]:
-        """Fingerprints of the bytes that the student is made from, beside teacher and data, by a name for each."""
+        """Return fingerprints, by name, of what the student is made from in addition to the teacher and the data."""
         return {}
 
     def tokenizer_model(self, teacher: str) -> str:
-        """The model whose tokenizer the student has: ``teacher``, or one with another tokenizer."""
+        """Return the model whose tokenizer the student uses: ``teacher``, or a model with another tokenizer."""
         return teacher
 
     def with_checkpoint(self, checkpoint: str) -> dict[str, Any] | None:
-        """The fields to change for a student from another checkpoint; None where the kind has none."""
+        """Return the fields to change for a student from ``checkpoint``; None if the kind uses no checkpoint."""
         return None
 
     def recipe(self, context: StudentContext) -> dict[str, Any]:
-        """Everything that the student depends on, as JSON: its folder is named by the fingerprint."""
+        """Return everything that the student depends on, as JSON. Its fingerprint names the student's folder."""
         from hskd.tasks.content import labelled
 
         return {
@@ -109,5 +109,5 @@ class StudentKind(BaseModel):
         }
 
     def create(self, context: StudentContext, folder: Path, progress: Progress) -> Path:
-        """Make the student in ``folder``: model, tokenizer and ``student.json``; a finished one is left as it is."""
+        """Make the student in ``folder``: model, tokenizer and ``student.json``. A finished student stays unchanged."""
         raise NotImplementedError

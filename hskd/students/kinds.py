@@ -1,4 +1,4 @@
-"""The kinds of student that come with the package: the module ``settings`` of every folder here registers one."""
+"""The built-in kinds of student. They are registered by importing the module ``settings`` of every subpackage."""
 
 import hskd.students
 from hskd.registry import import_all

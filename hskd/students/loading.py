@@ -1,4 +1,4 @@
-"""Read a student back from its folder."""
+"""Load a student from its folder."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from hskd.teachers.loading import checked_model, reason, require_every_weight
 
 
 def load_student(folder: str | Path, head: Head | None = None) -> PreTrainedModel:
-    """The student saved in ``folder``, of any registered model type, in float32, in eval mode.
+    """Load the student in ``folder``, of any registered model type, in float32 and eval mode.
 
-    Code that a folder may carry is never run. Files with a checksum beside them are compared with it.
+    Code that the folder contains is never run. Files that have a checksum are verified.
 
     Args:
-        folder: may be a URL, which is copied into the cache first (see :func:`hskd.remote.fetch`).
-        head: that of the student's task; None for the one that its config.json names.
+        folder: a folder or a URL. A URL is copied into the cache first (see :func:`hskd.remote.fetch`).
+        head: the head of the student's task; None for the head that config.json names.
 
     Raises:
-        HskdError: the folder is missing, holds no model that can be loaded, or one that lacks a weight.
-        CorruptionError: a file there is damaged.
+        HskdError: the folder is missing, holds no model that can be loaded, or holds a model that lacks a weight.
+        CorruptionError: a file in the folder is damaged.
     """
     folder = local_copy(folder if isinstance(folder, Path) else with_home(folder))
     if not folder.is_dir():
@@ -39,11 +39,11 @@ def load_student(folder: str | Path, head: Head | None = None) -> PreTrainedMode
     checked_model(str(folder))
     try:
         auto_class = _auto_class(folder) if head is None else head.auto_class
-        with torch.random.fork_rng(devices=[]):  # what is missing is drawn, and refused
+        with torch.random.fork_rng(devices=[]):  # Missing weights are drawn, and refused below.
             model, info = auto_class.from_pretrained(
                 folder,
                 dtype=torch.float32,
-                ignore_mismatched_sizes=True,  # They are refused below, by name.
+                ignore_mismatched_sizes=True,  # Refused below, by name.
                 output_loading_info=True,
                 local_files_only=True,
                 weights_only=True,
@@ -51,23 +51,26 @@ def load_student(folder: str | Path, head: Head | None = None) -> PreTrainedMode
             )
     except HskdError:
         raise
-    except Exception as error:  # of a library, about files that may hold anything
+    except Exception as error:  # Malformed files make libraries raise errors of any type.
         raise HskdError(f"{folder}: not a model that can be loaded: {reason(error)}") from error
     require_every_weight(
         str(folder),
         model,
         info,
-        "A student is whole, its head too: make one (hskd student; --kind tinybert takes a checkpoint without a head).",
+        "A student must be complete, head included; make one with hskd student (--kind tinybert takes a checkpoint "
+        "without a head).",
     )
     return model  # type: ignore[no-any-return]
 
 
 def _auto_class(folder: Path) -> Any:
-    """The ``transformers`` Auto class of the architecture in ``config.json``: AutoModelForX of BertForX.
+    """Return the ``transformers`` Auto class of the architecture in ``config.json``: AutoModelForX for BertForX.
+
+    A folder in the format of sentence-transformers gets an :class:`EmbeddingLoader` instead.
 
     Raises:
-        OSError: there is no such file.
-        ValueError: it is no JSON, or names no architecture that has an Auto class.
+        OSError: the file is missing.
+        ValueError: the file is not JSON, or names no architecture that has an Auto class.
     """
     if (folder / MODULES).is_file():
         return EmbeddingLoader()
@@ -75,5 +78,5 @@ def _auto_class(folder: Path) -> Any:
     head = re.search(r"For[A-Z]\w*$", str(architectures[0]))
     auto_class = getattr(transformers, f"AutoModel{head[0]}", None) if head else None
     if auto_class is None:
-        raise ValueError(f"config.json names the architectures {architectures}, of which none is a model with a head")
+        raise ValueError(f"config.json names the architectures {architectures}, none of which has a head")
     return auto_class

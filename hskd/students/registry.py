@@ -1,4 +1,4 @@
-"""The kinds of student by name, and the discriminated union of their settings."""
+"""Registry of the kinds of student, and the discriminated union of their settings."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from hskd.errors import HskdError
 from hskd.students.base import StudentKind
 
 DEFAULT_KIND = "rosita"
-"""The kind of settings that do not say theirs: they are older than the other kinds."""
+"""Kind of settings that name none. Such settings predate the other kinds."""
 
 
 class StudentRegistry(registry.Registry[type[StudentKind]]):
-    """The kinds of student. ``@STUDENTS.register`` above a class adds one."""
+    """Registry of the kinds of student. Decorate a class with ``@STUDENTS.register`` to add it."""
 
     def __init__(self) -> None:
         super().__init__("kind of student", plugins.STUDENTS)
         self._union: TypeAdapter[Any] | None = None
 
     def register(self, cls: type[StudentKind]) -> type[StudentKind]:
-        """Add a kind under the default of its field ``kind``.
+        """Add a kind under the default value of its field ``kind``.
 
         Raises:
             HskdError: another class has that name.
@@ -40,10 +40,11 @@ class StudentRegistry(registry.Registry[type[StudentKind]]):
         self._union = None
 
     def validate(self, settings: Any) -> StudentKind:
-        """The settings of a student, of the kind that they say.
+        """Validate the settings of a student as the kind that they name.
 
         Raises:
-            ValidationError: of pydantic, with the place of every mistake.
+            ValueError: the kind is unknown.
+            ValidationError: raised by pydantic, with the location of every mistake.
         """
         if isinstance(settings, StudentKind):
             return settings
@@ -69,7 +70,7 @@ class StudentRegistry(registry.Registry[type[StudentKind]]):
 
 
 def kind_of(settings: Any) -> str:
-    """The kind of student that ``settings``, a dict or an object, are of."""
+    """Return the kind of student that ``settings`` (a dict or an object) name, or the default kind."""
     kind = settings.get("kind", DEFAULT_KIND) if isinstance(settings, dict) else getattr(settings, "kind", DEFAULT_KIND)
     return str(kind)
 

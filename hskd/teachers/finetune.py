@@ -1,4 +1,4 @@
-"""Fine-tuning a teacher, with its metrics and provenance beside it."""
+"""Fine-tune a teacher and save it with its metrics and provenance."""
 
 from __future__ import annotations
 
@@ -48,26 +48,30 @@ def finetune(
 ) -> Path:
     """Fine-tune an encoder on a task and save model, tokenizer and ``metrics.json`` in ``folder``.
 
-    A killed run goes on after its last epoch; a finished one is left as it is, and scored anew where dev or test have
-    changed. The logs of a reporter that writes files lie in ``training`` of ``folder``.
+    A killed run resumes after its last finished epoch. A finished teacher is not trained again; it is only scored again
+    if dev or test have changed. A reporter that writes log files puts them into ``training`` in ``folder``.
 
     Args:
         model_name: a local folder, a hub name, or ``offline:minilm``.
         task: its labels name the outputs.
-        splits: train and dev, perhaps test; scores are computed for those that have labels.
-        settings: epochs, rates, seed.
-        folder: where the teacher will lie.
+        splits: train and dev, optionally test. Scores are computed for the labelled splits other than train.
+        settings: epochs, learning rate, seed and other training settings.
+        folder: the teacher's folder.
         options: device, precision, reporting.
-        progress: is told the steps.
+        progress: receives the steps.
+
+    Returns:
+        ``folder``.
 
     Raises:
-        HskdError: the model cannot be loaded, the loss is not finite, or ``folder`` was not made by this function.
-        MismatchError: ``folder`` holds another teacher, or the beginning of one.
+        HskdError: the task has no gold labels, the model cannot be loaded, the loss is not finite, or ``folder`` was
+            not made by this function.
+        MismatchError: ``folder`` holds another teacher, or an unfinished run of another teacher.
     """
     if not task.head.has_gold_labels:
         raise HskdError(
-            f"task {task.name}: its teacher is used as it is, and needs no fine-tuning; give the model itself in "
-            f"place of a fine-tuned one (--teacher {model_name})."
+            f"task {task.name}: its teacher is used as it is and needs no fine-tuning; give the model itself instead "
+            f"of a fine-tuned one (--teacher {model_name})."
         )
     recipe = {
         "model": processes.by_main(lambda: model_content(model_name)),
@@ -137,16 +141,18 @@ def finetune(
 def ensure_scores(
     folder: Path, task: Task, splits: Mapping[str, TokenizedSplit], options: RunOptions, progress: Progress
 ) -> Metrics:
-    """The metrics of a fine-tuned teacher on each labelled split but ``train``, scored anew where these have changed.
+    """Return the metrics of a fine-tuned teacher on each labelled split except ``train``.
+
+    The teacher is scored again if these splits have changed.
 
     Raises:
-        CorruptionError: what says the metrics, or the teacher, is damaged.
+        CorruptionError: the record of the metrics, or the teacher, is damaged.
     """
     record = processes.by_main(lambda: teacher_metrics(folder))
     now = _scored(task, splits)
     if record.get("scored", now) == now:
         return record["metrics"]  # type: ignore[no-any-return]
-    progress.say(f"{folder}: dev or test are not those that the teacher was scored on; scoring it anew")
+    progress.say(f"{folder}: dev or test have changed since the teacher was scored; scoring it anew")
     model = load_classifier(str(folder), task).to(options.device)
     record |= {"metrics": _scores(model, task, splits, options.dtype), "scored": now}
     processes.by_main(lambda: write_record(folder / METRICS_FILE, record))
@@ -159,18 +165,18 @@ def _scores(model: PreTrainedModel, task: Task, splits: Mapping[str, TokenizedSp
 
 
 def _scored(task: Task, splits: Mapping[str, TokenizedSplit]) -> dict[str, str]:
-    """What the metrics on each labelled split but ``train`` depend on."""
+    """Return fingerprints of the data that the metrics depend on, for each labelled split except ``train``."""
     return {
         name: scored(task.head, split) for name, split in splits.items() if name != "train" and split.labels is not None
     }
 
 
 def teacher_metrics(folder: Path) -> dict[str, Any]:
-    """What ``finetune`` wrote beside a teacher.
+    """Read the record that ``finetune`` wrote into a teacher's folder.
 
     Raises:
-        HskdError: there is none.
-        CorruptionError: it is damaged.
+        HskdError: there is no record.
+        CorruptionError: the record is damaged.
     """
     path = folder / METRICS_FILE
     remedy = f"Delete {folder} and make the teacher again (hskd teacher)."

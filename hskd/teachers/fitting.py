@@ -1,4 +1,4 @@
-"""Whether a model can take the tokens of a tokenizer: asked before anything is trained."""
+"""Check, before training, that a model accepts the tokens of a tokenizer."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from hskd.tasks import TokenizedSplit, model_inputs
 
 
 def require_fit(name: str, model: PreTrainedModel, splits: Iterable[TokenizedSplit], dtype: str = "fp32") -> None:
-    """Refuse a model that cannot run on the examples of ``splits``, or whose hidden states are not one a token.
+    """Refuse a model that cannot run on the examples of ``splits`` or does not give one hidden state per token.
 
     The longest and the shortest example of each split are run as one batch.
 
     Args:
-        name: the model, for messages.
-        model: the model, with a head or without one; it is put into eval mode.
-        splits: tokenised by the tokenizer that it is used with.
+        name: the model's name, for messages.
+        model: the model, with or without a head. It is put into eval mode.
+        splits: the examples, tokenised by the model's tokenizer.
         dtype: fp32, or bf16 for autocast.
 
     Raises:
-        HskdError: says what does not fit.
+        HskdError: the model does not fit; the message says why.
     """
     model.eval()
     for split in splits:
@@ -37,31 +37,31 @@ def require_fit(name: str, model: PreTrainedModel, splits: Iterable[TokenizedSpl
         try:
             with torch.no_grad(), autocast(dtype, device):
                 output = model(**model_inputs(batch, device), output_hidden_states=True)
-        except Exception as error:  # of any model
+        except Exception as error:  # Models raise errors of any type.
             complaint = " ".join(str(error).split()) or type(error).__name__
             raise HskdError(
-                f"{name}: cannot run on {split.lengths.max()} tokens of its tokenizer ({complaint}). Weights, "
-                "configuration and tokenizer are not of one model, or it takes fewer tokens (--max-length)."
+                f"{name}: cannot run on {split.lengths.max()} tokens of its tokenizer ({complaint}). Either weights, "
+                "configuration and tokenizer do not belong to the same model, or it takes fewer tokens (--max-length)."
             ) from error
         states, width = getattr(output, "hidden_states", None) or (), batch["input_ids"].shape[1]
         for layer, state in enumerate(states):
             if state.dim() != 3 or state.shape[1] != width:
                 raise HskdError(
                     f"{name}: its hidden state {layer} has {state.shape[1]} positions for {width} tokens; a "
-                    f"{model.config.model_type} joins tokens, and what is distilled is one state a token. Use an "
-                    "encoder that keeps them apart, such as a BERT."
+                    f"{model.config.model_type} joins tokens, but distillation needs one state per token. Use an "
+                    "encoder that does not join tokens, such as a BERT."
                 )
 
 
 def _require_embeddings(name: str, model: PreTrainedModel, split: TokenizedSplit) -> None:
-    """Refuse token ids and token types that the model has no embeddings for."""
+    """Refuse token ids and token types for which the model has no embeddings."""
     table = model.get_input_embeddings()
     count = int(getattr(table, "num_embeddings", 0) or len(table.weight))
     for what, highest in (("token", int(split.input_ids.max(initial=0))), ("pad token", split.pad_id)):
         if not 0 <= highest < count:
             raise HskdError(
                 f"{name}: its tokenizer gives the {what} {highest}, and it has embeddings for {count} tokens; weights "
-                "and tokenizer are not of one model."
+                "and tokenizer do not belong to the same model."
             )
     kinds = getattr(model.config, "type_vocab_size", None)
     if split.token_type_ids is not None and kinds:

@@ -1,4 +1,4 @@
-"""The teacher's forward pass: hidden states, the attention that ``[CLS]`` pays, outputs. Eval mode, no gradient."""
+"""The teacher's forward pass: hidden states, attention and outputs. By default in eval mode, without gradients."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from hskd.teachers.attention import attention_rows
 
 @dataclass(frozen=True, eq=False)
 class TeacherOutput:
-    """What the teacher says of a padded batch.
+    """The teacher's output for a padded batch.
 
     Attributes:
         states: hidden states and attention of the real tokens.
-        target: the rows of the head that was asked for, ``(R, C)`` fp32; None without a head.
+        target: the rows of the given head, ``(R, C)`` fp32; None without a head.
     """
 
     states: TeacherStates
@@ -35,16 +35,19 @@ class TeacherOutput:
 
 @dataclass(frozen=True)
 class ForwardOptions:
-    """How a teacher runs, and what it tells; the defaults are those of every setting but the released code's.
+    """How a teacher runs and what it returns.
+
+    Only departures of the paper's released code (docs/compat.md) change ``dropout``, ``softmax`` and ``pads``.
 
     Attributes:
         dtype: fp32, or bf16 for autocast.
-        dropout: run it in train mode, where its dropout reaches the student.
-        softmax: give the attention after softmax; otherwise the scores before it, mean over heads too.
-        pads: give what it says of pads too, as if they were tokens.
-        gradients: teacher layers whose ``|h . dL/dh|`` is wanted; ``L`` is the loss of the teacher's own prediction.
-        received: attention layers (1-based) of which it is wanted how much attention each token receives.
-        entropies: give the entropy of the prediction for each token, where there is one.
+        dropout: run the teacher in train mode, so that its dropout affects the student.
+        softmax: return attention after softmax; otherwise the scores before it. Both are means over heads.
+        pads: return values for pads too, as if they were tokens.
+        gradients: teacher layers for which to return ``|h . dL/dh|``. ``L`` is the loss of the teacher's own
+            prediction.
+        received: attention layers (1-based) for which to return how much attention each token receives.
+        entropies: return the entropy of the prediction for each token, if there is one.
     """
 
     dtype: str = "fp32"
@@ -60,7 +63,7 @@ PLAIN = ForwardOptions()
 
 
 class NotFiniteError(HskdError):
-    """A hidden state is infinite or not a number; ``example`` is its example's place in the batch."""
+    """A hidden state contains an infinity or NaN. ``example`` is the index of its example in the batch."""
 
     def __init__(self, message: str, example: int) -> None:
         super().__init__(message)
@@ -68,7 +71,7 @@ class NotFiniteError(HskdError):
 
 
 def tokens_of(batch: Mapping[str, torch.Tensor], sep_id: int, pads: bool = False) -> Tokens:
-    """The real tokens of a padded batch, end to end; with ``pads``, those too."""
+    """Return the real tokens of a padded batch, concatenated; with ``pads``, the pads too."""
     mask = batch["attention_mask"].bool().cpu() | pads
     offsets = np.concatenate([[0], np.cumsum(mask.sum(1).numpy())])
     starts = None
@@ -94,17 +97,18 @@ def teacher_forward(
     """Run a teacher on a padded batch.
 
     Args:
-        model: the teacher; it is put into eval mode, unless ``options`` ask for dropout.
-        batch: ``example_ids`` ``(B,)``, ``input_ids`` and ``attention_mask`` ``(B, T)``, perhaps ``token_type_ids``.
+        model: the teacher. It is put into eval mode, unless ``options`` request dropout.
+        batch: ``example_ids`` ``(B,)``, ``input_ids`` and ``attention_mask`` ``(B, T)``, optionally ``token_type_ids``.
         sep_id: the tokenizer's id of ``[SEP]``.
-        layers: teacher layers whose hidden states are wanted; 0 is the embedding output.
-        attention_layers: attention layers (1-based) whose ``[CLS]`` row is wanted.
-        head: makes the target rows of the model's output; None where only hidden states are wanted.
-        options: how it runs.
+        layers: teacher layers whose hidden states to return; 0 is the embedding output.
+        attention_layers: attention layers (1-based) for which to return the attention that ``[CLS]`` pays.
+        head: makes the target rows from the model's output; None returns no target.
+        options: how the teacher runs, and what else to return.
 
     Raises:
-        NotFiniteError: the teacher gives a hidden state that is not finite.
-        HskdError: its attention cannot be read; or gradients are wanted of a teacher without a head.
+        NotFiniteError: a hidden state of the teacher is not finite.
+        HskdError: the teacher's attention cannot be read, it does not give one hidden state per token, or gradients are
+            requested without a head.
     """
     model.train(options.dropout)
     device = next(model.parameters()).device
@@ -121,11 +125,12 @@ def teacher_forward(
     for layer in layers:
         if output.hidden_states[layer].shape[:2] != mask.shape:
             raise HskdError(
-                f"the teacher's hidden state {layer} is of shape {tuple(output.hidden_states[layer].shape)} for "
-                f"{mask.shape[1]} tokens; what is distilled is one state a token. Use an encoder that keeps them apart."
+                f"the teacher's hidden state {layer} has shape {tuple(output.hidden_states[layer].shape)} for "
+                f"{mask.shape[1]} tokens; distillation needs one state per token. Use an encoder that does not join "
+                "tokens, such as a BERT."
             )
     scores = _dependence(output.hidden_states, head, target, gradient_layers) if gradient_layers else {}
-    # Counted where the batch is: a loader's is on the CPU, and nobody has to wait for a GPU to count.
+    # Counted on the batch's own device. A loader's batch is on the CPU, so counting does not wait for a GPU.
     real = (batch["attention_mask"].bool() | options.pads).flatten().nonzero()[:, 0].to(device, non_blocking=True)
     hidden = {
         layer: output.hidden_states[layer].flatten(0, 1).index_select(0, real).detach().float() for layer in layers
@@ -146,11 +151,13 @@ def teacher_forward(
 def _dependence(
     hidden: Sequence[torch.Tensor], head: Head | None, target: torch.Tensor | None, layers: Sequence[int]
 ) -> dict[int, torch.Tensor]:
-    """``|h . dL/dh|`` of every token in some layers, ``(B, T)`` each, for the loss of the prediction ``target``."""
+    """Return ``|h . dL/dh|`` of every token in some layers, ``(B, T)`` each, for the loss of ``target``."""
     if head is None or target is None:
-        raise HskdError("length=gradient ranks by the teacher's prediction, and this teacher makes none; use another.")
+        raise HskdError(
+            "length=gradient ranks by the teacher's prediction, and this teacher makes none; use another selector."
+        )
     with torch.enable_grad():
-        # A row depends on its own example alone, so of a sum each example gets its own gradient.
+        # Each row depends on its own example only, so the gradient of the sum is each example's own gradient.
         loss = head.predicted_loss(target)
     states = [hidden[layer] for layer in layers]
     gradients = torch.autograd.grad(loss, states, allow_unused=True)
@@ -163,16 +170,16 @@ def _dependence(
 
 
 def require_finite(hidden: Mapping[int, torch.Tensor], tokens: Tokens) -> None:
-    """Refuse hidden states ``(M, d_T)`` of ``tokens`` that are not finite; a GPU is waited for once.
+    """Refuse hidden states ``(M, d_T)`` of ``tokens`` that are not finite, with a single synchronisation of a GPU.
 
     Raises:
-        NotFiniteError: names the first layer, and knows the first example, in which one is not.
+        NotFiniteError: a hidden state is not finite. The error has the first such layer, and its first example.
     """
     if hidden:
-        # One number that is not finite makes the sum so, and a sum is quick.
+        # A single value that is not finite makes the sum so, and a sum is cheap.
         sums = torch.stack([values.sum() for values in hidden.values()]).tolist()
         for layer, total in zip(hidden, sums, strict=True):
-            # A sum of large numbers may be infinite where none of them is.
+            # The sum may overflow although every value is finite.
             if not math.isfinite(total) and not (finite := torch.isfinite(hidden[layer]).all(1).cpu().numpy()).all():
                 raise NotFiniteError(
                     f"the teacher's hidden state {layer} is not finite; its weights are damaged or overflow.",

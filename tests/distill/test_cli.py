@@ -135,7 +135,7 @@ def test_a_student_of_a_checkpoint(
     code, out, err = cli(*student, "--head-seed", 3, "--out", tmp_path / "student", *task)
     assert code == 0, err
     assert "parameters" in out and f"student: {tmp_path / 'student'}" in out
-    assert "9 of its weights have no place in the student" in err
+    assert "9 of its weights do not exist in the student" in err
     distill = ["distill", "--student", tmp_path / "student", "--spec", "1l_3t_0.5w", *RATES, *task]
     for name, source in (("offline", ["--store", root / "store"]), ("online", ["--teacher", root / "teacher"])):
         code, out, err = cli(*distill, *source, "--out", tmp_path / name)

@@ -130,8 +130,8 @@ def test_switches_about_the_squared_error_go_with_no_other_loss(switch: str) -> 
 @pytest.mark.parametrize(
     ("loss", "spec", "message"),
     [
-        ("cosine", "1l_all_0.01w,width=uniform", "keeps one number of a token"),
-        ("gram", "1l_all_0.5w", "width=magnitude keeps other neurons of every token"),
+        ("cosine", "1l_all_0.01w,width=uniform", "keeps one number per token"),
+        ("gram", "1l_all_0.5w", "width=magnitude keeps different neurons for each token"),
         ("gram", "1l_1t_all", "compares the tokens of an example"),
     ],
 )

@@ -103,7 +103,7 @@ def test_what_a_folder_may_not_say(tmp_path: Path) -> None:
     model_of(size=48).save_pretrained(tmp_path)
     pooling = json.loads((tmp_path / "1_Pooling" / "config.json").read_text())
     write_json(tmp_path / "1_Pooling" / "config.json", pooling | {"pooling_mode_max_tokens": True})
-    with pytest.raises(HskdError, match=r"pools by \['mean', 'max'\], which is not known here"):
+    with pytest.raises(HskdError, match=r"pools by \['mean', 'max'\], which is not supported"):
         read_layout(str(tmp_path))
     write_json(tmp_path / "1_Pooling" / "config.json", {"pooling_mode": "lasttoken"})
     with pytest.raises(HskdError, match=r"pools by \['lasttoken'\]"):
@@ -114,10 +114,10 @@ def test_what_a_folder_may_not_say(tmp_path: Path) -> None:
     write_json(
         tmp_path / "2_Dense" / "config.json", dense | {"activation_function": "torch.nn.modules.activation.Tanh"}
     )
-    with pytest.raises(HskdError, match=r"2_Dense: the activation .*Tanh is not known here"):
+    with pytest.raises(HskdError, match=r"2_Dense: the activation .*Tanh is not supported"):
         read_layout(str(tmp_path))
     write_json(tmp_path / "modules.json", [{"path": "", "type": "sentence_transformers.models.CLIPModel"}])
-    with pytest.raises(HskdError, match=r"the module .*CLIPModel is not known here"):
+    with pytest.raises(HskdError, match=r"the module .*CLIPModel is not supported"):
         read_layout(str(tmp_path))
     with pytest.raises(MismatchError, match="here: gives vectors of 48 numbers, and 32 are expected"):
         HEAD.align(model_of(size=48), "here")

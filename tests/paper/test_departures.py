@@ -632,7 +632,7 @@ def test_drop_last(lab: Lab, tmp_path: Path) -> None:
         found = result["stages"][stage]
         assert (found["steps"], found["examples"]) == (5 * epochs, 60)
         assert found["examples_per_second"] == pytest.approx(60 * epochs / found["seconds"])
-    with pytest.raises(HskdError, match="compat drop_last: 64 training examples make no whole batch of 65"):
+    with pytest.raises(HskdError, match="compat drop_last: 64 training examples are fewer than a batch of 65"):
         lab.trial(tmp_path / "none", compat=("drop_last",), batch_size=65)
 
 
@@ -695,9 +695,9 @@ def online_trial(
 
 def test_what_needs_labels_is_refused_without(ratings: Lab, tmp_path: Path) -> None:
     unlabelled = replace(ratings, splits={"train": replace(ratings.train, labels=None)})
-    with pytest.raises(HskdError, match="compat best_epoch: chooses by the score on dev, and there is none"):
+    with pytest.raises(HskdError, match="compat best_epoch: needs the labels of dev, which are missing"):
         online_trial(unlabelled, tmp_path, "best_epoch")
-    with pytest.raises(HskdError, match="compat gold_regression: fits gold labels, and there are none"):
+    with pytest.raises(HskdError, match="compat gold_regression: needs the gold labels of train, which are missing"):
         online_trial(unlabelled, tmp_path, "gold_regression")
     assert not list(tmp_path.iterdir())
 

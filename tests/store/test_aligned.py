@@ -274,7 +274,7 @@ def test_a_manifest_that_counts_wrongly_is_refused(two: Two, tmp_path: Path) -> 
 def test_switches_of_the_paper_need_one_tokenizer(two: Two) -> None:
     from hskd.paper.departures import Departures
 
-    with pytest.raises(HskdError, match="compat teacher_dropout: is about a teacher with the student's tokenizer"):
+    with pytest.raises(HskdError, match="compat teacher_dropout: needs a teacher with the student's tokenizer"):
         Departures(("teacher_dropout",)).online_source(two.teacher, two.split.sep_id, None, 2, "fp32", two.split)
 
 

@@ -109,7 +109,7 @@ def test_what_has_no_place_is_said_in_one_line_and_written_down(make: Make, chec
     assert {name.split(".")[0] for name in unexpected} == {"cls"}
     assert len(unexpected) == 9
     [line] = make.said
-    assert "9 of its weights have no place in the student: cls.predictions.bias" in line
+    assert "9 of its weights do not exist in the student: cls.predictions.bias" in line
 
 
 def test_the_record_says_what_the_student_was_made_from(make: Make, checkpoint: Path) -> None:
@@ -143,7 +143,7 @@ def test_fit_dense_is_where_w_starts(make: Make, task: Task, tokenizer: BertToke
     assert module.projection is not None
     assert torch.equal(module.projection.weight, weights["fit_dense.weight"])
     assert torch.equal(module.projection.bias, weights["fit_dense.bias"])
-    with pytest.raises(MismatchError, match=r"leads from width 16 to 32; .* the teacher's 48"):
+    with pytest.raises(MismatchError, match=r"maps width 16 to 32; .* the teacher's 48"):
         HSKModule(Student.load(folder, task).model, 48, 0, folder)
 
 
@@ -235,7 +235,7 @@ def test_weights_of_another_shape_than_the_configuration_are_refused(
     save_old_checkpoint(tmp_path / "old", tokenizer)
     config = json.loads((tmp_path / "old" / "config.json").read_text())
     (tmp_path / "old" / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
-    with pytest.raises(HskdError, match=r"intermediate\.dense\.bias.*shape \(24,\).*config\.json makes it \(48"):
+    with pytest.raises(HskdError, match=r"intermediate\.dense\.bias.*shape \(24,\).*config\.json expects \(48"):
         make(tmp_path / "old")
 
 

@@ -147,11 +147,11 @@ def test_load_student_refuses_what_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(HskdError, match="not a model"):
         load_student(tmp_path)
     RositaModel(make_rosita().config).save_pretrained(tmp_path)
-    with pytest.raises(HskdError, match=r"not a model .*\['RositaModel'\], of which none is a model with a head"):
+    with pytest.raises(HskdError, match=r"not a model .*\['RositaModel'\], none of which has a head"):
         load_student(tmp_path)
     make_rosita(intermediate_size=24).save_pretrained(tmp_path)
     config = make_rosita().config
     config.architectures = ["RositaForSequenceClassification"]
     config.save_pretrained(tmp_path)
-    with pytest.raises(HskdError, match=r"is of shape \(24,\), and its config.json makes it \(20,\)"):
+    with pytest.raises(HskdError, match=r"has shape \(24,\), and its config.json expects \(20,\)"):
         load_student(tmp_path)

@@ -169,11 +169,11 @@ def test_a_student_that_lacks_a_weight_is_refused(tmp_path: Path, tokenizer: Ber
     gone = ("classifier.weight", "bert.encoder.layer.1.output.dense.weight")
     save_file({name: weight for name, weight in weights.items() if name not in gone}, folder / "model.safetensors")
     before = torch.get_rng_state()
-    with pytest.raises(HskdError, match=f"{gone[1]}, {gone[0]} are missing from its weights. A student is whole"):
+    with pytest.raises(HskdError, match=f"{gone[1]}, {gone[0]} are missing from its weights. A student must be"):
         load_student(folder, CLASSES)
     assert torch.equal(torch.get_rng_state(), before)
     # Fine-tuning may draw a new head, but never a body.
-    with pytest.raises(HskdError, match=f"{gone[1]} is missing from its weights; it is not one of a whole bert"):
+    with pytest.raises(HskdError, match=f"{gone[1]} is missing from its weights; expected a complete bert"):
         load_classifier(str(folder), toy().task, new_head=True)
 
 

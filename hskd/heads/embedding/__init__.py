@@ -1,4 +1,4 @@
-"""A head that gives each text a vector: a sentence embedding, as sentence-transformers has them."""
+"""Head that gives each text a vector: a sentence embedding, as in sentence-transformers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SPEARMAN, AGREEMENT = "spearman", "agreement"
 LOSSES = ("cosine", "mse", "similarity")
 SIMILARITY_TAU = 0.05
-"""What the temperature is multiplied by where similarities are compared: they lie between -1 and 1."""
+"""Factor of the temperature when similarities are compared, because these lie between -1 and 1."""
 
 
 @HEADS.register
@@ -33,18 +33,18 @@ SIMILARITY_TAU = 0.05
 class SentenceEmbedding(Head):
     """A normalised vector of the teacher's size for each text; rows are vectors.
 
-    The teacher is used as it is, and no labels are learnt. Scores are of one of three kinds:
+    The teacher is used as it is, and no gold labels are learnt. The data decide which of three scores is computed:
 
     * Pairs with ratings: the texts of a pair follow each other, and both have its rating. ``spearman`` is the rank
       correlation of the cosines with the ratings.
     * Texts without labels: their labels are the teacher's vectors. ``agreement`` is the mean cosine with them.
-    * A corpus and queries that find passages of it: labels are as
-      :func:`~hskd.heads.embedding.retrieval.retrieval_labels` makes them. ``ndcg_10`` and ``mrr_10`` are means over
-      queries of what is among the ten passages of the largest cosines; the score is the first.
+    * A corpus and queries that retrieve its passages: :func:`~hskd.heads.embedding.retrieval.retrieval_labels` makes
+      the labels. ``ndcg_10`` and ``mrr_10`` are means over queries, computed from the ten passages with the largest
+      cosines. The score is ``ndcg_10``.
 
     Attributes:
-        size: numbers of the teacher's vectors; 0 where no teacher is known yet.
-        loss: what the prediction stage minimises: ``cosine`` (1 - cosine), ``mse`` (squared distance of the normalised
+        size: size of the teacher's vectors; 0 while no teacher is known.
+        loss: loss of the prediction stage: ``cosine`` (1 - cosine), ``mse`` (squared distance of the normalised
             vectors), or ``similarity`` (KL divergence of the softmaxed cosines between the texts of a batch).
     """
 
@@ -151,7 +151,7 @@ class SentenceEmbedding(Head):
     def examples(self, labels: NDArray[Any]) -> NDArray[np.int64]:
         import numpy as np
 
-        if _retrieves(labels):  # A query is an example; documents are part of the first, as they belong to all.
+        if _retrieves(labels):  # Each query is an example. Documents belong to all queries; the first one gets them.
             return np.maximum(np.arange(len(labels)) - corpus_size(labels), 0)
         return np.arange(len(labels)) // (1 if labels.ndim == 2 else 2)
 
@@ -200,13 +200,13 @@ class SentenceEmbedding(Head):
 
         if not _retrieves(labels):
             return super().scores_without(rows, labels, blocks)
-        # The corpus stays whole, whichever queries are left out.
+        # The corpus stays complete, whichever queries are left out.
         queries = np.arange(corpus_size(labels), len(labels))
         scores = self._query_scores(rows, labels)[:, 0]
         return np.array([scores[np.setdiff1d(queries, block)].mean(dtype=np.float64) for block in blocks])
 
     def _query_scores(self, rows: NDArray[np.floating], labels: NDArray[Any]) -> NDArray[np.floating]:
-        """Of vectors, or of the scores that are kept in their place."""
+        """Return the metrics of each query, from vectors or from the metrics that are stored instead of vectors."""
         return rows if rows.shape[1] == 2 else query_scores(rows, labels)
 
     @override
@@ -223,12 +223,12 @@ class SentenceEmbedding(Head):
 
 
 def _retrieves(labels: NDArray[Any]) -> bool:
-    """Whether these are the labels of a corpus and queries: whole numbers, where vectors are of floats."""
+    """Return whether these are the labels of a corpus and queries, which are integers and not float vectors."""
     return labels.ndim == 2 and labels.dtype.kind == "i"
 
 
 def _log_similarities(rows: torch.Tensor, tau: float) -> torch.Tensor:
-    """Log-probabilities with which each text of a batch finds each other one by the cosine, ``(B, B - 1)``."""
+    """Return the log-softmax of each text's cosines with the other texts of the batch, ``(B, B - 1)``."""
     import torch
 
     others = ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)

@@ -1,4 +1,4 @@
-"""A folder of sentence-transformers: which modules follow the encoder, and how it pools."""
+"""Layout of a sentence-transformers folder: the modules that follow the encoder, and the pooling."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from hskd.errors import HskdError
 from hskd.io import read_json
 
 POOLINGS = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens", "max": "pooling_mode_max_tokens"}
-"""The poolings that are known here, and what an older configuration calls them."""
+"""Supported poolings -> their field in an older configuration."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a folder of sentence-transformers does with the encoder's states.
+    """How a sentence-transformers model makes a vector from the encoder's states.
 
     Attributes:
-        encoder: folder of the encoder.
+        encoder: folder or hub name of the encoder.
         pooling: one of :data:`POOLINGS`.
-        dense: folder of a linear layer after pooling; None where there is none.
+        dense: folder of a linear layer after pooling; None if there is none.
     """
 
     encoder: str
@@ -30,12 +30,12 @@ class Layout:
 
 
 def read_layout(model: str) -> Layout:
-    """The layout of a model's folder; without ``modules.json``, that of an encoder whose states are averaged.
+    """Read the layout of a model. A model without ``modules.json`` is an encoder with mean pooling.
 
-    Of a model of the hub, the files of its modules are read from the cache, or fetched.
+    For a model on the hub, the files of its modules are read from the cache, or fetched.
 
     Raises:
-        HskdError: it has a module, a pooling or an activation that is not known here, or cannot be read.
+        HskdError: a module, a pooling or an activation is not supported, or a file cannot be read.
     """
     folder = modules_folder(model)
     if folder is None:
@@ -51,26 +51,26 @@ def read_layout(model: str) -> Layout:
             case "Dense":
                 activation = str(read_json(place / "config.json").get("activation_function", "Identity"))
                 if activation.rpartition(".")[2] != "Identity":
-                    raise HskdError(f"{place}: the activation {activation} is not known here; expected Identity.")
+                    raise HskdError(f"{place}: the activation {activation} is not supported; expected Identity.")
                 layout = Layout(layout.encoder, layout.pooling, place)
             case "Normalize":
                 pass
             case _:
                 raise HskdError(
-                    f"{folder / MODULES}: the module {module['type']} is not known here; expected Transformer, "
+                    f"{folder / MODULES}: the module {module['type']} is not supported; expected Transformer, "
                     "Pooling, Dense and Normalize."
                 )
     return layout
 
 
 def modules_folder(model: str) -> Path | None:
-    """Where the modules that follow a model's encoder lie on this machine; None where it has no ``modules.json``.
+    """Return the local folder of the modules that follow a model's encoder; None if it has no ``modules.json``.
 
     Args:
-        model: a folder, or the name of a model of the hub, whose modules are fetched into the cache if need be.
+        model: a folder, or the name of a model on the hub, whose modules are fetched into the cache if necessary.
 
     Raises:
-        HskdError: neither the hub nor the cache says whether it has modules.
+        HskdError: neither the hub nor the cache can tell whether the model has modules.
     """
     if Path(model).is_dir():
         return Path(model) if (Path(model) / MODULES).is_file() else None
@@ -84,7 +84,7 @@ def modules_folder(model: str) -> Path | None:
         return Path(snapshot_download(model, allow_patterns=[MODULES, *patterns]))
     except (OSError, ValueError, EntryNotFoundError) as error:
         is_absent = isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
-        # The cache remembers that there is none by something that is no path.
+        # For a file that is known not to exist, the cache returns a marker that is neither a path nor None.
         if is_absent or not isinstance(try_to_load_from_cache(model, MODULES), str | None):
             return None
         raise HskdError(
@@ -100,15 +100,15 @@ def _pooling(file: Path) -> str:
     mode = config.get("pooling_mode", [names.get(field, field) for field in old])
     modes = [mode] if isinstance(mode, str) else list(mode)
     if len(modes) != 1 or modes[0] not in POOLINGS:
-        raise HskdError(f"{file}: pools by {modes}, which is not known here; expected one of {', '.join(POOLINGS)}.")
+        raise HskdError(f"{file}: pools by {modes}, which is not supported; expected one of {', '.join(POOLINGS)}.")
     return str(modes[0])
 
 
 def embedding_size(model: str) -> int:
-    """Numbers of the vectors that a model gives.
+    """Return the size of the vectors that a model gives.
 
     Raises:
-        HskdError: its configuration cannot be read.
+        HskdError: the model's configuration cannot be read.
     """
     from transformers import AutoConfig
 

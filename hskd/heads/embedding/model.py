@@ -1,4 +1,4 @@
-"""An encoder that gives a normalised vector for each text, saved as sentence-transformers saves one."""
+"""Encoder that gives a normalised vector for each text, saved in the format of sentence-transformers."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ DENSE_FILE = "model.safetensors"
 
 @dataclass
 class EmbeddingOutput(ModelOutput):  # type: ignore[misc]  # untyped base
-    """Vectors ``(B, D)``, and all hidden states where they were asked for."""
+    """Vectors ``(B, D)``, and all hidden states if they were requested."""
 
     embedding: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 class EmbeddingModel(PreTrainedModel):  # type: ignore[misc]  # untyped base
-    """An encoder, pooling, a linear layer where its width is not that of the vectors, and normalisation.
+    """An encoder, pooling, a linear layer if the encoder's width differs from the vector size, and normalisation.
 
     Args:
         body: the encoder, without its pooler.
         pooling: ``cls``, ``mean`` or ``max`` over the real tokens.
-        size: numbers of a vector.
-        dense: whether a linear layer stands between, though the sizes are equal.
+        size: size of a vector.
+        dense: whether to add the linear layer even if the sizes are equal.
     """
 
     config_class = PretrainedConfig
@@ -52,7 +52,7 @@ class EmbeddingModel(PreTrainedModel):  # type: ignore[misc]  # untyped base
         self.embedding_size = size
         width = body.config.hidden_size
         self.dense = nn.Linear(width, size) if dense or width != size else None
-        # A fingerprint of the model has to tell poolings apart.
+        # A model's fingerprint includes its label names, and has to distinguish poolings.
         self.config.id2label = {0: f"embedding ({pooling})"}
         self.config.label2id = {f"embedding ({pooling})": 0}
 
@@ -63,14 +63,14 @@ class EmbeddingModel(PreTrainedModel):  # type: ignore[misc]  # untyped base
         token_type_ids: torch.Tensor | None = None,
         output_hidden_states: bool = False,
     ) -> EmbeddingOutput:
-        """Vectors of padded texts ``(B, T)``; pads take no part."""
+        """Return the vectors of padded texts ``(B, T)``. Pads are ignored."""
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         output = self.body(input_ids, attention_mask=attention_mask, output_hidden_states=output_hidden_states, **types)
         vectors = self.embed(output.last_hidden_state, attention_mask)
         return EmbeddingOutput(embedding=vectors, hidden_states=output.hidden_states)
 
     def embed(self, states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """Vectors ``(B, D)`` from the states of the top layer ``(B, T, d)``."""
+        """Return the vectors ``(B, D)`` from the states of the top layer ``(B, T, d)``."""
         mask = states.new_ones(states.shape[:2]) if attention_mask is None else attention_mask
         real = mask[:, :, None].to(states.dtype)
         if self.pooling == "cls":
@@ -82,15 +82,15 @@ class EmbeddingModel(PreTrainedModel):  # type: ignore[misc]  # untyped base
         return F.normalize((pooled if self.dense is None else self.dense(pooled)).float(), dim=1)
 
     def get_input_embeddings(self) -> nn.Module:
-        """Those of the encoder."""
+        """Return the encoder's input embeddings."""
         return self.body.get_input_embeddings()  # type: ignore[no-any-return]
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Change those of the encoder."""
+        """Replace the encoder's input embeddings."""
         self.body.set_input_embeddings(value)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Save everything that ``SentenceTransformer(folder)`` loads, but for the tokenizer."""
+        """Save everything that ``SentenceTransformer(folder)`` loads, except the tokenizer."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.body.save_pretrained(folder, **kwargs)
@@ -124,16 +124,16 @@ class EmbeddingModel(PreTrainedModel):  # type: ignore[misc]  # untyped base
 
 @dataclass(frozen=True)
 class EmbeddingLoader:
-    """Builds and loads an :class:`EmbeddingModel`, as an Auto class of ``transformers`` does.
+    """Builds and loads an :class:`EmbeddingModel`, like an Auto class of ``transformers``.
 
     Attributes:
-        size: numbers of a vector of a model that has no linear layer yet; 0 for as many as the encoder is wide.
+        size: vector size of a model that has no linear layer yet; 0 for the encoder's width.
     """
 
     size: int = 0
 
     def from_config(self, config: PretrainedConfig, **kwargs: Any) -> EmbeddingModel:
-        """A model of random weights that averages."""
+        """Return a model with random weights and mean pooling."""
         body = AutoModel.from_config(config, **kwargs, **_no_pooler(config))
         return EmbeddingModel(body, "mean", self.size or config.hidden_size)
 
@@ -145,9 +145,10 @@ class EmbeddingLoader:
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """The model in a folder; with ``output_loading_info``, what its weights lack or have too many, too."""
+        """Load the model in a folder; ``output_loading_info`` also returns its missing and unexpected weights."""
         layout = read_layout(str(folder))
-        for name in ("num_labels", "id2label", "label2id"):  # of heads that are read from an encoder's configuration
+        # These options are for Auto classes that configure a head through the encoder's configuration.
+        for name in ("num_labels", "id2label", "label2id"):
             kwargs.pop(name, None)
         if config is None:
             from transformers import AutoConfig
@@ -177,6 +178,6 @@ class EmbeddingLoader:
 
 
 def _no_pooler(config: PretrainedConfig) -> dict[str, bool]:
-    """Leave out an encoder's own pooler, which no vector reads."""
+    """Return the options that leave out an encoder's own pooler, which no vector depends on."""
     takes = inspect.signature(MODEL_MAPPING[type(config)].__init__).parameters
     return {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}

@@ -1,4 +1,4 @@
-"""Scores of retrieval: which passages of a corpus the vectors of queries find first."""
+"""Metrics of retrieval: which passages of a corpus the vectors of queries rank first."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ if TYPE_CHECKING:
 NDCG, MRR = "ndcg_10", "mrr_10"
 _NONE = -1
 _AT_A_TIME = 256
-"""Queries that are compared with the corpus at a time."""
+"""Number of queries that are compared with the corpus at a time."""
 
 
 def retrieval_labels(documents: int, queries: Sequence[tuple[int, Sequence[tuple[int, int]]]]) -> list[list[int]]:
-    """The labels of a corpus and its queries, which follow it: equally long lists, ``1 + 2 J`` numbers each.
+    """Return the labels of a corpus and of the queries that follow it: lists of ``1 + 2 J`` numbers each.
+
+    ``J`` is the largest number of relevant documents of a query.
 
     Args:
-        documents: texts of the corpus.
-        queries: of each query, the document that is the query itself and is left out of its ranking, or -1; and the
+        documents: number of texts in the corpus.
+        queries: for each query, the document that is the query itself and is left out of its ranking, or -1; and the
             relevant documents, at least one, each with its grade.
 
     Returns:
-        For each document -1 throughout; for each query its own document, then document and grade in turn, padded with
-        -1.
+        For each document, -1 throughout. For each query, its own document, then pairs of document and grade, padded
+        with -1.
     """
     width = 1 + 2 * max(len(relevant) for _, relevant in queries)
     rows = [[_NONE] * width for _ in range(documents)]
@@ -38,17 +40,17 @@ def retrieval_labels(documents: int, queries: Sequence[tuple[int, Sequence[tuple
 
 
 def corpus_size(labels: NDArray[np.integer]) -> int:
-    """How many of the rows, from the first, are documents."""
+    """Return the number of documents, which are the first rows."""
     import numpy as np
 
     return int(np.argmax(labels[:, 1] != _NONE))
 
 
 def query_scores(vectors: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.float32]:
-    """nDCG and reciprocal rank at 10 of each query, ``(R, 2)``; 0 in the rows of documents.
+    """Return nDCG and reciprocal rank at 10 of each query, ``(R, 2)``; the rows of documents are 0.
 
     Args:
-        vectors: normalised, ``(R, D)``: the corpus, then the queries.
+        vectors: normalised vectors, ``(R, D)``: the corpus, then the queries.
         labels: see :func:`retrieval_labels`.
     """
     import numpy as np

@@ -1,1 +1,1 @@
-"""General distillation: a narrow student from a teacher's body and unlabelled text."""
+"""General distillation: a narrow student learns a teacher's body on unlabelled text."""

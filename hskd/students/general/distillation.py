@@ -1,6 +1,6 @@
-"""A student of the TinyBERT type by general distillation: a narrow encoder learns a teacher's body on unlabelled text.
+"""General distillation of a TinyBERT-style student: a narrow encoder learns a teacher's body on unlabelled text.
 
-TinyBERT (arXiv 1909.10351) publishes such students; where no hub can be reached, this makes one.
+The authors of TinyBERT (arXiv 1909.10351) publish such students. This module makes one without access to a hub.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ GENERAL_FILE = "general.json"
 _OTHER = "a general student of another teacher or text, or distilled with other settings"
 _SAVE_STEPS = 200
 _MEASURED = 256
-"""Pieces, the last ones, on which the loss is measured before and after training."""
+"""Number of pieces, taken from the end, on which the loss is measured before and after training."""
 
 
 class BodySource:
-    """Full HSK of an encoder without a head, run on every batch in eval mode.
+    """Knowledge source that runs an encoder without a head on every batch, in eval mode, and keeps its full HSK.
 
     Args:
         body: the teacher's body.
         sep_id: the tokenizer's id of ``[SEP]``.
         student_layers: ``L_S``.
-        dtype: precision of the body's forward pass, resolved.
+        dtype: resolved precision of the body's forward pass (fp32 or bf16).
     """
 
     def __init__(self, body: PreTrainedModel, sep_id: int, student_layers: int, dtype: str) -> None:
@@ -68,7 +68,7 @@ class BodySource:
 
     @torch.no_grad()
     def kept(self, batch: Mapping[str, torch.Tensor]) -> KeptHSK:
-        """Every mapped hidden state of every real token."""
+        """Return the hidden states of every mapped layer and every real token."""
         self._body.eval()
         device = self._body.device
         inputs = model_inputs(batch, device)
@@ -80,7 +80,7 @@ class BodySource:
         return select_hsk(self._spec, self.layers, TeacherStates(tokens_of(batch, self._sep_id), mapped_states, {}))
 
     def targets(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """A body has none.
+        """Refuse the request, because a body has no prediction targets.
 
         Raises:
             HskdError: always.
@@ -89,10 +89,10 @@ class BodySource:
 
 
 def load_body(model_name: str) -> PreTrainedModel:
-    """The encoder of a model without its head, in fp32, in eval mode.
+    """Load the encoder of a model without its head, in fp32 and eval mode.
 
     Raises:
-        HskdError: it cannot be loaded, or lacks a weight.
+        HskdError: the encoder cannot be loaded, or lacks a weight.
     """
     body, info = load_weights(model_name, AutoModel, "encoder")
     require_body(model_name, body, info)
@@ -106,23 +106,26 @@ def general_distill(
     options: RunOptions,
     progress: Progress | None = None,
 ) -> Path:
-    """Make a general student and save it as a checkpoint of a hub has it: a bare encoder, its tokenizer, ``fit_dense``.
+    """Make a general student and save it like a hub checkpoint: encoder without head, tokenizer, ``fit_dense``.
 
-    Its start is cut out of the teacher's body; then its hidden states learn, through ``W``, those of the body on
-    text without labels. A killed run goes on after its last checkpoint; a finished one is left as it is. The logs of a
-    reporter that writes files lie in ``training`` of ``folder``.
+    The student is initialised from the teacher's body (:func:`~hskd.students.general.narrow.narrow`). Then its hidden
+    states learn, through ``W``, those of the body on unlabelled text. A killed run resumes from its last checkpoint.
+    A finished student stays unchanged. A reporter that writes log files puts them into ``training`` in ``folder``.
 
     Args:
         model_name: the teacher, not fine-tuned: a local folder, a hub name, or ``offline:minilm``.
-        settings: sizes, text, rates.
-        folder: where the student will lie.
+        settings: sizes, text and training settings.
+        folder: the student's folder.
         options: device, precision, reporting.
-        progress: is told the steps.
+        progress: receives the steps.
+
+    Returns:
+        ``folder``.
 
     Raises:
         HskdError: the model or the text cannot be loaded, the loss is not finite, or ``folder`` was not made by this
             function.
-        MismatchError: ``folder`` holds another student, or the beginning of one.
+        MismatchError: ``folder`` holds another student, or an unfinished run of another student.
     """
     recipe = {
         "model": model_content(model_name),
@@ -183,26 +186,26 @@ def general_distill(
 
 
 def general_record(folder: Path) -> dict[str, Any]:
-    """What ``general_distill`` wrote beside a student.
+    """Read the record that ``general_distill`` wrote into a student's folder.
 
     Raises:
-        HskdError: there is none.
-        CorruptionError: it is damaged.
+        HskdError: there is no record.
+        CorruptionError: the record is damaged.
     """
     return read_record(folder / GENERAL_FILE, f"Delete {folder} and make the student again (hskd general).")
 
 
 _DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "embedding_dropout",
              "mlp_dropout")  # fmt: skip
-"""Fields of a configuration that say how much an encoder drops, of every type."""
+"""Configuration fields that hold dropout probabilities, for encoders of every type."""
 
 
 def _with_dropout(student: PreTrainedModel, p: float) -> PreTrainedModel:
-    """The student, built anew with dropout ``p``: some encoders have no module for a dropout of 0."""
+    """Return the student, rebuilt with dropout ``p``, because some encoders have no module for a dropout of 0."""
     for field in _DROPOUTS:
         if hasattr(student.config, field):
             setattr(student.config, field, p)
-    with torch.random.fork_rng(devices=[]):  # The fresh weights are all overwritten.
+    with torch.random.fork_rng(devices=[]):  # All fresh weights are overwritten.
         built: PreTrainedModel = type(student)(student.config)
     built.load_state_dict(student.state_dict())
     return built.eval()
@@ -229,7 +232,8 @@ def _train(
         weight_decay=settings.weight_decay,
         report_to=options.report_to,
     )
-    # Checkpoints are not by epochs, since there may be but one. A multiple of logging_steps loses no part of a mean.
+    # Checkpoints are saved by steps because there may be only one epoch. The interval is a multiple of logging_steps,
+    # so that a resumed run loses no part of a logged mean.
     arguments = training_arguments(folder, recipe, save_strategy="steps", save_steps=_SAVE_STEPS)
     with fast_training(module.student, used_tokens([split])):
         trainer = HSKTrainer(module, arguments, split, source, "general distillation")

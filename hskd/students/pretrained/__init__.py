@@ -1,1 +1,1 @@
-"""Students from a pretrained encoder: a checkpoint, given a head."""
+"""Students made from the checkpoint of a pretrained encoder and a new head."""

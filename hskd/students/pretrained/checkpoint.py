@@ -1,4 +1,4 @@
-"""A pretrained encoder as it is published: configuration, weights, perhaps a tokenizer, in a folder or on the hub."""
+"""Read the checkpoint of a pretrained encoder, in a folder or on the hub: configuration, weights and tokenizer."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "s
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A classifier with the body of a checkpoint.
+    """Classifier with the body of a checkpoint.
 
     Attributes:
-        model: in float32 and eval mode; its head is to be drawn.
-        unexpected: names of the checkpoint's weights that the model has no place for, ``fit_dense`` excepted.
-        pooler: False where the model has a pooler, and the checkpoint none.
-        fit_dense: ``weight`` and ``bias`` of the checkpoint's own ``W``.
+        model: the model in float32 and eval mode. The caller has to draw the weights of its head.
+        unexpected: names of the checkpoint's weights that do not exist in the model, except ``fit_dense``.
+        pooler: False if the model has a pooler and the checkpoint has none.
+        fit_dense: ``weight`` and ``bias`` of the checkpoint's own ``W``; None if it has none.
     """
 
     model: PreTrainedModel
@@ -50,12 +50,12 @@ class Loaded:
 
 
 def checkpoint_config(name: str) -> PretrainedConfig:
-    """The configuration of the checkpoint in a folder or on the hub, without what it says of a head.
+    """Read the configuration of a checkpoint in a folder or on the hub, without the fields that describe a head.
 
-    One that does not name its ``model_type``, as TinyBERT's own, is of a BERT.
+    A configuration without ``model_type``, such as TinyBERT's own, is taken as a BERT's.
 
     Raises:
-        HskdError: there is none, or it is of no known type of model.
+        HskdError: there is no valid configuration, or its type of model is unknown.
     """
     local = Path(resolve_model(name)) / "config.json"
     return _config(name, local.stat().st_mtime_ns if local.is_file() else 0)
@@ -63,32 +63,32 @@ def checkpoint_config(name: str) -> PretrainedConfig:
 
 @lru_cache(maxsize=32)
 def _config(name: str, stamp: int) -> PretrainedConfig:
-    # A grid asks for it at every trial, and a hub would be asked each time; `stamp` tells when a local one changes.
+    # A grid needs it at every trial, and each time would query the hub. `stamp` changes with a local file.
     try:
         fields, _ = PretrainedConfig.get_config_dict(checked_model(name))
     except HskdError:
         raise
-    except Exception as error:  # of a library, about files that may hold anything
+    except Exception as error:  # Malformed files make libraries raise errors of any type.
         raise HskdError(f"{name}: no config.json can be read from it: {reason(error)}") from None
-    if not fields:  # a folder without one is answered with an empty one
+    if not fields:  # The library returns an empty dict for a folder without config.json.
         raise HskdError(f"{name}: no config.json there; expected a folder or a hub name of a pretrained encoder.")
     model_type = fields.pop("model_type", "bert")
     if model_type not in CONFIG_MAPPING:
-        raise HskdError(f"{name}: its config.json says model_type {model_type!r}, which is not known here.")
+        raise HskdError(f"{name}: its config.json has the model_type {model_type!r}, which is unknown.")
     for field in HEAD_FIELDS:
         fields.pop(field, None)
     try:
         config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(fields)
-    except Exception as error:  # of a library, about fields that may hold anything
-        raise HskdError(f"{name}: its config.json is not one of a {model_type}: {reason(error)}") from None
+    except Exception as error:  # Malformed fields make libraries raise errors of any type.
+        raise HskdError(f"{name}: its config.json is not valid for a {model_type}: {reason(error)}") from None
     return config
 
 
 def checkpoint_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
-    """The checkpoint's own tokenizer (a ``vocab.txt`` is enough), or None where it has none.
+    """Load the checkpoint's own tokenizer (a ``vocab.txt`` is enough); None if it has none.
 
     Raises:
-        HskdError: there is one that cannot be loaded.
+        HskdError: the checkpoint has a tokenizer that cannot be loaded.
     """
     if not any(model_file(name, file) for file in _VOCABULARIES):
         return None
@@ -96,10 +96,10 @@ def checkpoint_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
 
 
 def checkpoint_fingerprint(name: str) -> str:
-    """16 hexadecimal digits that stand for the configuration and the files of weights.
+    """Return 16 hexadecimal digits that identify the configuration and the weight files, ``fit_dense`` included.
 
     Raises:
-        HskdError: there are none.
+        HskdError: the checkpoint has no weights.
     """
     files = [*weight_files(name), *([own] if (own := model_file(name, PROJECTION_FILE)) else [])]
     config = model_file(name, "config.json")
@@ -107,21 +107,22 @@ def checkpoint_fingerprint(name: str) -> str:
 
 
 def load_checkpoint(name: str, head: Head) -> Loaded:
-    """A model with a new ``head`` whose body is the checkpoint's, whatever head that was trained with.
+    """Load the body of a checkpoint, whatever its own head, into a model with a new ``head``.
 
-    Weights are read from safetensors, or from an old ``pytorch_model.bin`` of which nothing but tensors is loaded.
+    Weights are read from safetensors, or from an old ``pytorch_model.bin``. Only tensors are loaded.
 
     Args:
         name: a local folder or a hub name.
         head: the head of the student's task.
 
     Raises:
-        HskdError: the weights cannot be read, or one of the body is missing or of another shape than config.json says.
+        HskdError: the weights cannot be read, or a weight of the body is missing or has another shape than in
+            config.json.
     """
     config = checkpoint_config(name)
     config = type(config).from_dict({**config.to_dict(), **head.config_fields()})
     try:
-        with torch.random.fork_rng(devices=[]):  # what is missing is drawn
+        with torch.random.fork_rng(devices=[]):  # Missing weights are drawn.
             model, info = head.auto_class.from_pretrained(
                 checked_model(name),
                 config=config,
@@ -133,7 +134,7 @@ def load_checkpoint(name: str, head: Head) -> Loaded:
             )
     except HskdError:
         raise
-    except Exception as error:  # of a library, about files that may hold anything
+    except Exception as error:  # Malformed files make libraries raise errors of any type.
         raise HskdError(f"{name}: its weights cannot be loaded: {reason(error)}") from None
     pooler = require_body(name, model, info)
     unexpected = sorted(key for key in info["unexpected_keys"] if not _is_fit_dense(key))

@@ -1,4 +1,4 @@
-"""Students of the TinyBERT type: a pretrained encoder, narrower than the teacher, with a fresh head for the task."""
+"""Make TinyBERT-style students: a pretrained encoder, narrower than the teacher, with a fresh head for the task."""
 
 from __future__ import annotations
 
@@ -37,25 +37,28 @@ def create_tinybert(
     general: Path | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Make a student of the TinyBERT type for a task and save it, tokenizer and ``student.json`` included.
+    """Make a TinyBERT-style student for a task and save it, tokenizer and ``student.json`` included.
 
-    All weights of the body are the checkpoint's; the head is drawn from the seed. A ``fit_dense`` that the
-    checkpoint has becomes ``fit_dense.safetensors`` in ``folder``: what the HSK stage's ``W`` starts from.
+    All weights of the body are the checkpoint's. The head is drawn from the seed. If the checkpoint has a
+    ``fit_dense``, it is saved as ``fit_dense.safetensors`` in ``folder`` and initialises ``W`` in the HSK stage.
 
     Args:
         settings: the checkpoint, and the seed of the head.
         task: its labels name the outputs.
-        teacher: a local folder, a hub name, or ``offline:minilm``. Where the checkpoint has another tokenizer, the
-            student keeps that, and learns from what is aligned with it (:func:`hskd.tasks.align`).
-        folder: where the student will lie; a finished one is left as it is.
-        general: where the general student lies that ``settings.general`` describes.
-        progress: is told what of the checkpoint has no place in the student, and what it lacks.
+        teacher: a local folder, a hub name, or ``offline:minilm``. If the checkpoint has another tokenizer, the student
+            keeps its own and learns from aligned hidden states (:func:`hskd.tasks.align`).
+        folder: the student's folder; a finished student stays unchanged.
+        general: folder of the general student that ``settings.general`` describes.
+        progress: receives messages about weights of the checkpoint that are unused or missing.
+
+    Returns:
+        ``folder``.
 
     Raises:
-        HskdError: the checkpoint cannot be loaded or is not whole, its ``fit_dense`` has another width than the
-            student, or ``folder`` was not made by this function.
-        MismatchError: the checkpoint has no tokenizer, or no embeddings for its tokens; or ``folder`` holds another
-            student.
+        HskdError: the checkpoint cannot be loaded or is incomplete, its ``fit_dense`` does not have the student's
+            width, or ``folder`` was not made by this function.
+        MismatchError: the checkpoint has no tokenizer and another vocabulary size than the teacher, or no embeddings
+            for the tokens or token types of its tokenizer; or ``folder`` holds another student.
     """
     name = settings.checkpoint if settings.checkpoint is not None else str(general)
     tokenizer, is_own = _tokenizer_of(name, teacher)
@@ -78,7 +81,7 @@ def create_tinybert(
         _draw_head(loaded.model, settings.seed, pooler=not loaded.pooler)
         if loaded.unexpected:
             first_keys = ", ".join(loaded.unexpected[:3]) + (", ..." if len(loaded.unexpected) > 3 else "")
-            told.say(f"{name}: {len(loaded.unexpected)} of its weights have no place in the student: {first_keys}")
+            told.say(f"{name}: {len(loaded.unexpected)} of its weights do not exist in the student: {first_keys}")
         if not loaded.pooler:
             told.say(f"{name}: has no pooler; it is drawn from seed {settings.seed}, as the classifier is")
         if loaded.fit_dense is not None:
@@ -106,9 +109,10 @@ def create_tinybert(
 
 
 def _tokenizer_of(name: str, teacher: str) -> tuple[PreTrainedTokenizerBase, bool]:
-    """The student's tokenizer, and whether it is another than the teacher's: the checkpoint's own, where that has one.
+    """Return the student's tokenizer, and whether it differs from the teacher's.
 
-    Two that are the same to a text may still differ in whether they give token types: the student gets the teacher's.
+    The student uses the checkpoint's own tokenizer if that splits text differently from the teacher's. Otherwise it
+    uses the teacher's, because two tokenizers that split text alike may still differ in whether they give token types.
     """
     teacher_tokenizer = load_tokenizer(teacher)
     own_tokenizer = checkpoint_tokenizer(name)
@@ -127,7 +131,7 @@ def _tokenizer_of(name: str, teacher: str) -> tuple[PreTrainedTokenizerBase, boo
     if vocabulary < len(tokenizer):
         raise MismatchError(
             f"{name}: has embeddings for {vocabulary} tokens, and its tokenizer has {len(tokenizer)}; "
-            "weights and vocabulary are not of one model."
+            "weights and vocabulary do not belong to the same model."
         )
     if (
         not is_own
@@ -135,14 +139,14 @@ def _tokenizer_of(name: str, teacher: str) -> tuple[PreTrainedTokenizerBase, boo
         and getattr(checkpoint_config(name), "type_vocab_size", 2) < 2
     ):
         raise MismatchError(
-            f"{name}: has embeddings for one type of token, and {teacher} tells two sentences apart by two; "
+            f"{name}: has embeddings for 1 token type, and the tokenizer of {teacher} gives 2; "
             "use a checkpoint of the teacher's type."
         )
     return tokenizer, is_own
 
 
 def _draw_head(model: PreTrainedModel, seed: int, pooler: bool) -> None:
-    """Draw, in place, everything above the body, and the body's pooler if asked to, as BERT's own are."""
+    """Draw, in place, the linear layers above the body, and the body's pooler if ``pooler``, as BERT draws its own."""
     body = set(model.base_model.modules())
     if pooler:
         body -= set(model.base_model.pooler.modules())

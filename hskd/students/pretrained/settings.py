@@ -1,4 +1,4 @@
-"""Settings of a student of the TinyBERT type: a narrower encoder, from a checkpoint or distilled from the teacher."""
+"""Settings of a TinyBERT-style student: a narrower encoder, from a checkpoint or distilled from the teacher."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 @STUDENTS.register
 class TinyBertSettings(StudentKind):
-    """A student of the TinyBERT type: a narrower encoder from a checkpoint, or distilled from the teacher's body."""
+    """Settings of a TinyBERT-style student: an encoder from a checkpoint, or distilled from the teacher's body."""
 
     kind: Literal["tinybert"] = "tinybert"
     checkpoint: Annotated[
-        str | None,  # without a validator of its own: not every typer makes an option of such a type
+        str | None,  # The validator is outside the union, because some versions of typer cannot handle it inside.
         AfterValidator(lambda place: None if place is None else with_home(place)),
         Field(
             description="Local folder (such as one of `hskd general`) or hub name of a pretrained encoder, such as "
@@ -35,10 +35,10 @@ class TinyBertSettings(StudentKind):
         ),
     ] = None
     general: Annotated[
-        GeneralSettings | None, Field(description="Make one by general distillation from the teacher's body.")
+        GeneralSettings | None, Field(description="Make the encoder by general distillation from the teacher's body.")
     ] = None
     seed: Annotated[
-        int, Field(ge=0, description="The head is drawn from it.", json_schema_extra={"option": "head_seed"})
+        int, Field(ge=0, description="Seed of the head's weights.", json_schema_extra={"option": "head_seed"})
     ] = 0
 
     @model_validator(mode="after")
@@ -49,21 +49,21 @@ class TinyBertSettings(StudentKind):
 
     @property
     def layers(self) -> int:
-        """``L_S``."""
+        """``L_S``, the number of layers."""
         if self.general is not None:
             return self.general.layers
         return int(self._checkpoint_config().num_hidden_layers)
 
     @property
     def name(self) -> str:
-        """For people: kind and sizes."""
+        """Readable name with kind and sizes."""
         if self.general is not None:
             return f"tinybert-{self.general.layers}l-{self.general.width}d-{self.general.ffn}ffn-general"
         config = self._checkpoint_config()
         return f"tinybert-{config.num_hidden_layers}l-{config.hidden_size}d-{_ffn(config)}ffn"
 
     def config(self, teacher: PretrainedConfig, head: Head) -> PretrainedConfig:
-        """The configuration of a student with that head; ``teacher`` is that of the teacher's body."""
+        """Return the configuration of a student with ``head``, given the configuration of the teacher's body."""
         if self.general is None:
             config = self._checkpoint_config()
             return type(config).from_dict({**config.to_dict(), **head.config_fields()})
@@ -105,7 +105,11 @@ class TinyBertSettings(StudentKind):
         return {"checkpoint": checkpoint, "general": None}
 
     def recipe(self, context: StudentContext) -> dict[str, Any]:
-        """It depends on no teacher but by its tokens, and on no examples."""
+        """Return everything that the student depends on, as JSON.
+
+        The student depends on neither the fine-tuned teacher nor the examples. The model that the teacher is made from
+        counts because of its tokenizer.
+        """
         from hskd.students.pretrained.checkpoint import checkpoint_fingerprint
         from hskd.teachers.loading import model_content
 
@@ -120,7 +124,7 @@ class TinyBertSettings(StudentKind):
         }
 
     def _general_folder(self, context: StudentContext) -> Path | None:
-        """Where the general student lies: it is made of the teacher's body, whatever the task."""
+        """Return the folder of the general student, which depends on the teacher's body but not on the task."""
         if self.general is None:
             return None
         from hskd.students.general.text import text_content
@@ -136,7 +140,7 @@ class TinyBertSettings(StudentKind):
 
     @override
     def create(self, context: StudentContext, folder: Path, progress: Progress) -> Path:
-        """Make the student; the general one is distilled now if it is not there yet."""
+        """Make the student. If it needs a general student that does not exist yet, distil that first."""
         from hskd.students.pretrained.create import create_tinybert
 
         general = self._general_folder(context)
@@ -150,5 +154,5 @@ class TinyBertSettings(StudentKind):
 
 
 def _ffn(config: PretrainedConfig) -> int:
-    """FFN neurons of a layer, under the names that encoders give them."""
+    """Return the number of FFN neurons of a layer, whose field differs between encoders."""
     return int(getattr(config, "intermediate_size", None) or getattr(config, "hidden_dim", None) or 0)

@@ -1,1 +1,1 @@
-"""ROSITA students: a fine-tuned encoder, pruned by Taylor importance."""
+"""ROSITA students: fine-tuned encoders, pruned by Taylor importance."""

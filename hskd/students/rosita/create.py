@@ -1,4 +1,4 @@
-"""From a fine-tuned teacher to a saved ROSITA student, with what it was made from beside."""
+"""Make a ROSITA student from a fine-tuned teacher and save it with a record of its origin."""
 
 from __future__ import annotations
 
@@ -34,13 +34,16 @@ def create_rosita(
     Args:
         teacher: a fine-tuned classifier, of a type in :data:`hskd.encoders.ENCODERS`.
         train: the task's training examples, with labels.
-        settings: sizes, and how many examples importance is measured on.
-        folder: where the student will lie; a finished one is left as it is.
-        batch_size: examples in a batch of the importance pass.
-        progress: is told the batches of the importance pass.
+        settings: sizes, and the number of examples on which importance is measured.
+        folder: the student's folder; a finished student stays unchanged.
+        batch_size: examples per batch of the importance pass.
+        progress: receives the batches of the importance pass.
+
+    Returns:
+        ``folder``.
 
     Raises:
-        HskdError: the teacher cannot be pruned, a size is out of its range, or ``folder`` was not made here.
+        HskdError: the teacher cannot be pruned, a size is out of range, or ``folder`` was not made by this function.
         MismatchError: ``folder`` holds another student.
     """
     count = settings.importance_examples
@@ -48,7 +51,7 @@ def create_rosita(
 
     def builder(partial: Path) -> None:
         sizes = settings.model_dump(exclude={"importance_examples", "compat"})
-        # Before the pass over the data, which may take long.
+        # Checked before the pass over the data, which may take long.
         require_sizes(teacher.model, **sizes)
         dropout_seed = importance_seed(settings.compat)
         told = progress or Silent()

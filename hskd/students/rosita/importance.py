@@ -1,7 +1,7 @@
-"""How much each attention head and FFN neuron of an encoder matters to its task, by first-order Taylor expansion.
+"""Importance of each attention head and FFN neuron of an encoder for its task, by first-order Taylor expansion.
 
-Removing a weight changes the loss by about ``|d loss / d w| * |w|`` (Molchanov et al. 2017; the paper's ROSITA
-student is pruned by it).
+Removing a weight changes the loss by about ``|d loss / d w| * |w|`` (Molchanov et al. 2017). The paper prunes its
+ROSITA student by this measure.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hskd.tasks import model_inputs
 
 @dataclass(frozen=True)
 class Importance:
-    """Importance summed over batches, float64 on the CPU; only its order within a layer matters.
+    """Importance summed over batches, float64 on the CPU. Only the order within a layer matters.
 
     Attributes:
         heads: ``(layers, heads)``.
@@ -39,18 +39,18 @@ _HEADS = ("ForSequenceClassification", "ForTokenClassification")
 
 
 def not_prunable(name: str) -> HskdError:
-    """The error of a model that ROSITA pruning does not know."""
+    """Return the error for a model that ROSITA pruning does not support."""
     return HskdError(
         f"ROSITA pruning needs a classifier of sequences or tokens of one of the types {', '.join(ENCODERS)}, "
-        f"not {name}. A student of the TinyBERT type takes any encoder as its teacher."
+        f"not {name}. A TinyBERT-style student takes any encoder as its teacher."
     )
 
 
 def require_prunable(model: PreTrainedModel) -> Parts:
-    """The parts of ``model``, if it is a classifier that ROSITA pruning knows.
+    """Return the parts of ``model``, a classifier that ROSITA pruning supports.
 
     Raises:
-        HskdError: it is not.
+        HskdError: ROSITA pruning does not support the model.
     """
     parts = parts_of(model)
     if parts is None or not type(model).__name__.endswith(_HEADS):
@@ -66,34 +66,37 @@ def taylor_importance(
     progress: Progress | None = None,
     dropout_seed: int | None = None,
 ) -> Importance:
-    """Sum over ``batches`` of ``|d loss / d w| * |w|``, dropout off, summed over the weights of each head and neuron.
+    """Return ``|d loss / d w| * |w|``, summed over ``batches`` and over the weights of each head and neuron.
 
-    A head owns its columns of the attention's output matrix; an FFN neuron its row of each matrix that makes it and its
-    column of the FFN's output matrix. The loss is the head's against gold labels. The model is left as it was found.
+    Dropout is off unless ``dropout_seed`` is given.
+
+    The weights of an attention head are its columns of the attention's output matrix. The weights of an FFN neuron are
+    its row in each matrix that computes it and its column in the FFN's output matrix. The loss is the task head's,
+    against gold labels. The model is restored afterwards.
 
     Args:
-        model: a classifier (:func:`require_prunable`), on the device to compute on.
+        model: a classifier (see :func:`require_prunable`), on the device to compute on.
         head: the head of the model's task.
         batches: ``input_ids``, ``attention_mask``, optionally ``token_type_ids``, each ``(batch, tokens)``, and
-            ``labels`` ``(batch,)``; anything else in a batch is ignored.
+            ``labels`` as ``head`` expects them, such as ``(batch,)`` for one class per example. Other tensors are
+            ignored unless ``head`` reads them.
         progress: advances after each batch.
-        dropout_seed: leave dropout on, drawn from this seed (the caller's random state does not move).
+        dropout_seed: keep dropout on, drawn from this seed. The caller's random state does not change.
 
     Raises:
-        HskdError: the model cannot be pruned, there are no batches, a batch has no labels, or a result is not
-            finite.
+        HskdError: the model cannot be pruned, there are no batches, a batch has no labels, or a result is not finite.
     """
     parts = require_prunable(model)
     layers = parts.of(model.base_model)
     heads = neurons = torch.zeros(())
     done = 0
-    # Per layer, in this order: attention output, FFN out, FFN in.
+    # Weights of each layer in this order: attention output, FFN output, FFN input.
     paths = (parts.attended, parts.output, *parts.neurons)
     weights: list[Any] = [linear.weight for layer in layers for linear in parts.linears(layer, paths)]
     with _only_differentiable(model, weights), _seeded_dropout(model, dropout_seed):
         for batch in batches:
             loss = _task_loss(model, head, batch)
-            # Not .backward(): that would leave gradients on the model.
+            # .backward() would leave gradients on the model.
             gradients = torch.autograd.grad(loss, weights)
             terms = [(gradient * weight.detach()).abs() for gradient, weight in zip(gradients, weights, strict=True)]
             head_scores, neuron_scores = [], []
@@ -103,7 +106,7 @@ def taylor_importance(
                 head_scores.append(attended.sum(0).view(-1, size).sum(1))
                 made = [block.sum(1) for term in into for block in term.chunk(parts.packed)]
                 neuron_scores.append(sum(made[1:], made[0]) + out.sum(0))
-            # Many small batches may follow: float32 would lose them against the running sum.
+            # In float32, many small batches would be lost against the running sum.
             heads = heads + torch.stack(head_scores).cpu().double()
             neurons = neurons + torch.stack(neuron_scores).cpu().double()
             done += 1
@@ -120,7 +123,10 @@ def taylor_importance(
 
 
 def _task_loss(model: PreTrainedModel, head: Head, batch: Mapping[str, Tensor]) -> Tensor:
-    """The task's loss, a scalar. Not the model's own: that writes ``problem_type`` into its configuration."""
+    """Return the task's loss, a scalar.
+
+    The model's own loss is not used because it writes ``problem_type`` into the model's configuration.
+    """
     if "labels" not in batch:
         raise HskdError("Taylor importance needs gold labels: a batch has no 'labels'.")
     inputs = model_inputs(batch, model.device)
@@ -130,7 +136,7 @@ def _task_loss(model: PreTrainedModel, head: Head, batch: Mapping[str, Tensor]) 
 
 @contextmanager
 def _seeded_dropout(model: nn.Module, seed: int | None) -> Iterator[None]:
-    """Within, ``model`` is in train mode, and random numbers come from ``seed``; with None, nothing changes."""
+    """Put ``model`` into train mode within the context, with random numbers from ``seed``; None changes nothing."""
     if seed is None:
         yield
         return
@@ -143,7 +149,7 @@ def _seeded_dropout(model: nn.Module, seed: int | None) -> Iterator[None]:
 
 @contextmanager
 def _only_differentiable(model: nn.Module, weights: list[nn.Parameter]) -> Iterator[None]:
-    """Within, ``model`` is in eval mode and only ``weights`` require gradients; afterwards all is as before."""
+    """Put ``model`` into eval mode within the context, with gradients for ``weights`` only, and restore it after."""
     training = [(module, module.training) for module in model.modules()]
     required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:

@@ -1,8 +1,11 @@
 """ROSITA: an encoder with fewer heads, narrower FFNs and factorised word embeddings, at the teacher's hidden size.
 
-The pruned student of Liu et al. (ACL 2021, arXiv 2106.05691). Pruned from BERT with 6 layers, hidden size 768, 2 heads
-of 64, FFN 768 and rank 128 it has 14,465,282 parameters (vocabulary 30,522, two labels). Pruned from another encoder it
-is that encoder in all but these sizes, and of the model type ``rosita-`` and the encoder's.
+This is the pruned student of Liu et al. (ACL 2021, arXiv 2106.05691). Pruned from BERT with 6 layers, hidden size 768,
+2 heads of size 64, 768 FFN neurons and rank 128, it has 14,465,282 parameters (vocabulary 30,522, two labels).
+
+A student pruned from another encoder differs from that encoder in these sizes only. Its model type is ``rosita-`` plus
+the encoder's type, unless the encoder's own type can have these sizes
+(:func:`hskd.students.rosita.prune.pruned_config`).
 """
 
 from __future__ import annotations
@@ -36,10 +39,10 @@ _AUTO_CLASSES = (AutoModel, AutoModelForSequenceClassification, AutoModelForToke
 
 
 class RositaConfig(BertConfig):  # type: ignore[misc]  # untyped base
-    """A BERT configuration in which the heads need not fill the hidden size.
+    """BERT configuration in which the heads need not fill the hidden size.
 
-    ``num_attention_heads`` counts the heads kept per layer, each ``attention_head_size`` wide. ``embedding_rank`` is
-    the rank of the word embeddings; None leaves them one full matrix.
+    ``num_attention_heads`` is the number of heads kept per layer, each ``attention_head_size`` wide.
+    ``embedding_rank`` is the rank of the factorised word embeddings; None keeps them as one full matrix.
     """
 
     model_type = PRUNED
@@ -51,15 +54,15 @@ class RositaConfig(BertConfig):  # type: ignore[misc]  # untyped base
     def embedding_size(self) -> int:
         """Width of the word embedding table.
 
-        BERT demands that the heads divide the hidden size unless its configuration has this attribute.
+        Without this attribute in its configuration, BERT requires that the number of heads divide the hidden size.
         """
         return self.embedding_rank or self.hidden_size
 
 
 class FactorisedEmbedding(nn.Embedding):
-    """A ``(vocabulary, rank)`` table followed by a projection to the hidden size.
+    """Embedding table ``(vocabulary, rank)`` followed by a projection to the hidden size.
 
-    It is an ``nn.Embedding`` so that everything which asks a model for its input embeddings finds one.
+    It subclasses ``nn.Embedding`` because callers expect that type as a model's input embeddings.
     """
 
     def __init__(self, vocabulary: int, rank: int, hidden_size: int, padding_idx: int | None = None) -> None:
@@ -67,16 +70,16 @@ class FactorisedEmbedding(nn.Embedding):
         self.projection = nn.Linear(rank, hidden_size, bias=False)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Embeddings ``(..., hidden_size)`` of the token ids ``input`` ``(...)``."""
+        """Return the embeddings ``(..., hidden_size)`` of the token ids ``input`` ``(...)``."""
         output: torch.Tensor = self.projection(super().forward(input))
         return output
 
 
 class SlicedBiasAttention(MPNetSelfAttention):  # type: ignore[misc]  # untyped base
-    """MPNet's attention in one layer of a pruned MPNet, where each layer keeps other heads.
+    """MPNet's attention in one layer of a pruned MPNet, in which each layer keeps different heads.
 
-    MPNet's heads have a bias for each distance, which its layers share. The pruned model has those of its layers' heads
-    side by side, ``(buckets, layers * heads)``, and each layer takes its own.
+    In MPNet, each head has a bias for each distance, and all layers share these biases. The pruned model stores the
+    biases of all its layers' heads side by side, ``(buckets, layers * heads)``, and each layer uses its own columns.
     """
 
     def __init__(self, config: PretrainedConfig, index: int) -> None:
@@ -84,7 +87,7 @@ class SlicedBiasAttention(MPNetSelfAttention):  # type: ignore[misc]  # untyped 
         self.index = index
 
     def sliced(self, position_bias: torch.Tensor) -> torch.Tensor:
-        """The part of all layers' bias ``(B, layers * heads, T, T)`` that is this layer's."""
+        """Return this layer's part of ``position_bias``, the bias of all layers ``(B, layers * heads, T, T)``."""
         return position_bias.narrow(1, self.index * self.num_attention_heads, self.num_attention_heads)
 
     def forward(
@@ -95,7 +98,7 @@ class SlicedBiasAttention(MPNetSelfAttention):  # type: ignore[misc]  # untyped 
         output_attentions: bool = False,
         **options: Any,
     ) -> tuple[torch.Tensor, ...]:
-        """As MPNet's, given the bias of all layers."""
+        """Run MPNet's attention with this layer's part of ``position_bias``, the bias of all layers."""
         own_bias = None if position_bias is None else self.sliced(position_bias)
         output: tuple[torch.Tensor, ...] = super().forward(
             hidden_states, attention_mask, own_bias, output_attentions, **options
@@ -105,7 +108,10 @@ class SlicedBiasAttention(MPNetSelfAttention):  # type: ignore[misc]  # untyped 
 
 @contextmanager
 def _one_head(config: PretrainedConfig) -> Iterator[None]:
-    """Within, the heads of ``config`` divide the hidden size, as encoders demand when they are built."""
+    """Set a single attention head in ``config`` within the context.
+
+    When encoders are built, they require that the number of heads divide the hidden size.
+    """
     heads = config.num_attention_heads
     config.num_attention_heads = 1
     try:
@@ -115,7 +121,7 @@ def _one_head(config: PretrainedConfig) -> Iterator[None]:
 
 
 def _reshape(body: Any, config: Any) -> None:
-    """Swap, in place, the modules of ``body`` that its type shapes otherwise than ``config`` says."""
+    """Replace, in place, the modules of ``body`` that need other sizes than the encoder's type gives them."""
     parts = ENCODERS[base_type(config)]
     words = body.get_input_embeddings()
     if config.embedding_rank is not None:
@@ -144,14 +150,14 @@ def _reshape(body: Any, config: Any) -> None:
 
 
 def _swap(layer: nn.Module, path: str, inputs: int, outputs: int) -> None:
-    """Put a linear map of these sizes, with a bias if the old one has one, where one is."""
+    """Replace a linear layer with a new one of the given sizes, which has a bias if the old one has."""
     parent, _, name = path.rpartition(".")
     bias = layer.get_submodule(path).bias is not None
     setattr(layer.get_submodule(parent), name, nn.Linear(inputs, outputs, bias=bias))
 
 
 class RositaModel(BertModel):  # type: ignore[misc]  # untyped base
-    """The encoder alone."""
+    """Pruned BERT encoder without a head."""
 
     config: RositaConfig
     config_class = RositaConfig
@@ -159,11 +165,11 @@ class RositaModel(BertModel):  # type: ignore[misc]  # untyped base
     def __init__(self, config: RositaConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config, add_pooling_layer=add_pooling_layer)
         _reshape(self, config)
-        self.post_init()  # once more: it draws the weights of the new modules
+        self.post_init()  # Called again to initialise the new modules.
 
 
 class RositaForSequenceClassification(BertForSequenceClassification):  # type: ignore[misc]  # untyped base
-    """The encoder with a classification (or regression) head. All of BERT's forward pass is inherited."""
+    """Pruned BERT with a head for classification or regression of sequences. It inherits BERT's forward pass."""
 
     config: RositaConfig
     config_class = RositaConfig
@@ -175,7 +181,7 @@ class RositaForSequenceClassification(BertForSequenceClassification):  # type: i
 
 
 class RositaForTokenClassification(BertForTokenClassification):  # type: ignore[misc]  # untyped base
-    """The encoder with a head that classifies every token. All of BERT's forward pass is inherited."""
+    """Pruned BERT with a head that classifies every token. It inherits BERT's forward pass."""
 
     config: RositaConfig
     config_class = RositaConfig
@@ -187,24 +193,24 @@ class RositaForTokenClassification(BertForTokenClassification):  # type: ignore[
 
 
 def _pruned_config(base: type[PretrainedConfig]) -> type[PretrainedConfig]:
-    """The configuration of a pruned encoder whose own is ``base``: see :class:`RositaConfig`."""
+    """Return the configuration class of a pruned encoder, a subclass of ``base`` (see :class:`RositaConfig`)."""
 
-    class Config(base):  # type: ignore[valid-type,misc]  # a base that is given
+    class Config(base):  # type: ignore[valid-type,misc]  # dynamic base
         model_type = f"{PRUNED}-{base.model_type}"
 
         attention_head_size: int = 64
         embedding_rank: int | None = None
 
     if not hasattr(base, "head_dim"):
-        # Rotary embeddings are of this size.
+        # Rotary embeddings read their size from head_dim.
         Config.head_dim = property(lambda config: config.attention_head_size)  # type: ignore[attr-defined]
     return _named(Config, f"Rosita{base.__name__}")
 
 
 def _pruned_model(base: type[PreTrainedModel], config_class: type[PretrainedConfig]) -> type[PreTrainedModel]:
-    """``base``, with or without a head, in the shape that a configuration of ``config_class`` says."""
+    """Return a subclass of the model ``base``, with or without a head, that has the sizes in its ``config_class``."""
 
-    class Model(base):  # type: ignore[valid-type,misc]  # a base that is given
+    class Model(base):  # type: ignore[valid-type,misc]  # dynamic base
         def __init__(self, config: PretrainedConfig, **options: Any) -> None:
             with _one_head(config):
                 super().__init__(config, **options)
@@ -216,7 +222,7 @@ def _pruned_model(base: type[PreTrainedModel], config_class: type[PretrainedConf
 
 
 def _named(made: type, name: str) -> type:
-    """``made``, under its own name in this module: a config.json names it, and pickle asks for it."""
+    """Name the class ``made`` and add it to this module: config.json stores the name, and pickle looks it up."""
     made.__name__ = made.__qualname__ = name
     made.__module__ = __name__
     globals()[name] = made
@@ -224,7 +230,7 @@ def _named(made: type, name: str) -> type:
 
 
 def register_rosita() -> None:
-    """Make the Auto classes and ``pipeline`` know the pruned model types, so that no remote code is needed."""
+    """Register the pruned model types with the Auto classes and ``pipeline``, so that no remote code is needed."""
     bert = (RositaModel, RositaForSequenceClassification, RositaForTokenClassification)
     AutoConfig.register(PRUNED, RositaConfig, exist_ok=True)
     for auto_class, model in zip(_AUTO_CLASSES, bert, strict=True):

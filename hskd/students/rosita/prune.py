@@ -1,4 +1,4 @@
-"""Cut a ROSITA student out of a fine-tuned encoder."""
+"""Prune a fine-tuned encoder to a ROSITA student."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def prune_rosita(
     ffn: int,
     rank: int | None,
 ) -> PreTrainedModel:
-    """A ROSITA student with the weights of ``teacher``'s most important parts, in eval mode on the teacher's device.
+    """Return a ROSITA student with the most important weights of ``teacher``, in eval mode on the teacher's device.
 
-    Keeps the first ``layers`` layers and, in each, the ``heads`` heads and ``ffn`` neurons of largest importance
-    (ties go to the lower index) in the teacher's order. Word embeddings are factorised to ``rank``, or copied where
-    that is None. Everything else, label names and dropout included, is the teacher's.
+    The student keeps the first ``layers`` layers. In each of them it keeps the ``heads`` heads and ``ffn`` neurons of
+    largest importance, in the teacher's order; ties go to the lower index. Word embeddings are factorised to ``rank``,
+    or copied if it is None. Everything else is the teacher's, including label names and dropout.
 
     Raises:
-        HskdError: the teacher cannot be pruned, ``importance`` is of another shape than the teacher, or an amount
-            is out of range.
+        HskdError: the teacher cannot be pruned, ``importance`` does not have the teacher's shape, or a size is out of
+            range.
     """
     parts = require_prunable(teacher)
     config = teacher.config
@@ -60,7 +60,7 @@ def prune_rosita(
         columns = (kept[:, None] * size + torch.arange(size)).flatten()
         _prune_heads(weights, f"{stack}{index}", parts, columns, count * size)
         _prune_neurons(weights, f"{stack}{index}", parts, _largest(importance.neurons[index], ffn), neurons)
-    bias = f"{body}encoder.relative_attention_bias.weight"  # MPNet's, one column for a head
+    bias = f"{body}encoder.relative_attention_bias.weight"  # MPNet's, one column per head
     if bias in weights and pruned.model_type != config.model_type:
         weights[bias] = weights[bias][:, torch.cat(kept_heads).to(weights[bias].device)]
     if rank is not None:
@@ -69,10 +69,10 @@ def prune_rosita(
         weights[f"{words}.weight"] = table
         weights[f"{words}.projection.weight"] = projection
 
-    # The fresh weights are all overwritten: drawing them must not move the caller's random state.
+    # All fresh weights are overwritten, so drawing them must not change the caller's random state.
     with torch.random.fork_rng(devices=[]):
         student: PreTrainedModel = _student_class(teacher, pruned)(pruned)
-    student.load_state_dict(weights)  # strict: no weight of the student stays random
+    student.load_state_dict(weights)  # Strict, so that no weight of the student stays random.
     student.to(teacher.device).eval()
     return student
 
@@ -80,10 +80,10 @@ def prune_rosita(
 def pruned_config(
     teacher: PretrainedConfig, *, layers: int, heads: int, ffn: int, rank: int | None
 ) -> PretrainedConfig:
-    """The configuration of a student of these sizes; all that is not a size is the teacher's.
+    """Return the configuration of a student of these sizes; everything except the sizes is the teacher's.
 
-    A student that ``transformers`` can build from the teacher's own type is of that type. Others, and those of BERT,
-    are of a type of ours.
+    The student has the teacher's model type if ``transformers`` can build it with these sizes. Otherwise, and always
+    for a BERT, it has a ``rosita`` type.
 
     Raises:
         HskdError: an encoder of the teacher's type cannot be pruned.
@@ -100,7 +100,7 @@ def pruned_config(
         and rank is None
         and (heads == teacher.num_attention_heads or parts.head_size_field is not None)
     )
-    # Under their own names: a configuration does not take others.
+    # A configuration accepts these fields only under its own names.
     names = teacher.attribute_map
     settings[names.get("num_hidden_layers", "num_hidden_layers")] = layers
     settings[names.get("num_attention_heads", "num_attention_heads")] = heads
@@ -119,14 +119,14 @@ def pruned_config(
 
 
 def _student_class(teacher: PreTrainedModel, config: PretrainedConfig) -> type[PreTrainedModel]:
-    """The student with the teacher's kind of head."""
+    """Return the model class of the student, with the teacher's kind of head."""
     is_tagger = type(teacher).__name__.endswith("ForTokenClassification")
     mapping = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING if is_tagger else MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     return mapping[type(config)]  # type: ignore[no-any-return]
 
 
 def require_sizes(teacher: PreTrainedModel, *, layers: int, heads: int, ffn: int, rank: int | None) -> None:
-    """Refuse a student that is not smaller than, or equal to, ``teacher`` in every size.
+    """Refuse a student that is larger than ``teacher`` in any size.
 
     Raises:
         HskdError: names the size, its value and the allowed range.
@@ -140,15 +140,19 @@ def require_sizes(teacher: PreTrainedModel, *, layers: int, heads: int, ffn: int
 
 
 def factorise(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The thin SVD of ``matrix`` ``(rows, columns)`` cut to ``rank``, its best approximation of that rank.
+    """Return the best approximation of ``matrix`` ``(rows, columns)`` of rank ``rank``, as two factors.
 
-    Returns ``U_r S_r`` ``(rows, rank)`` and ``V_r`` ``(columns, rank)``: the approximation is the first times the
-    transpose of the second. The singular values go to the first factor, so an embedding's rows keep the lengths they
-    had (an optimiser's step means to them what it meant in the teacher) and the projection is orthonormal.
+    It is the thin SVD, truncated to ``rank``. The singular values go into the first factor and the second is
+    orthonormal. The rows of an embedding therefore keep their norms, and an optimiser step means the same for them as
+    in the teacher.
 
-    ``V`` comes from the eigenvectors of the small Gram matrix in float64. That squares the condition number, which
-    does no harm here: whatever the error of a direction, projecting on an orthonormal basis adds none of its own.
-    The largest entry of each direction is made positive, so that the signs are the same everywhere.
+    ``V`` comes from the eigenvectors of the small Gram matrix in float64. That squares the condition number, which is
+    harmless here: whatever the error of a direction, projecting onto an orthonormal basis adds no further error.
+    The largest entry of each direction is made positive, so that the signs do not depend on the machine.
+
+    Returns:
+        ``U_r S_r`` ``(rows, rank)`` and ``V_r`` ``(columns, rank)``. The approximation is the first factor times the
+        transpose of the second.
     """
     wide = matrix.detach().cpu().double()
     _, directions = torch.linalg.eigh(wide.T @ wide)  # eigenvalues ascend
@@ -159,21 +163,21 @@ def factorise(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def _prune_heads(weights: dict[str, Tensor], layer: str, parts: Parts, columns: Tensor, width: int) -> None:
-    """Keep, in place, some of the ``width`` columns of the heads' outputs."""
+    """Keep, in place, the given ``columns`` of the ``width`` columns of the heads' outputs."""
     for path in parts.projections:
         _keep(weights, f"{layer}.{path}", rows=parts.head_rows(columns, width))
     _keep(weights, f"{layer}.{parts.attended}", columns=columns)
 
 
 def _prune_neurons(weights: dict[str, Tensor], layer: str, parts: Parts, neurons: Tensor, count: int) -> None:
-    """Keep, in place, some of ``count`` FFN neurons."""
+    """Keep, in place, the given ``neurons`` of a layer's ``count`` FFN neurons."""
     for path in parts.neurons:
         _keep(weights, f"{layer}.{path}", rows=parts.neuron_rows(neurons, count))
     _keep(weights, f"{layer}.{parts.output}", columns=neurons)
 
 
 def _keep(weights: dict[str, Tensor], linear: str, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
-    """Keep, in place, rows or columns of a linear map, and the same of its bias where it has one."""
+    """Keep, in place, the given columns of a linear layer, or the given rows of its weight and bias."""
     weight = weights[f"{linear}.weight"]
     if columns is not None:
         weights[f"{linear}.weight"] = weight[:, columns.to(weight.device)]
@@ -185,7 +189,7 @@ def _keep(weights: dict[str, Tensor], linear: str, rows: Tensor | None = None, c
 
 
 def _largest(scores: Tensor, count: int) -> Tensor:
-    """Indices of the ``count`` largest ``scores``, ascending; ties go to the lower index."""
+    """Return the indices of the ``count`` largest ``scores``, ascending; ties go to the lower index."""
     return scores.cpu().argsort(descending=True, stable=True)[:count].sort().values
 
 

@@ -1,4 +1,4 @@
-"""Settings of a ROSITA student: a fine-tuned encoder, pruned."""
+"""Settings of a ROSITA student, a fine-tuned encoder that is pruned."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ if TYPE_CHECKING:
 
 @STUDENTS.register
 class RositaSettings(StudentKind):
-    """Sizes of a ROSITA student; the defaults are the small one, where there is something to learn from HSK."""
+    """Sizes of a ROSITA student. The defaults make it small enough to benefit from HSK."""
 
-    # Not part of a dump: it would change the ids of trials that are older than the other kinds.
+    # Excluded from dumps because it would change the ids of trials that predate the other kinds.
     kind: Annotated[Literal["rosita"], Field(exclude=True)] = "rosita"
-    layers: Annotated[int, Field(ge=1, description="Layers kept, from the lowest up.")] = 3
+    layers: Annotated[int, Field(ge=1, description="Layers kept, starting from the lowest.")] = 3
     heads: Annotated[int, Field(ge=1, description="Attention heads kept in each layer.")] = 2
     ffn: Annotated[int, Field(ge=1, description="FFN neurons kept in each layer.")] = 96
     rank: Annotated[
         int | None, Field(ge=1, description="Rank of the factorised word embeddings [default: not factorised].")
     ] = None
     importance_examples: Annotated[
-        int | None, Field(ge=1, description="Training examples that importance is measured on [default: all].")
+        int | None,
+        Field(ge=1, description="Training examples on which importance is measured; null in a grid file means all."),
     ] = 1024
     compat: Annotated[
         tuple[StudentCompat, ...],
@@ -46,12 +47,12 @@ class RositaSettings(StudentKind):
 
     @property
     def name(self) -> str:
-        """For people: kind, sizes, and what departs."""
+        """Readable name with kind, sizes and the ``compat`` switches that are on."""
         rank = f"-r{self.rank}" if self.rank else ""
         return "-".join([f"rosita-{self.layers}l-{self.heads}h-{self.ffn}ffn{rank}", *self.compat])
 
     def config(self, teacher: PretrainedConfig, head: Head) -> PretrainedConfig:
-        """The configuration of a student with that head, pruned from an encoder of configuration ``teacher``."""
+        """Return the configuration of a student with ``head``, pruned from an encoder of configuration ``teacher``."""
         from hskd.students.rosita.prune import pruned_config
 
         config = pruned_config(teacher, layers=self.layers, heads=self.heads, ffn=self.ffn, rank=self.rank)
