@@ -107,8 +107,8 @@ def _criticals(looks: tuple[int, ...], level: float, spending: Spending) -> tupl
     sums, squares = paths.cumsum(1)[:, degrees], (paths**2).cumsum(1)[:, degrees]
     n = np.array(looks)
     statistics = (sums / n) / np.sqrt((squares - sums**2 / n) / degrees / n)
-        # For each path, the nominal level of its most extreme look relative to the boundary. The quantile of these
-        # values is the factor.
+    # For each path, the nominal level of its most extreme look relative to the boundary. The quantile of these
+    # values is the factor.
     levels = special.stdtr(degrees, -statistics) / nominal
     factor = min(1.0, float(np.quantile(levels.min(1), level)))
     return tuple(float(-special.stdtrit(df, factor * p)) for df, p in zip(degrees, nominal, strict=True))
