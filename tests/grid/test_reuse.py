@@ -95,7 +95,7 @@ def test_status_names_what_is_of_other_contents(undisturbed: Ran, grid_file: Pat
     code, after, err = cli(*places)
     assert code == 0, err
     assert after.count("changed: ") == 12
-    assert "changed: none, seed 0: of other labels; `hskd grid run" in after
+    assert "changed: none, seed 0: labels; `hskd grid run" in after
 
 
 def test_results_of_a_version_that_recorded_no_contents_are_taken(
