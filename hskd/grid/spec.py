@@ -460,7 +460,7 @@ class GridSpec(BaseModel):
             return settings
         chosen = rates_for(self.rates, settings, spec, student)
         if chosen is None:
-            which = "" if spec is None or arm != "spec" else f", of which {spec.label} is"
+            which = "" if spec is None or arm != "spec" else f", which {spec.label} belongs to"
             raise _at(
                 "rates",
                 f"no rates for the family {family_of_arm(settings, spec)}{which}; search them (hskd grid search), or "

@@ -641,7 +641,7 @@ class Search:
                 return "undetermined", f"The search ended before it could tell whether there is a gap ({spent})."
             text = (
                 f"full scores {_points(-gap.mean)} points above none, at least {_points(-gap.high)} ({gap.n} seeds). "
-                "This gap is not shown to be above 0, so nothing can be said about how much of full is enough."
+                "This gap is not shown to be above 0, so nothing can be said about how much HSK is enough."
             )
             if none.is_enough:
                 text += " None itself is enough at this tolerance."

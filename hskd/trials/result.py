@@ -18,7 +18,7 @@ VERSION = 2
 
 
 class StageRecord(BaseModel):
-    """What a stage trained, and its cost. Fields written by other versions are kept."""
+    """The work of a stage, and its cost. Fields written by other versions are kept."""
 
     model_config = ConfigDict(extra="allow")
 

@@ -58,7 +58,7 @@ HeldOut = tuple[TokenizedSplit, KnowledgeSource]
 
 @dataclass(frozen=True, eq=False)
 class TrialInputs:
-    """What a trial trains from: settings, data, student and the teacher's knowledge.
+    """The inputs of a trial's training: settings, data, student and the teacher's knowledge.
 
     Attributes:
         settings: arm, epochs, rates, seed.

@@ -34,7 +34,7 @@ from hskd.trials.stages import Trained, TrialInputs, clear_stages, predict_outpu
 
 @dataclass(frozen=True)
 class About:
-    """What a result records about its trial, apart from the training itself.
+    """The facts that a result records about its trial, apart from the training itself.
 
     Attributes:
         identity: identifies the trial together with its settings (spec, student, data).
