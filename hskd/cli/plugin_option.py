@@ -1,4 +1,4 @@
-"""The option ``--plugins``. This module is light: a command that takes no other settings starts without pydantic."""
+"""The option ``--plugins``. This module imports little, so commands without other settings start without pydantic."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hskd.plugins import load_plugins
 
 
 def plugin_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the option ``--plugins``: the modules are imported before anything else is done."""
+    """Give a command the option ``--plugins``, whose modules are imported before anything else happens."""
     signature = inspect.signature(command)
     hints = get_type_hints(command, include_extras=True)
     option = typer.Option(
@@ -52,5 +52,5 @@ def _load_plugins(modules: list[str]) -> list[str]:
 
 
 def split_names(values: list[str]) -> list[str]:
-    """The names of a repeatable option, some of which may come together."""
+    """Return the names given to a repeatable option, each of which may hold several, separated by commas."""
     return [name.strip() for given in values for name in given.split(",") if name.strip()]

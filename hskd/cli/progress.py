@@ -1,4 +1,4 @@
-"""Progress on the terminal: bars where someone watches, plain lines where not."""
+"""Progress on the terminal: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 @cache
 def console() -> Console:
-    """Where messages go: stderr, as they are. A usage error needs none, so rich is imported here."""
+    """Return the console for messages on stderr, without markup. It imports rich, which usage errors do not need."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def tables(width: int | None = None) -> Console:
-    """Where tables go: stdout. Names in them are printed as they are, whatever brackets they have."""
+    """Return the console for tables on stdout. It prints names verbatim, including brackets."""
     from rich.console import Console
 
     return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
 class _Notices(logging.Handler):
-    """Prints what the logger ``hskd`` is told, each line once, in the main process."""
+    """Prints messages of the logger ``hskd``, each line once, in the main process."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -51,7 +51,7 @@ class _Notices(logging.Handler):
 
 
 def print_notices() -> None:
-    """Print what the logger ``hskd`` is told, such as what kind of task it is, and hskd's own warnings, as lines."""
+    """Print messages of the logger ``hskd``, such as the kind of a task, and hskd's own warnings as lines."""
     logger = logging.getLogger("hskd")
     if any(isinstance(handler, _Notices) for handler in logger.handlers):
         return
@@ -71,11 +71,11 @@ def print_notices() -> None:
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 LINE_SECONDS = 15.0
-"""Time between two lines about the same work, where there is no terminal to draw a bar on."""
+"""Seconds between two lines about the same work when there is no terminal."""
 
 
 class Lines:
-    """Progress of one piece of work as lines of text, for a log."""
+    """Progress of one piece of work as lines of text, for logs."""
 
     def __init__(self, title: str, total: int) -> None:
         self._title, self._total, self._done = title, total, 0
@@ -83,7 +83,7 @@ class Lines:
         console().print(f"{title}: {total} steps")
 
     def advance(self, steps: int) -> None:
-        """Count ``steps``, and print a line if the last one is ``LINE_SECONDS`` old."""
+        """Count ``steps``, and print a line if the last line is at least ``LINE_SECONDS`` old."""
         self._done += steps
         now = time.monotonic()
         if now - self._last_line >= LINE_SECONDS:
@@ -93,7 +93,7 @@ class Lines:
 
 
 class Display:
-    """One progress bar at a time, or lines where there is no terminal."""
+    """One progress bar at a time, or lines without a terminal."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -102,7 +102,7 @@ class Display:
         self._overall: TaskID | None = None
 
     def begin(self, title: str, total: int) -> None:
-        """Start a bar of ``total`` steps; the one before is finished."""
+        """Start a bar of ``total`` steps, and finish the previous bar."""
         self.end()
         if console().is_terminal:
             self._bar = self._progress.add_task(title, total=total)
@@ -110,14 +110,14 @@ class Display:
             self._lines = Lines(title, total)
 
     def advance(self, steps: int = 1) -> None:
-        """Move the bar on."""
+        """Advance the bar."""
         if self._bar is not None:
             self._progress.advance(self._bar, steps)
         elif self._lines is not None:
             self._lines.advance(steps)
 
     def step(self) -> None:
-        """Move the bar on by one."""
+        """Advance the bar by one."""
         self.advance()
 
     def end(self) -> None:
@@ -128,7 +128,7 @@ class Display:
         self._lines = None
 
     def trials(self, done: int, failed: int, total: int, news: str, running: int = 0) -> None:
-        """A trial of a grid ended."""
+        """Show that a trial of a grid ended."""
         if self._overall is None and console().is_terminal:
             self._overall = self._progress.add_task("trials", total=total)
         if self._overall is not None:
@@ -143,7 +143,7 @@ class Display:
 
 
 def bars(**options: Any) -> Progress:
-    """Bars with counts and times; ``options`` are those of ``rich.progress.Progress``."""
+    """Return bars with counts and times; ``options`` are those of ``rich.progress.Progress``."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -165,10 +165,10 @@ def bars(**options: Any) -> Progress:
 
 @contextmanager
 def display() -> Iterator[Display]:
-    """A display for the length of a command."""
+    """Show a display for the duration of a command."""
     console().quiet = not processes.is_main()
     drawn = bars(transient=True)
-    # Without a terminal there is nothing to draw, and drawing nothing ends with an empty line.
+    # Without a terminal, an empty rich display would still print an empty line.
     with drawn if console().is_terminal else nullcontext():
         progress = Display(drawn)
         yield progress

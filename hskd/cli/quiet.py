@@ -13,10 +13,10 @@ _SWITCHES = {
 
 
 def quiet_libraries() -> None:
-    """Silence ``datasets``, ``huggingface_hub`` and ``transformers`` here and in processes started from here.
+    """Silence ``datasets``, ``huggingface_hub`` and ``transformers`` in this process and its child processes.
 
-    They read the environment when they are imported, which is later. A variable that the user has set is kept.
-    Libraries that are imported already are told directly.
+    They read the environment on import, which happens later. A variable that the user has set is kept. Libraries that
+    are already imported are silenced directly.
     """
     for name, value in _SWITCHES.items():
         os.environ.setdefault(name, value)

@@ -13,7 +13,7 @@ from hskd.errors import HskdError
 
 def push(
     folder: Annotated[Path, typer.Argument(help="Folder of a store, teacher, student or finished trial.")],
-    url: Annotated[str, typer.Argument(help="Where it goes: any URL that fsspec opens, such as s3://bucket/store.")],
+    url: Annotated[str, typer.Argument(help="Destination: any URL that fsspec opens, such as s3://bucket/store.")],
 ) -> None:
     """Copy a store, teacher, student or trial to a URL, with checksums. Run again to resume."""
     from hskd import remote
@@ -25,8 +25,8 @@ def push(
 
 
 def pull(
-    url: Annotated[str, typer.Argument(help="Where it lies: any URL that fsspec opens, such as s3://bucket/store.")],
-    folder: Annotated[Path, typer.Argument(help="Folder that it goes to.")],
+    url: Annotated[str, typer.Argument(help="Source: any URL that fsspec opens, such as s3://bucket/store.")],
+    folder: Annotated[Path, typer.Argument(help="Destination folder.")],
 ) -> None:
     """Copy a store, teacher, student or trial from a URL into a folder, and verify it. Run again to resume."""
     from hskd import remote

@@ -1,4 +1,4 @@
-"""From options to what the engine takes: plans, tokenised examples, device, precision."""
+"""Convert options into what the engine takes: plans, tokenised examples, device, precision."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Machine:
 
     @classmethod
     def of(cls, options: MachineOptions, report_to: str = "none") -> Machine:
-        """Resolve what ``options`` leave to the machine, meet the other processes, and set the threads.
+        """Resolve automatic options, connect to the other processes, and set the threads.
 
         Raises:
-            HskdError: device, precision or the reporter ``report_to`` cannot be used here.
+            HskdError: device, precision or the reporter ``report_to`` cannot be used on this machine.
         """
         from hskd import processes
         from hskd.runtime import require_reporter, resolve_device, resolve_dtype, set_threads
@@ -42,7 +42,7 @@ class Machine:
 
 
 def task_plan(options: TaskOptions) -> TaskPlan:
-    """The options of the task as a trial's config has them.
+    """Return the task options in the form of a trial's config.
 
     Raises:
         HskdError: there is no such task.
@@ -56,10 +56,10 @@ def task_plan(options: TaskOptions) -> TaskPlan:
 
 
 def require_task(name: str) -> None:
-    """Refuse a task that is not known.
+    """Refuse an unknown task.
 
     Raises:
-        HskdError: names the tasks there are.
+        HskdError: the task is unknown; the message lists the tasks.
     """
     from hskd.tasks.registry import TASKS
 
@@ -67,10 +67,10 @@ def require_task(name: str) -> None:
 
 
 def require_local(flag: str, place: str, command: str) -> None:
-    """Refuse a folder that is not there; a URL, or a model of a package, is left to the command.
+    """Refuse a local folder that does not exist. URLs and models of packages are left to the command.
 
     Raises:
-        HskdError: names the flag, the folder, and the command that makes one.
+        HskdError: there is no such folder; the message names the flag, the folder, and the command that makes one.
     """
     from hskd.remote.place import is_url
     from hskd.teachers.settings import is_offline
@@ -82,14 +82,14 @@ def require_local(flag: str, place: str, command: str) -> None:
 def load_examples(
     options: TaskOptions, tokenizer: str, augmented: bool = False, teacher: str | None = None
 ) -> Examples:
-    """The task's examples, tokenised by the tokenizer of the model ``tokenizer``.
+    """Return the task's examples, tokenised with the tokenizer of the model ``tokenizer``.
 
     Args:
-        options: which examples.
+        options: the examples to load.
         tokenizer: a model.
-        augmented: whether augmented sentences, if there are any, follow the training examples: they are for students
-            and stores; fine-tuning and pruning need labels.
-        teacher: the teacher, where it is another model than ``tokenizer``: its tokens are aligned with these.
+        augmented: whether augmented sentences, if any, follow the training examples. Students and stores use them, but
+            fine-tuning and pruning need labels.
+        teacher: the teacher, if it is another model than ``tokenizer``. The examples are then aligned with its tokens.
 
     Raises:
         HskdError: the task, its files, or the tokenizer cannot be read.
@@ -100,10 +100,10 @@ def load_examples(
 
 
 def require_folder(flag: str, folder: Path, command: str) -> None:
-    """Refuse a folder that is not there.
+    """Refuse a folder that does not exist.
 
     Raises:
-        HskdError: names the flag, the folder, and the command that makes one.
+        HskdError: there is no such folder; the message names the flag, the folder, and the command that makes one.
     """
     if not folder.is_dir():
         raise HskdError(f"{flag} {folder}: no such folder; make one with `{command}`.")

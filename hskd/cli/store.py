@@ -1,4 +1,4 @@
-"""``hskd store``: extract, derive, inspect, verify."""
+"""``hskd store``: extract, derive, inspect, verify, size."""
 
 from __future__ import annotations
 
@@ -41,25 +41,25 @@ def _divide(context: typer.Context) -> None:
 def extract(
     teacher: Annotated[str, typer.Option(help="Folder of the fine-tuned teacher, or a URL.")],
     out: Annotated[str, typer.Option(help="Folder of the store, or a URL.")],
-    spec: Annotated[list[str] | None, typer.Option(help="Hold what this spec needs; repeatable. " + SPEC_HELP)] = None,
+    spec: Annotated[list[str] | None, typer.Option(help="Store what this spec needs; repeatable. " + SPEC_HELP)] = None,
     student_layers: Annotated[int | None, typer.Option(min=1, help="Layers of the student; goes with --spec.")] = None,
     layers: Annotated[
-        str | None, typer.Option(help="Instead of --spec: teacher layers to hold, such as 0,2,4,6.")
+        str | None, typer.Option(help="Instead of --spec: teacher layers to store, such as 0,2,4,6.")
     ] = None,
     attention_layers: Annotated[
-        str | None, typer.Option(help="Instead of --spec: attention layers (1-based) whose CLS row to hold, or none.")
+        str | None, typer.Option(help="Instead of --spec: attention layers (1-based) whose CLS row to store, or none.")
     ] = None,
     gradient_layers: Annotated[
         str | None,
         typer.Option(
-            help="Teacher layers for which to hold how much the prediction depends on each token, for length=gradient "
+            help="Teacher layers for which to store how much the prediction depends on each token, for length=gradient "
             "(default: none; it takes a backward pass)."
         ),
     ] = None,
     received_layers: Annotated[
         str | None,
         typer.Option(
-            help="Attention layers (1-based) of which to hold how much attention each token receives, for "
+            help="Attention layers (1-based) for which to store how much attention each token receives, for "
             "length=received (default: none)."
         ),
     ] = None,
@@ -67,7 +67,7 @@ def extract(
         bool,
         typer.Option(
             "--gold-losses",
-            help="Hold the loss of each example's gold label under the teacher, for examples=disagree.",
+            help="Store the loss of each example's gold label under the teacher, for examples=disagree.",
         ),
     ] = False,
     precision: Annotated[
@@ -77,14 +77,14 @@ def extract(
     extend: Annotated[
         str | None,
         typer.Option(
-            help="A superset of some of the examples: it is taken over, the teacher runs on the others alone."
+            help="A superset of some of the examples: its shards are reused, and the teacher runs only on the others."
         ),
     ] = None,
     student_tokenizer: Annotated[
         str | None,
         typer.Option(
-            help="Students have another tokenizer: that of this model (folder, URL or hub name). The store is in their "
-            "tokens, and the teacher's are aligned with these (docs/tokenizers.md)."
+            help="For students with another tokenizer: the model that has it (folder, URL or hub name). The store uses "
+            "its tokens, and the teacher's tokens are aligned with them (docs/tokenizers.md)."
         ),
     ] = None,
     *,
@@ -93,9 +93,9 @@ def extract(
 ) -> None:
     """Run the teacher over the training examples once and write a superset store. Run again to resume.
 
-    Without --spec and --layers it holds every layer and every attention row, or with --extend what that store holds.
+    Without --spec and --layers, it holds every layer and every attention row; with --extend, the same as that store.
     """
-    # What can be refused is refused before PyTorch is imported.
+    # Validate as much as possible before the slow import of PyTorch.
     from hskd.selectors import PRECISION
     from hskd.spec import HSKSpec
 
@@ -163,7 +163,7 @@ def derive(
     out: Annotated[str, typer.Option(help="Folder of the new store, or a URL.")],
     work: Work = WORK,
 ) -> None:
-    """Write what one spec keeps of a superset, without the teacher."""
+    """Write the part of a superset that one spec keeps, without running the teacher."""
     from hskd.spec import HSKSpec
 
     parsed = HSKSpec.parse(spec)
@@ -183,7 +183,7 @@ def derive(
 def inspect(
     path: Annotated[str, typer.Argument(help="Folder of a store, or a URL; only its manifest is read.")],
 ) -> None:
-    """Say what a store holds and what it was made from."""
+    """Show what a store holds and what it was made from."""
     from rich.table import Table
 
     from hskd.remote import contents_of
@@ -258,7 +258,7 @@ def verify(
 
 
 def _aligned(note: AlignmentNote | None) -> str | None:
-    """How many tokens have something to learn from; None where the teacher has the same tokenizer."""
+    """Return how many tokens have a target; None if the teacher has the same tokenizer."""
     if note is None:
         return None
     share = 100 * note.with_target / note.tokens

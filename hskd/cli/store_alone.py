@@ -1,4 +1,4 @@
-"""``hskd distill --no-data``: what the options must leave to the store."""
+"""``hskd distill --no-data``: the task and its examples come from the store."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def store_alone_plan(store: Store | None, arm: str, options: TaskOptions) -> TaskPlan:
-    """The task of a store, from which all training examples are taken.
+    """Return the task of a store that gives all training examples.
 
     Raises:
-        HskdError: there is no store, the arm needs labels, or options name data.
+        HskdError: there is no store, the arm needs labels, or other options name data.
     """
     from hskd.trials.config import TaskPlan
 
@@ -27,7 +27,7 @@ def store_alone_plan(store: Store | None, arm: str, options: TaskOptions) -> Tas
     origin = store.manifest.origin
     if options.data or options.text_columns or options.label_column or options.augment:
         raise HskdError(
-            "--no-data goes without --data, --text-columns, --label-column and --augment: the store says it all."
+            "--no-data goes without --data, --text-columns, --label-column and --augment: the store has all of this."
         )
     if options.task not in (TaskOptions.model_fields["task"].default, origin.task):
         raise HskdError(f"--no-data: the store is of task {origin.task}; leave --task {options.task} out.")

@@ -20,22 +20,22 @@ KNOWN = {
     "roberta-base": (12, 768, 50_265),
     "roberta-large": (24, 1024, 50_265),
 }
-"""Layers, width and vocabulary of teachers that are on the hub: a size needs no download."""
+"""Layers, width and vocabulary of teachers on the hub, so that their store size needs no download."""
 
 
 def size(
     teacher: Annotated[str, typer.Option(help="Folder, hub name, or offline:minilm; only its sizes are read.")],
     spec: Annotated[str, typer.Option(help="What to keep, such as 1l_10t_0.1w.")],
-    task: Annotated[str, typer.Option(help="Decides labels and maximum length.")],
+    task: Annotated[str, typer.Option(help="Determines labels and maximum length.")],
     student_layers: Annotated[int, typer.Option(min=1, help="Layers of the student.")] = 4,
     data: Annotated[str | None, typer.Option(help="Count the real tokens of these training examples.")] = None,
-    examples: Annotated[int | None, typer.Option(min=1, help="Instead of --data: how many examples.")] = None,
-    mean_tokens: Annotated[float | None, typer.Option(help="Goes with --examples: real tokens of one.")] = None,
+    examples: Annotated[int | None, typer.Option(min=1, help="Instead of --data: number of examples.")] = None,
+    mean_tokens: Annotated[float | None, typer.Option(help="With --examples: mean real tokens per example.")] = None,
     tokens_per_second: Annotated[
-        float | None, typer.Option(min=1e-9, help="Real tokens the teacher computes a second (see hskd bench).")
+        float | None, typer.Option(min=1e-9, help="Real tokens per second of the teacher (see hskd bench).")
     ] = None,
 ) -> None:
-    """Say what a store will take, from counts alone: bytes, passes of the teacher, hours. Downloads nothing."""
+    """Show the size of a store, from counts alone: bytes, passes of the teacher, hours. Downloads nothing."""
     from hskd.spec import HSKSpec, Shape
     from hskd.tasks.builtin.glue import GLUE_TASKS
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def _fields(cls: type[StudentKind]) -> dict[str, tuple[str, FieldInfo]]:
-    """The fields of a kind that are options here, by option: name and description; nested settings are for grids."""
+    """Return the fields of a kind that are options, as name and field by option. Nested settings are left to grids."""
     return {
         str((field.json_schema_extra or {}).get("option", name)): (name, field)  # type: ignore[union-attr]
         for name, field in cls.model_fields.items()
@@ -36,7 +36,7 @@ def _fields(cls: type[StudentKind]) -> dict[str, tuple[str, FieldInfo]]:
 
 
 def _kind_options() -> type[BaseModel]:
-    """One option for each field of the kinds that are registered now; None, or nothing, where it is not given."""
+    """Return a model with an option for each field of the registered kinds; None or empty if not given."""
     options: dict[str, Any] = {}
     for kind in STUDENTS:
         for option, (_, field) in _fields(STUDENTS[kind]).items():
@@ -49,7 +49,7 @@ def _kind_options() -> type[BaseModel]:
             annotation: Any = field.annotation if several else field.annotation | None  # type: ignore[operator]
             options[option] = (annotation, FieldInfo(default=empty, description=described))
     model = create_model("KindOptions", __config__=ConfigDict(extra="forbid", frozen=True, defer_build=True), **options)
-    model.__doc__ = "What the student is: options of its kind."
+    model.__doc__ = "Options of the student's kind."
     return model
 
 
@@ -69,7 +69,7 @@ def command(
     ] = "rosita",
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the kind by its name, as in a grid; repeatable."),
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the kind, named as in a grid; repeatable."),
     ] = None,
     *,
     task: TaskOptions,
@@ -80,7 +80,7 @@ def command(
 
     A student of kind tinybert has its checkpoint's sizes, and may learn from any teacher that shares its tokenizer.
     """
-    # What can be refused is refused before PyTorch is imported.
+    # Validate as much as possible before the slow import of PyTorch.
     student = _student(kind, options, settings or [], task.work)
     require_task(task.task)
     require_local("--teacher", teacher, "hskd teacher")
@@ -121,7 +121,7 @@ def command(
 
 
 def _student(kind: str, options: BaseModel, settings: list[str], work: Path) -> StudentKind:
-    """The settings that the options describe.
+    """Return the student settings that the options describe.
 
     Raises:
         HskdError: there is no such kind, or it has no such option or value.
@@ -158,10 +158,10 @@ def _student(kind: str, options: BaseModel, settings: list[str], work: Path) -> 
 
 
 def _value(setting: str, written: str) -> Any:
-    """What the YAML in a ``--set KEY=VALUE`` says.
+    """Parse the YAML value of ``--set KEY=VALUE``.
 
     Raises:
-        HskdError: it is not YAML.
+        HskdError: it is not valid YAML.
     """
     import yaml
 

@@ -30,7 +30,7 @@ def command(
     settings: TeacherSettings,
     run: TrainingOptions,
 ) -> None:
-    """Fine-tune a teacher: model, tokenizer and metrics.json end up in --out. Run again to resume."""
+    """Fine-tune a teacher, and write model, tokenizer and metrics.json to --out. Run again to resume."""
     require_task(task.task)
     from hskd import processes
     from hskd.heads.metrics import metrics_line

@@ -1,1 +1,1 @@
-"""Grids: planned sets of trials that survive kills and run anywhere."""
+"""Grids: planned sets of trials that resume after interruptions and run on one machine or a cluster."""

@@ -1,4 +1,4 @@
-"""A grid with some of what its file says changed: another data folder, another teacher, fewer epochs."""
+"""Changes to a grid, such as another data folder, another teacher or fewer epochs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hskd.grid.spec import GridSpec
 
 
 def parse_changes(written: Sequence[str]) -> dict[str, Any]:
-    """``KEY=VALUE`` texts as a dictionary; a value is read as YAML.
+    """Parse ``KEY=VALUE`` texts into a dictionary; values are read as YAML.
 
     Raises:
         HskdError: a text has no ``=``, or its value is not YAML.
@@ -34,18 +34,18 @@ def parse_changes(written: Sequence[str]) -> dict[str, Any]:
 
 
 def changed(grid: GridSpec, changes: Mapping[str, Any]) -> GridSpec:
-    """``grid`` with other values at some keys.
+    """Return ``grid`` with other values at some keys.
 
     Args:
         grid: the grid.
-        changes: dotted key, such as ``training.hsk_epochs`` or ``students.0.checkpoint``, to value.
+        changes: value by dotted key, such as ``training.hsk_epochs`` or ``students.0.checkpoint``.
 
     Raises:
-        HskdError: a key leads nowhere, or a value is not one that a grid may have there.
+        HskdError: a key does not exist, or its value is not valid there.
     """
     if not changes:
         return grid
-    # What a file leaves out means something: a dimension that a sweep does not name is kept whole.
+    # Unset keys stay unset, because that means something: a dimension that a sweep does not name is kept whole.
     content = grid.model_dump(mode="json", exclude_unset=True)
     whole = grid.model_dump(mode="json")
     for student, settings in zip(content.get("students", ()), grid.students, strict=False):
@@ -66,7 +66,7 @@ def changed(grid: GridSpec, changes: Mapping[str, Any]) -> GridSpec:
 
 
 def _put(node: Any, whole: Any, path: list[str], key: str, value: Any) -> None:
-    """Put ``value`` at ``path`` below ``node``; lists that it leaves out are those of ``whole``."""
+    """Put ``value`` at ``path`` below ``node``; lists that ``node`` lacks are taken from ``whole``."""
     head: Any = path[0]
     if isinstance(node, list):
         if not (head.isdecimal() and len(head) < 10) or int(head) >= len(node):
@@ -86,7 +86,7 @@ def _put(node: Any, whole: Any, path: list[str], key: str, value: Any) -> None:
 
 
 def replaced_checkpoint(grid: GridSpec, checkpoint: str) -> dict[str, Any]:
-    """The changes that give every student that is made from a checkpoint this one.
+    """Return the changes that give ``checkpoint`` to every student made from a checkpoint.
 
     Raises:
         HskdError: there is no such student.
@@ -105,7 +105,7 @@ def replaced_checkpoint(grid: GridSpec, checkpoint: str) -> dict[str, Any]:
 
 
 def differences(old: Any, new: Any, key: str = "") -> dict[str, Any]:
-    """What :func:`changed` would have to be told to make ``new`` of ``old``; both are dumps of grids."""
+    """Return the changes that turn the grid ``old`` into ``new`` by :func:`changed`; both are dumps of grids."""
     if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
         parts: list[tuple[str, Any, Any]] = [(name, old[name], new[name]) for name in old]
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):

@@ -1,4 +1,4 @@
-"""What a grid will take: disk exactly, time from a short calibration, seeds from the spread of what is done."""
+"""Plan of a grid: exact disk space, time from a short calibration, seeds from the spread of finished trials."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ CALIBRATION_STEPS = 6
 
 @dataclass(frozen=True)
 class GridPlan:
-    """What ``hskd grid plan`` says.
+    """The output of ``hskd grid plan``.
 
     Attributes:
-        rows: a line for each arm and spec: arm, spec, bytes an example, their share of full HSK's in fp16, the share of
-            its values, done.
+        rows: a row for each arm and spec: arm, spec, bytes per example, their share of full HSK's bytes in fp16, the
+            share of its values, trials done.
         store_bytes: superset and derived stores together.
-        free_bytes: on the disk of the work folder.
-        time: for what is not done, in words.
-        seeds: needed to see the difference asked for, in words.
+        free_bytes: free space on the disk of the work folder.
+        time: time for the pending trials, in words.
+        seeds: number of seeds needed to detect the requested difference, in words.
     """
 
     rows: list[tuple[str, ...]]
@@ -58,10 +58,10 @@ def estimate(
     difference: float,
     progress: Progress,
 ) -> GridPlan:
-    """Plan a grid without running it; ``difference`` is a share of 1.
+    """Plan a grid without running it; ``difference`` is a fraction, 0.01 for one point.
 
     Raises:
-        HskdError: task or model cannot be read, or a spec names a layer that there is not.
+        HskdError: task or model cannot be read, or a spec names a layer that does not exist.
     """
     workspace = Workspace(work, trials)
     encoder = load_config(workspace.shared.teacher_plan.model)
@@ -105,14 +105,14 @@ def estimate(
 def amount_of(
     spec: HSKSpec, trial: TrialConfig, workspace: Workspace, examples: TokenizedSplit, encoder: PretrainedConfig
 ) -> HSKAmount:
-    """How much HSK a spec keeps of ``examples`` for the student of a trial; ``encoder`` is the teacher's."""
+    """Return how much HSK a spec keeps of ``examples`` for a trial's student; ``encoder`` is the teacher's config."""
     shape = Shape.of(encoder, trial.student.layers)
     target, every = workspace.task.head.target(), None if examples.aligned is None else len(examples.input_ids)
     return measure(spec, examples.with_targets, shape, examples.max_length, target, aligned_tokens=every)
 
 
 def _store_bytes(workspace: Workspace, encoder: PretrainedConfig) -> int:
-    """Bytes of all stores, of training and of held-out examples: supersets and what is derived from them."""
+    """Return the bytes of all stores of training and held-out examples: supersets, and the stores derived from them."""
     total = 0.0
     shape = Shape.of(encoder, workspace.trials[0].student.layers)
     stored = [(workspace.held_out_examples, [trial.spec and trial.spec.full() for trial in workspace.trials])]
@@ -162,7 +162,7 @@ def _time(workspace: Workspace, status: GridStatus, encoder: PretrainedConfig, p
     total = steps * float(np.median(seconds))
     return (
         f"about {total / 60:.0f} minutes for {len(status.pending)} trials one after the other, "
-        "beside teacher and store (divide by --workers)"
+        "not counting teacher and store (divide by --workers)"
     )
 
 
@@ -171,7 +171,7 @@ def _seeds(out: Path, difference: float) -> str:
     fulls = table[table["arm"] == "full"].groupby(["student", "seed"])["score"].mean().rename("full")
     specs = table[table["arm"] == "spec"].join(fulls, on=["student", "seed"], how="inner")
     gaps = (specs["score"] - specs["full"]).groupby([specs["student"], specs["spec"]])
-    spread = float(gaps.std().mean())  # a spec with one seed has none, and is skipped
+    spread = float(gaps.std().mean())  # the spread of a spec with one seed is NaN, which mean() skips
     if not np.isfinite(spread):
         return "unknown: the spread between paired seeds needs two or more; run the grid with --seeds 3 first"
     needed = seeds_needed(spread, difference, sides=2)

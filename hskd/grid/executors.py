@@ -1,4 +1,4 @@
-"""Where trials run: in this process, in worker processes, or on a Ray cluster. The result files are the same."""
+"""Executors run trials in this process, in worker processes, or on a Ray cluster. All write the same result files."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ from hskd.trials.result import TrialResult
 from hskd.trials.workspace import Workspace
 
 Outcome = tuple[TrialConfig, TrialResult | None, str | None]
-"""A trial, its result, or what went wrong."""
+"""A trial, its result or None, and the error or None."""
 ATTEMPTS = 2
-"""How often a trial is run whose worker process dies."""
+"""How many times a trial is run if its worker process dies."""
 WAIT = 10.0
-"""Seconds for a process to end whose connection has."""
+"""Seconds to wait for a process to exit after its connection has closed."""
 
 
 class Executor(Protocol):
-    """Runs trials and yields their outcomes as they come."""
+    """Runs trials and yields their outcomes as they finish."""
 
     slots: int
-    """Trials at a time; 0 where that is not known."""
+    """Number of trials that run at the same time; 0 if unknown."""
 
     def run(
         self, workspace: Workspace, trials: Sequence[TrialConfig], out: Path, progress: Progress
     ) -> Iterator[Outcome]:
-        """Run ``trials``, whose shared artifacts ``workspace`` has; a failure does not stop the others."""
+        """Run ``trials``; ``workspace`` has their shared artifacts. A failed trial does not stop the others."""
 
 
 class InProcess(Executor):
-    """One trial after the other, here."""
+    """Runs one trial after the other in this process."""
 
     slots = 1
 
@@ -64,16 +64,16 @@ class InProcess(Executor):
 
 
 _UNSAID = "ignore:resource_tracker:UserWarning"
-"""A process that is killed leaves semaphores of its libraries. Python's tracker removes them, and need not say so."""
+"""Warning filter for Python's resource tracker, which cleans up after a killed process and would warn about it."""
 
 
 class Workers(Executor):
-    """Several processes on this machine, each running one trial at a time.
+    """Runs trials in several processes on this machine, each running one trial at a time.
 
-    A process that dies takes nothing with it but its own trial, which another one runs again.
+    If a process dies, only its own trial is affected, and another process runs that trial again.
 
     Args:
-        count: processes.
+        count: number of processes.
     """
 
     def __init__(self, count: int) -> None:
@@ -85,7 +85,7 @@ class Workers(Executor):
     ) -> Iterator[Outcome]:
         """Run ``trials`` in worker processes.
 
-        A trial whose process dies ``ATTEMPTS`` times is one that failed.
+        A trial whose process dies ``ATTEMPTS`` times counts as failed.
 
         Raises:
             HskdError: processes die as soon as they start.
@@ -134,33 +134,33 @@ class _Worker:
     """A process that runs one trial after the other.
 
     Attributes:
-        connection: through which its answers come.
-        trial: what it runs; None while it waits.
-        cause: what ended it, once it is dead.
+        connection: delivers the answers of the process.
+        trial: the trial that it runs; None while it is idle.
+        cause: the cause of death of a dead process.
     """
 
     def __init__(self, trials: list[str], work: Path, out: Path) -> None:
         context = multiprocessing.get_context("spawn")
-        if _UNSAID not in sys.warnoptions:  # what Python starts its tracker with
+        if _UNSAID not in sys.warnoptions:  # Python passes these options to its tracker
             sys.warnoptions.append(_UNSAID)
         self.connection, worker_connection = context.Pipe()
         arguments = (worker_connection, os.getpid(), trials, str(work), str(out), Plugins.here())
         self._process = context.Process(target=_work, args=arguments)
         self._process.start()
-        worker_connection.close()  # what the process holds alone ends with it
-        # Whoever takes our outcomes may be interrupted, and Python would wait for the processes at its end.
+        worker_connection.close()  # now only the process holds it, so its death closes the connection
+        # The caller may be interrupted while it handles an outcome, and at exit Python would wait for the processes.
         atexit.register(self.stop)
         self.trial: TrialConfig | None = None
         self.cause = ""
 
     def begin(self, trial: TrialConfig) -> None:
-        """Have it run a trial."""
+        """Start a trial in the process."""
         self.trial = trial
-        with suppress(OSError):  # dead already, as end() will say
+        with suppress(OSError):  # The process is already dead; end() reports it.
             self.connection.send(trial.model_dump_json())
 
     def end(self) -> tuple[TrialConfig, tuple[TrialResult | None, str | None] | None]:
-        """The trial that it ran, and its answer; None where it died instead."""
+        """Return the trial that ran, and the answer of the process; None instead of an answer if the process died."""
         assert self.trial is not None
         trial, self.trial = self.trial, None
         try:
@@ -175,14 +175,14 @@ class _Worker:
             return trial, None
 
     def dismiss(self) -> None:
-        """Let an idle process end by itself, so that it leaves nothing behind; end a busy one at once."""
+        """Let an idle process exit by itself, so that it can clean up; kill a busy one."""
         if self.trial is None:
             self.connection.close()
             self._process.join(WAIT)
         self.stop()
 
     def stop(self) -> None:
-        """End the process at once: whatever it does may be killed at any moment."""
+        """Kill the process. That is safe, because a trial may be killed at any moment."""
         atexit.unregister(self.stop)
         self._process.kill()
         self._process.join()
@@ -190,13 +190,13 @@ class _Worker:
 
 
 class RayCluster(Executor):
-    """Tasks on a Ray cluster; artifacts and results must lie on a path that all nodes reach.
+    """Runs trials as tasks on a Ray cluster. Artifacts and results must lie on a path that all nodes can access.
 
     Args:
-        address: of the cluster; None starts one here for the length of the grid.
-        num_cpus: CPUs of a trial.
-        num_gpus: GPUs of a trial, perhaps a fraction.
-        retries: how often a trial is tried again when its node dies.
+        address: address of the cluster; None starts a cluster on this machine for the duration of the grid.
+        num_cpus: CPUs per trial.
+        num_gpus: GPUs per trial; may be a fraction.
+        retries: how many times a trial is retried if its node dies.
     """
 
     slots = 0
@@ -209,14 +209,14 @@ class RayCluster(Executor):
     def run(
         self, workspace: Workspace, trials: Sequence[TrialConfig], out: Path, progress: Progress
     ) -> Iterator[Outcome]:
-        """Run ``trials`` as tasks of Ray.
+        """Run ``trials`` as Ray tasks.
 
         Raises:
             HskdError: Ray is not installed, or the cluster cannot be reached.
         """
         if self.address is None:
-            # A cluster for this run alone is nobody else's business. Where Ray expects no second node (its default on
-            # Windows and macOS; read on import), it binds to the loopback address.
+            # Bind a per-run cluster to the loopback interface. Ray does so if it expects no second node, which is its
+            # default on Windows and macOS. It reads this variable on import.
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         try:
             import ray
@@ -248,14 +248,14 @@ class RayCluster(Executor):
 
 
 def _require_reachable(address: str) -> None:
-    """Refuse an address at which no one listens; Ray itself would go on trying for minutes.
+    """Refuse an address that nothing listens on, because Ray itself would keep trying for minutes.
 
     Raises:
-        HskdError: there is no one.
+        HskdError: nothing listens there.
     """
     host, _, port = address.rpartition("//")[2].rpartition(":")
     if not host or not port.isdecimal():
-        return  # such as auto: Ray knows where
+        return  # Ray resolves addresses such as "auto" itself
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
@@ -269,13 +269,13 @@ def _outcome(config: TrialConfig, get: Callable[[], TrialResult]) -> Outcome:
     try:
         return config, get(), None
     except Exception as raised:
-        error = getattr(raised, "cause", None) or raised  # Ray wraps what a task raised
+        error = getattr(raised, "cause", None) or raised  # Ray wraps the error of a task
         return config, None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 def _work(answers: Connection, parent: int, trials: list[str], work: str, out: str, plugins: Plugins) -> None:
-    """Run the trials that come through ``answers``, and send back what became of each, until the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told too, and ends this process
+    """Run the trials that arrive on ``answers``, and send back their outcomes, until the parent exits."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent gets the signal too, and ends this process.
     plugins.load()
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     workspace = _workspace_of(trials, work)
@@ -299,7 +299,7 @@ def _workspace_of(trials: list[str], work: str) -> Workspace:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    # What is worth a line was said where the grid was started.
+    # The process that started the grid has already shown the messages.
     getLogger("hskd").setLevel(ERROR)
     return Workspace(Path(work), [TrialConfig.model_validate_json(trial) for trial in trials])
 
@@ -310,14 +310,14 @@ def _publish_on_node(config: str, trials: list[str], work: str, out: str, plugin
 
 
 def executor_for(workers: int, ray: bool, ray_address: str | None, num_cpus: float, num_gpus: float) -> Executor:
-    """Where trials run, from the options of a command, which refuses workers and Ray together.
+    """Return the executor that a command's options describe. The command itself refuses workers together with Ray.
 
     Args:
-        workers: trials at a time on this machine.
-        ray: whether trials are tasks of Ray.
-        ray_address: that of the cluster, which says the same; None starts one here.
-        num_cpus: Ray: CPUs of a trial.
-        num_gpus: Ray: GPUs of a trial.
+        workers: number of trials at the same time on this machine.
+        ray: whether trials run as Ray tasks.
+        ray_address: address of the Ray cluster, which implies ``ray``; None starts a cluster on this machine.
+        num_cpus: Ray: CPUs per trial.
+        num_gpus: Ray: GPUs per trial.
     """
     if ray or ray_address:
         return RayCluster(ray_address, num_cpus, num_gpus)

@@ -1,6 +1,6 @@
-"""Learning rates by family: a family is the arm *none*, the arm *full*, or the specs of the same selectors.
+"""Learning rates by family. A family is the arm *none*, the arm *full*, or the specs with the same selectors.
 
-A search finds them (:mod:`hskd.grid.search`), and a grid takes them under the key ``rates``.
+A search finds them (:mod:`hskd.grid.search`), and a grid reads them from its key ``rates``.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from hskd.students.kinds import AnyStudent
 from hskd.trials.settings import DistillSettings
 
 NONE, FULL = "none", "full"
-"""The families that are no specs. *gold* and *paper_none* have the rates of *none*, *shuffled* those of *full*."""
+"""The families without specs. *gold* and *paper_none* use the rates of *none*, and *shuffled* those of *full*."""
 
 
 def spec_of(written: str | dict[str, Any]) -> HSKSpec:
-    """The spec that is written, with a complaint that pydantic understands.
+    """Parse a spec; an invalid one raises an error that pydantic can report.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the spec is invalid.
     """
     try:
         return HSKSpec.parse(written)
@@ -59,13 +59,13 @@ class FamilyRates(BaseModel):
         tuple[Label, ...],
         Field(
             max_length=2_000,
-            description="The specs of the family that this is for [default: all].",
+            description="The specs of the family that the rates are for [default: all].",
             exclude_if=lambda labels: not labels,
         ),
     ] = ()
     hsk_lr: Annotated[
         float | None,
-        Field(gt=0, description="Rate of the HSK stage; none has no such stage.", exclude_if=lambda rate: rate is None),
+        Field(gt=0, description="Rate of the HSK stage; not for none.", exclude_if=lambda rate: rate is None),
     ] = None
     prediction_lr: Annotated[float, Field(gt=0, description="Rate of the last stage.")]
 
@@ -84,23 +84,23 @@ class FamilyRates(BaseModel):
         return self
 
     def fits(self, family: str, student: AnyStudent, spec: HSKSpec | None) -> bool:
-        """Whether these are the rates of a trial."""
-        # The name of a student may be read from its checkpoint, so it is asked for only where it decides.
+        """Return whether these rates apply to a trial."""
+        # A student's name may be read from its checkpoint, so it is computed only if it decides.
         if family != self.family or (self.student is not None and self.student != student.name):
             return False
         return not self.specs or (spec is not None and any(HSKSpec.parse(label) == spec for label in self.specs))
 
     @property
     def changes(self) -> dict[str, float]:
-        """The settings of a trial that these rates are."""
+        """The rates as changes to a trial's settings."""
         rates = {"hsk_lr": self.hsk_lr, "prediction_lr": self.prediction_lr}
         return {name: rate for name, rate in rates.items() if rate is not None}
 
 
 def family_of(spec: HSKSpec) -> str:
-    """The family of a spec: its selectors, apart from amounts, settings, and whatever keeps a dimension whole.
+    """Return the family of a spec: its selectors, without amounts, settings, and selectors that keep a dimension whole.
 
-    Fewer layers alone are the family ``depth=top_n``.
+    A spec that only keeps fewer layers has the family ``depth=top_n``.
     """
     plain = HSKSpec()
     words = []
@@ -113,7 +113,7 @@ def family_of(spec: HSKSpec) -> str:
 
 
 def family_of_arm(settings: DistillSettings, spec: HSKSpec | None) -> str:
-    """The family of a trial. Another loss of the HSK stage than the squared error is part of its name."""
+    """Return the family of a trial. A loss of the HSK stage other than squared error is part of the family's name."""
     if settings.arm in ("none", "gold", "paper_none"):
         return NONE
     name = family_of(spec) if settings.arm == "spec" and spec is not None else FULL
@@ -123,16 +123,16 @@ def family_of_arm(settings: DistillSettings, spec: HSKSpec | None) -> str:
 def rates_for(
     rates: Sequence[FamilyRates], settings: DistillSettings, spec: HSKSpec | None, student: AnyStudent
 ) -> FamilyRates | None:
-    """The first of ``rates`` that fits a trial; None where none does."""
+    """Return the first of ``rates`` that applies to a trial; None if there is none."""
     family = family_of_arm(settings, spec)
     return next((entry for entry in rates if entry.fits(family, student, spec)), None)
 
 
 def read_rates(place: str) -> list[Any]:
-    """What a file of rates says, as a search writes it; what its entries hold is not checked yet.
+    """Read the entries of a file of rates, as a search writes it. The entries themselves are not validated here.
 
     Raises:
-        HskdError: there is no such file, or it is no list.
+        HskdError: there is no such file, or it does not hold a list.
     """
     path = Path(with_home(place))
     try:

@@ -1,4 +1,4 @@
-"""What a grid writes into its output folder: the grid itself, and the results, outputs and labels of its trials."""
+"""Files in a grid's output folder: the grid itself, and the results, outputs and labels of its trials."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ from hskd.trials.workspace import Workspace
 
 
 class Labelled(Protocol):
-    """What may have labels: a split, tokenised or not."""
+    """Anything with labels: a split, tokenised or not."""
 
     @property
     def labels(self) -> Any:
-        """``N`` label indices or targets; None where they are not known."""
+        """``N`` label indices or targets; None if unknown."""
 
 
 def result_path(out: Path, config: TrialConfig) -> Path:
-    """Where a trial's result lies once it is done."""
+    """Return the path of a finished trial's result."""
     return out / TRIALS / f"{config.id}.json"
 
 
 def error_path(out: Path, config: TrialConfig) -> Path:
-    """Where a failed trial's traceback lies."""
+    """Return the path of a failed trial's traceback."""
     return out / TRIALS / f"{config.id}.error.json"
 
 
 def write_grid(out: Path, grid: GridSpec, trials: Sequence[TrialConfig]) -> None:
-    """Record a grid as it is run: ``grid.yaml``, which ``hskd grid run`` reads again, and the ids of its trials.
+    """Record a grid that is about to run: ``grid.yaml``, which ``hskd grid run`` can read, and the ids of its trials.
 
-    A ``grid.yaml`` that says the same is left as it is, with its comments. One that somebody wrote and that says
-    something else is kept as ``grid-1.yaml`` (or the next free number) before it is replaced.
+    An existing ``grid.yaml`` with the same content is kept, with its comments. A hand-written one with other content is
+    saved as ``grid-1.yaml`` (or the next free number) before it is replaced.
 
     Raises:
         MismatchError: ``out`` holds the results of another grid.
-        CorruptionError: the ``grid.yaml`` that is there cannot be read.
+        CorruptionError: the existing ``grid.yaml`` cannot be read.
     """
     folder = ResultsFolder(out)
     recorded = folder.grid()
@@ -69,7 +69,7 @@ def _text(content: dict[str, Any]) -> str:
 
 
 def _keep_text(file: Path, content: dict[str, Any] | None) -> None:
-    """Copy a grid file that is to be replaced, unless it is as we write it ourselves, and so holds no comments."""
+    """Copy a grid file that will be replaced, unless it has the exact text that we write, and thus no comments."""
     if content is None:
         return
     text = file.read_text(encoding="utf-8")
@@ -85,7 +85,7 @@ def _keep_text(file: Path, content: dict[str, Any] | None) -> None:
 
 
 def read_error(out: Path, config: TrialConfig) -> str | None:
-    """What went wrong with a trial when it was run last; None where nothing did."""
+    """Return the error of a trial's last run; None if it had none."""
     path = error_path(out, config)
     if not path.is_file():
         return None
@@ -96,10 +96,10 @@ def read_error(out: Path, config: TrialConfig) -> str | None:
 
 
 def grid_content(grid: GridSpec) -> dict[str, Any]:
-    """All that a grid says, defaults too, as a grid file holds it."""
+    """Return all keys of a grid, defaults included, as a grid file holds them."""
     content = grid.model_dump(mode="json")
     given = grid.model_dump(mode="json", exclude_unset=True)
-    # What a sweep leaves out means something: a dimension that it does not name is kept whole.
+    # Unset keys of sweeps stay unset, because a dimension that a sweep does not name is kept whole.
     content["sweeps"] = given.get("sweeps", [])
     for key in ("arm", "seed"):  # the grid sets them
         del content["training"][key]
@@ -114,7 +114,7 @@ def _says(recorded: dict[str, Any], grid: GridSpec) -> bool:
 
 
 def write_error(out: Path, config: TrialConfig, error: str, trace: str) -> None:
-    """Keep what went wrong with a trial."""
+    """Record the error of a failed trial."""
     write_json(
         error_path(out, config),
         {
@@ -128,15 +128,15 @@ def write_error(out: Path, config: TrialConfig, error: str, trace: str) -> None:
 
 
 def write_labels(out: Path, splits: Mapping[str, Labelled]) -> None:
-    """Keep the labels that predictions are scored by, once for all trials of a grid.
+    """Write the labels that predictions are scored against, once for all trials of a grid.
 
     Args:
-        out: the output folder, where ``labels.npz`` is written unless it is there.
+        out: the output folder; ``labels.npz`` is written there unless it exists.
         splits: by name; ``train`` and splits without labels are left out.
 
     Raises:
-        MismatchError: the labels that are there are others.
-        CorruptionError: the file that is there cannot be read.
+        MismatchError: the existing file holds other labels.
+        CorruptionError: the existing file cannot be read.
     """
     path, labels = out / LABELS_FILE, _labels(splits)
     if not path.is_file():
@@ -149,10 +149,10 @@ def write_labels(out: Path, splits: Mapping[str, Labelled]) -> None:
 
 
 def replace_labels(out: Path, splits: Mapping[str, Labelled]) -> None:
-    """Keep these labels in place of others: no result that is kept was scored by those.
+    """Replace existing labels that differ. Only call this if no kept result was scored against the old labels.
 
     Raises:
-        CorruptionError: the file that is there cannot be read.
+        CorruptionError: the existing file cannot be read.
     """
     path, labels = out / LABELS_FILE, _labels(splits)
     if path.is_file() and not _holds(path, labels):
@@ -171,7 +171,7 @@ def _save_labels(path: Path, labels: Mapping[str, np.ndarray]) -> None:
 
 
 def _holds(path: Path, labels: Mapping[str, np.ndarray]) -> bool:
-    """Whether the labels in a file are these.
+    """Return whether a file holds these labels.
 
     Raises:
         CorruptionError: it cannot be read.
@@ -181,7 +181,7 @@ def _holds(path: Path, labels: Mapping[str, np.ndarray]) -> bool:
 
 
 def publish(workspace: Workspace, config: TrialConfig, out: Path, progress: Progress) -> TrialResult:
-    """Run a trial, or find it done, and write its result into ``out``; a failure is written too, and raised again."""
+    """Run a trial, or read it if done, and write its result into ``out``; an error is recorded and raised again."""
     done = ResultsFolder(out).result(config.id)
     if done is not None and not (done.inputs and workspace.inputs(config).changes(done.inputs)):
         return done

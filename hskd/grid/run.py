@@ -1,4 +1,4 @@
-"""Running a grid: what is done stays done, what fails stops nothing else, all is packed at the end."""
+"""Run a grid: finished trials are kept, a failed trial stops no other, and all results are packed at the end."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from hskd.trials.config import TrialConfig
 from hskd.trials.workspace import Workspace
 
 NAMED = 8
-"""Arms and specs that a line names."""
+"""The most arms and specs that a status line names."""
 
 
 @dataclass
 class GridStatus:
-    """The trials of a grid by what became of them."""
+    """The trials of a grid by status."""
 
     done: list[TrialConfig] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class GridStatus:
 
     @classmethod
     def of(cls, trials: Sequence[TrialConfig], out: Path) -> GridStatus:
-        """Look into the output folder; a trial that failed before is pending again."""
+        """Read the status from the output folder. A trial that failed before is pending, and listed as failed too."""
         status = cls()
         done = ResultsFolder(out).done()
         for config in trials:
@@ -43,7 +43,7 @@ class GridStatus:
         return status
 
     def summary(self) -> str:
-        """How many trials are done, and which: each arm or spec with its seeds, the first ``NAMED`` of them."""
+        """Return how many trials are done, and which: the first ``NAMED`` arms and specs, with their seeds."""
         seeds: dict[str, set[int]] = {}
         for config in self.done:
             seeds.setdefault(config.point, set()).add(config.settings.seed)
@@ -54,7 +54,7 @@ class GridStatus:
 
 
 def _ranges(numbers: Iterable[int]) -> str:
-    """Numbers in ascending order, runs of three and more as ``0 to 4``."""
+    """Return numbers in ascending order, with runs of three or more as ``0 to 4``."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][-1] + 1:
@@ -66,10 +66,10 @@ def _ranges(numbers: Iterable[int]) -> str:
 
 
 class GridProgress(Progress, Protocol):
-    """Also hears of whole trials."""
+    """Progress reports that also cover whole trials."""
 
     def trials(self, done: int, failed: int, total: int, news: str, running: int = 0) -> None:
-        """A trial ended, and ``running`` go on (0 where that is not known); ``news`` says how it ended."""
+        """Report that a trial ended and ``running`` others go on (0 if unknown); ``news`` says how it ended."""
 
 
 def run_grid(
@@ -81,19 +81,19 @@ def run_grid(
     progress: GridProgress,
     only: Container[str] | None = None,
 ) -> tuple[pd.DataFrame, GridStatus]:
-    """Run the trials of a grid that are not done, and fold all results into its table.
+    """Run the pending trials of a grid, and pack all results into its table.
 
     Args:
-        grid: the grid, recorded in ``out``.
-        trials: all its trials: what they share is the union of what they ask for, whichever of them run now.
-        out: folder of results; a trial whose result is there is not run.
+        grid: the grid, which is recorded in ``out``.
+        trials: all its trials. Shared artifacts hold what all of them need, even if only some run now.
+        out: folder of results; a trial with a result there is not run again.
         work: folder of artifacts, shared by all grids.
-        executor: where trials run.
-        progress: is told the status.
-        only: ids of the trials to run [default: all that are not done].
+        executor: runs the trials.
+        progress: receives the status.
+        only: ids of the trials to run [default: all pending ones].
 
     Returns:
-        The table, and what became of the trials.
+        The table, and the status of the trials.
 
     Raises:
         HskdError: no trial could be run.
@@ -112,7 +112,7 @@ def run_grid(
         for config, result, error in executor.run(workspace, waiting, out, progress):
             if result is None:
                 status.failed[config.id] = error or "failed"
-                if not error_path(out, config).is_file():  # its process died before it could
+                if not error_path(out, config).is_file():  # its process died before it could write this
                     write_error(out, config, error or "failed", "")
                 news = f"{config.title}: failed: {error}"
             else:
@@ -131,7 +131,7 @@ def run_grid(
 
 
 def _stale(status: GridStatus, workspace: Workspace, out: Path, progress: Progress) -> set[str]:
-    """Make trials pending again whose result is of other contents than there are now, and say which, and why.
+    """Make trials pending again if their inputs have changed since their result, and say which and why.
 
     Returns:
         The ids of these trials.
@@ -142,7 +142,7 @@ def _stale(status: GridStatus, workspace: Workspace, out: Path, progress: Progre
     stale = {trial for trial, names in changes.items() if names}
     for config in status.done:
         if config.id in stale:
-            progress.say(f"{config.title}: is done anew, since it was of other {', '.join(changes[config.id])}")
+            progress.say(f"{config.title}: is run again, because these changed: {', '.join(changes[config.id])}")
     status.pending = [*status.pending, *(config for config in status.done if config.id in stale)]
     status.done = [config for config in status.done if config.id not in stale]
     if all(config.id in changes for config in status.done):
@@ -154,27 +154,27 @@ def _stale(status: GridStatus, workspace: Workspace, out: Path, progress: Progre
 def changed_contents(
     done: Sequence[TrialConfig], workspace: Workspace, out: Path, progress: Progress
 ) -> dict[str, list[str]] | None:
-    """What the results of trials were made of, and is other now; nothing is made or trained to know it.
+    """Return the inputs of each finished trial that have changed since. Nothing is made or trained for this.
 
     Args:
         done: trials that have a result in ``out``.
-        workspace: where their data and models are read.
+        workspace: reads their data and models.
         out: folder of results.
         progress: is told if data or models cannot be read.
 
     Returns:
-        By id of each trial whose result recorded contents: the names of those that changed. None where nothing can
-        be compared: no result recorded any, or data or models cannot be read.
+        The names of the changed inputs, by id of each trial whose result recorded its inputs. None if no comparison is
+        possible: no result recorded any inputs, or data or models cannot be read.
     """
     results = ResultsFolder(out).results() if done else {}
     recorded = {config.id: results[config.id].inputs for config in done if config.id in results}
     if done and not any(recorded.values()):
-        return None  # A result of a version that recorded no contents is taken as it is.
+        return None  # Results of versions that recorded no inputs are accepted as they are.
     if not done and not (out / LABELS_FILE).is_file():
-        return None  # Nothing to compare with: data and models are not read yet.
+        return None  # Without results, data and models need not be read.
     try:
         changes = {config.id: workspace.inputs(config).changes(recorded.get(config.id)) for config in done}
     except HskdError as error:
-        progress.say(f"what is done already cannot be compared with the data and models of now: {error}")
+        progress.say(f"finished trials cannot be compared with the current data and models: {error}")
         return None
     return {trial: names for trial, names in changes.items() if recorded.get(trial) is not None}

@@ -1,8 +1,8 @@
-"""How a grid's learning rates are chosen: a search on sentences and seeds that the grid does not report.
+"""Search a grid's learning rates, on sentences and seeds that the grid does not report.
 
-The arms *none* and *full* and every family of specs are searched alike: a rate that is best for full HSK may spoil a
-student that learns from little. A search adds each trial to a table, skips what its work folder has done already, and
-writes the rates that score best into a file, which the grid takes under the key ``rates``.
+The arms *none* and *full* and every family of specs are searched in the same way: the best rate for full HSK may ruin a
+student that learns from little HSK. A search adds each trial to a table, skips trials that its work folder
+already has, and writes the best rates into a file that a grid reads from its key ``rates``.
 """
 
 from __future__ import annotations
@@ -43,27 +43,27 @@ COLUMNS = {
     "seed": int,
     "dev_score": float,
 }
-"""The columns of the table of a search. ``arm`` is the spec's label, or the arm; ``dev_score`` is the score on the
-``held_out`` training sentences, or on dev where there are none."""
+"""The columns of a search's table. ``arm`` is the spec's label, or else the arm; ``dev_score`` is the score on the
+``held_out`` training sentences, or on dev if none are held out."""
 SEARCH_KEYS = [name for name in COLUMNS if name not in ("seed", "dev_score")]
-"""The columns that say what a trial of a search tried."""
+"""The columns that identify what a trial of a search tried."""
 MAY_LACK = ("train_examples", "held_out", "family", "hsk_epochs", "hsk_lr")
 NONE_COLUMNS = {"grid": str, "none_lr": float, "seed": int, "dev_score": float, "score": float}
 """The columns of the table of :func:`add_none_trials`."""
 NONE_KEYS = ["grid", "none_lr"]
-"""Those that tell the rows of :func:`none_trials` apart, beside the seed."""
+"""The columns that, with the seed, identify a row of :func:`none_trials`."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """The learning rates that a search tries, and on which points.
+    """The learning rates that a search tries, and the points that it tries them on.
 
     Attributes:
         none: rates of the arm *none*.
         hsk: rates of the HSK stage.
         prediction: rates of the prediction stage after it; every pair with ``hsk`` is tried.
-        specs: labels of the specs to try [default: of each family, and of each band, the middle one by bytes].
-        bands: bytes an example at which each family is cut, so that each part gets rates of its own.
+        specs: labels of the specs to try [default: the middle one by bytes of each family and band].
+        bands: sizes in bytes per example that divide each family into bands, each with rates of its own.
     """
 
     none: Sequence[float]
@@ -75,10 +75,10 @@ class Rates:
 
 @dataclass(frozen=True)
 class Part:
-    """What gets the same rates: a family, or those of its specs that lie in one band of bytes.
+    """A group of trials with the same rates: a family, or its specs in one band of bytes.
 
     Attributes:
-        family: its name.
+        family: name of the family.
         student: name of the student.
         specs: labels of the specs of the band; empty for the whole family.
         tried: the points that the rates are tried on: labels of specs, or the arm.
@@ -92,15 +92,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Choice:
-    """The rates of a part that score best.
+    """The best rates of a part.
 
     Attributes:
-        part: whose they are.
-        rates: the rates.
-        score: mean score, over the seeds and the points that were tried.
+        part: the part.
+        rates: its rates.
+        score: mean score over the seeds and the points that were tried.
         settings: how many rates, or pairs of rates, were compared.
         seeds: on how many seeds.
-        edge: the rates that are the highest or the lowest of several that were compared, in words.
+        edge: in words, which rates are the highest or the lowest of several that were compared.
     """
 
     part: Part
@@ -112,10 +112,10 @@ class Choice:
 
 
 def parts_of(grid: GridSpec, rates: Rates, work: Path, machine: Machine) -> list[Part]:
-    """What a search chooses rates for, student by student: *none*, *full*, and each family, cut into bands.
+    """Return the parts that a search chooses rates for, by student: *none*, *full*, and each family, by band.
 
     Raises:
-        HskdError: one of ``rates.specs`` is not of the grid.
+        HskdError: one of ``rates.specs`` is not a spec of the grid.
     """
     trials = grid.trials(machine)
     first = [trial for trial in trials if trial.settings.seed == trials[0].settings.seed]
@@ -136,7 +136,7 @@ def parts_of(grid: GridSpec, rates: Rates, work: Path, machine: Machine) -> list
     parts = [Part(NONE, student.name, (), (NONE,)) for student in grid.students]
     for (student, family), stored in sizes.items():
         if family.partition(",")[0] == FULL:
-            # Of several mappings and precisions the one that holds most; they share the rates.
+            # If there are several mappings and precisions, try the largest; they all share the rates.
             parts.append(Part(family, student, (), (max(stored, key=lambda label: stored[label]),)))
             continue
         bands = [band for band in _bands(stored, rates.bands) if not asked or set(band) & set(asked)]
@@ -147,7 +147,7 @@ def parts_of(grid: GridSpec, rates: Rates, work: Path, machine: Machine) -> list
 
 
 def _bands(sizes: dict[str, float], cuts: Sequence[float]) -> Iterator[list[str]]:
-    """Labels by rising bytes, cut where the bytes reach one of ``cuts``; no band is empty."""
+    """Yield bands of labels, sorted by bytes and divided at ``cuts``. Empty bands are left out."""
     edges = [0.0, *sorted(cuts), math.inf]
     ordered = sorted(sizes, key=lambda label: (sizes[label], label))
     for low, high in itertools.pairwise(edges):
@@ -157,7 +157,7 @@ def _bands(sizes: dict[str, float], cuts: Sequence[float]) -> Iterator[list[str]
 
 
 def search_trials(grid: GridSpec, rates: Rates, parts: Sequence[Part], machine: Machine) -> list[TrialConfig]:
-    """The trials of a search: *none* at each rate of its own, all other parts at each pair of rates."""
+    """Return the trials of a search: *none* at each of its rates, all other parts at each pair of rates."""
     points = {(part.student, label) for part in parts for label in part.tried}
     specs = tuple(sorted({label for _, label in points if label != NONE}))
     bare = grid.model_copy(
@@ -180,15 +180,15 @@ def search_trials(grid: GridSpec, rates: Rates, parts: Sequence[Part], machine: 
 
 
 def search(grid: GridSpec, rates: Rates, table: Path, work: Path, workers: int, progress: GridProgress) -> Path:
-    """Run a search: add each trial to ``table`` as soon as it is done, and write the rates beside it.
+    """Run a search: add each trial to ``table`` as it finishes, and write the best rates beside the table.
 
     Args:
-        grid: the grid whose rates are searched, with the seeds of the search, and the sentences to be held out.
-        rates: what is tried.
-        table: the CSV file to add to. The file of rates has its name, and ends in ``.yaml``.
+        grid: the grid whose rates are searched, with the seeds of the search and the number of held-out sentences.
+        rates: the rates to try.
+        table: the CSV file to add to. The file of rates has the same name with the ending ``.yaml``.
         work: folder of artifacts; trials that an earlier search left there are not run again.
-        workers: trials at a time.
-        progress: is told of each trial.
+        workers: number of trials at the same time.
+        progress: receives a report of each trial.
 
     Returns:
         The file of rates.
@@ -198,7 +198,7 @@ def search(grid: GridSpec, rates: Rates, table: Path, work: Path, workers: int, 
     """
     machine = Machine.here()
     if table.is_file():
-        read_table(table)  # A damaged one is refused before hours are spent.
+        read_table(table)  # Refuse a damaged table now, not after hours of training.
     parts = parts_of(grid, rates, work, machine)
     trials = search_trials(grid, rates, parts, machine)
     if trials:
@@ -230,12 +230,12 @@ def _run(
     if failed:
         raise HskdError(
             f"{len(failed)} of {len(trials)} trials failed, so no rates are chosen. The first: {failed[0]}. "
-            "Run the same command again: what is done is kept."
+            "Run the same command again: finished trials are kept."
         )
 
 
 def search_row(config: TrialConfig, dev_score: float) -> dict[str, Any]:
-    """A trial's row in the table of a search."""
+    """Return a trial's row in the table of a search."""
     settings = config.settings
     values = (
         config.student_name,
@@ -252,23 +252,23 @@ def search_row(config: TrialConfig, dev_score: float) -> dict[str, Any]:
 
 
 def _point(arm: str, spec: HSKSpec | None) -> str:
-    """The spec's label; of *full* too, as there may be several."""
+    """Return the spec's label, also for *full* because there may be several, or else the arm."""
     return arm if spec is None else spec.label
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """The table of a search, every cell checked.
+    """Read and validate the table of a search.
 
     Raises:
-        HskdError: there is none, or it is damaged.
+        HskdError: there is no table, or it is damaged.
     """
     return spreadsheet.read(path, COLUMNS, MAY_LACK)
 
 
 def chosen(table: pd.DataFrame, grid: GridSpec, parts: Sequence[Part]) -> list[Choice]:
-    """The rates of each part that have the best mean score in ``table``; of equals, the lower ones.
+    """Return the rates of each part with the best mean score in ``table``; among equal scores, the lowest rates.
 
-    Only the rates that were tried on the most seeds, and on all points of the part, are compared.
+    Only rates that were tried on the most seeds, and on all points of the part, are compared.
 
     Raises:
         HskdError: no trial of a part is in the table.
@@ -312,7 +312,7 @@ def chosen(table: pd.DataFrame, grid: GridSpec, parts: Sequence[Part]) -> list[C
 
 
 def rates_text(grid: GridSpec, choices: Sequence[Choice]) -> str:
-    """The file of rates: a list that a grid takes under ``rates``, with a comment on each entry."""
+    """Return the text of the file of rates: a list that a grid reads under ``rates``, with a comment on each entry."""
     task = grid.task
     where = "dev" if task.held_out is None else f"{task.held_out:,} training sentences held out"
     lines = [f"# Rates of the grid {grid.name}, searched by `hskd grid search` on {where}."]
@@ -326,7 +326,7 @@ def rates_text(grid: GridSpec, choices: Sequence[Choice]) -> str:
 
 
 def none_trials(folder: Path) -> pd.DataFrame:
-    """The scores of a finished grid's trials of *none*: one row for each seed, under the name of the grid."""
+    """Return the scores of *none* in a finished grid, one row per seed, under the grid's name."""
     trials = load(folder)
     none = trials.loc[trials["arm"] == "none", ["prediction_lr", "seed", "dev_score", "score"]]
     none.insert(0, "grid", (ResultsFolder(folder).grid() or {}).get("name", folder.name))
@@ -337,7 +337,7 @@ def add_none_trials(folders: Sequence[Path], table: Path) -> pd.DataFrame:
     """Add the trials of *none* of finished grids, run at different rates, to ``table``.
 
     Returns:
-        Mean dev score and score of every grid and rate in ``table``, and how many seeds it has.
+        Mean dev score and mean score of every grid and rate in ``table``, with the number of seeds.
 
     Raises:
         HskdError: ``table`` is damaged, or a folder holds no results.
@@ -349,10 +349,10 @@ def add_none_trials(folders: Sequence[Path], table: Path) -> pd.DataFrame:
 def add_rows(
     path: Path, rows: pd.DataFrame, columns: dict[str, type], keys: Sequence[str], may_lack: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """Write ``rows`` into a table, in the place of those of the same ``keys`` and seed; returns the whole table.
+    """Write ``rows`` into a table, replacing rows with the same ``keys`` and seed, and return the whole table.
 
     Raises:
-        HskdError: the table that is there is damaged.
+        HskdError: the existing table is damaged.
     """
     tables = [spreadsheet.read(path, columns, may_lack)] if path.is_file() else []
     order = [*keys, "seed"]

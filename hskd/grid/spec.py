@@ -1,4 +1,4 @@
-"""Grid specs: a YAML file says which trials a study is made of."""
+"""Grid specs: YAML files that define the trials of a study."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ from hskd.trials.config import Machine, TaskPlan, TeacherPlan, TrialConfig
 from hskd.trials.settings import Arm, DistillSettings
 
 MOST_TRIALS, MOST_SPECS, MOST_VALUES = 10_000, 2_000, 500
-"""What a grid may come to: trials, specs, and values in a list of a sweep. All is counted before it is made."""
+"""The largest allowed grid: trials, specs, and values in a list of a sweep. All are counted before any is made."""
 MOST_FILES = 10_000
-"""Files that a folder of data or of a model may hold. A larger one is not what was meant, and reading it takes long."""
+"""The most files in a folder of data or of a model. A larger folder is probably a mistake, and slow to read."""
 MOST_PROBLEMS = 10
-"""Mistakes of a grid file that are named at once."""
+"""The most mistakes of a grid file that one message reports."""
 LARGEST_SEED = 2**32 - 1
-"""NumPy takes no larger one."""
+"""The largest seed that NumPy accepts."""
 PRESETS = Path(__file__).parent / "presets"
 _ANY_TASK = "TASK"
-"""In the name and the text of a preset: it is one for every task of GLUE."""
+"""Placeholder in the name and the text of a preset that exists for every GLUE task."""
 _SHORT = {
     "n": ("depth", "n"),
     "l_top": ("depth", "l_top"),
@@ -57,7 +57,7 @@ _SHORT = {
     "w": ("width", "w"),
     "e": ("examples", "e"),
 }
-"""The fields of selectors that a sweep gives by a short name; all others are written ``dimension.field``."""
+"""Selector fields with a short name in sweeps. All others are written ``dimension.field``."""
 _WHOLE = {
     "n": {"selector": "top_n"},
     "l_top": {"selector": "top_n"},
@@ -65,17 +65,17 @@ _WHOLE = {
     "w": {"selector": "uniform"},
     "e": {"selector": "random"},
 }
-"""Selectors that take any amount: an amount is checked with one of them."""
+"""Selectors that accept any amount. Amounts are validated with them."""
 _AMOUNTS = {"length": "k", "width": "w", "examples": "e"}
-"""The amount without which a dimension is kept whole, so that its selector chooses nothing."""
+"""The amount of a dimension. If a sweep leaves it out, the dimension is kept whole, and its selector has no effect."""
 
 
 class Sweep(BaseModel):
-    """The product of the values listed; a dimension that is not listed is kept whole.
+    """The product of the listed values; a dimension that is not listed is kept whole.
 
     One dimension alone: ``{k: [1, 3, all], length: [attention_no_sep, left]}``. Jointly: ``{n: [1, 2], k: [1, 3],
     w: [0.1], e: [0.25]}``. Any other field of a selector is written ``dimension.field``: ``{w: [0.1],
-    width: [magnitude, random], width.seed: [0, 1]}``; a selector that has no such field comes once.
+    width: [magnitude, random], width.seed: [0, 1]}``. A selector without that field occurs only once.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -84,9 +84,9 @@ class Sweep(BaseModel):
         "all",
     )
     l_top: Annotated[
-        tuple[int | float, ...], Field(max_length=MOST_VALUES, description="Teacher layer behind the top, or a share.")
+        tuple[int | float, ...], Field(max_length=MOST_VALUES, description="Teacher layer for the top, or a share.")
     ] = (1.0,)
-    k: Annotated[tuple[int | Literal["all"], ...], Field(max_length=MOST_VALUES, description="Tokens an example.")] = (
+    k: Annotated[tuple[int | Literal["all"], ...], Field(max_length=MOST_VALUES, description="Tokens per example.")] = (
         "all",
     )
     length: Annotated[tuple[str, ...], Field(max_length=MOST_VALUES, description="Selectors along length.")] = (
@@ -101,7 +101,7 @@ class Sweep(BaseModel):
     precision: Annotated[tuple[str, ...], Field(max_length=MOST_VALUES, description="Precisions.")] = ("fp16",)
     depth: Annotated[
         tuple[str, ...],
-        # Left out where it is the only one there was when the committed grids were recorded.
+        # Omitted from the file if it has the default, as in the committed grids, which predate other selectors.
         Field(
             max_length=MOST_VALUES, description="Selectors along depth.", exclude_if=lambda values: values == ("top_n",)
         ),
@@ -167,7 +167,7 @@ class Sweep(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
     def _require_field(self, key: str) -> None:
-        """Refuse a key that is not a field of a selector listed, or a value that the field does not take."""
+        """Refuse a key that is not a field of a listed selector, or a value that the field does not accept."""
         dimension, dot, field = key.partition(".")
         short = next((name for name, full in _SHORT.items() if full == (dimension, field)), None)
         if not dot or dimension not in DIMENSIONS or field == "selector" or short:
@@ -192,13 +192,13 @@ class Sweep(BaseModel):
                     raise _at(key, str(error)) from None
 
     def _swept(self, dimension: str) -> dict[str, tuple[Any, ...]]:
-        """The values of each key that belongs to a dimension, but for its selectors."""
+        """Return the values of each key of a dimension, except its selectors."""
         swept = {short: getattr(self, short) for short, (owner, _) in _SHORT.items() if owner == dimension}
         return swept | {key: values for key, values in self.settings.items() if key.partition(".")[0] == dimension}
 
     @property
     def size(self) -> int:
-        """How many specs the sweep has at most: the length of the product, which is not made."""
+        """The largest possible number of specs: the size of the product, computed without building it."""
         lengths = [
             len(values)
             for dimension in DIMENSIONS
@@ -207,7 +207,7 @@ class Sweep(BaseModel):
         return math.prod(lengths)
 
     def _choices(self, dimension: str) -> list[dict[str, Any]]:
-        """What the sweep says of one dimension, each once: fields of its selector."""
+        """Return the different settings of one dimension's selector that the sweep defines."""
         amount = _AMOUNTS.get(dimension)
         choices: dict[str, dict[str, Any]] = {}
         swept = self._swept(dimension)
@@ -215,7 +215,7 @@ class Sweep(BaseModel):
             for name in getattr(self, dimension):
                 known = DIMENSIONS[dimension][name].model_fields
                 given = {key.rpartition(".")[2]: value for key, value in zip(swept, values, strict=True)}
-                # A field that only other selectors have; the amounts n, k, w and e are always meant.
+                # Drop fields that only other selectors have, but always keep the amounts k, w and e.
                 always = _AMOUNTS.values()
                 given = {field: value for field, value in given.items() if field in known or field in always}
                 choice = {"selector": name, **given}
@@ -225,7 +225,7 @@ class Sweep(BaseModel):
         return list(choices.values())
 
     def specs(self) -> Iterator[HSKSpec]:
-        """The specs of the sweep."""
+        """Yield the specs of the sweep."""
         parts = [self._choices(dimension) for dimension in DIMENSIONS]
         for choices in itertools.product(*parts):
             yield HSKSpec.parse(dict(zip(DIMENSIONS, choices, strict=True)))
@@ -236,19 +236,19 @@ def _part(dimension: str, fields: dict[str, Any]) -> None:
 
 
 def _at(key: str, message: str) -> PydanticCustomError:
-    """A complaint about one key of a mapping that pydantic validates as a whole."""
+    """Return an error about one key of a mapping that pydantic validates as a whole."""
     return PydanticCustomError("key", "{message}", {"key": key, "message": message})
 
 
 def _fields(dimension: str, selector: type[BaseModel]) -> list[str]:
-    """The fields of a selector that have no short name."""
+    """Return the fields of a selector that have no short name."""
     return [
         field for field in selector.model_fields if field != "selector" and (dimension, field) not in _SHORT.values()
     ]
 
 
 def _swept_fields() -> list[str]:
-    """Every key ``dimension.field`` that a registered selector allows."""
+    """Return every key ``dimension.field`` that a registered selector allows."""
     return list(
         dict.fromkeys(
             f"{dimension}.{field}"
@@ -260,7 +260,7 @@ def _swept_fields() -> list[str]:
 
 
 def _without_booleans(values: Any) -> Any:
-    """``values``, unless one is true or false: pydantic would read ``yes`` as 1."""
+    """Return ``values``, but refuse true and false, because pydantic would read ``yes`` as 1."""
     for value in values if isinstance(values, (list, tuple)) else [values]:
         if isinstance(value, bool):
             raise ValueError(f"expected a number, got {str(value).lower()}")
@@ -268,25 +268,25 @@ def _without_booleans(values: Any) -> Any:
 
 
 class MoreSeeds(BaseModel):
-    """Where a difference has to be settled: *none*, every *full* and some specs on seeds beyond the grid's."""
+    """Further seeds, beyond the grid's, for *none*, every *full* and the specs whose difference must be settled."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seeds: Annotated[
-        int, Field(ge=1, le=MOST_TRIALS, description="How many in all, from 0."), BeforeValidator(_without_booleans)
+        int, Field(ge=1, le=MOST_TRIALS, description="Seeds in all, from 0."), BeforeValidator(_without_booleans)
     ]
     specs: Annotated[tuple[Label, ...], Field(max_length=MOST_SPECS, description="Specs of the grid.")] = ()
 
 
 class GridSpec(BaseModel):
-    """A planned set of trials. *none* and *full* (one for each mapping) are always part of it."""
+    """A planned set of trials. It always contains *none* and *full* (one for each mapping)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Annotated[
         str, Field(max_length=100, description="Name of the grid; results lie in results/NAME.", pattern=r"^\w[\w.-]*$")
     ]
-    # Before all that may name something of theirs. Left out where there are none, as in the grids recorded so far.
+    # First, because other fields may use names that plug-ins register. Omitted if empty, as in the recorded grids.
     plugins: Annotated[
         tuple[str, ...],
         Field(
@@ -300,7 +300,7 @@ class GridSpec(BaseModel):
     students: Annotated[tuple[AnyStudent, ...], Field(min_length=1, max_length=MOST_VALUES)] = (RositaSettings(),)
     online: Annotated[
         bool,
-        Field(description="The teacher runs in the training loop of every trial, as some switches of compat ask for."),
+        Field(description="The teacher runs in the training loop of every trial, which some switches of compat need."),
     ] = False
     training: Annotated[
         DistillSettings, Field(description="Epochs, rates, batch size; arm and seed are set by the grid.")
@@ -310,11 +310,11 @@ class GridSpec(BaseModel):
     ] = None
     rates: Annotated[
         tuple[FamilyRates, ...],
-        # Left out where there are none, as in the grids recorded so far.
+        # Omitted from the file if empty, as in the grids recorded so far.
         Field(
             max_length=MOST_SPECS,
-            description="Rates of none, full and each family of specs, in place of those of training and none_lr; or a "
-            "file of them.",
+            description="Learning rates of none, full and each family of specs, instead of those of training and "
+            "none_lr; or a file of them.",
             exclude_if=lambda rates: not rates,
         ),
     ] = ()
@@ -323,7 +323,7 @@ class GridSpec(BaseModel):
         | Annotated[
             tuple[Annotated[int, Field(ge=0, le=LARGEST_SEED)], ...], Field(min_length=1, max_length=MOST_TRIALS)
         ],
-        Field(description="How many, from 0; or which."),
+        Field(description="Number of seeds, from 0, or a list of seeds."),
         BeforeValidator(_without_booleans),
     ] = 1
     more_seeds: Annotated[
@@ -331,7 +331,7 @@ class GridSpec(BaseModel):
     ] = None
     arms: Annotated[
         tuple[Literal["paper_none", "gold", "shuffled"], ...],
-        Field(max_length=MOST_VALUES, description="Arms beside none and full."),
+        Field(max_length=MOST_VALUES, description="Arms in addition to none and full."),
     ] = ()
     sweeps: Annotated[
         tuple[Sweep, ...], Field(max_length=MOST_VALUES, description="Products of amounts and selectors.")
@@ -411,7 +411,7 @@ class GridSpec(BaseModel):
         trials = len(self.seed_list) * points + (more.seeds * (1 + fulls + len(more.specs)) if more else 0)
         trials *= len(self.students)
         if trials > MOST_TRIALS:
-            raise _at("seeds", f"{trials:,} trials; a grid has at most {MOST_TRIALS:,}, so make several of it")
+            raise _at("seeds", f"{trials:,} trials; a grid has at most {MOST_TRIALS:,}, so split it into several")
         if self.rates:
             for student, (arm, spec) in itertools.product(self.students, self._points()):
                 self._settings(arm, spec, student)
@@ -419,7 +419,7 @@ class GridSpec(BaseModel):
 
     @property
     def seed_list(self) -> tuple[int, ...]:
-        """The seeds, each once."""
+        """The seeds, without duplicates."""
         return tuple(range(self.seeds)) if isinstance(self.seeds, int) else tuple(dict.fromkeys(self.seeds))
 
     def _written(self) -> list[HSKSpec]:
@@ -430,16 +430,16 @@ class GridSpec(BaseModel):
         return [spec for text, spec in unique.items() if text not in excluded]
 
     def specs(self) -> list[HSKSpec]:
-        """Every spec once, in the order written, without those excluded and without full HSK itself."""
+        """Return the different specs in the order written, without excluded specs and without full HSK."""
         return [spec for spec in self._written() if spec != spec.full()]
 
     def fulls(self) -> list[HSKSpec]:
-        """Full HSK of every mapping and precision that is written; the plain one where nothing is."""
+        """Return full HSK for every mapping and precision that occurs; the default one if there are no specs."""
         unique = {spec.full().canonical: spec.full() for spec in self._written()}
         return list(unique.values()) or [HSKSpec()]
 
     def _points(self) -> list[tuple[Arm, HSKSpec | None]]:
-        """Every arm, and what it distils."""
+        """Return every arm with the spec that it distils."""
         points: list[tuple[Arm, HSKSpec | None]] = [("none", None)]
         points += [(arm, None) for arm in self.arms if arm != "shuffled"]
         points += [("full", full) for full in self.fulls()]
@@ -447,10 +447,10 @@ class GridSpec(BaseModel):
         return points + [("spec", spec) for spec in self.specs()]
 
     def _settings(self, arm: Arm, spec: HSKSpec | None, student: AnyStudent) -> DistillSettings:
-        """The settings of a trial, but for its seed.
+        """Return the settings of a trial, except its seed.
 
         Raises:
-            ValueError: the grid has rates, and none for this.
+            ValueError: the grid has rates, but none for this trial.
         """
         changes: dict[str, Any] = {"arm": arm}
         if spec is None and self.none_lr is not None:
@@ -460,7 +460,7 @@ class GridSpec(BaseModel):
             return settings
         chosen = rates_for(self.rates, settings, spec, student)
         if chosen is None:
-            which = "" if spec is None or arm != "spec" else f", of which {spec.label} is"
+            which = "" if spec is None or arm != "spec" else f", which {spec.label} belongs to"
             raise _at(
                 "rates",
                 f"no rates for the family {family_of_arm(settings, spec)}{which}; search them (hskd grid search), or "
@@ -469,7 +469,7 @@ class GridSpec(BaseModel):
         return settings.model_copy(update=chosen.changes)
 
     def trials(self, machine: Machine) -> list[TrialConfig]:
-        """The trials, each once, seed by seed, so that a grid cut short has whole seeds."""
+        """Return the trials without duplicates, seed by seed, so that an interrupted grid has complete seeds."""
         shared = _fingerprints({"data": self.task.data, "augment": self.task.augment, "model": self.teacher.model})
         trials = []
         files = {student: shared | _fingerprints(student.files()) for student in self.students}
@@ -478,7 +478,7 @@ class GridSpec(BaseModel):
         further = {seed: None for seed in range(more.seeds) if seed not in first} if more else {}
         settled = {HSKSpec.parse(label).canonical for label in more.specs} if more else set()
         every = self._points()
-        # Of further seeds, the arms that differences are taken from, and what is to be settled.
+        # Further seeds run only the arms that differences are computed from, and the specs to be settled.
         few = [(arm, spec) for arm, spec in every if arm in ("none", "full") or (spec and spec.canonical in settled)]
         for seed, student in itertools.product([*self.seed_list, *further], self.students):
             arms = few if seed in further else every
@@ -499,7 +499,7 @@ class GridSpec(BaseModel):
 
 
 def _numbers(value: Any, where: str = "") -> Iterator[tuple[str, float]]:
-    """Every number with a decimal point in nested mappings and lists, and the keys that lead to it."""
+    """Yield every float in nested mappings and lists, with its dotted key."""
     if isinstance(value, float):
         yield where, value
     elif isinstance(value, (dict, list, tuple)):
@@ -508,17 +508,17 @@ def _numbers(value: Any, where: str = "") -> Iterator[tuple[str, float]]:
 
 
 def _fingerprints(paths: dict[str, Path | str | None]) -> dict[str, str]:
-    """The fingerprint of each file or folder that there is; a hub name is none."""
+    """Return the fingerprint of each path that exists; hub names have none."""
     return {
         name: content_fingerprint(Path(path)) for name, path in paths.items() if path and _is_readable(name, Path(path))
     }
 
 
 def _is_readable(name: str, path: Path) -> bool:
-    """Whether there is a file or folder at ``path``, of a size that can be read.
+    """Return whether there is a file or folder at ``path`` that is small enough to read.
 
     Raises:
-        HskdError: it is a pipe or a device, not a possible name, or a folder of over ``MOST_FILES`` files.
+        HskdError: it is a pipe or a device, an impossible name, or a folder of more than ``MOST_FILES`` files.
     """
     try:
         if not path.exists():
@@ -537,14 +537,14 @@ def _is_readable(name: str, path: Path) -> bool:
         count += 1 + len(files)
         if count > MOST_FILES:
             raise HskdError(
-                f"{name}: {path}: holds more than {MOST_FILES:,} files; give the folder that holds nothing but the "
+                f"{name}: {path}: holds more than {MOST_FILES:,} files; give a folder that contains only the "
                 f"{'data' if name == 'data' else name}."
             )
     return True
 
 
 def presets() -> dict[str, tuple[Path, str]]:
-    """Every preset's name, its file, and the task that the file's ``TASK`` stands for."""
+    """Return every preset's file, and the task that replaces ``TASK`` in it, by the preset's name."""
     files = {}
     for path in PRESETS.glob("*.yaml"):
         for task in GLUE_TASKS if _ANY_TASK in path.stem else ("",):
@@ -553,11 +553,11 @@ def presets() -> dict[str, tuple[Path, str]]:
 
 
 def load_grid(name: str) -> GridSpec:
-    """Read a grid spec: a preset's name, or the path of a YAML file.
+    """Read a grid spec from a preset's name or the path of a YAML file.
 
     Raises:
-        HskdError: there is no such preset or file, or the file says something that a grid cannot be; the message
-            names file, line, key, what was expected.
+        HskdError: there is no such preset or file, or the file is not a valid grid. The message names file, line, key
+            and what was expected.
     """
     path, task = Path(with_home(name)), ""
     if path.suffix not in (".yaml", ".yml"):
@@ -587,14 +587,14 @@ def load_grid(name: str) -> GridSpec:
 
 
 def _located(path: Path, node: Any, problem: Any) -> str:
-    """A complaint of pydantic with the line that it is about, and what is allowed there."""
+    """Return a pydantic error as a message with the line that it is about and what is allowed there."""
     line, keys = 1, []
     model: Any = GridSpec
-    named = problem.get("ctx", {}).get("key")  # a key that is checked with its whole mapping
+    named = problem.get("ctx", {}).get("key")  # a key that is validated together with its mapping
     for part in (*problem["loc"], *([named] if named else ())):
         child = _child(node, part)
         if child is None:
-            continue  # a branch of a union, not something written
+            continue  # a branch of a union, which is not part of the file
         line, node = child[0].start_mark.line + 1, child[1]
         keys.append(str(part))
         if isinstance(part, str) and model is not None:

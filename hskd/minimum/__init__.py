@@ -1,1 +1,1 @@
-"""The cheapest spec that is enough, by a search that chooses what to run next and claims only what fresh seeds show."""
+"""Search for the cheapest spec that is enough. It chooses what to run next; fresh seeds test its claims."""

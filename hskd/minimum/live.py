@@ -1,7 +1,7 @@
-"""A search on real trials: what it asks for is run as a grid runs it, into the same files.
+"""A search on real trials, which run like those of a grid and write the same files.
 
-Nothing but results is kept of a search, and a file that says what is searched. A search that was killed begins again:
-what it asks for is read where it lies, so it decides as it did, and goes on where it stopped.
+A search keeps only results, and a file that records the question. A killed search starts over: it reads the results
+that exist, so it makes the same decisions, and continues where it stopped.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ from hskd.trials.result import TrialResult
 from hskd.trials.workspace import Workspace
 
 FIND_FILE = "find.json"
-"""What is searched; beside the results."""
+"""File beside the results that records the question of the search."""
 RATES_FOLDER = "rates"
-"""The trials that rates are chosen by: several of a point and seed, so they lie apart from the others."""
+"""Folder of the trials that choose rates. It is separate, because they include several trials per point and seed."""
 PRESET_OF = {"mr": "mr-joint"}
-"""Tasks that have a preset whose teacher, student and rates suit them."""
+"""Tasks with a preset whose teacher, student and rates suit them."""
 
 
 class Watcher(GridProgress, Protocol):
-    """Also hears what a search knows, and what it runs next and why."""
+    """Progress reports that also cover a search: what it knows, and what it runs next and why."""
 
     def next_batch(self, batch: Batch, search: Search, waiting: int) -> None:
-        """A batch begins, of which ``waiting`` trials have no result yet."""
+        """Report the start of a batch; ``waiting`` of its trials have no result yet."""
 
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """What is searched: all that decides the answer, beside the scores.
+    """The question of a search: everything that determines the answer, apart from the scores.
 
     Attributes:
-        grid: task, teacher, one student and settings; its specs and seeds take no part.
-        space: of specs.
-        settings: what is to be shown.
+        grid: task, teacher, one student and settings; its specs and seeds are ignored.
+        space: the specs to search.
+        settings: settings of the search, such as the tolerance.
         machine: precision, device and threads of the trials.
     """
 
@@ -67,7 +67,7 @@ class Question:
 
     @property
     def content(self) -> dict[str, Any]:
-        """As JSON."""
+        """The question as JSON."""
         grid = grid_content(self.grid)
         for key in ("name", "seeds", "more_seeds", "arms", "sweeps", "include", "exclude"):
             grid.pop(key, None)
@@ -80,10 +80,10 @@ class Question:
 
 
 def grid_of(name: str) -> GridSpec:
-    """The grid behind the name of a task, of a preset, or of a YAML file.
+    """Return the grid of a task, a preset, or a YAML file.
 
     Raises:
-        HskdError: it is none of these.
+        HskdError: the name is none of these.
     """
     name = PRESET_OF.get(name, name)
     if name in presets() or Path(name).suffix in (".yaml", ".yml"):
@@ -97,7 +97,7 @@ def grid_of(name: str) -> GridSpec:
 
 
 def has_rates(grid: GridSpec) -> bool:
-    """Whether a grid says which learning rates it trains with, so that they need not be searched."""
+    """Return whether a grid gives its learning rates, so that no search for them is needed."""
     return {"hsk_lr", "prediction_lr"} <= grid.training.model_fields_set
 
 
@@ -125,23 +125,23 @@ class Trials:
 
     @property
     def full_spec(self) -> HSKSpec:
-        """What all candidates are compared with: full HSK of the grid's plain mapping."""
+        """The spec that all candidates are compared with: full HSK of the grid's default mapping."""
         assert self._full.spec is not None
         return self._full.spec
 
     @property
     def tokens(self) -> float:
-        """Mean number of tokens of a training example."""
+        """The mean number of tokens of a training example."""
         train = self._first.train
         return float(train.lengths.mean())
 
     def size_of(self, spec: HSKSpec) -> float:
-        """Bytes an example of a spec's store."""
+        """Return the size of a spec's store in bytes per example."""
         train, target = self._first.train, self._first.task.head.target()
         return measure(spec, train.tokens, self.shape, train.max_length, target).bytes_per_example
 
     def space(self, name: str | None) -> Space:
-        """The space of that name or file; the default one for these sizes where there is none.
+        """Return the space with that name or file, or else the default space for this student and data.
 
         Raises:
             HskdError: the file cannot be read.
@@ -151,15 +151,15 @@ class Trials:
         return paper_space(self.shape) if name == PAPER else load_space(name)
 
     def candidates(self, space: Space) -> list[Candidate]:
-        """The candidates of a space.
+        """Return the candidates of a space.
 
         Raises:
-            HskdError: nothing is left under its constraints.
+            HskdError: no spec satisfies its constraints.
         """
         return candidates(space, self.shape, self.size_of)
 
     def workspace(self, chosen: Sequence[Candidate]) -> Workspace:
-        """The artifacts of all trials that a search among some candidates may ask for."""
+        """Return the artifacts of all trials that a search among these candidates may need."""
         covering: dict[Any, TrialConfig] = {}
         for one in chosen:
             covering.setdefault(Superset.of([one.spec], self.shape), self._of_spec(one.spec))
@@ -167,13 +167,13 @@ class Trials:
         return Workspace(self.work, [self._none, self._full, *covering.values()])
 
     def _of_spec(self, spec: HSKSpec) -> TrialConfig:
-        """A trial of a spec. One that keeps everything is of the arm *full*, as in a grid, if in another precision."""
+        """Return a trial of a spec. A spec that keeps everything has the arm *full* in any precision, as in a grid."""
         arm = "full" if spec == spec.full() else "spec"
         settings = self._full.settings.model_copy(update={"arm": arm})
         return self._full.model_copy(update={"settings": settings, "spec": spec})
 
     def config(self, trial: Trial, chosen: Sequence[Candidate]) -> TrialConfig:
-        """The config of a trial that a search asks for."""
+        """Return the config of a trial that a search requests."""
         base = self._none if trial.arm == "none" else self._full
         if trial.candidate is not None:
             base = self._of_spec(chosen[trial.candidate].spec)
@@ -185,23 +185,23 @@ class Trials:
         return base.model_copy(update={"settings": base.settings.model_copy(update=changes)})
 
     def scored_examples(self) -> int:
-        """How many examples the reported score is of; 0 where it is not known before a trial is run."""
+        """Return how many examples the reported score is computed on; 0 if unknown before a trial is run."""
         splits = self._first.splits
         split = splits.get("test")
         return len(split if split is not None and split.labels is not None else splits["dev"])
 
 
 class Runner:
-    """Runs what a search asks for.
+    """Runs the trials that a search requests.
 
     Args:
-        trials: how configs are made.
+        trials: makes the configs.
         chosen: the candidates.
         out: folder of the results.
-        executor: where trials run.
-        watcher: is told what happens.
-        seconds: after which no further batch begins; None where there is no limit.
-        clock: seconds since some time.
+        executor: runs the trials.
+        watcher: receives progress reports.
+        seconds: time after which no further batch begins; None for no limit.
+        clock: returns a time in seconds, from any origin.
     """
 
     def __init__(
@@ -225,7 +225,7 @@ class Runner:
         self._done = self._failed = 0
 
     def run(self, search: Search) -> Outcome:
-        """Run a search to its end; the results are packed then.
+        """Run a search to its end, and pack the results.
 
         Raises:
             HskdError: no trial of a batch could be run.
@@ -276,7 +276,7 @@ class Runner:
         return [_scored(results[config.id]) if config.id in results else None for config in configs]
 
     def _kept(self, configs: Sequence[TrialConfig], out: Path) -> dict[str, TrialResult]:
-        """The results that lie there, of the data and models of now."""
+        """Return the existing results whose data and models have not changed since."""
         folder = ResultsFolder(out)
         kept = {}
         for config in configs:
@@ -303,14 +303,14 @@ def _scored(result: TrialResult) -> Scored:
 
 
 def record(out: Path, question: Question) -> None:
-    """Keep what is searched beside its results.
+    """Record the question of a search beside its results.
 
-    Space and settings of the search may be other ones than before: what is there is used again. Task, teacher, student
-    and training may not.
+    An earlier search in ``out`` may have had another space or other settings; its results are used again. Its task,
+    teacher, student and training must be the same.
 
     Raises:
         MismatchError: ``out`` holds a search, or a grid, of another task, teacher, student or training.
-        CorruptionError: what is there cannot be read.
+        CorruptionError: the existing record cannot be read.
     """
     file, content = out / FIND_FILE, question.content
     before = read_record(file, "Delete it, and run the search again.")["grid"] if file.is_file() else None
@@ -325,25 +325,25 @@ def record(out: Path, question: Question) -> None:
     if before is not None and (changes := differences(before, content["grid"])):
         key, value = next(iter(changes.items()))
         raise MismatchError(
-            f"{out}: holds trials with another {key} than now ({brief(value)}). Choose another --out, or ask for what "
-            "is there."
+            f"{out}: holds trials with another {key} than now ({brief(value)}). Choose another --out, or use the value "
+            "of these trials."
         )
     out.mkdir(parents=True, exist_ok=True)
     write_record(file, content)
 
 
 def read_question(out: Path) -> Mapping[str, Any]:
-    """What was searched, as its file says.
+    """Read the recorded question of a search.
 
     Raises:
-        HskdError: there is no such file.
+        HskdError: there is no record.
         CorruptionError: it cannot be read.
     """
     return read_record(out / FIND_FILE, "Run the search again.")
 
 
 def settings_for(trials: Trials, settings: SearchSettings, search_rates: bool) -> SearchSettings:
-    """The settings of a search with what its grid and its data say: rates, and how finely scores are counted."""
+    """Return the settings of a search, completed by its grid's rates and by the resolution of scores on its data."""
     training = trials.grid.training
     examples = trials.scored_examples()
     return replace(
@@ -351,6 +351,6 @@ def settings_for(trials: Trials, settings: SearchSettings, search_rates: bool) -
         search_rates=search_rates,
         rates=Rates(training.hsk_lr, training.prediction_lr),
         none_lr=trials.grid.none_lr or training.prediction_lr,
-        # The spread of a difference that is counted in whole examples.
+        # The resolution of a score: a difference changes in steps of whole examples.
         least_spread=0.5 / examples if examples else 0.0,
     )

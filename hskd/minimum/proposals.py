@@ -1,4 +1,4 @@
-"""What screening tries next: candidates that an optimiser proposes from those tried so far."""
+"""Proposals for screening: an optimiser proposes candidates, given those tried so far."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hskd.minimum.surrogate import columns
 Sampler = Literal["tpe", "random"]
 SAMPLERS: tuple[Sampler, ...] = ("tpe", "random")
 FIRST = 4
-"""Candidates that are spread over the space before an optimiser has anything to learn from."""
+"""Number of candidates that are spread over the space before the optimiser starts."""
 
 
 def propose(
@@ -26,16 +26,16 @@ def propose(
     count: int,
     seed: int,
 ) -> list[int]:
-    """Candidates to try next, none of which has been tried.
+    """Return untried candidates to try next.
 
     Args:
         sampler: ``tpe`` (tree-structured Parzen estimators, of Optuna) or ``random``.
         chosen: the candidates.
         axes: the fields in which they differ.
-        points: where they lie, of :func:`~hskd.minimum.surrogate.features`.
-        values: candidate -> what is to be small, of those tried.
-        count: how many; fewer where there are no more.
-        seed: decides the proposals, with all the above.
+        points: their coordinates, from :func:`~hskd.minimum.surrogate.features`.
+        values: for each tried candidate, the value to minimise.
+        count: number of candidates; fewer are returned if no more are left.
+        seed: seed of the proposals, which also depend on all other arguments.
     """
     untried = [index for index in range(len(chosen)) if index not in values]
     count = min(count, len(untried))
@@ -50,7 +50,7 @@ def propose(
 
 
 def _spread(chosen: Sequence[Candidate], points: np.ndarray, tried: list[int], count: int) -> list[int]:
-    """At even steps through the bytes, each time the candidate near that is farthest from the others."""
+    """Return candidates at even steps in size: at each step, the nearby candidate farthest from all others."""
     picked: list[int] = []
     for step in range(count):
         middle = (step + 1) / (count + 1) * (len(chosen) - 1)
@@ -74,9 +74,9 @@ def _by_tpe(
     count: int,
     seed: int,
 ) -> list[int]:
-    """Proposals of Optuna; for each, the untried candidate that is nearest, for not every combination is one.
+    """Return proposals of Optuna, each replaced by the nearest untried candidate, as not every combination exists.
 
-    The study is made anew of what is known, so that nothing but results has to be kept.
+    The Optuna study is rebuilt from the known results each time, so that only results need to be kept.
     """
     import optuna
 

@@ -1,16 +1,17 @@
-"""The search: what is run next, and why, decided by nothing but the results so far and a seed.
+"""The search algorithm. It decides what to run next, and why, from the results so far and a seed alone.
 
-A search asks for batches of trials and is sent their scores, so that it can be replayed: a run that was killed begins
-again, is sent what lies on disk, and goes on. Its stages:
+A search requests batches of trials and is sent their scores, so it can be replayed: a killed run starts over, is sent
+the scores on disk, and continues. Its stages are:
 
-1. *rates* for none, full and each family of specs, on search seeds, by the score that is for choosing;
-2. *gap*: is full above none at all? If that is not shown, the search ends;
-3. *screening*: one or two search seeds for each of some candidates, proposed by an optimiser;
+1. *rates*: learning rates for none, full and each family of specs, on search seeds, by the score used for choosing.
+2. *gap*: is full above none at all? If that is not shown, the search ends.
+3. *screening*: one or two search seeds for some candidates, which an optimiser proposes.
 4. *confirmation*: the candidates that look cheap and good enough, on seeds that took no part in choosing them.
+5. *bracket*: if trials are left, a cheaper candidate that looks too small, also on fresh seeds.
 
-Which candidates are confirmed, and in which order, is fixed before the first is. Each is tested only if the dearer one
-before it was shown to be enough, so the level is not divided among them; a small part of it is kept for one candidate
-that is dearer than the first. So a claim of the search is wrong at most as often as its level says.
+The candidates to confirm and their order are fixed before the first of them is tested. Each is tested only if the
+dearer one before it was shown to be enough, so the level is not divided among them. A claim that a spec is enough is
+therefore wrong at most as often as the level says.
 """
 
 from __future__ import annotations
@@ -33,33 +34,33 @@ Arm = Literal["none", "full", "spec"]
 Stage = Literal["rates", "gap", "screening", "confirmation", "bracket"]
 Verdict = Literal["enough", "no gap", "nothing is enough", "undetermined"]
 CHAIN = (0.8, 0.6, 0.4, 0.2)
-"""The candidates to confirm, one after the other: the cheapest whose test is that likely to succeed."""
+"""Chances of success that define the chain: for each, the cheapest candidate whose test is that likely to succeed."""
 STEP = 1.25
-"""Each of them takes less than the one before by at least this factor in bytes."""
+"""Each candidate of the chain takes fewer bytes than the one before it, by at least this factor."""
 SAFE = 0.95
-"""Where the first of these is that likely to succeed, none that is safer is tested before it."""
+"""If the first candidate of the chain is this likely to succeed, no safer one is tested before it."""
 TARGET = 0.4
-"""Screening looks for losses up to this share of the tolerance: those beyond can hardly be shown."""
+"""Screening looks for losses up to this share of the tolerance, because larger ones can hardly be confirmed."""
 GAP_LEVEL = 0.025
-"""Of the test that there is a gap."""
+"""One-sided level of the test for a gap."""
 REFERENCE_SEEDS = 4
-"""Search seeds of none and full."""
+"""Number of search seeds of none and full."""
 PRIOR_DEGREES = 4.0
-"""Degrees of freedom of what is thought of the spread between seeds before any trial."""
+"""Degrees of freedom of the prior for the spread between seeds."""
 CRITICAL = 2.2
-"""About the critical value of the last looks, for planning."""
+"""Approximate critical value at the last looks, for planning."""
 POWER_QUANTILE = 1.28
-"""Of the normal distribution at a power of 90 %."""
+"""Quantile of the normal distribution for a power of 90 %."""
 LOOKS = 5
-"""Looks of a test, the first at ``FIRST_LOOK`` seeds or later."""
+"""Number of looks of a test. The first is at ``FIRST_LOOK`` seeds or later."""
 FIRST_LOOK, FEWEST_SEEDS, MOST_SEEDS = 4, 10, 24
-"""Seeds of confirmation: at the first look, and at the last one."""
+"""Seeds of confirmation: at the first look, and the fewest and the most at the last look."""
 GAP_LOOKS = (4, 6, 8, 10, 12)
-"""Seeds at which the gap is looked at."""
+"""Numbers of seeds at which the test for a gap looks at the data."""
 
 
 class Rates(NamedTuple):
-    """Learning rates of a trial; none has no HSK stage, so its first counts for nothing."""
+    """Learning rates of a trial. The arm none has no HSK stage, so it ignores ``hsk``."""
 
     hsk: float
     prediction: float
@@ -69,26 +70,26 @@ PAPER_RATES = Rates(5e-5, 2e-5)
 
 
 class Trial(NamedTuple):
-    """A trial that a search asks for."""
+    """A trial that a search requests."""
 
     arm: Arm
     candidate: int | None
     seed: int
     rates: Rates | None
-    """None: those that are given for the arm."""
+    """Learning rates; None for the default ones of the arm."""
 
 
 class Scored(NamedTuple):
-    """The scores of a trial, shares of 1."""
+    """The scores of a trial, as fractions."""
 
     reported: float
     choice: float
-    """On the examples that rates are chosen by."""
+    """The score on the examples that rates are chosen by."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Trials that a search asks for, which may run at the same time."""
+    """Trials that a search requests, which may run at the same time."""
 
     stage: Stage
     why: str
@@ -97,26 +98,26 @@ class Batch:
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """What a search is to show, and with how much.
+    """Settings of a search: the claim to be tested, and the budget.
 
     Attributes:
-        tolerance: score that may be lost against full HSK (a share of 1).
-        margin_share: instead: the share of the gap from none to full that may be lost.
-        budget: trials in all, those that lie on disk already included.
-        level: one-sided, of the claim that a spec is enough.
-        most_seeds: of confirmation.
-        spending: how the level is spent over them.
-        sampler: what proposes candidates in screening.
-        search_rates: whether rates are searched, too.
-        rates: of full and specs; the middle of a search.
-        none_lr: of none.
+        tolerance: allowed loss of score against full HSK, as a fraction.
+        margin_share: allowed loss as a share of the gap from none to full; replaces ``tolerance`` if given.
+        budget: total number of trials, including those already on disk.
+        level: one-sided level of the claim that a spec is enough.
+        most_seeds: the most seeds of confirmation.
+        spending: how the level is spent over the looks.
+        sampler: proposes the candidates of screening.
+        search_rates: whether learning rates are searched too.
+        rates: rates of full and specs, or the middle of a search for them.
+        none_lr: learning rate of none.
         families: whether each family of specs has rates of its own.
-        seed: of the proposals.
-        first_seed: of confirmation; the others follow.
-        first_search_seed: of everything that choices are made by.
-        noise: standard deviation of a trial's score, as it is thought to be before there are any.
-        least_spread: no difference between paired trials is taken to spread less.
-        bracket: whether what is left of the budget may show a cheaper candidate not to be enough.
+        seed: seed of the proposals.
+        first_seed: first seed of confirmation; the others follow.
+        first_search_seed: first seed of all trials that choices are based on.
+        noise: prior standard deviation of a trial's score.
+        least_spread: lower bound for the standard deviation of a difference between paired trials.
+        bracket: whether the rest of the budget may be spent on showing that a cheaper candidate is not enough.
     """
 
     tolerance: float = 0.005
@@ -161,13 +162,13 @@ class SearchSettings:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """What fresh seeds say of one candidate.
+    """The result of testing one candidate on fresh seeds.
 
     Attributes:
-        candidate: its index; None is *none*.
-        judgement: of the loss against full, less what may be lost.
+        candidate: its index; None for *none*.
+        judgement: test of the loss against full minus the allowed loss.
         loss: mean loss against full over the seeds used.
-        failed: how many of its trials failed.
+        failed: number of its trials that failed.
     """
 
     candidate: int | None
@@ -177,28 +178,28 @@ class Confirmation:
 
     @property
     def is_enough(self) -> bool:
-        """Whether it is shown to be."""
+        """Whether the candidate is shown to be enough."""
         return self.judgement.verdict == "below"
 
     @property
     def is_too_little(self) -> bool:
-        """Whether that is shown."""
+        """Whether the candidate is shown not to be enough."""
         return self.judgement.verdict == "above"
 
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """What a search knows after some batches.
+    """The knowledge of a search after some batches.
 
     Attributes:
-        trials: run so far, of the budget.
-        gap: test of full against none: the sign is that of none - full; None before there is one.
+        trials: number of trials run so far, out of the budget.
+        gap: test of none - full, so a gap is a mean below zero; None before the first test.
         noise: standard deviation of a trial's score.
-        estimates: of all candidates; None before screening.
-        chain: candidates to confirm, in their order; one that is kept back, should the first fail, is last.
-        looks: seeds at which their tests look at the data.
-        tests: of candidates, in the order in which they began.
-        rates: chosen for none, full and each family, by name.
+        estimates: estimated losses of all candidates; None before screening.
+        chain: candidates to confirm, in order.
+        looks: numbers of seeds at which their tests look at the data.
+        tests: tests of candidates, in the order in which they began.
+        rates: rates chosen for none, full and each family, by name.
     """
 
     trials: int = 0
@@ -213,16 +214,16 @@ class Known:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """How a search ended.
+    """The end of a search.
 
     Attributes:
         verdict: whether a candidate is shown to be enough, or why not.
-        reason: in plain words.
+        reason: explanation of the verdict in plain words.
         answer: the cheapest candidate that is shown to be enough.
-        too_little: the dearest point shown not to be: a candidate, or -1 for none.
-        known: all that is known.
-        history: every batch that was asked for.
-        scores: (arm, candidate) -> seed -> scores, of the rates chosen.
+        too_little: the dearest point shown not to be enough: a candidate, or -1 for none.
+        known: everything that the search knows.
+        history: every batch that was requested.
+        scores: scores by seed of each (arm, candidate), at the chosen rates.
     """
 
     verdict: Verdict
@@ -235,20 +236,20 @@ class Outcome:
 
 
 Sent = list[Scored | None]
-"""What a search is sent for a batch: scores in its order; None of trials that failed. An empty list ends it."""
+"""Scores of a batch in its order, with None for failed trials. An empty list ends the search."""
 
 
 class _Ended(Exception):
-    """The budget, or the time, is used up."""
+    """The budget or the time is used up."""
 
 
 class Search:
-    """A search in progress. :meth:`run` is a generator of batches, and :attr:`known` what is known meanwhile.
+    """A search in progress. :meth:`run` generates batches, and :attr:`known` is the knowledge so far.
 
     Args:
-        chosen: the candidates, the cheapest first.
-        full_bytes: bytes an example of full HSK.
-        settings: what is to be shown.
+        chosen: the candidates, cheapest first.
+        full_bytes: bytes per example of full HSK.
+        settings: settings of the search.
     """
 
     def __init__(self, chosen: Sequence[Candidate], full_bytes: float, settings: SearchSettings) -> None:
@@ -265,10 +266,10 @@ class Search:
         self._search_seeds = [settings.first_search_seed + i for i in range(REFERENCE_SEEDS)]
         self._tests: dict[int, Confirmation] = {}
 
-    # ---- what is asked for
+    # ---- requests
 
     def run(self) -> Generator[Batch, Sent, Outcome]:
-        """Ask for batches until the answer is known, or nothing more may be run."""
+        """Request batches until the answer is known, or nothing more may be run."""
         try:
             yield from self._rates()
             has_gap = yield from self._gap()
@@ -281,7 +282,7 @@ class Search:
         return self._outcome()
 
     def _ask(self, stage: Stage, why: str, trials: Sequence[Trial]) -> Generator[Batch, Sent, list[Scored | None]]:
-        """Ask for trials that are not known yet, each once."""
+        """Request trials, unless they exceed the budget, and return their scores."""
         left = self.settings.budget - self.known.trials
         if not trials:
             return []
@@ -298,7 +299,7 @@ class Search:
     def _measure(
         self, stage: Stage, why: str, points: Sequence[tuple[Arm, int | None, int]]
     ) -> Generator[Batch, Sent, None]:
-        """Run trials at the rates chosen, and keep their scores."""
+        """Run trials that have no score yet at the chosen rates, and keep their scores."""
         wanting = [
             (arm, candidate, seed)
             for arm, candidate, seed in dict.fromkeys(points)
@@ -315,7 +316,7 @@ class Search:
     # ---- rates
 
     def rates_of(self, arm: Arm, candidate: int | None) -> Rates | None:
-        """The learning rates chosen for a point; None where none were searched."""
+        """Return the learning rates chosen for a point; None if none were searched."""
         rates = self.known.rates
         if arm == "spec" and candidate is not None:
             return rates.get(self.chosen[candidate].family) or rates.get("full")
@@ -338,7 +339,7 @@ class Search:
                 yield from self._best_rates(family, "spec", middle, tried)
 
     def _middles(self) -> dict[str, int]:
-        """A candidate of each family, in the middle by bytes."""
+        """Return a candidate of each family: the middle one by bytes."""
         by_family: dict[str, list[int]] = {}
         for index, one in enumerate(self.chosen):
             by_family.setdefault(one.family, []).append(index)
@@ -347,7 +348,7 @@ class Search:
     def _best_rates(
         self, name: str, arm: Arm, candidate: int | None, tried: Sequence[Rates]
     ) -> Generator[Batch, Sent, None]:
-        """Each of some rates on one seed, the better two on another; the best mean is taken."""
+        """Try some rates on one seed and the better two on another; keep the rates with the best mean score."""
         first, second = self._search_seeds[:2]
         scores: dict[Rates, list[float]] = {}
         for seed, rates in ((first, list(tried)), (second, None)):
@@ -371,7 +372,7 @@ class Search:
         ]
         yield from self._measure("gap", "none and full on search seeds: is there a gap at all?", points)
         plan = Plan(GAP_LOOKS, GAP_LEVEL, "pocock")
-        # Where rates were chosen on the search seeds, what they scored there flatters.
+        # If rates were chosen on the search seeds, the scores on these seeds are biased upwards.
         seeds = [] if settings.search_rates else list(self._search_seeds)
         fresh = (settings.first_seed + i for i in range(GAP_LOOKS[-1] - len(seeds)))
         while True:
@@ -390,7 +391,7 @@ class Search:
             )
 
     def _below_full(self, arm: Arm, candidate: int | None, seeds: Sequence[int], share: float = 0.0) -> list[float]:
-        """Score - full on some seeds, paired; trials that failed, and their partners, are left out."""
+        """Return score - full on some seeds, paired. Seeds with a failed trial are left out."""
         own, full = self._scores.get((arm, candidate), {}), self._scores.get(("full", None), {})
         return [own[seed].reported - full[seed].reported for seed in seeds if seed in own and seed in full]
 
@@ -422,7 +423,7 @@ class Search:
         self._estimate()
 
     def _plan_looks(self) -> None:
-        """Decide with how many seeds candidates are confirmed: what their spread asks for, and the budget allows."""
+        """Set the number of seeds of confirmation: what their spread requires, within the budget."""
         left, loss = self.settings.budget - self.known.trials, TARGET / 2 * self._limit()
         seeds = FEWEST_SEEDS
         while seeds < min(self.settings.most_seeds, round(0.375 * left)):
@@ -434,7 +435,7 @@ class Search:
         self._know(looks=tuple(int(look) for look in dict.fromkeys(looks)))
 
     def _screening_trials(self) -> int:
-        """How many trials screening takes: what confirmation leaves, and no more than the space asks for."""
+        """Return the number of trials of screening: what confirmation leaves, limited by the size of the space."""
         left, seeds = self.settings.budget - self.known.trials, self.known.looks[-1]
         return max(4, min(left - 2 * seeds, round(0.4 * left), 2 * len(self.chosen)))
 
@@ -451,7 +452,7 @@ class Search:
         return self.settings.first_search_seed + tried
 
     def _repeats(self, most: int) -> list[int]:
-        """Candidates with one seed that are worth another: next in the chain, and uncertain."""
+        """Return candidates with one seed that deserve another: those of the current chain."""
         estimates = self.known.estimates
         assert estimates is not None
         return [index for index in self._chain(estimates) if len(self._scores.get(("spec", index), {})) == 1][
@@ -459,7 +460,7 @@ class Search:
         ]
 
     def _objective(self) -> dict[int, float]:
-        """What the optimiser makes small, for each candidate tried: doublings of bytes, and what is lost beyond."""
+        """Return the value to minimise for each tried candidate: log2 of bytes, plus a penalty for too much loss."""
         estimates, limit = self.known.estimates, self._limit()
         assert estimates is not None
         tried = [index for (arm, index) in self._scores if arm == "spec" and index is not None]
@@ -473,7 +474,7 @@ class Search:
         return values
 
     def _limit(self) -> float:
-        """The loss that may be, as a score."""
+        """Return the allowed loss, as a score."""
         if self.settings.margin_share is None:
             return self.settings.tolerance
         return max(self.settings.margin_share * self._gap_estimate(), 1e-6)
@@ -482,7 +483,7 @@ class Search:
         return -float(np.mean(self._below_full("none", None, self._search_seeds) or [0.0]))
 
     def _noise(self) -> float:
-        """Standard deviation between seeds, of search seeds alone, with what is thought of it beforehand."""
+        """Return the standard deviation between search seeds, combined with the prior."""
         squares, degrees = PRIOR_DEGREES * self.settings.noise**2, PRIOR_DEGREES
         for by_seed in self._scores.values():
             values = [scored.reported for seed, scored in by_seed.items() if self._is_search_seed(seed)]
@@ -510,7 +511,7 @@ class Search:
     # ---- confirmation
 
     def _chances(self, estimates: Estimates) -> np.ndarray:
-        """How likely each candidate's test shows it to be enough."""
+        """Return the probability that each candidate's test shows it to be enough."""
         from scipy import special
 
         error = math.sqrt(2) * self.known.noise / math.sqrt(self.known.looks[-1])
@@ -519,7 +520,7 @@ class Search:
         return chances
 
     def _chain(self, estimates: Estimates) -> list[int]:
-        """The candidates to confirm, from dear to cheap: first the safest one, then ever bolder ones."""
+        """Return the candidates to confirm, from dear to cheap: the safest first, then less and less likely ones."""
         chances = self._chances(estimates)
         sizes = np.array([one.bytes_per_example for one in self.chosen])
         chain: list[int] = []
@@ -574,7 +575,7 @@ class Search:
     def _tested(
         self, arm: Arm, index: int | None, seeds: Sequence[int], plan: Plan, stop_early: bool = True
     ) -> Confirmation:
-        """The test that a point's loss against full is below what may be lost."""
+        """Test whether a point's loss against full is below the allowed loss."""
         settings = self.settings
         failed = sum(seed in self._failed.get((arm, index), ()) for seed in seeds)
         below = self._below_full(arm, index, seeds)
@@ -589,13 +590,13 @@ class Search:
                 if seed in own and seed in full and seed in none
             ]
         judgement = judge(beyond, plan, settings.least_spread, stop_early)
-        if failed and judgement.verdict == "below":  # seeds that failed are no evidence of a spec that works
+        if failed and judgement.verdict == "below":  # a spec whose trials fail must not be called enough
             judgement = Judgement("undecided", judgement.n, judgement.mean, judgement.low, judgement.high)
         used = below[: judgement.n]
         return Confirmation(index, judgement, -float(np.mean(used)) if used else math.nan, failed)
 
     def _bracket(self, estimates: Estimates) -> Generator[Batch, Sent, None]:
-        """Spend what is left on the dearest candidate that looks too small, if there is one."""
+        """Spend the rest of the budget on the dearest candidate that looks too small, if there is one."""
         enough = [index for index, test in self._tests.items() if test.is_enough]
         if any(test.is_too_little for test in self._tests.values()) or not enough:
             return
@@ -608,13 +609,13 @@ class Search:
             plan = Plan(self.known.looks[:2], self.settings.level, self.settings.spending)
             yield from self._confirm(int(small[np.argmax(sizes[small])]), plan, "bracket")
 
-    # ---- what comes of it
+    # ---- outcome
 
     def _know(self, **changes: object) -> None:
         self.known = Known(**{**self.known.__dict__, **changes})  # type: ignore[arg-type]
 
     def none_test(self) -> Confirmation:
-        """What all paired seeds of none and full say of none itself."""
+        """Return the test of none itself on all paired seeds of none and full."""
         seeds = [self.settings.first_seed + i for i in range(GAP_LOOKS[-1])]
         if not self.settings.search_rates:
             seeds = [*self._search_seeds, *seeds]
@@ -639,8 +640,8 @@ class Search:
             if gap is None or gap.verdict == "open":
                 return "undetermined", f"The search ended before it could tell whether there is a gap ({spent})."
             text = (
-                f"full scores {_points(-gap.mean)} points above none, at least {_points(-gap.high)} ({gap.n} seeds), "
-                "which is not shown to be above 0. So nothing can be said about how much of it is enough."
+                f"full scores {_points(-gap.mean)} points above none, at least {_points(-gap.high)} ({gap.n} seeds). "
+                "This gap is not shown to be above 0, so nothing can be said about how much HSK is enough."
             )
             if none.is_enough:
                 text += " None itself is enough at this tolerance."
@@ -654,19 +655,19 @@ class Search:
             )
         tests = list(self._tests.values())
         if tests and all(test.is_too_little for test in tests):
-            return "nothing is enough", "Every candidate that looked good enough is shown to lose more."
+            return "nothing is enough", "Every candidate that was tested is shown to lose more than allowed."
         if tests:
             losses = ", ".join(
                 f"{self.chosen[test.candidate].name} loses {_points(test.loss)} points ({test.judgement.n} seeds)"
                 for test in tests
                 if test.candidate is not None
             )
-            return "undetermined", f"No candidate is shown to be enough: {losses}. More --budget-trials may show it."
+            return "undetermined", f"No candidate is shown to be enough: {losses}. A larger --budget-trials may help."
         return "undetermined", f"The search ended before a candidate was confirmed ({spent})."
 
 
 def _points(score: float) -> str:
-    """A score in points (hundredths)."""
+    """Return a score in points (hundredths) as text."""
     return f"{100 * score:.2f}"
 
 

@@ -1,11 +1,11 @@
-"""Group-sequential one-sided tests of a mean: look at the data several times, and be wrong as seldom as in one look.
+"""Group-sequential one-sided tests of a mean, which look at the data several times at the error rate of one look.
 
-The level is spent over the looks by a function of the share of the data seen, written down beforehand (Lan and DeMets,
-Biometrika 70, 1983). The boundaries are those of a normal mean, by numerical integration over the looks before
-(Armitage, McPherson and Rowe, J. R. Stat. Soc. A 132, 1969). The spread is estimated from the same few seeds, so each
-is turned into the critical value of a t-test, at its nominal level times a factor that is the same for all looks. With
-the factor 1 and looks from four seeds up, a test at 5 % would be wrong in up to 5.6 %; the factor is found on simulated
-series.
+The level is spent over the looks by a function, fixed beforehand, of the share of the data seen (Lan and DeMets,
+Biometrika 70, 1983). The boundaries are those of a normal mean, by numerical integration over the previous looks
+(Armitage, McPherson and Rowe, J. R. Stat. Soc. A 132, 1969). Because the spread is estimated from the same few seeds,
+each boundary is converted into the critical value of a t-test, at its nominal level times a factor common to all looks.
+With a factor of 1 and looks from four seeds up, a test at 5 % would be wrong in up to 5.6 % of cases. The factor is
+therefore determined on simulated series.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from scipy import optimize, special
 from hskd.errors import HskdError
 
 Spending = Literal["obrien_fleming", "pocock"]
-"""How the level is spent: hardly at the first looks, or about evenly."""
+"""How the level is spent: very little at the first looks (``obrien_fleming``), or about evenly (``pocock``)."""
 Verdict = Literal["below", "above", "futile", "open", "undecided"]
-"""``below`` and ``above``: the mean is, by the test. ``futile``: more data would hardly show it below. ``open``: the
-next look is still to come. ``undecided``: there is none left."""
+"""``below`` and ``above``: the mean is shown to be below or above zero. ``futile``: more data would hardly show it to
+be below. ``open``: the next look is still to come. ``undecided``: no look is left."""
 FUTILE = 0.05
-"""A test stops where the chance of a positive end, if things go on as they look, is less."""
+"""A test stops if its chance to end with ``below``, given the current mean, is smaller than this."""
 _GRID = 401
-"""Points of the numerical integration; an odd number."""
+"""Number of points of the numerical integration; must be odd."""
 _WIDTH = 8.0
-"""Standard deviations that the integration goes down from zero."""
+"""How far below zero the integration reaches, in standard deviations."""
 _PATHS = 100_000
-"""Simulated series of seeds on which the factor of nominal levels is found."""
+"""Number of simulated series of seeds on which the factor of the nominal levels is determined."""
 
 
 def spent(share: float, level: float, spending: Spending) -> float:
-    """The part of ``level`` that may be spent until a share of all data is seen.
+    """Return the part of ``level`` that may be spent by the time a share of all data is seen.
 
     Args:
         share: above 0, at most 1.
         level: one-sided.
-        spending: the function.
+        spending: the spending function.
     """
     if spending == "pocock":
         return level * math.log(1 + (math.e - 1) * share)
@@ -51,12 +51,12 @@ def spent(share: float, level: float, spending: Spending) -> float:
 
 @lru_cache(maxsize=256)
 def boundaries(looks: tuple[int, ...], level: float, spending: Spending) -> tuple[float, ...]:
-    """Critical values of a standard normal statistic, one for each look.
+    """Return the critical values of a standard normal statistic, one for each look.
 
     Args:
         looks: sample sizes, ascending; the last is the largest.
         level: one-sided, of all looks together.
-        spending: how it is spent.
+        spending: how the level is spent.
     """
     shares = [look / looks[-1] for look in looks]
     budget = [spent(share, level, spending) for share in shares]
@@ -100,14 +100,15 @@ def _simpson(points: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _criticals(looks: tuple[int, ...], level: float, spending: Spending) -> tuple[float, ...]:
-    """Critical values of the t-statistics, one for each look."""
+    """Return the critical values of the t-statistics, one for each look."""
     nominal = special.ndtr(-np.array(boundaries(looks, level, spending)))
     degrees = np.array(looks) - 1
     paths = np.random.default_rng(0).normal(size=(_PATHS, looks[-1]))
     sums, squares = paths.cumsum(1)[:, degrees], (paths**2).cumsum(1)[:, degrees]
     n = np.array(looks)
     statistics = (sums / n) / np.sqrt((squares - sums**2 / n) / degrees / n)
-    # How far beyond its boundary the furthest look of a path is, as a nominal level; its quantile is the factor.
+    # For each path, the nominal level of its most extreme look relative to the boundary. The quantile of these
+    # values is the factor.
     levels = special.stdtr(degrees, -statistics) / nominal
     factor = min(1.0, float(np.quantile(levels.min(1), level)))
     return tuple(float(-special.stdtrit(df, factor * p)) for df, p in zip(degrees, nominal, strict=True))
@@ -115,15 +116,15 @@ def _criticals(looks: tuple[int, ...], level: float, spending: Spending) -> tupl
 
 @dataclass(frozen=True)
 class Plan:
-    """When a test looks at its data, and how it spends its level.
+    """The looks of a test, and how it spends its level over them.
 
     Attributes:
         looks: numbers of seeds, ascending.
         level: one-sided, of all looks together.
-        spending: how it is spent.
+        spending: how the level is spent.
 
     Raises:
-        HskdError: the looks are not ascending from 2 up, or the level is not between 0 and 0.5.
+        HskdError: the looks do not ascend from 2 or more, or the level is not between 0 and 0.5.
     """
 
     looks: tuple[int, ...] = (4, 6, 8, 10, 12)
@@ -137,20 +138,20 @@ class Plan:
             raise HskdError(f"level {self.level}: expected a number between 0 and 0.5, such as 0.05.")
 
     def critical(self, look: int) -> float:
-        """The critical value of the t-statistic at a look, counted from 0."""
+        """Return the critical value of the t-statistic at a look, counted from 0."""
         return _criticals(self.looks, self.level, self.spending)[look]
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a sequential test says.
+    """The result of a sequential test.
 
     Attributes:
         verdict: see :data:`Verdict`.
-        n: values used: those of the last look that was taken.
-        mean: of these; NaN where there was no look.
-        low: the least mean that is compatible, one-sided, at the plan's level over all looks.
-        high: the greatest, likewise.
+        n: number of values used, that of the last look taken.
+        mean: mean of these values; NaN if there was no look.
+        low: one-sided lower confidence bound of the mean, at the plan's level over all looks.
+        high: one-sided upper confidence bound, likewise.
     """
 
     verdict: Verdict
@@ -161,15 +162,16 @@ class Judgement:
 
 
 def judge(values: Sequence[float], plan: Plan, least_spread: float = 0.0, stop_early: bool = True) -> Judgement:
-    """Test whether the mean of ``values`` is below zero, or above, look by look.
+    """Test look by look whether the mean of ``values`` is below zero, or above.
 
-    The two one-sided tests have the plan's level each.
+    Each of the two one-sided tests has the plan's level.
 
     Args:
-        values: in the order in which they come; more than the last look takes are ignored.
+        values: in order of arrival; values beyond the last look are ignored.
         plan: looks and level.
-        least_spread: the standard deviation is taken to be no smaller: a few scores on a small test set may be equal.
-        stop_early: stop, too, where a mean below zero would hardly be shown any more. No wrong claim gets likelier.
+        least_spread: lower bound of the standard deviation, because a few scores on a small test set may be equal.
+        stop_early: also stop if the mean can hardly be shown to be below zero any more. This makes no false claim more
+            likely.
     """
     judgement = Judgement("open", 0, math.nan, -math.inf, math.inf)
     for look, n in enumerate(plan.looks):
@@ -192,7 +194,7 @@ def judge(values: Sequence[float], plan: Plan, least_spread: float = 0.0, stop_e
 
 
 def _chance(mean: float, error: float, look: int, plan: Plan) -> float:
-    """The probability that the last look shows the mean below zero, if the mean is what it looks like now."""
+    """Return the probability that the last look shows the mean to be below zero, if the current mean is true."""
     if error == 0:
         return 1.0 if mean < 0 else 0.0
     share = plan.looks[look] / plan.looks[-1]

@@ -1,6 +1,6 @@
-"""Which specs a search may choose: products of selectors and amounts, less what a constraint refuses.
+"""The space of a search: products of selectors and amounts, minus the specs that violate a constraint.
 
-A spec is an amount along every dimension that is registered, so a dimension or a field that a plug-in adds is one more
+A spec has an amount along every registered dimension. A dimension or field that a plug-in adds is therefore one more
 key of a sweep.
 """
 
@@ -22,9 +22,9 @@ from hskd.io import with_home
 from hskd.spec import HSKSpec, Shape
 
 PAPER = "paper"
-"""The name of the paper's own space."""
+"""Name of the space that the paper searches."""
 NEURONS = ("magnitude", "random", "uniform")
-"""Selectors along width that keep neurons as they are; they share their learning rates."""
+"""Width selectors that keep neurons unchanged. They share their learning rates."""
 
 
 class Space(BaseModel):
@@ -36,18 +36,18 @@ class Space(BaseModel):
         tuple[Sweep, ...], Field(min_length=1, max_length=MOST_SPECS, description="Products of amounts and selectors.")
     ]
     most_bytes: Annotated[
-        float | None, Field(gt=0, allow_inf_nan=False, description="Bytes an example that a store may take.")
+        float | None, Field(gt=0, allow_inf_nan=False, description="The most bytes per example of a store.")
     ] = None
-    most_layers: Annotated[int | None, Field(ge=1, description="Layers that a spec may keep.")] = None
+    most_layers: Annotated[int | None, Field(ge=1, description="The most layers that a spec may keep.")] = None
     attention: Annotated[bool, Field(description="Whether tokens may be ranked by the teacher's attention.")] = True
 
     def specs(self) -> list[HSKSpec]:
-        """Every spec that the sweeps and ``attention`` allow, once; full HSK in fp16 is left out.
+        """Return the different specs that the sweeps and ``attention`` allow, without full HSK in fp16.
 
-        What is kept whole is written one way, whichever selector the sweep names for the amounts below it.
+        A dimension that is kept whole is written in one way, no matter which selector the sweep names.
 
         Raises:
-            HskdError: more than ``MOST_SPECS``.
+            HskdError: there are more than ``MOST_SPECS``.
         """
         size = sum(sweep.size for sweep in self.sweeps)
         if size > MOST_SPECS:
@@ -62,7 +62,7 @@ class Space(BaseModel):
 
 
 def _plainly(spec: HSKSpec) -> HSKSpec:
-    """The spec with what it keeps whole written as the short form writes it."""
+    """Return the spec with whole dimensions written as in the short form."""
     whole: dict[str, Any] = {}
     if getattr(spec.length, "k", None) == "all":
         whole["length"] = HSKSpec().length
@@ -77,7 +77,7 @@ class Candidate:
 
     Attributes:
         spec: the spec.
-        bytes_per_example: what its store takes.
+        bytes_per_example: size of its store per example.
         fields: every field of its selectors, as ``dimension.field``.
     """
 
@@ -92,20 +92,20 @@ class Candidate:
 
     @property
     def family(self) -> str:
-        """What shares its learning rates: neurons, or a codec such as ``pca``."""
+        """The group of specs that share learning rates: neurons, or a codec such as ``pca``."""
         return "neurons" if self.spec.width.selector in NEURONS else self.spec.width.selector
 
 
 def candidates(space: Space, shape: Shape, size_of: Callable[[HSKSpec], float]) -> list[Candidate]:
-    """The specs of a space that fit its constraints, the cheapest first.
+    """Return the specs of a space that satisfy its constraints, cheapest first.
 
     Args:
         space: the space.
         shape: sizes of teacher and student.
-        size_of: bytes an example of a spec's store.
+        size_of: returns the bytes per example of a spec's store.
 
     Raises:
-        HskdError: a spec names a layer that student or teacher lack, or nothing is left.
+        HskdError: a spec names a layer that student or teacher lacks, or no spec is left.
     """
     kept = []
     for spec in space.specs():
@@ -136,7 +136,7 @@ class Axis:
 
     Attributes:
         name: ``dimension.field``.
-        values: in ascending order where they are amounts; None stands for a selector that has no such field.
+        values: ascending if they are amounts; None stands for a selector without this field.
         ordered: whether they are amounts.
     """
 
@@ -145,12 +145,12 @@ class Axis:
     ordered: bool
 
     def place(self, fields: Mapping[str, Any]) -> int:
-        """Where a candidate's value is in ``values``."""
+        """Return the index of a candidate's value in ``values``."""
         return self.values.index(fields.get(self.name))
 
 
 def axes(chosen: Sequence[Candidate]) -> list[Axis]:
-    """The fields in which candidates differ, less those that follow from another one, as a codec's own settings may."""
+    """Return the fields in which candidates differ, without those that another field determines."""
     names = dict.fromkeys(name for one in chosen for name in one.fields)
     every = []
     for name in names:
@@ -167,7 +167,7 @@ def axes(chosen: Sequence[Candidate]) -> list[Axis]:
 
 
 def _follows(axis: Axis, other: Axis, chosen: Sequence[Candidate]) -> bool:
-    """Whether a candidate's value on one axis is known from its value on another."""
+    """Return whether a candidate's value on one axis is determined by its value on another."""
     pairs = {(one.fields.get(other.name), one.fields.get(axis.name)) for one in chosen}
     return len(pairs) == len(other.values)
 
@@ -181,7 +181,7 @@ def _amount(value: Any) -> float:
 
 
 def default_space(shape: Shape, tokens: float) -> Space:
-    """The space of a search where none is given.
+    """Return the default space of a search.
 
     Args:
         shape: sizes of teacher and student.
@@ -200,7 +200,7 @@ def default_space(shape: Shape, tokens: float) -> Space:
                     "w": [*shares, "all"],
                     "precision": ["fp16", "int4"],
                 },
-                # All coordinates are all neurons, and take more bytes.
+                # No "all" here: all coordinates are equivalent to all neurons, and take more bytes.
                 {
                     "n": [*depths, "all"],
                     "k": [*lengths, "all"],
@@ -214,7 +214,7 @@ def default_space(shape: Shape, tokens: float) -> Space:
 
 
 def paper_space(shape: Shape) -> Space:
-    """What arXiv 2106.05691 compresses jointly: layers, tokens that ``[CLS]`` attends to, and the largest neurons."""
+    """Return the space of arXiv 2106.05691: layers, tokens that ``[CLS]`` attends to, and the largest neurons."""
     depths = [n for n in (1, 2, 3, 4, 5) if n < shape.student_layers + 1]
     sweep = {"n": [*depths, "all"], "k": [1, 5, 10, 20, 30, 40, 50, "all"], "w": [0.01, 0.05, 0.1, 0.3, 0.5, "all"]}
     return Space.model_validate({"sweeps": [sweep]})
@@ -224,7 +224,7 @@ def load_space(name: str) -> Space:
     """Read the YAML file of a space.
 
     Raises:
-        HskdError: it cannot be read, or says something that a space cannot be; the message names file and key.
+        HskdError: it cannot be read, or is not a valid space; the message names file and key.
     """
     path = Path(with_home(name))
     try:
@@ -237,7 +237,7 @@ def load_space(name: str) -> Space:
 
 
 def with_constraints(space: Space, constraints: Mapping[str, Any]) -> Space:
-    """A space with constraints from the command line, by field; None leaves one as it is.
+    """Return a space with constraints from the command line, by field; None leaves a constraint unchanged.
 
     Raises:
         HskdError: a value is out of range.
@@ -251,7 +251,7 @@ def _validated(content: dict[str, Any], where: str) -> Space:
     try:
         return Space.model_validate(content)
     except ValidationError as error:
-        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")  # a key that is misspelt
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")  # report a misspelt key first
         key = ".".join(map(str, (*first["loc"], *([first["ctx"]["key"]] if "key" in first.get("ctx", {}) else ()))))
         message = first["msg"].removeprefix("Value error, ").removesuffix(".")
         if first["type"] == "extra_forbidden":

@@ -1,8 +1,8 @@
-"""What screening says of every candidate: a Gaussian process over the space, after a few noisy trials.
+"""Estimates of every candidate's loss after screening: a Gaussian process over the space, given a few noisy trials.
 
-A candidate's loss against full HSK is a smooth function of its amounts, plus a small part of its own. Before any
-trial, it falls from that of *none* to that of full as bytes rise. The posterior is exact (a few hundred candidates, a
-few dozen trials), and no hyperparameter is fitted.
+A candidate's loss against full HSK is modelled as a smooth function of its amounts, plus a small part of its own. The
+prior mean falls from the loss of *none* to that of full as bytes rise. The posterior is exact (a few hundred
+candidates, a few dozen trials), and no hyperparameter is fitted.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import numpy as np
 from hskd.minimum.space import Axis, Candidate
 
 SMOOTH, OWN, STEEPNESS = 0.35, 0.1, 2.0
-"""Standard deviations of the smooth part and of a candidate's own, as shares of the gap; and how fast losses fall at
-first: with the power 2, half of the way in bytes, counted in doublings, closes three quarters of the gap."""
+"""Standard deviations of the smooth part and of a candidate's own part, as shares of the gap; and the exponent of the
+prior loss. With the exponent 2, half of the way in log bytes closes three quarters of the gap."""
 ORDERED_SCALE, OTHER_SCALE = 0.7, 1.2
-"""Over which distance the smooth part changes: along an axis of amounts, whose length is 1; between two selectors."""
+"""Length scales of the smooth part: along an axis of amounts, which has length 1, and between two selectors."""
 
 
 @dataclass(frozen=True, eq=False)
 class Estimates:
-    """Losses of all candidates, as they look after screening.
+    """Estimated losses of all candidates after screening.
 
     Attributes:
         mean: ``(candidates,)``.
@@ -35,7 +35,7 @@ class Estimates:
     spread: np.ndarray
 
     def chance_below(self, limit: float) -> np.ndarray:
-        """The probability that each candidate's loss is below ``limit``."""
+        """Return the probability that each candidate's loss is below ``limit``."""
         from scipy import special
 
         chances: np.ndarray = special.ndtr((limit - self.mean) / self.spread)
@@ -43,12 +43,12 @@ class Estimates:
 
 
 def features(chosen: Sequence[Candidate], axes: Sequence[Axis]) -> np.ndarray:
-    """Candidates as points, ``(candidates, columns)``, scaled so that the smooth part changes over a distance of 1."""
+    """Return candidates as points, ``(candidates, columns)``, scaled by the length scales of the smooth part."""
     return columns([tuple(axis.place(one.fields) for axis in axes) for one in chosen], axes)
 
 
 def columns(places: Sequence[tuple[int, ...]], axes: Sequence[Axis]) -> np.ndarray:
-    """Places on axes as points, ``(places, columns)``."""
+    """Return places on axes as points, ``(places, columns)``."""
     parts = []
     for axis, along in zip(axes, zip(*places, strict=True), strict=True):
         values = np.array(along, float)
@@ -60,7 +60,7 @@ def columns(places: Sequence[tuple[int, ...]], axes: Sequence[Axis]) -> np.ndarr
 
 
 def prior(chosen: Sequence[Candidate], gap: float, full_bytes: float) -> np.ndarray:
-    """Losses of candidates before any trial, ``(candidates,)``."""
+    """Return the prior mean of the candidates' losses, ``(candidates,)``."""
     sizes = np.log(np.array([one.bytes_per_example for one in chosen]))
     low, high = sizes.min(), max(math.log(full_bytes), float(sizes.max()))
     place = (sizes - low) / (high - low) if high > low else np.ones(len(sizes))
@@ -69,7 +69,7 @@ def prior(chosen: Sequence[Candidate], gap: float, full_bytes: float) -> np.ndar
 
 
 def smoothness(points: np.ndarray) -> np.ndarray:
-    """How alike the smooth parts of two candidates are, ``(candidates, candidates)``, of :func:`features`."""
+    """Return the correlation of the smooth parts, ``(candidates, candidates)``, from :func:`features`."""
     alike: np.ndarray = np.exp(-0.5 * ((points[:, None, :] - points[None, :, :]) ** 2).sum(-1))
     return alike
 
@@ -82,15 +82,15 @@ def estimate(
     noise: float,
     common: float,
 ) -> Estimates:
-    """The losses of all candidates after some trials.
+    """Return the estimated losses of all candidates after some trials.
 
     Args:
-        alike: of :func:`smoothness`.
-        before: of :func:`prior`.
-        losses: candidate -> the mean score of full less the score of each of its trials.
-        gap: from *none* to full.
+        alike: correlations, from :func:`smoothness`.
+        before: prior means, from :func:`prior`.
+        losses: for each candidate, the mean score of full minus the score of each of its trials.
+        gap: the gap from *none* to full.
         noise: standard deviation of a trial's score.
-        common: that of the mean score of full, which all losses share.
+        common: standard deviation of the mean score of full, which all losses share.
     """
     scale = max(abs(gap), 2 * noise)
     covariance = (SMOOTH * scale) ** 2 * alike + np.eye(len(alike)) * (OWN * scale) ** 2

@@ -1,6 +1,6 @@
 """Tasks: from named data to batches of token ids.
 
-The names are imported when they are first used.
+Names are imported on first use, so that importing this package is cheap.
 """
 
 from typing import TYPE_CHECKING

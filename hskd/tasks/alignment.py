@@ -1,4 +1,4 @@
-"""A student's tokens and those of a teacher with another tokenizer, aligned by the characters that they stand for."""
+"""Alignment of a student's tokens with those of a teacher that has another tokenizer, by the characters they cover."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from hskd.tasks.token_cache import read_arrays, write_arrays
 from hskd.tasks.tokenized import CHUNK, TokenizedSplit, texts_sha256, tokenizer_fingerprint, word_starts_of
 
 _VERSION = 1
-"""Part of the key of cached alignments; raise it when the same texts are aligned in another way."""
+"""Part of the cache key of alignments. Increase it whenever the alignment of a text changes."""
 
 Span = tuple[int, int]
-"""The characters of a token: from the first to before the last; an empty one stands for none."""
+"""The characters of a token as ``(start, end)``, end excluded. An empty span means that the token covers no text."""
 
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
-    """Which of the teacher's tokens each of the student's ``M`` tokens learns from.
+    """The teacher tokens that each of the student's ``M`` tokens learns from.
 
     Attributes:
         teacher: the same examples in the teacher's tokens.
-        starts: ``(M + 1,)`` int64: token ``i`` learns from ``members[starts[i]:starts[i + 1]]``, their mean where there
-            are several. Where there are none, it has no target.
-        members: ``(P,)`` int32: places of the teacher's tokens in their example.
+        starts: ``(M + 1,)`` int64: token ``i`` learns from ``members[starts[i]:starts[i + 1]]``. Several members are
+            averaged. A token without members has no target.
+        members: ``(P,)`` int32: positions of teacher tokens within their example.
         student_tokenizer: fingerprint of the student's tokenizer.
-        teacher_tokenizer: fingerprint of the teacher's.
-        vocabulary: how many tokens the student's tokenizer has.
+        teacher_tokenizer: fingerprint of the teacher's tokenizer.
+        vocabulary: vocabulary size of the student's tokenizer.
     """
 
     teacher: TokenizedSplit
@@ -56,30 +56,30 @@ class Alignment:
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:
-        """``(M,)``: how many of the teacher's tokens each of the student's learns from."""
+        """``(M,)``: the number of teacher tokens that each student token learns from."""
         return np.diff(self.starts)
 
     @property
     def share(self) -> float:
-        """Share of the student's tokens that have a target."""
+        """The fraction of the student's tokens that have a target."""
         return float((self.counts > 0).mean())
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that stand for the teacher's tokens and for what learns from which."""
+        """16 hexadecimal digits that identify both tokenizers, the teacher's tokens and the alignment."""
         digest = hashlib.sha256(np.ascontiguousarray(self.starts, "<i8").data)
         digest.update(np.ascontiguousarray(self.members, "<i4").data)
         named = [self.student_tokenizer, self.teacher_tokenizer, self.teacher.fingerprint]
         return fingerprint([*named, digest.hexdigest()])
 
     def take(self, rows: NDArray[np.int64], tokens: NDArray[np.int64]) -> Alignment:
-        """That of the examples at ``rows``, whose tokens are the student's ``tokens``."""
+        """Return the alignment of the examples at ``rows``; ``tokens`` are the student's tokens of these examples."""
         counts = self.counts[tokens]
         members = self.members[ragged_rows(self.starts[tokens], counts)]
         return replace(self, teacher=self.teacher.take(rows), starts=_running(counts), members=members)
 
     def followed_by(self, other: Alignment) -> Alignment:
-        """That of these examples, then those of ``other``."""
+        """Return the alignment of these examples followed by those of ``other``."""
         return replace(
             self,
             teacher=self.teacher.followed_by(other.teacher),
@@ -88,12 +88,12 @@ class Alignment:
         )
 
     def describe(self) -> str:
-        """A sentence on how many tokens have a target, and from how many of the teacher's."""
+        """Return a sentence that says how many student tokens have a target, and from how many teacher tokens."""
         total, means = len(self.counts), int((self.counts > 1).sum())
         none = int((self.counts == 0).sum())
         return (
             f"the teacher has another tokenizer: {100 * self.share:.2f} % of the student's {total:,} tokens have a "
-            f"target ({total - none - means:,} one of the teacher's tokens, {means:,} the mean of several; "
+            f"target ({total - none - means:,} from one of the teacher's tokens, {means:,} from the mean of several; "
             f"{none:,} have none)"
         )
 
@@ -103,15 +103,15 @@ def _running(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def carried(states: TeacherStates, split: TokenizedSplit, rows: NDArray[np.int64]) -> TeacherStates:
-    """What a teacher says of its own tokens, told of the student's: of those that have a target, and no others.
+    """Return a teacher's states mapped from its own tokens to the student's tokens.
 
-    A token that learns from several of the teacher's gets the mean of their hidden states, of the attention that they
-    are paid, and of how much the prediction depends on them.
+    The result covers only student tokens that have a target. A token that learns from several teacher tokens gets the
+    mean of their hidden states, of the attention paid to them, and of the prediction's sensitivity to them.
 
     Args:
-        states: of the examples at ``rows``, in the teacher's tokens.
+        states: the states of the examples at ``rows``, in the teacher's tokens.
         split: the student's examples, aligned.
-        rows: which of them, ``(B,)``.
+        rows: ``(B,)`` indices of the examples.
     """
     alignment = split.aligned
     assert alignment is not None
@@ -156,25 +156,25 @@ def align(
     tokenizers: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase],
     cache: Path,
 ) -> dict[str, TokenizedSplit]:
-    """The student's splits, aligned with the teacher's.
+    """Return the student's splits, each aligned with the teacher's split.
 
-    A token of the student learns from the token of the teacher that ends at the same character. Where none does, it
-    learns from the mean of those that make up the shortest piece of text around it that both tokenizers cut out, at
-    most the word between white space. It has no target where the teacher has no token for its characters, or lacks a
-    part of that piece because its example is cut. ``[CLS]`` learns from the teacher's, ``[SEP]`` from the one behind
-    the same text.
+    A student token learns from the teacher token that ends at the same character. If there is none, it learns from the
+    mean of the teacher tokens in the shortest surrounding span whose ends are token boundaries of both tokenizers. That
+    span never exceeds the whitespace-delimited word. A student token has no target if no teacher token covers its
+    characters, or if truncation removed a teacher token of that span. ``[CLS]`` learns from the teacher's ``[CLS]``,
+    and ``[SEP]`` from the ``[SEP]`` after the same text.
 
     Args:
         data: the texts.
         student: the student's tokens of every split.
-        teacher: the teacher's.
-        tokenizers: that of the student, and that of the teacher.
-        cache: folder of what was tokenised before; alignments are kept there too.
+        teacher: the teacher's tokens of every split.
+        tokenizers: the student's tokenizer and the teacher's.
+        cache: folder of cached tokens; alignments are cached there too.
 
     Raises:
-        HskdError: a tokenizer does not say which characters its tokens stand for, or a word whose label is predicted
-            has a token of the student's and none of the teacher's.
-        CorruptionError: the cache is not what was written there.
+        HskdError: a tokenizer gives no character offsets, or a word with a predicted label has a student token but no
+            teacher token.
+        CorruptionError: a cached file differs from what was written.
     """
     for tokenizer in tokenizers:
         require_offsets(tokenizer)
@@ -215,10 +215,10 @@ def align(
 
 
 def differ(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> bool:
-    """Whether two tokenizers give other tokens of a text.
+    """Return whether two tokenizers turn a text into different tokens.
 
     Raises:
-        HskdError: one of them is slow, so that it can neither be compared with the other nor be aligned with it.
+        HskdError: one of them is slow, so that the two can be neither compared nor aligned.
     """
     require_offsets(student)
     require_offsets(teacher)
@@ -226,21 +226,21 @@ def differ(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -
 
 
 def require_offsets(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a slow tokenizer.
+    """Refuse a slow tokenizer, which gives no character offsets.
 
     Raises:
-        HskdError: says why.
+        HskdError: the tokenizer is slow.
     """
     if not tokenizer.is_fast:
         raise HskdError(
             f"{type(tokenizer).__name__} of {tokenizer.name_or_path!r} is a slow tokenizer: it does not say which "
-            "characters a token stands for, so its tokens cannot be aligned with another's. Use a model with a fast "
-            "one (a tokenizer.json)."
+            "characters a token stands for, so its tokens cannot be aligned with another tokenizer's. Use a model with "
+            "a fast tokenizer (a tokenizer.json)."
         )
 
 
 def _require_words(split: Split, student: TokenizedSplit, starts: NDArray[np.bool_], teacher: TokenizedSplit) -> None:
-    """Refuse words with a token of the student's and none of the teacher's: there would be nothing to learn."""
+    """Refuse words that have a student token but no teacher token: the student would have no target for them."""
     assert student.word_starts is not None
     asked, told = (
         np.add.reduceat(part.astype(np.int64), tokens.offsets[:-1])
@@ -290,23 +290,22 @@ class Example:
     """The tokens of one example.
 
     Attributes:
-        kept: of each token that is left where the example is cut: the text that it is of, from 0, and its place among
-            the tokens of that text; or -1 and the number of texts before it, for a token that the tokenizer adds.
-        spans: of each text, the characters of all of its tokens, of those that are cut off too.
-        is_cls: whether the first token is ``[CLS]``.
+        kept: for each token left after truncation, the index of its text and its position among the tokens of that
+            text. A token that the tokenizer adds has -1 and the number of texts before it.
+        spans: for each text, the characters of all its tokens, including those that truncation removes.
     """
 
     kept: tuple[tuple[int, int], ...]
     spans: tuple[tuple[Span, ...], ...]
 
     def words(self, text: str) -> list[int]:
-        """For each token that is left, the word that it begins, counted from 0, or -1 (the example has one text)."""
+        """Return the index of the word that each kept token begins, or -1. The example has a single text."""
         spans = [self.spans[0][place] if of >= 0 else (0, 0) for of, place in self.kept]
         return word_starts_of(text, spans, [of < 0 for of, _ in self.kept])
 
 
 def _encoded(texts: Sequence[list[str]], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Example]:
-    """The examples of parallel lists of texts, as ``tokenize`` cuts them."""
+    """Return the examples of parallel lists of texts, truncated as :func:`~hskd.tasks.tokenized.tokenize` does."""
     encodings = tokenizer(*texts, truncation=True, max_length=max_length, padding=False, verbose=False).encodings
     assert encodings is not None
     left = tokenizer.truncation_side == "left"
@@ -334,7 +333,7 @@ def _encoded(texts: Sequence[list[str]], tokenizer: PreTrainedTokenizerBase, max
 
 
 def align_example(texts: Sequence[str], student: Example, teacher: Example) -> list[tuple[int, ...]]:
-    """The places of the teacher's tokens that each of the student's learns from (see :func:`align`)."""
+    """Return the positions of the teacher tokens that each student token learns from (see :func:`align`)."""
     place_of = {token: place for place, token in enumerate(teacher.kept) if token[0] >= 0}
     by_text = [align_spans(text, *spans) for text, *spans in zip(texts, student.spans, teacher.spans, strict=True)]
     added: list[list[int]] = [[] for _ in range(len(texts) + 1)]
@@ -345,7 +344,7 @@ def align_example(texts: Sequence[str], student: Example, teacher: Example) -> l
     targets: list[tuple[int, ...]] = []
     for of, place in student.kept:
         if of < 0:
-            # Of two separators between texts, as RoBERTa's, the first belongs to the first.
+            # RoBERTa puts two separators between texts: the first one belongs to the first text.
             group = added[place]
             targets.append((group[min(taken[place], len(group) - 1)],) if group else ())
             taken[place] += 1
@@ -356,17 +355,17 @@ def align_example(texts: Sequence[str], student: Example, teacher: Example) -> l
 
 
 def align_spans(text: str, student: Sequence[Span], teacher: Sequence[Span]) -> list[tuple[int, ...]]:
-    """For each token of the student's, indices of the teacher's tokens that it learns from (see :func:`align`).
+    """Return the indices of the teacher tokens that each student token learns from (see :func:`align`).
 
     Args:
-        text: the text that both are of.
-        student: the characters of the student's tokens, in the order of the text.
-        teacher: those of the teacher's.
+        text: the text of both token sequences.
+        student: the characters of the student's tokens, in text order.
+        teacher: the characters of the teacher's tokens.
     """
     spans = [_stripped(text, span) for span in student]
     others = [(i, *_stripped(text, span)) for i, span in enumerate(teacher)]
     others = [(i, start, end) for i, start, end in others if start < end]
-    others.sort(key=lambda token: token[2])  # stable; they are in this order unless a normaliser moves characters
+    others.sort(key=lambda token: token[2])  # stable; this changes the order only if a normaliser moves characters
     ends = [end for _, _, end in others]
     last = {end: i for i, _, end in others}
     common = sorted({end for start, end in spans if start < end and end in last})
@@ -389,7 +388,7 @@ def align_spans(text: str, student: Sequence[Span], teacher: Sequence[Span]) -> 
 
 
 def _stripped(text: str, span: Span) -> Span:
-    """The characters of a token without white space around them, which some tokenizers count as part of it."""
+    """Return a token's characters without surrounding white space, which some tokenizers count as part of the token."""
     start, end = span
     while start < end and text[start].isspace():
         start += 1

@@ -1,4 +1,4 @@
-"""Augmented data: further sentences for the student, without labels; the teacher says what they are."""
+"""Augmented data: further unlabelled sentences for the student, which the teacher labels with its predictions."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ AUGMENTED = "augmented"
 
 
 def with_augmented(data: TaskData, file: Path) -> TaskData:
-    """A task with the sentences of ``file`` as a split of its own, without labels.
+    """Return the task with the sentences of ``file`` as an additional split, without labels.
 
-    The file is in one of :data:`~hskd.tasks.files.FORMATS` with the task's text columns, under the names that they
-    have in the task or, for GLUE, in its official files; other columns, labels too, are not looked at. A ``.tsv`` of
-    CoLA may lack the header, as the official one does. Or it is ``.txt``, one sentence a line, for a task of one text.
+    The file has one of the :data:`~hskd.tasks.files.FORMATS` and the task's text columns. They are named as in the task
+    or, for GLUE, as in its official files. Other columns, including labels, are ignored. A ``.tsv`` file for CoLA may
+    lack the header, as the official file does. For a task with one text, a ``.txt`` file with one sentence per line
+    works too.
 
-    Left out, and counted in a warning: what occurs in another split than ``train`` (a student must not train on what it
-    is scored on), and what occurs in ``train`` or earlier in the file. Texts are compared without case and white space.
+    A sentence is left out, and counted in a warning, if it occurs in any split except ``train``, because a student must
+    not train on test data. It is also left out if it occurs in ``train`` or earlier in the file. The comparison
+    ignores case and white space.
 
     Raises:
         HskdError: the file cannot be read, a row has no text, or no sentence is left.
@@ -53,7 +55,7 @@ def with_augmented(data: TaskData, file: Path) -> TaskData:
         raise HskdError(f"{file}: no sentence is left that is not in the splits of task {task.name} already.")
     kept = [[column[row] for row in rows] for column in texts]
     train = data.splits["train"]
-    # Together with train's, so that no two of the examples that a student trains on have one id.
+    # Ids are derived together with those of train, because a student trains on both and needs unique ids.
     ids = example_ids([[*real, *extra] for real, extra in zip(train.texts, kept, strict=True)])[len(train) :]
     source = FileRows(str(file), rows)
     return replace(data, splits=data.splits | {AUGMENTED: Split(AUGMENTED, tuple(kept), None, ids, source)})
@@ -64,7 +66,7 @@ def _key(fields: Sequence[str]) -> tuple[str, ...]:
 
 
 def _read(file: Path, data: TaskData) -> list[list[str]]:
-    """One list of texts for each text column of the task."""
+    """Return one list of texts for each text column of the task."""
     task, glue = data.task, GLUE_TASKS.get(data.task.name)
     if not file.is_file():
         raise HskdError(f"{file}: no such file; expected augmented sentences of task {task.name}.")
@@ -94,7 +96,7 @@ def _read(file: Path, data: TaskData) -> list[list[str]]:
 
 
 def _first_in(names: list[tuple[str, ...]], there: Sequence[str]) -> tuple[str, ...]:
-    """The first of ``names`` that a file has; the first of all where it has none, for the message."""
+    """Return the first of ``names`` that a file has, or ``names[0]`` for the error message if it has none."""
     return next((columns for columns in names if set(columns) <= set(there)), names[0])
 
 

@@ -1,4 +1,4 @@
-"""Which examples go together in a batch, and in what order: functions of a seed and an epoch, nothing else."""
+"""Batch composition and order, as functions of a seed and an epoch alone."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 HEAD_INPUTS = (*MODEL_INPUTS, "words")
 
 CHUNK_BATCHES = 50
-"""Batches' worth of shuffled examples that are sorted by length together, as Trainer's ``group_by_length`` has it."""
+"""Number of batches whose shuffled examples are sorted by length together, as in the Trainer's ``group_by_length``."""
 
 
 def model_inputs(batch: Mapping[str, torch.Tensor], device: torch.device | None = None) -> dict[str, torch.Tensor]:
-    """The part of a batch that a model takes, on ``device`` if one is given; ids and labels stay behind."""
+    """Return the tensors of a batch that a model takes, moved to ``device`` if given; ids and labels are left out."""
     return {name: batch[name].to(device) for name in MODEL_INPUTS if name in batch}
 
 
 def head_inputs(batch: Mapping[str, torch.Tensor], device: torch.device | None = None) -> dict[str, torch.Tensor]:
-    """The part of a batch that a model and its head take: :func:`model_inputs`, and which tokens begin words."""
+    """Return the tensors that a model and its head take: those of :func:`model_inputs`, and the word starts."""
     return {name: batch[name].to(device) for name in HEAD_INPUTS if name in batch}
 
 
 def is_padded(batch: Mapping[str, torch.Tensor]) -> bool:
-    """Whether a batch has pads. Ask while it is on the CPU: a GPU would have to be waited for."""
+    """Return whether a batch has pads. Call it while the batch is on the CPU: on a GPU it would synchronise."""
     return not bool(batch["attention_mask"].all())
 
 
 def bucketed_batches(lengths: NDArray[np.integer], batch_size: int, seed: int, epoch: int) -> list[Indices]:
-    """Random batches of examples of similar length.
+    """Return random batches of examples of similar length.
 
-    Shuffle, cut into chunks of ``CHUNK_BATCHES`` batches, sort each chunk by length, cut it into batches, shuffle
-    the batches. Every example comes exactly once. Where ``batch_size`` does not divide N, the last of the shuffled
-    examples make a short batch, which stays last.
+    The examples are shuffled and split into chunks of ``CHUNK_BATCHES`` batches. Each chunk is sorted by length and
+    split into batches, and then the batches are shuffled. Every example occurs exactly once. If ``batch_size`` does not
+    divide N, the last of the shuffled examples form a short batch, which stays last.
 
     Args:
         lengths: (N,) tokens of each example.
         batch_size: examples in a batch.
-        seed: not negative.
-        epoch: from 0.
+        seed: a number that is not negative.
+        epoch: counted from 0.
 
     Returns:
         ceil(N / batch_size) arrays of int64 indices.
@@ -71,7 +71,7 @@ def bucketed_batches(lengths: NDArray[np.integer], batch_size: int, seed: int, e
 
 
 def sequential_batches(lengths: NDArray[np.integer], batch_size: int) -> list[Indices]:
-    """All examples in the order of their length (ties in row order), for evaluation and extraction.
+    """Return batches of all examples sorted by length (ties in row order), for evaluation and extraction.
 
     Args:
         lengths: (N,) tokens of each example.
@@ -86,12 +86,12 @@ def sequential_batches(lengths: NDArray[np.integer], batch_size: int) -> list[In
 
 @dataclass(frozen=True)
 class Deal:
-    """Who takes what of a batch: by default one process takes it whole.
+    """How a batch is divided among processes and accumulation steps. By default, one process takes it whole.
 
     Attributes:
-        accumulate: shares of each process, one after the other.
-        process: the process that takes, from 0.
-        processes: how many there are.
+        accumulate: shares of a batch that each process takes, one after the other (gradient accumulation).
+        process: index of this process, from 0.
+        processes: number of processes.
     """
 
     accumulate: int = 1
@@ -103,10 +103,10 @@ WHOLE = Deal()
 
 
 class Share(list[int]):
-    """Rows that one process takes at a time, and the part of a whole batch that they are, between 0 and 1.
+    """Rows that one process takes at a time, with ``part``, their fraction of the whole batch (0 to 1).
 
-    ``draw`` is a number that looks random and depends on the seed and the step alone: what is drawn for a batch is
-    drawn by it. All shares of a batch have the same.
+    ``draw`` is a pseudo-random number that depends on the seed and the step alone and is the same for all shares of a
+    batch. It seeds every random choice made for the batch.
     """
 
     def __init__(self, rows: Iterable[int], part: float = 1.0, draw: int = 0) -> None:
@@ -116,23 +116,23 @@ class Share(list[int]):
 
 
 def shares(batch: Indices, deal: Deal, draw: int = 0) -> list[Share]:
-    """What one process takes of a batch, in shares.
+    """Return the part of a batch that one process takes, as a list of shares.
 
-    The batch is cut in the order of its rows, which is that of their lengths, and each piece is dealt out, so that
-    processes have about as much to do. Over all processes, every row is in one share. Where there are fewer rows than
-    shares, some hold a row that counts for nothing (their part is 0): a process has to take every step.
+    The batch is split in row order, which is order of length, and each piece is dealt out among the processes, so that
+    all have about the same work. Over all processes, every row is in exactly one share. If there are fewer rows than
+    shares, some shares hold a row with weight 0 (``part`` is 0), because every process has to take every step.
 
     Args:
         batch: (B,) rows, at least one.
-        deal: says which process, of how many, and in how many shares.
-        draw: the number of the batch that its shares tell.
+        deal: the process, the number of processes, and the number of shares.
+        draw: the ``draw`` of every share of this batch.
     """
     rows_by_share = [piece[deal.process :: deal.processes] for piece in np.array_split(batch, deal.accumulate)]
     return [Share((rows if len(rows) else batch[:1]).tolist(), len(rows) / len(batch), draw) for rows in rows_by_share]
 
 
 class BucketedBatchSampler(Sampler[list[int]]):
-    """:func:`bucketed_batches` of the epoch that was set last (0 at first), as a torch batch sampler."""
+    """A torch batch sampler that yields :func:`bucketed_batches` of the epoch last set (initially 0)."""
 
     def __init__(
         self,
@@ -146,13 +146,13 @@ class BucketedBatchSampler(Sampler[list[int]]):
     ) -> None:
         """See :func:`bucketed_batches` and :func:`shares`.
 
-        Epochs are counted from ``first_epoch``; with ``whole_only``, a short batch is left out. An epoch has as many
-        batches as one of ``epoch_examples`` would have: of fewer examples, those of pass after pass.
+        Epochs are counted from ``first_epoch``. With ``whole_only``, a short batch is left out. An epoch has as many
+        batches as ``epoch_examples`` examples would fill. If there are fewer examples, an epoch takes several passes.
         """
         self.lengths = lengths
         self.epoch_examples = len(lengths) if epoch_examples is None else epoch_examples
         self.whole_only = whole_only
-        # accelerate reads it when it prepares a loader.
+        # accelerate reads this attribute when it prepares a loader.
         self.batch_size = batch_size
         self.seed = seed
         self.first_epoch = first_epoch
@@ -160,11 +160,11 @@ class BucketedBatchSampler(Sampler[list[int]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """The next iteration gives this epoch's batches."""
+        """Set the epoch whose batches the next iteration yields."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Shares in an epoch."""
+        """Return the number of shares in an epoch."""
         return self._batches(self.epoch_examples) * self.deal.accumulate
 
     def _batches(self, examples: int) -> int:
@@ -172,10 +172,10 @@ class BucketedBatchSampler(Sampler[list[int]]):
         return full + bool(short and not self.whole_only)
 
     def __iter__(self) -> Iterator[Share]:
-        """This process's shares of the batches of the epoch that is set.
+        """Yield this process's shares of the batches of the current epoch.
 
-        Each epoch advances torch's generator by one draw, however many workers read the batches. A loader would do it
-        itself, but only where it starts workers anew; the dropout of every recorded trial comes after this draw.
+        Each epoch advances torch's generator by one draw, regardless of the number of workers. A ``DataLoader`` makes
+        this draw only when it starts new workers. The dropout of every recorded trial comes after this draw.
         """
         torch.empty((), dtype=torch.int64).random_()
         in_epoch, in_pass = self._batches(self.epoch_examples), self._batches(len(self.lengths))
@@ -184,16 +184,16 @@ class BucketedBatchSampler(Sampler[list[int]]):
         for step in range(first, first + in_epoch):
             number, place = divmod(step, in_pass)
             if not batches or place == 0:
-                # The short one, which may be left out, is the last.
+                # whole_only leaves out the short batch, which is the last of a pass.
                 batches = bucketed_batches(self.lengths, self.batch_size, self.seed, number)
             yield from shares(batches[place], self.deal, int(mix(self.seed, step)) >> 1)
 
 
 class BatchDataset(Dataset[dict[str, Any]]):
-    """A tokenised split as a torch data set of whole batches; :func:`batch_loader` loads them.
+    """A tokenised split as a torch data set of whole batches, for :func:`batch_loader`.
 
-    A batch holds what :meth:`~hskd.tasks.TokenizedSplit.collate` gives, and ``share``, the part of a whole batch that
-    it is, ``draw``, the number by which what is drawn for it is drawn, and ``padded``, whether it has pads.
+    A batch holds the tensors of :meth:`~hskd.tasks.TokenizedSplit.collate` and three more entries: ``share``, its
+    fraction of the whole batch; ``draw``, which seeds the random choices for it; and ``padded``, whether it has pads.
 
     Args:
         split: the examples.
@@ -206,15 +206,15 @@ class BatchDataset(Dataset[dict[str, Any]]):
         self.split = split
 
     def __len__(self) -> int:
-        """Examples."""
+        """Return the number of examples."""
         return len(self.split)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        """A batch of one example."""
+        """Return a batch of one example."""
         return self.__getitems__([row])
 
     def __getitems__(self, rows: list[int]) -> dict[str, Any]:
-        """The batch of these rows: what a ``DataLoader`` asks for."""
+        """Return the batch of these rows; a ``DataLoader`` calls this method."""
         batch: dict[str, Any] = self.split.collate(rows)
         share = rows if isinstance(rows, Share) else Share(rows)
         return {**batch, "share": share.part, "draw": share.draw, "padded": is_padded(batch)}
@@ -223,20 +223,20 @@ class BatchDataset(Dataset[dict[str, Any]]):
 def batch_loader(
     dataset: BatchDataset, sampler: BucketedBatchSampler, device: torch.device, workers: int = 0
 ) -> DataLoader[Any]:
-    """A loader of whole batches on ``device``, whose ``set_epoch`` reaches the sampler.
+    """Return a loader of whole batches on ``device``; its ``set_epoch`` is passed on to the sampler.
 
-    It is one batch ahead: the next batch is on its way to the device before a step begins. The batches, and what is
-    drawn during training, do not depend on ``workers``.
+    The loader works one batch ahead: the next batch is already on its way to the device when a step begins. Neither
+    the batches nor the random numbers drawn during training depend on ``workers``.
 
     Args:
         dataset: makes the batches.
-        sampler: says which rows are in a batch.
-        device: where the batches are wanted. Those that workers read for a GPU come through pinned memory.
-        workers: processes that read; ignored where the data set cannot be read in one.
+        sampler: gives the rows of each batch.
+        device: where the batches go. Batches for a GPU pass through pinned memory if workers can read the data set.
+        workers: number of worker processes; ignored if the data set cannot be read in worker processes.
     """
     workers = workers if dataset.in_workers else 0
     if workers:
-        # Workers do not tokenise. Unless this is set, the library warns about every fork.
+        # Workers do not tokenise, but without this setting the tokenizers library warns about every fork.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     loader = DataLoader(
         dataset,
@@ -245,9 +245,9 @@ def batch_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=dataset.in_workers and device.type == "cuda",
-        generator=torch.Generator(),  # Not the global one, of which only the sampler takes a draw.
+        generator=torch.Generator(),  # Not the global generator: only the sampler may draw from that.
     )
-    # The sampler has dealt the batches out among processes already.
+    # The sampler has already divided the batches among the processes.
     return prepare_data_loader(  # type: ignore[no-any-return]
         loader, device, num_processes=1, process_index=0, put_on_device=True, non_blocking=True
     )

@@ -1,4 +1,4 @@
-"""What may be said of a task beside its data. This module is light: the command line's help needs no more."""
+"""Choices that a user may make about a task. This module imports nothing heavy, so that ``--help`` stays fast."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ LabelType = Literal["classification", "regression", "multilabel"]
 LABEL_TYPES: tuple[LabelType, ...] = ("classification", "regression", "multilabel")
 
 MAX_TOKENS = 2**16 - 1
-"""Tokens of one example that a store can count: lengths and positions take 16 bits."""
+"""The most tokens that an example in a store can have: lengths and positions take 16 bits."""

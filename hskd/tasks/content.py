@@ -1,4 +1,4 @@
-"""Fingerprints of labelled examples: what a split's own fingerprint leaves out is what a result may depend on, too."""
+"""Fingerprints of labelled examples. They add the labels and metrics, which a split's own fingerprint leaves out."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 
 def labelled(head: Head, split: TokenizedSplit) -> str:
-    """16 hexadecimal digits that stand for a split's examples in their order, their labels, and what these mean."""
+    """Return 16 hexadecimal digits that identify a split's examples, their order, their labels and the label names."""
     return fingerprint([split.fingerprint, head.kind, list(head.label_names), _labels(split.labels)])
 
 
 def scored(head: Head, split: TokenizedSplit) -> str:
-    """16 hexadecimal digits that stand for all that the scores on a split depend on, but the model."""
+    """Return 16 hexadecimal digits that identify everything a score on a split depends on, apart from the model."""
     return fingerprint([labelled(head, split), list(head.metric_names)])
 
 
 def used_tokens(splits: Iterable[TokenizedSplit]) -> list[NDArray[np.int32]]:
-    """All token ids that batches of the splits may have: those of their texts, and the pads between them."""
+    """Return all token ids that batches of the splits can contain: those of the texts, and the pads."""
     token_ids: list[NDArray[np.int32]] = []
     for split in splits:
         token_ids += [split.input_ids, np.array([split.pad_id], np.int32)]

@@ -1,4 +1,4 @@
-"""``custom``: a user's own examples, in files or on the hub."""
+"""``custom``: your own examples, in files or on the hub."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ TEXTS = (
     ("question1", "question2"),
     ("question", "sentence"),
 )
-"""Columns of texts that are known by their names."""
+"""Text columns that are recognised by name."""
 LABELS = ("label", "labels", "category", "intent", "class")
-"""Columns of labels that are known by their names."""
+"""Label columns that are recognised by name."""
 CUSTOM_TASK = Task(
     name="custom",
     text_columns=("text",),
@@ -35,7 +35,7 @@ CUSTOM_TASK = Task(
     hsk_epochs=10,
     max_length=128,
 )
-"""What is known of such a task before its data is."""
+"""The properties of a custom task before its data is loaded."""
 
 
 def load_custom(
@@ -47,29 +47,33 @@ def load_custom(
 ) -> TaskData:
     """Load a user's own task.
 
-    ``data`` is a folder with ``train`` and ``dev`` (or ``validation``) and, if you like, ``test`` files, in any of
-    :data:`~hskd.tasks.files.FORMATS`; one such file; or a data set of the hub
-    (see :func:`~hskd.tasks.source.read_tables`). Splits without a file of their own are cut by content
-    (see :func:`~hskd.tasks.source.splits_of`): of one file, about 80/10/10 %.
+    ``data`` is a folder, a single file, or a data set of the hub (see :func:`~hskd.tasks.source.read_tables`). A folder
+    has ``train`` and ``dev`` (or ``validation``) files and, optionally, a ``test`` file, in any of the
+    :data:`~hskd.tasks.files.FORMATS`. Splits without a file of their own are selected by content
+    (see :func:`~hskd.tasks.source.splits_of`): a single file is split about 80/10/10 %.
 
-    ``train``'s labels say what the task is, unless ``label_type`` does. Whole numbers make a classification (classes in
-    ascending order), and so do texts (sorted) and columns of the type ``ClassLabel`` in files of ``datasets``; numbers
-    with a point make a regression, unless they are two whole ones, such as 0.0 and 1.0. Lists of labels make a
-    multi-label task (see :func:`~hskd.tasks.multilabel.read_multilabel`). Labels stay as they are written: ``007`` is
-    not ``7``. In CSV and TSV files, labels are numbers if all of ``train``'s look so. A test file may lack the label
-    column. Rows in messages count from 0.
+    The labels of ``train`` determine the kind of task, unless ``label_type`` does:
+
+    * Whole numbers make a classification, with classes in ascending order.
+    * Texts make a classification, with sorted classes. So do columns of the type ``ClassLabel`` in files of
+      ``datasets``.
+    * Numbers with a decimal point make a regression, unless there are just two and both are whole, such as 0.0 and 1.0.
+    * Lists of labels make a multi-label task (see :func:`~hskd.tasks.multilabel.read_multilabel`).
+
+    Labels keep their spelling: ``007`` is not ``7``. In CSV and TSV files, labels are numbers if all labels of
+    ``train`` look like numbers. A test file may lack the label column. Messages count rows from 0.
 
     Args:
-        data: the file, folder or name.
-        text_columns: one or two [default: the only ones that can be meant].
-        label_column: of labels, or with ``multilabel`` several, separated by commas [default: the only one that can be
-            meant].
-        label_type: what the labels are [default: as they look].
+        text_columns: one or two names [default: inferred, if unambiguous].
+        label_column: the column of labels; with ``multilabel``, possibly several, separated by commas [default:
+            inferred, if unambiguous].
+            by name, if unambiguous].
+        label_type: the kind of labels [default: inferred from train].
         task: name, epochs and length.
 
     Raises:
-        HskdError: a file or column is missing, a text or label is missing, labels are of two kinds, or a label is not
-            among ``train``'s.
+        HskdError: a file, column, text or label is missing; labels are of two kinds; or a label is not among those of
+            ``train``.
     """
     if data is None:
         raise HskdError(f"Task {task.name} needs --data: a file, a folder with train and dev files, or a hub name.")
@@ -99,7 +103,7 @@ def _texts(split: Split) -> Iterable[Sequence[str]]:
 def _read_labels(
     tables: dict[str, Table], train: Table, column: str, label_type: LabelType | None
 ) -> tuple[Head, dict[str, list[Any] | None], str]:
-    """The head of a column of labels, the labels of each table as it takes them, and what made it so."""
+    """Return the head for a column of labels, each table's labels in the head's form, and the reason for that head."""
     columns = {name: LabelColumn.of(table, column, name == "test") for name, table in tables.items()}
     of_train = next(labels for name, labels in columns.items() if tables[name] is train)
     assert of_train is not None

@@ -1,4 +1,4 @@
-"""Read tables from a user's own files: CSV, TSV, JSON and Parquet, whatever is in them."""
+"""Read tables from a user's own files: CSV, TSV, JSON and Parquet. Any content must give a table or a clear error."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ if TYPE_CHECKING:
 
 COMPRESSED = ".gz"
 FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".json.gz")
-"""Endings of the files that are read."""
+"""File name endings that can be read."""
 
 _LARGEST_RATIO = 200
-"""A compressed text that grows by more than this is no text: prose shrinks to a third, repeated lines to a tenth."""
+"""The largest believable expansion of compressed text: prose shrinks to a third, repeated lines to a tenth."""
 _ALWAYS_EXPANDED = 64 * 2**20
 _ROWS_A_BYTE = 100
-"""A Parquet file with more rows a byte than this repeats one row."""
+"""The largest believable number of rows per byte of a Parquet file: a file with more repeats one row."""
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A file's columns, made into lists when they are asked for.
+    """The columns of a file, converted to lists on access.
 
     Attributes:
-        file: where they lie.
-        names: of the columns, in the file's order.
-        rows: how many.
-        get: gives a column's values: strings in CSV and TSV files, with None for an empty field.
-        is_text: every value is text, as in CSV and TSV files, so that ``1`` may be a number.
-        class_names: names of the classes of the columns that a schema of ``datasets`` declares as ``ClassLabel``, or as
-            lists of them.
+        file: path of the file.
+        names: column names, in file order.
+        rows: number of rows.
+        get: returns a column's values. In CSV and TSV files these are strings, with None for an empty field.
+        is_text: whether every value is text, as in CSV and TSV files, so that ``1`` may be a number.
+        class_names: class names of the columns that a schema of ``datasets`` declares as ``ClassLabel`` or as lists of
+            ``ClassLabel``.
     """
 
     file: Path
@@ -54,10 +54,10 @@ class Table:
     class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def column(self, name: str) -> list[Any]:
-        """The values of a column, one for each row.
+        """Return the values of a column, one for each row.
 
         Raises:
-            HskdError: there is no such column, or there are several.
+            HskdError: there is no column of this name, or more than one.
         """
         if name not in self.names:
             raise HskdError(f"{self.file}: no column {short_repr(name)}; it has {listed(self.names)}.")
@@ -68,10 +68,10 @@ class Table:
         return self.get(name)
 
     def texts(self, names: Sequence[str]) -> list[list[str]]:
-        """The columns ``names``, each a list of texts.
+        """Return the columns ``names``, each as a list of texts.
 
         Raises:
-            HskdError: there is no such column, or a row of it has no text.
+            HskdError: a column is missing, or a row of it has no text.
         """
         columns = [self.column(name) for name in names]
         for name, values in zip(names, columns, strict=True):
@@ -86,7 +86,7 @@ class Table:
 
 
 def fault_of(text: str) -> str | None:
-    """What keeps a string from being text: half of a surrogate pair, which no encoding can write."""
+    """Return what makes a string invalid text: a lone surrogate, which no encoding can write. None if it is valid."""
     if text.isascii():
         return None
     try:
@@ -100,7 +100,7 @@ def fault_of(text: str) -> str | None:
 
 
 def short_repr(value: object) -> str:
-    """A value for a message: as Python writes it, and short."""
+    """Return a short ``repr`` of a value, for messages."""
     if isinstance(value, str):
         return repr(value) if len(value) <= _SHORT.maxstring else f"{value[: _SHORT.maxstring]!r}..."
     try:
@@ -110,26 +110,26 @@ def short_repr(value: object) -> str:
 
 
 def listed(names: Iterable[str], most: int = 20) -> str:
-    """Names for a message, as a list of at most ``most``."""
+    """Return names as a list of at most ``most`` entries, for messages."""
     names = list(names)
     more = f", and {len(names) - most:,} more" if len(names) > most else ""
     return f"[{', '.join(map(short_repr, names[:most]))}{more}]"
 
 
 def ending(path: Path) -> str:
-    """The ending of a file's name that says its format, such as ``.csv`` or ``.csv.gz``, in lower case."""
+    """Return the ending of a file name that gives its format, such as ``.csv`` or ``.csv.gz``, in lower case."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     return "".join(suffixes) if suffixes[-1:] == [COMPRESSED] else "".join(suffixes[-1:])
 
 
 def read_table(path: Path, kind: str | None = None) -> Table:
-    """The table in a file of one of the :data:`FORMATS`: that of its name, or ``kind``.
+    """Read the table in a file of one of the :data:`FORMATS`, given by ``kind`` or else by the file name.
 
-    ``.csv`` is read as Excel and pandas write it, ``.tsv`` as GLUE has it: no field is quoted, and a row is a line.
-    ``.jsonl`` has an object on every line; ``.json`` is an array of objects, or has one on every line. Text is UTF-8.
+    ``.csv`` is read as Excel and pandas write it. ``.tsv`` is read as in GLUE: fields are not quoted, and every line is
+    a row. ``.jsonl`` has one object per line. ``.json`` is an array of objects, or has one per line. Text is UTF-8.
 
     Raises:
-        HskdError: it is of another format, cannot be read, is damaged, or has no rows.
+        HskdError: the file has another format, cannot be read, is damaged, or has no rows.
     """
     import pyarrow as pa
 
@@ -149,7 +149,7 @@ def read_table(path: Path, kind: str | None = None) -> Table:
             try:
                 table = _read_parquet(path)
             except UnicodeDecodeError as error:
-                raise HskdError(f"{path}: is damaged: a name of it is not UTF-8 ({error.reason}).") from None
+                raise HskdError(f"{path}: is damaged: a name in it is not UTF-8 ({error.reason}).") from None
         else:
             table = readers[kind.removesuffix(COMPRESSED)](path, read_text(path))
     except (OSError, pa.ArrowException) as error:
@@ -160,10 +160,10 @@ def read_table(path: Path, kind: str | None = None) -> Table:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, decompressed where its name ends in ``.gz``, without a byte order mark.
+    """Return the text of a file without a byte order mark; a file whose name ends in ``.gz`` is decompressed.
 
     Raises:
-        HskdError: it cannot be read, is not UTF-8, or not what ``gzip`` writes.
+        HskdError: the file cannot be read, is not UTF-8, or is not a whole gzip file.
     """
     try:
         content = _decompressed(path) if ending(path).endswith(COMPRESSED) else path.read_bytes()
@@ -187,8 +187,8 @@ def _decompressed(path: Path) -> bytes:
         raise HskdError(f"{path}: is not a whole gzip file ({error}).") from None
     if len(content) > limit:
         raise HskdError(
-            f"{path}: grows to more than {limit:,} bytes, {_LARGEST_RATIO} times its size; decompress it yourself if "
-            "that is right."
+            f"{path}: grows to more than {limit:,} bytes, {_LARGEST_RATIO} times its size, when decompressed. If the "
+            "file is right, decompress it yourself."
         )
     return content
 
@@ -197,7 +197,7 @@ def _read_csv(path: Path, text: str) -> Table:
     rows: list[list[str]] = []
     header: list[str] | None = None
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    limit = csv.field_size_limit(len(text) + 1)  # a text may be as long as it likes
+    limit = csv.field_size_limit(len(text) + 1)  # a text may have any length
     start = 1
     try:
         for fields in reader:
@@ -221,7 +221,7 @@ def _read_csv(path: Path, text: str) -> Table:
 
 
 def _read_tsv(path: Path, text: str) -> Table:
-    # Other separators of lines occur inside texts.
+    # Only "\n" ends a row: other line separators occur inside texts.
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     header = tuple(lines[0].split("\t"))
     rows: list[list[str]] = []
@@ -238,7 +238,7 @@ def _read_tsv(path: Path, text: str) -> Table:
 
 
 def _of_rows(path: Path, header: tuple[str, ...], rows: list[list[str]]) -> Table:
-    # These formats have no null; what they have instead is an empty field.
+    # These formats have no null, so an empty field stands for a missing value.
     return Table(path, header, len(rows), lambda name: _field(rows, header.index(name)), is_text=True)
 
 
@@ -247,7 +247,7 @@ def _field(rows: list[list[str]], place: int) -> list[Any]:
 
 
 def unquoted(value: str) -> str:
-    """A field as it was before Python's ``csv`` wrote it: official files quote nothing, but those made from them do."""
+    """Return a field without the quotes of Python's ``csv``. Official files have none; files made from them may."""
     inner = value[1:-1]
     quoted = value[:1] == value[-1:] == '"' and '""' in inner and '"' not in inner.replace('""', "")
     return inner.replace('""', '"') if quoted else value
@@ -269,7 +269,7 @@ def _read_json(path: Path, text: str) -> Table:
 
 
 def _parsed(path: Path, text: str, line: int | None = None) -> Any:
-    """JSON as Python has it; ``line`` is the only one that ``text`` stands on."""
+    """Parse JSON; ``line`` is the line number of ``text`` if that is a single line of the file."""
     where = str(path) if line is None else f"{path}, line {line}"
     try:
         return json.loads(text, object_pairs_hook=_unique)
@@ -278,13 +278,13 @@ def _parsed(path: Path, text: str, line: int | None = None) -> Any:
         raise HskdError(f"{at}: not JSON ({error.msg} at column {error.colno}).") from None
     except RecursionError:
         raise HskdError(f"{where}: nested too deep; expected an object with texts and labels.") from None
-    except ValueError as error:  # Python reads numbers of up to 4,300 digits
+    except ValueError as error:  # Python refuses to parse a number of more than 4,300 digits
         cause = str(error) if isinstance(error, _Repeated) else "a number has too many digits"
         raise HskdError(f"{where}: {cause}.") from None
 
 
 class _Repeated(ValueError):
-    """A JSON object names a field twice."""
+    """A JSON object contains a field twice."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -309,7 +309,7 @@ def _of_objects(path: Path, rows: list[dict[str, Any]]) -> Table:
 def _read_parquet(path: Path) -> Table:
     import pyarrow.parquet as pq
 
-    # From an open file: given a path, Arrow would read columns out of the names of folders.
+    # Pass an open file: given a path, Arrow would add columns inferred from folder names.
     with path.open("rb") as opened, pq.ParquetFile(opened) as file:
         rows, size = file.metadata.num_rows, path.stat().st_size
         if rows > 10_000 + _ROWS_A_BYTE * size:
@@ -337,19 +337,19 @@ def _pythonic(path: Path, table: pa.Table, name: str) -> list[Any]:
 
 
 def _class_names(metadata: dict[bytes, bytes]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The columns that ``datasets`` declares as ``ClassLabel`` in the metadata of a Parquet file."""
+    """Yield the columns that the metadata of a Parquet file declares as ``ClassLabel`` for ``datasets``."""
     try:
         info = json.loads(metadata[b"huggingface"])["info"]
     except (KeyError, TypeError, ValueError, RecursionError):
-        return  # not written by datasets: the column holds whole numbers
+        return  # not written by datasets, so the column holds plain whole numbers
     yield from class_names_of(info)
 
 
 def class_names_of(info: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The columns that ``datasets`` declares as ``ClassLabel``, or lists of them, with the names of their classes.
+    """Yield the columns that ``datasets`` declares as ``ClassLabel`` or as lists of it, with their class names.
 
     Args:
-        info: a data set's description as JSON, with ``features``; anything else declares nothing.
+        info: a data set's description as JSON, with ``features``. Anything else yields nothing.
     """
     try:
         for name, feature in info["features"].items():

@@ -1,4 +1,4 @@
-"""What a column of labels means: classes, or numbers to come close to."""
+"""The meaning of a label column: classes, or numbers to predict."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from hskd.heads import Head, MultiLabel, Reranking, SequenceClassification, Sequ
 from hskd.tasks.choices import LABEL_TYPES, LabelType
 from hskd.tasks.files import Table, fault_of, listed, short_repr
 
-# ASCII alone: other digits are characters of a name. No two parts match the same digits, so that no text takes long.
+# ASCII digits only: other digits are characters of a name. No two parts of a pattern match the same digits, which rules
+# out quadratic matching time.
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _MISSING = frozenset(("nan", "na", "n/a", "<na>", "#n/a", "null", "none", "-", "?"))
-"""What stands in a column of numbers where one is missing."""
+"""Placeholders for a missing value in a column of numbers."""
 _LARGEST = 3.4028234663852886e38
-"""The largest number that float32 holds: a regression learns in it."""
+"""The largest float32: a regression's labels are float32."""
 _DIGITS = 4000
-"""Python reads whole numbers of up to 4,300 digits."""
+"""The most digits of a label. Python refuses to parse whole numbers of more than 4,300 digits."""
 _UNEVEN = 10
-"""How many times as common as the rarest class the commonest is where this is worth a word."""
+"""Report uneven classes if the most common class is at least this many times as common as the rarest."""
 _CHOOSE = "--label-type (label_type) decides otherwise"
 
 
 @dataclass(frozen=True)
 class LabelMeaning:
-    """What the labels of a task are.
+    """The meaning of a task's labels.
 
     Attributes:
         names: the classes in the order of their indices; None for a regression.
-        why: what made it so, for people.
+        why: the reason for this reading, for messages.
     """
 
     names: tuple[str, ...] | None
@@ -49,12 +50,12 @@ class LabelMeaning:
 
 @dataclass(frozen=True, eq=False)
 class LabelColumn:
-    """The labels of one file, as the file has them.
+    """The labels of one file, as written in the file.
 
     Attributes:
         table: the file.
-        name: of the column.
-        values: one for each row: str, int or float, and none of them missing.
+        name: column name.
+        values: one value for each row: str, int or float. No value is missing.
     """
 
     table: Table
@@ -63,10 +64,10 @@ class LabelColumn:
 
     @classmethod
     def of(cls, table: Table, name: str, may_lack: bool) -> LabelColumn | None:
-        """Read the column; None where ``may_lack`` and it is absent, empty, or -1 throughout, as ``datasets`` writes.
+        """Read the column. Return None if ``may_lack`` and it is absent, empty, or -1 throughout, as in ``datasets``.
 
         Raises:
-            HskdError: there is no such column, or a row of it has no label.
+            HskdError: the column is missing, or a row of it has no valid label.
         """
         if may_lack and name not in table.names:
             return None
@@ -87,7 +88,7 @@ class LabelColumn:
         return column
 
     def wrong(self, row: int, expected: str) -> HskdError:
-        """The complaint about one row."""
+        """Return the error for one row."""
         return HskdError(
             f"{self.table.file}, row {row}, column {short_repr(self.name)}: {short_repr(self.values[row])}; "
             f"expected {expected}."
@@ -97,10 +98,10 @@ class LabelColumn:
         return f"column {short_repr(self.name)} of {self.table.file.name}"
 
     def meaning(self, label_type: LabelType | None) -> LabelMeaning:
-        """What these labels, those of ``train``, say that the task is.
+        """Return what these labels, those of ``train``, mean for the task.
 
         Raises:
-            HskdError: they are of several kinds, or all the same, or not what ``label_type`` says.
+            HskdError: the labels are of several kinds, are all the same, or contradict ``label_type``.
         """
         if label_type is not None and label_type not in LABEL_TYPES:
             raise HskdError(f"label type {label_type!r}: expected {' or '.join(LABEL_TYPES)}.")
@@ -112,7 +113,7 @@ class LabelColumn:
         self._require_one_kind(chosen=label_type is not None)
         numbers = self._as_numbers()
         if label_type is None and numbers is not None and any(isinstance(number, float) for number in numbers):
-            # Written with a point: classes only where there are two of them, as a table with gaps writes 0 and 1.
+            # Two whole numbers with a point are classes: tables with gaps write 0 and 1 as 0.0 and 1.0.
             different = set(numbers)
             if len(different) > 2 or not all(float(number).is_integer() for number in different):
                 return LabelMeaning(None, f"{self} has numbers with a point; {_CHOOSE}")
@@ -125,10 +126,10 @@ class LabelColumn:
         return LabelMeaning(self._classes(numbers), why)
 
     def indices(self, names: Sequence[str]) -> list[int]:
-        """The labels as indices into ``names``.
+        """Return the labels as indices into ``names``.
 
         Raises:
-            HskdError: a label is not among them.
+            HskdError: a label is not in ``names``.
         """
         index = {name: i for i, name in enumerate(names)}
         known = self.table.class_names.get(self.name)
@@ -138,10 +139,10 @@ class LabelColumn:
         return indices  # type: ignore[return-value]
 
     def numbers(self) -> list[float]:
-        """The labels as numbers.
+        """Return the labels as numbers.
 
         Raises:
-            HskdError: a label is no number, or larger than float32 holds.
+            HskdError: a label is not a number, or is larger than float32 can hold.
         """
         numbers = []
         for row, value in enumerate(self.values):
@@ -153,7 +154,7 @@ class LabelColumn:
         return numbers
 
     def _as_numbers(self) -> list[int | float] | None:
-        """The labels as numbers, those without a point as int; None where they are texts."""
+        """Return the labels as numbers, as int if written without a point; None if they are texts."""
         if not self.table.is_text and any(isinstance(value, str) for value in self.values):
             return None
         numbers: list[int | float] = []
@@ -167,7 +168,7 @@ class LabelColumn:
         return numbers
 
     def _require_one_kind(self, chosen: bool) -> None:
-        """Refuse numbers among texts, unless they are ``chosen`` to be names, and what stands for a missing number."""
+        """Refuse placeholders for missing numbers, and texts among numbers unless classes are ``chosen``."""
         is_number = [not isinstance(value, str) or bool(_NUMBER.fullmatch(value)) for value in self.values]
         if all(is_number) and len({isinstance(value, str) for value in self.values}) == 1:
             return
@@ -178,7 +179,7 @@ class LabelColumn:
         ]
         if all(missing) and not all(is_number):
             raise self.wrong(is_number.index(False), "a number, as in other rows; leave rows without a label out")
-        # Where a file says itself what is text, "1" is a text.
+        # In a file that distinguishes texts from numbers, such as JSON, "1" is a text.
         kinds = is_number if self.table.is_text else [not isinstance(value, str) for value in self.values]
         if len(set(kinds)) == 2 and not (chosen and self.table.is_text):
             odd = kinds.index(sum(kinds) * 2 < len(kinds))
@@ -189,7 +190,7 @@ class LabelColumn:
             )
 
     def _require_one_spelling(self, numbers: list[int | float]) -> None:
-        """Refuse one number that is written in two ways, such as 1 and 1.0."""
+        """Refuse a number that is written in two ways, such as 1 and 1.0."""
         spelling: dict[int | float, str] = {}
         for row, (number, value) in enumerate(zip(numbers, self.values, strict=True)):
             first = spelling.setdefault(number, _written(value))
@@ -197,7 +198,7 @@ class LabelColumn:
                 raise self.wrong(row, f"{first}, as another row has the same number; {_CHOOSE}")
 
     def _classes(self, numbers: list[int | float] | None) -> tuple[str, ...]:
-        """The different labels: numbers in ascending order, texts sorted."""
+        """Return the different labels: numbers in ascending order, texts sorted."""
         written = [_written(value) for value in self.values]
         if numbers is None:
             names = sorted(set(written))
@@ -214,7 +215,7 @@ class LabelColumn:
 
 
 def number_of(value: Any) -> float | None:
-    """The number that a label is, from a number or ASCII text; None if it is none, or one that float32 cannot hold."""
+    """Return a label, a number or ASCII text, as a number; None if it is not a number or does not fit float32."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     if isinstance(value, str) and not _NUMBER.fullmatch(value):
@@ -233,12 +234,12 @@ def _plain(value: Any) -> Any:
 
 
 def _written(value: str | int | float) -> str:
-    """A label as its file has it."""
+    """Return a label as its file writes it."""
     return value if isinstance(value, str) else repr(value)
 
 
 def describe_labels(head: Head, labels: Sequence[Any] | None, why: str = "") -> str:
-    """What kind of task a head is for, in a line: its classes, or the range of its numbers."""
+    """Return a line that describes a head and its labels: the classes, or the range of the numbers."""
     because = f" ({why})" if why else ""
     if not head.label_names and not (labels and isinstance(labels[0], int | float)):
         return f"{head.kind}{because}"
@@ -253,9 +254,10 @@ def describe_labels(head: Head, labels: Sequence[Any] | None, why: str = "") -> 
 
 
 def describe_imbalance(head: Head, labels: Sequence[Any]) -> str:
-    """How uneven the labels of train are, in a line; empty where the rarest is not ten times as rare as the commonest.
+    """Return a line on how uneven the classes of train are; empty if the rarest is not ten times as rare.
 
-    Where an example has several labels, shares are of the examples that have each; of a reranker's pairs, the relevant.
+    The rarest class is compared with the most common. With several labels per example, each share is that of the
+    examples with the label. For a reranker, pairs are relevant or irrelevant.
     """
     if isinstance(head, Reranking):
         counts = Counter("relevant" if grade > 0 else "irrelevant" for grade, _ in labels)

@@ -31,8 +31,8 @@ def load_task(
 ) -> TaskData:
     """Load a task's examples.
 
-    The logger ``hskd`` is told what kind of task it is, whether its classes are uneven and, as a warning, how many rows
-    dev and test share with train.
+    The log says which kind of task it is, whether its classes are uneven and, as a warning, how many rows of dev and
+    test also occur in train.
 
     Args:
         name: one of :data:`TASKS`.
@@ -41,12 +41,12 @@ def load_task(
         text_columns: one name or two, for ``custom`` and ``reranking`` only.
         label_column: for ``custom`` and ``reranking`` only.
         augment: a file of further sentences (see :func:`~hskd.tasks.augment.with_augmented`).
-        label_type: ``classification``, ``regression`` or ``multilabel``, for ``custom`` only [default: as the labels
-            look].
-        work: the work folder, in which copies of URLs lie.
+        label_type: ``classification``, ``regression`` or ``multilabel``, for ``custom`` only [default: inferred from
+            the labels].
+        work: the work folder, where data from URLs is cached.
 
     Raises:
-        HskdError: an unknown task, arguments it has no use for, or data that is missing or malformed.
+        HskdError: the task is unknown, it does not take one of the arguments, or data is missing or malformed.
     """
     if data is not None:
         data = str(fetch_data(data, work)) if is_url(data) else with_home(data)
@@ -80,7 +80,7 @@ def _load(
 
 
 def _say_shared(data: TaskData) -> None:
-    """Say how many rows of other splits have texts of ``train``: a score on them rewards memory."""
+    """Warn about rows of other splits whose texts occur in ``train``: a score on them rewards memorisation."""
     if "train" not in data.splits:
         return
     known = set(zip(*data.splits["train"].texts, strict=True))

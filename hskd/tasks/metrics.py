@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 
 def compute_metrics(task: Task, rows: NDArray[np.floating], labels: Sequence[Any] | NDArray[Any]) -> dict[str, float]:
-    """The task's metrics and ``score``, their mean.
+    """Return the task's metrics, and ``score``, their mean.
 
-    Values are fractions (1 is perfect), not percentages. F1 is that of class 1. A correlation with constant
-    predictions counts as 0.
+    Values are fractions (1 is perfect), not percentages. F1 is that of class 1. A correlation with constant predictions
+    counts as 0.
 
     Args:
-        task: its head says which metrics.
-        rows: what a model puts out, ``(R, C)``: logits, or predictions of a regression.
+        task: its head determines the metrics.
+        rows: a model's outputs, ``(R, C)``: logits, or the predictions of a regression.
         labels: the gold label of each row.
 
     Raises:
-        HskdError: no examples, lengths that differ, or rows that are not finite.
+        HskdError: there are no examples, the lengths differ, or the outputs are not finite.
     """
     try:
         return task.head.metrics(rows, labels)

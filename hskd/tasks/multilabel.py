@@ -1,4 +1,4 @@
-"""Labels of which an example may have several: lists, columns of 0 and 1, or names with separators between them."""
+"""Multi-label data: an example's labels as a list, as columns of 0 and 1, or as names joined by a separator."""
 
 from __future__ import annotations
 
@@ -10,35 +10,40 @@ from hskd.heads import Head, MultiLabel
 from hskd.tasks.files import Table, fault_of, listed, short_repr
 
 SEPARATORS = ("|", ";", ",")
-"""What may stand between names; the first of them that occurs in train does."""
+"""Separators between names. The first of them that occurs in train is used."""
 _FLAGS = {"0": False, "1": True, "false": False, "true": True, "0.0": False, "1.0": True}
 
 Names = list[list[str]]
-"""The names of each example's labels."""
+"""The label names of each example."""
 
 
 def holds_lists(table: Table, column: str) -> bool:
-    """Whether a column holds lists, as JSON and Parquet files may."""
+    """Return whether a column holds lists, as JSON and Parquet files can."""
     return column in table.names and any(isinstance(value, list) for value in table.column(column))
 
 
 def read_multilabel(
     tables: Mapping[str, Table], train: Table, column: str
 ) -> tuple[Head, dict[str, list[Any] | None], str]:
-    """The head of a multi-label task, the label indices of each example of each table, and how they were read.
+    """Return the head of a multi-label task, each table's label indices per example, and how the labels were read.
 
-    ``column`` is one column of lists; one of names between which stands ``|``, ``;`` or ``,`` (an empty field is an
-    example without labels); or several columns, separated by commas, each 0 or 1 (or true and false), whose names are
-    those of the labels. The labels of lists and texts are those that occur in train, sorted, or the classes that a
-    schema of ``datasets`` declares. A test table may lack them.
+    ``column`` names one of these:
+
+    * a column of lists;
+    * a column of names separated by ``|``, ``;`` or ``,``, where an empty field means no labels;
+    * several columns, separated by commas, each 0 or 1 (or true and false); the column names are the labels.
+
+    The labels of lists and texts are those that occur in train, sorted, or the classes that a schema of ``datasets``
+    declares. A test table may lack the labels.
 
     Args:
         tables: by split.
-        train: the one that says which labels there are.
-        column: the column, or several.
+        train: the table that determines the labels.
+        column: one column or several.
 
     Raises:
-        HskdError: a column is missing, a value is none of these, or a label is not among train's; names file and row.
+        HskdError: a column is missing, a value has another form, or a label does not occur in train. The message names
+            file and row.
     """
     columns = [column] if column in train.names else [name.strip() for name in column.split(",")]
     if len(columns) > 1:
@@ -64,7 +69,7 @@ def read_multilabel(
 
 
 def _order(name: str) -> tuple[int, int, str]:
-    """Numbers in ascending order, then names."""
+    """Return a sort key that puts numbers first, in ascending order, and then names."""
     return (0, int(name), name) if name.isdecimal() and name.isascii() and len(name) < 20 else (1, 0, name)
 
 
@@ -73,7 +78,7 @@ def _wrong(table: Table, row: int, column: str, value: object, expected: str) ->
 
 
 def _flags(table: Table, columns: Sequence[str], may_lack: bool) -> list[Any] | None:
-    """The indices of the columns that say 1."""
+    """Return the indices of each example's columns that are 1."""
     if may_lack and not any(column in table.names for column in columns):
         return None
     indices: list[list[int]] = [[] for _ in range(table.rows)]
@@ -100,7 +105,7 @@ def _separator(train: Table, column: str) -> str:
 
 
 def _names(table: Table, column: str, separator: str | None, may_lack: bool) -> Names | None:
-    """The names of each example's labels, each once."""
+    """Return the names of each example's labels, without duplicates."""
     if may_lack and column not in table.names:
         return None
     values = table.column(column)
@@ -124,7 +129,7 @@ def _names(table: Table, column: str, separator: str | None, may_lack: bool) -> 
 
 
 def _name(table: Table, row: int, column: str, value: object, declared: Sequence[str] | None) -> str:
-    """A label of a list by its name."""
+    """Return the name of one label of a list."""
     if declared is not None:
         if not isinstance(value, int) or not 0 <= value < len(declared):
             raise _wrong(table, row, column, value, f"0 to {len(declared) - 1}, as its schema says")

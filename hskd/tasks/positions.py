@@ -1,4 +1,4 @@
-"""How many tokens a model has positions for."""
+"""The longest example that a model's position embeddings allow."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _AFTER_PAD = (
     "camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "longformer", "luke", "markuplm", "mpnet", "roberta",
     "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
 )  # fmt: skip
-"""Types of model that count positions from the pad's id on, so that the first of their positions are never used."""
+"""Model types that number positions from the pad's id on, so that their first positions are never used."""
 _RELATIVE = ("deberta", "deberta-v2", "funnel", "t5", "mt5", "xlnet", "transfo-xl")
-"""Types of model whose positions are distances, of which there are always enough."""
+"""Model types with relative positions, which have no limit."""
 
 
 def max_tokens(config: PretrainedConfig) -> int | None:
-    """Tokens that a model of this configuration has positions for; None where there is no limit."""
+    """Return the number of tokens that a model of this configuration can take; None if there is no limit."""
     positions = getattr(config, "max_position_embeddings", None)
     if config.model_type in _RELATIVE and not getattr(config, "position_biased_input", False):
         return None
@@ -38,7 +38,7 @@ def require_positions(config: PretrainedConfig, splits: Mapping[str, TokenizedSp
     """Refuse examples that are longer than a model can take.
 
     Raises:
-        HskdError: names the model, the split, both lengths, and the option that helps.
+        HskdError: an example is too long. The message names the model, the split, both lengths, and the option to use.
     """
     limit = max_tokens(config)
     for name, split in splits.items():

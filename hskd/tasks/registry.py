@@ -1,4 +1,4 @@
-"""Every task by name."""
+"""The registry of tasks by name."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from hskd.errors import HskdError
 from hskd.tasks.task import Task, TaskData
 
 CUSTOM = "custom"
-"""The task of the user's own files: its columns and labels are known once it is loaded."""
+"""The task of a user's own files. Its columns and labels are known only once its data is loaded."""
 Load = Callable[..., TaskData]
 
 
 @dataclass(frozen=True)
 class TaskEntry:
-    """A task that has a name.
+    """A registered task.
 
     Attributes:
-        task: what is known of it without loading any data.
-        load: loads its examples, given ``data``: a file or folder, or None for their default place.
-        takes_columns: whether ``load`` takes ``text_columns`` and ``label_column``, too.
+        task: the task's properties that are known without loading data.
+        load: loads its examples, given ``data``: a file or folder, or None for the default place.
+        takes_columns: whether ``load`` also takes ``text_columns`` and ``label_column``.
     """
 
     task: Task
@@ -32,13 +32,13 @@ class TaskEntry:
 
 
 class TaskRegistry(registry.Registry[TaskEntry]):
-    """The tasks of fixed columns, and the name of the one that has none. ``@TASKS.register(task)`` adds one."""
+    """The tasks with fixed columns, and the name ``custom``. ``@TASKS.register(task)`` adds a task."""
 
     def register(self, task: Task, takes_columns: bool = False) -> Callable[[Load], Load]:
-        """Add ``task``; the function below loads its examples (see :class:`TaskEntry`).
+        """Register ``task`` with the decorated function, which loads its examples (see :class:`TaskEntry`).
 
         Raises:
-            HskdError: another function has that name.
+            HskdError: the name is taken.
         """
 
         def decorate(load: Load) -> Load:
@@ -46,7 +46,7 @@ class TaskRegistry(registry.Registry[TaskEntry]):
             return load
 
         if task.name == CUSTOM:
-            raise HskdError(f"task {CUSTOM!r} is that of the user's own files; give yours another name.")
+            raise HskdError(f"task {CUSTOM!r} is reserved for the user's own files; give your task another name.")
         return decorate
 
     @override
@@ -61,17 +61,17 @@ class TaskRegistry(registry.Registry[TaskEntry]):
         yield CUSTOM
 
     def require(self, name: str) -> None:
-        """Refuse a name that is no task's, here or in an installed plug-in.
+        """Refuse a name that is neither a built-in task nor one of an installed plug-in.
 
         Raises:
-            HskdError: lists the names.
+            HskdError: the name is unknown. The message lists the names.
         """
         if name != CUSTOM and self.find(name) is None:
             raise self.unknown(name)
 
 
 def _import_built_in() -> None:
-    # When a task is asked for, not before: the modules of the tasks import this one.
+    # On first use, not at import: the task modules import this one.
     import hskd.tasks.builtin  # noqa: F401
 
 

@@ -1,4 +1,4 @@
-"""Pairs of a query and a passage with grades of relevance: what a reranker learns from, and is scored by."""
+"""Reranking data: pairs of a query and a passage with grades of relevance, to train and score a reranker."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ TEXTS = (
     ("question", "sentence"),
     ("qtext", "atext"),
 )
-"""Columns of queries and passages that are known by their names."""
+"""Query and passage columns that are recognised by name."""
 LABELS = ("label", "relevance", "grade", "score")
-"""Columns of grades that are."""
+"""Grade columns that are recognised by name."""
 _LARGEST_GRADE = 100
 
 _log = logging.getLogger(__name__)
@@ -36,23 +36,24 @@ def load_reranking(
     text_columns: Sequence[str] | str | None = None,
     label_column: str | None = None,
 ) -> TaskData:
-    """The splits of a task whose examples are pairs of a query and a passage.
+    """Load the splits of a task whose examples are pairs of a query and a passage.
 
-    ``data`` is a file, folder or name as for own data (see :func:`~hskd.tasks.source.read_tables`), with a column of
-    queries, one of passages and one of grades: whole numbers, 0 for an irrelevant passage. Rows of one query text
-    belong together, wherever they stand. Where a split is cut out of another, a query's rows stay together.
+    ``data`` is a file, folder or name (see :func:`~hskd.tasks.source.read_tables`) with a column of queries, a column
+    of passages, and a column of grades. Grades are whole numbers, and 0 marks an irrelevant passage. Rows with the same
+    query text belong together, even if they are not adjacent. When a split is cut out of another, all rows of a query
+    go to the same side.
 
-    Queries without a relevant passage, or without an irrelevant one, are learnt from and not scored. How many there are
-    is told to the logger.
+    Queries without a relevant passage, or without an irrelevant one, are trained on but not scored. The log says how
+    many there are.
 
     Args:
         task: name, epochs and length.
         data: the file, folder or name.
-        text_columns: those of queries and passages [default: the only ones that can be meant].
-        label_column: that of grades [default: the only one that can be meant].
+        text_columns: the columns of queries and of passages [default: inferred, if unambiguous].
+        label_column: the column of grades [default: inferred, if unambiguous].
 
     Raises:
-        HskdError: a file, column, text or grade is missing or malformed; names file and row.
+        HskdError: a file, column, text or grade is missing or malformed; the message names file and row.
     """
     if data is None:
         raise HskdError(
@@ -107,7 +108,7 @@ def _grades(table: Table, column: str, may_lack: bool) -> list[int] | None:
 
 
 def _numbered(split: Split) -> Split:
-    """The split with labels as the head takes them: a grade, and the number of its query in order of appearance."""
+    """Return the split with labels in the head's form: a grade, and the query's number in order of appearance."""
     if split.labels is None:
         return split
     numbers: dict[str, int] = {}
@@ -119,7 +120,7 @@ def _numbered(split: Split) -> Split:
 
 
 def _say_unscored(task: str, splits: dict[str, Split]) -> None:
-    """Say how many queries of scored splits have no part in a score."""
+    """Log how many queries of the scored splits do not count in a score."""
     for name, split in splits.items():
         if name == "train" or split.labels is None:
             continue

@@ -1,4 +1,4 @@
-"""A corpus, queries and judgements, in files as BEIR lays them out."""
+"""A retrieval data set in the file layout of BEIR: a corpus, queries and relevance judgements."""
 
 from __future__ import annotations
 
@@ -23,17 +23,20 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Retrieval:
-    """A corpus, and queries with the passages of it that answer them.
+    """A corpus, and queries with their relevant passages.
 
-    ``corpus.jsonl`` has an object with ``_id``, ``text`` and perhaps ``title`` on every line; ``queries.jsonl`` has
-    ``_id`` and ``text``; ``qrels/test.tsv`` (and ``dev.tsv``, ``train.tsv``) has the columns ``query-id``,
-    ``corpus-id`` and ``score``, a whole number above 0 for a relevant passage.
+    The files are:
+
+    * ``corpus.jsonl``: an object per line, with ``_id``, ``text`` and, optionally, ``title``;
+    * ``queries.jsonl``: an object per line, with ``_id`` and ``text``;
+    * ``qrels/test.tsv`` (and ``dev.tsv``, ``train.tsv``): the columns ``query-id``, ``corpus-id`` and ``score``, a
+      whole number that is above 0 for a relevant passage.
 
     Attributes:
-        folder: where the files lie.
-        passages: the corpus, title and text, by id.
+        folder: the folder of the files.
+        passages: title and text of each passage, by id.
         queries: by id.
-        judgements: by split, of each query the grades of passages that are above 0.
+        judgements: by split and query id, the grades above 0 by passage id.
     """
 
     folder: Path
@@ -46,7 +49,7 @@ class Retrieval:
         """Read the files of a folder.
 
         Raises:
-            HskdError: a file is missing or malformed, or names what is not there; names file and row.
+            HskdError: a file is missing or malformed, or refers to an unknown id; the message names file and row.
         """
         passages = _texts(read_table(folder / CORPUS))
         queries = _texts(_required(folder / QUERIES))
@@ -61,7 +64,7 @@ class Retrieval:
         return cls(folder, passages, queries, judgements)
 
     def training_texts(self) -> Split:
-        """The passages, and the queries that are not scored: each text once."""
+        """Return the passages, and the queries that are not scored, without duplicates."""
         scored = {query for split in ("dev", "test") for query in self.judgements.get(split, ())}
         scored_texts = {self.queries[query] for query in scored}
         others = [text for query, text in self.queries.items() if query not in scored]
@@ -74,9 +77,9 @@ class Retrieval:
         return Split.of("train", [texts], None)
 
     def scored(self) -> dict[str, Split]:
-        """The corpus and then the queries of dev and test, with labels as the head takes them.
+        """Return the splits dev and test: the corpus followed by the split's queries, with labels in the head's form.
 
-        Queries without a relevant passage are left out, and counted for the logger.
+        Queries without a relevant passage are left out, and the log says how many.
         """
         rows = {passage: row for row, passage in enumerate(self.passages)}
         splits: dict[str, Split] = {}
@@ -102,7 +105,7 @@ class Retrieval:
                 ],
             )
             texts = [*self.passages.values(), *(self.queries[query] for query in judged)]
-            # Messages count the passages, then the queries.
+            # Row numbers in messages count the passages first, then the queries.
             source = FileRows(f"{self.folder}, {split}", range(len(texts)))
             splits[split] = Split.of(split, [texts], labels, source)
         return splits
@@ -125,7 +128,7 @@ def _ids(table: Table, column: str) -> list[str]:
 
 
 def _texts(table: Table) -> dict[str, str]:
-    """Title and text of each row by its id, in the order of the file."""
+    """Return the title and text of each row by id, in file order."""
     (texts,) = table.texts(["text"]) if "title" not in table.names else (_titled(table),)
     by_id: dict[str, str] = {}
     for row, (key, text) in enumerate(zip(_ids(table, "_id"), texts, strict=True)):
@@ -136,7 +139,7 @@ def _texts(table: Table) -> dict[str, str]:
 
 
 def _titled(table: Table) -> list[str]:
-    """Title and text with a space between, as BEIR has them; either may be empty."""
+    """Return each row's title and text, joined by a space as in BEIR; one of the two may be empty."""
     texts = []
     for row, (title, text) in enumerate(zip(table.column("title"), table.column("text"), strict=True)):
         parts = [part.strip() for part in (title, text) if isinstance(part, str) and part.strip()]
@@ -147,7 +150,7 @@ def _titled(table: Table) -> list[str]:
 
 
 def _judgements(table: Table, passages: dict[str, str], queries: dict[str, str]) -> dict[str, dict[str, int]]:
-    """The grades above 0 of each query's passages."""
+    """Return the grades above 0 of each query's passages."""
     names = next((names for names in _COLUMNS if set(names) <= set(table.names)), None)
     if names is None:
         raise HskdError(f"{table.file}: expected the columns {', '.join(_COLUMNS[0])}; it has {listed(table.names)}.")

@@ -1,4 +1,4 @@
-"""Texts to embed: any file of texts to learn from, and texts, rated pairs, or a corpus with queries to score on."""
+"""Data of embedding tasks: texts to learn from, and texts, rated pairs, or a corpus with queries to score on."""
 
 from __future__ import annotations
 
@@ -27,26 +27,29 @@ def load_sentences(
     files: Mapping[str, str] | None = None,
     train: list[str] | None = None,
 ) -> TaskData:
-    """The splits of a task whose head is a sentence embedding.
+    """Load the splits of a task whose head is a sentence embedding.
 
-    ``data`` is one file of texts, a data set of the hub, or a folder with ``train`` and, as you like, ``dev`` and
-    ``test``. A ``.txt`` file has a text a line; one of the formats of :data:`~hskd.tasks.files.FORMATS` has a column
-    ``text``, ``sentence`` or ``sentence1``.
+    ``data`` is one file of texts, a data set of the hub, or a folder with ``train`` and, optionally, ``dev`` and
+    ``test`` files. A ``.txt`` file has one text per line. A file of another of the :data:`~hskd.tasks.files.FORMATS`
+    has a column ``text``, ``sentence`` or ``sentence1``.
 
-    A dev or test file with pairs (``sentence1`` and ``sentence2``, or SICK's ``sentence_A`` and ``sentence_B``) and
-    ratings (``score``, ``relatedness_score``, ``rating`` or ``similarity``) is scored by rank correlation; one of texts
-    by the agreement with the teacher. A folder with ``corpus.jsonl`` is scored by what its queries find in it
-    (see :class:`~hskd.tasks.retrieval.Retrieval`). One file of texts is split by content: about 90 % to learn from,
-    5 % dev and 5 % test.
+    How dev and test are scored depends on their content:
+
+    * Pairs (``sentence1`` and ``sentence2``, or SICK's ``sentence_A`` and ``sentence_B``) with ratings (``score``,
+      ``relatedness_score``, ``rating`` or ``similarity``) are scored by rank correlation.
+    * Texts are scored by the agreement with the teacher.
+    * A folder with ``corpus.jsonl`` is scored by retrieval (see :class:`~hskd.tasks.retrieval.Retrieval`).
+
+    A single file of texts is split by content: about 90 % train, 5 % dev and 5 % test.
 
     Args:
         task: name, epochs and length.
         data: the file, folder or name.
-        files: names of the splits' files, where they have others.
-        train: the texts to learn from, where no file has them.
+        files: file names of the splits, if they differ from the usual ones.
+        train: the texts to learn from, if no file has them.
 
     Raises:
-        HskdError: a file is missing, or a column, a text or a rating; names file and row.
+        HskdError: a file, column, text or rating is missing; the message names file and row.
     """
     if data is None:
         raise HskdError(f"Task {task.name} needs --data: a file of texts, or a folder with train, dev and test files.")
@@ -88,7 +91,7 @@ def load_sentences(
 
 
 def _of_one(task: Task, table: Table) -> TaskData:
-    """The splits of one table of texts."""
+    """Return the splits of a single table of texts."""
     return TaskData(_by_agreement(task), _cut(table.file, *_texts(table)))
 
 
@@ -101,7 +104,7 @@ def _by_retrieval(task: Task) -> Task:
 
 
 def _retrieval_splits(folder: Path, given: dict[str, Split], files: Mapping[str, str]) -> dict[str, Split]:
-    """Texts to learn from, those of a train file or of the corpus, and the corpus with the queries of dev and test."""
+    """Return the training texts, from a train file or the corpus, and the corpus with the queries of dev and test."""
     retrieval = Retrieval.read(folder)
     splits = dict(given)
     if not splits:
@@ -124,7 +127,7 @@ def _file(folder: Path, split: str, files: Mapping[str, str]) -> Path | None:
 
 
 def _table(path: Path) -> Table:
-    """The columns of a file; a ``.txt`` without those of pairs has one, ``text``."""
+    """Return the columns of a file; a ``.txt`` file has one column ``text``, unless its first line names a pair."""
     if path.suffix != ".txt":
         return read_table(path)
     lines = [line.strip() for line in read_text(path).split("\n") if line.strip()]
@@ -136,7 +139,7 @@ def _table(path: Path) -> Table:
 
 
 def _texts(table: Table) -> tuple[list[str], list[int]]:
-    """The texts of a table, each once, since another copy would teach nothing; and the row of each."""
+    """Return the different texts of a table and the row of each. Duplicates are dropped: they teach nothing new."""
     column = next((name for name in TEXT_COLUMNS if name in table.names), None)
     if column is None:
         raise HskdError(f"{table.file}: no column of texts ({', '.join(TEXT_COLUMNS)}); it has {listed(table.names)}.")
@@ -149,7 +152,7 @@ def _texts(table: Table) -> tuple[list[str], list[int]]:
 
 
 def _pairs(table: Table, pair: tuple[str, str], name: str) -> Split:
-    """The texts of the pairs, one after the other, each with the rating of its pair."""
+    """Return the texts of all pairs, one after the other, each with the rating of its pair."""
     column = next((name for name in RATING_COLUMNS if name in table.names), None)
     if column is None:
         raise HskdError(
@@ -174,7 +177,7 @@ def _pairs(table: Table, pair: tuple[str, str], name: str) -> Split:
 def _cut(path: Path, texts: list[str], rows: list[int]) -> dict[str, Split]:
     cut: dict[str, list[int]] = {name: [] for name in SPLITS}
     for place, text in enumerate(texts):
-        # Not the first 8 bytes: those are the id, and subsets are drawn in the order of the ids.
+        # Use bytes 8 to 15, because bytes 0 to 7 are the id, and subsets are drawn in the order of the ids.
         bucket = int.from_bytes(text_hash([text])[8:16], "big") % 20
         cut[{18: "dev", 19: "test"}.get(bucket, "train")].append(place)
     for name, chosen in cut.items():

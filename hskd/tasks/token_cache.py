@@ -1,4 +1,4 @@
-"""The Arrow cache of tokenised examples: a few flat arrays per split, checked and memory-mapped when read."""
+"""Arrow cache of tokenised examples: a few flat arrays per split, verified and memory-mapped on reading."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hskd.errors import CorruptionError
 
 def write_arrays(folder: Path, arrays: dict[str, NDArray[Any]]) -> None:
     """Save one-dimensional arrays as an Arrow data set in ``folder``, with the SHA-256 of each file."""
-    # One row that holds each array whole: Arrow files come in batches of rows, and an array that spans batches
+    # A single row holds each array whole. Arrow files consist of batches of rows, and an array that spanned batches
     # could not be viewed without a copy.
     features = datasets.Features(
         {name: datasets.List(datasets.Value(str(array.dtype))) for name, array in arrays.items()}
@@ -30,10 +30,10 @@ def write_arrays(folder: Path, arrays: dict[str, NDArray[Any]]) -> None:
 
 
 def read_arrays(folder: Path) -> dict[str, NDArray[Any]]:
-    """The arrays saved in ``folder``, as read-only views of its memory-mapped file.
+    """Return the arrays saved in ``folder``, as read-only views of its memory-mapped file.
 
     Raises:
-        CorruptionError: a file is not what was written there.
+        CorruptionError: a file is missing or differs from what was written.
     """
     if not (folder / CHECKSUMS).is_file():
         raise CorruptionError(f"{folder / CHECKSUMS}: missing. Delete {folder} to tokenise again.")

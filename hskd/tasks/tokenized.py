@@ -1,4 +1,4 @@
-"""Tokenised examples: flat arrays of variable length, and the batches cut from them."""
+"""Tokenised examples as flat arrays of variable-length sequences, and their collation into batches."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 DTYPES = {"input_ids": np.int32, "token_type_ids": np.uint8, "words": np.int32}
 CHUNK = 10_000
-"""Examples tokenised at a time, so that Python lists of ids stay small."""
+"""Number of examples tokenised at a time; it limits the memory that Python lists of ids take."""
 
 Rows = Sequence[int] | NDArray[np.integer]
 
@@ -44,8 +44,8 @@ Rows = Sequence[int] | NDArray[np.integer]
 class TokenizedSplit:
     """The N examples of a split as token ids, without pads.
 
-    The arrays may be read-only views of a memory-mapped file. A torch ``DataLoader`` with a batch sampler takes it
-    as a data set whose batches need no further collating.
+    The arrays may be read-only views of a memory-mapped file. A torch ``DataLoader`` with a batch sampler accepts the
+    split as a data set whose batches need no further collation.
     """
 
     ids: NDArray[np.int64]
@@ -55,29 +55,29 @@ class TokenizedSplit:
     input_ids: NDArray[np.int32]
     """(offsets[N],)."""
     token_type_ids: NDArray[np.uint8] | None
-    """(offsets[N],), or None where the tokenizer has none."""
+    """(offsets[N],), or None if the tokenizer has none."""
     labels: NDArray[np.int64] | NDArray[np.float32] | None
-    """Labels as the task's head stores them: (N,), or (offsets[N],) where each token has one; None: not known."""
+    """Labels as the task's head stores them: (N,), or (offsets[N],) if each token has a label; None if unknown."""
     cls_id: int
     sep_id: int
     pad_id: int
     max_length: int
-    """Tokens the examples were truncated to."""
+    """Tokens that the examples were truncated to."""
     pad_to: int | None = None
-    """Tokens every batch is padded to; None pads to the longest example of the batch."""
+    """Tokens that every batch is padded to; None pads to the longest example of the batch."""
     real: int | None = None
-    """How many of the examples, from the first, are the task's own; None for all: no augmented ones follow."""
+    """Number of leading examples that are the task's own; augmented ones follow. None: all are the task's own."""
     labels_per: Literal["example", "token"] = "example"
-    """What has a label."""
+    """The unit that has a label."""
     cut: int = 0
-    """How many examples of the split had more tokens."""
+    """Number of truncated examples of the split."""
     word_starts: NDArray[np.bool_] | None = None
-    """(offsets[N],): which tokens begin a word; None where no word is predicted."""
+    """(offsets[N],): which tokens begin a word; None if the head does not predict words."""
     aligned: Alignment | None = None
-    """The same examples in the tokens of a teacher with another tokenizer; None where it has the same."""
+    """Alignment with a teacher that has another tokenizer; None if teacher and student share the tokenizer."""
 
     def __len__(self) -> int:
-        """N."""
+        """Return N, the number of examples."""
         return len(self.ids)
 
     @cached_property
@@ -87,25 +87,25 @@ class TokenizedSplit:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that stand for ids, tokens and which of them begin words, not for labels."""
+        """16 hexadecimal digits that identify the ids, the tokens and the word starts. Labels are not included."""
         digest = hashlib.sha256(f"{len(self)} {self.max_length} {self.token_type_ids is not None}".encode())
         arrays = ((self.ids, "<i8"), (self.offsets, "<i8"), (self.input_ids, "<i4"), (self.token_type_ids, "u1"))
         for array, dtype in arrays:
             if array is not None:
                 digest.update(np.ascontiguousarray(array, dtype=dtype).data)
-        if self.word_starts is not None:  # Texts of the same tokens may have other words: "a-b" and "a - b".
+        if self.word_starts is not None:  # Texts with the same tokens may have different words: "a-b" and "a - b".
             digest.update(b"words")
             digest.update(np.ascontiguousarray(self.word_starts, dtype="u1").data)
         return digest.hexdigest()[:16]
 
     @property
     def tokens(self) -> Tokens:
-        """The tokens as the selectors see them."""
+        """The tokens in the form that selectors take."""
         return Tokens(self.ids, self.offsets, self.input_ids, self.sep_id, word_starts=self.word_starts)
 
     @cached_property
     def with_targets(self) -> Tokens:
-        """Those of the tokens for which the teacher has something to say: all, unless it has another tokenizer."""
+        """The tokens that have a target: all of them, unless the teacher has another tokenizer."""
         return self.tokens if self.aligned is None else self.tokens.take(np.flatnonzero(self.aligned.counts))
 
     @cached_property
@@ -114,10 +114,10 @@ class TokenizedSplit:
         return self.ids[order], order
 
     def rows(self, example_ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where the examples of these ids lie, ``(B,)``.
+        """Return the row numbers of the examples with these ids, ``(B,)``.
 
         Raises:
-            HskdError: one is not among them.
+            HskdError: an id is not in this split.
         """
         ids, order = self._sorted_ids
         place = np.minimum(np.searchsorted(ids, example_ids), len(ids) - 1)
@@ -127,14 +127,17 @@ class TokenizedSplit:
         return order[place]
 
     def first_tokens(self, indices: Rows) -> NDArray[np.int64]:
-        """Where the words of the examples at ``indices`` begin: places in ``input_ids``, in that order, ``(W,)``."""
+        """Return where the words of the examples at ``indices`` begin.
+
+        The result is ``(W,)`` positions in ``input_ids``, in the order of ``indices``.
+        """
         assert self.word_starts is not None
         rows = np.asarray(indices, dtype=np.int64)
         tokens = ragged_rows(self.offsets[:-1][rows], self.lengths[rows])
         return tokens[self.word_starts[tokens]]
 
     def row_counts(self, indices: Rows) -> NDArray[np.int64]:
-        """How many rows a head has of each of the examples: one, or one for each word where words are predicted."""
+        """Return how many outputs a head has for each example: one, or one per word if words are predicted."""
         rows = np.asarray(indices, dtype=np.int64)
         if self.word_starts is None:
             return np.ones(len(rows), np.int64)
@@ -143,7 +146,7 @@ class TokenizedSplit:
         return np.bincount(example[self.word_starts[tokens]], minlength=len(rows))
 
     def take(self, indices: Rows) -> TokenizedSplit:
-        """The examples at ``indices``, in that order, copied."""
+        """Return a copy of the examples at ``indices``, in that order."""
         rows = np.asarray(indices, dtype=np.int64)
         lengths = self.lengths[rows]
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
@@ -161,7 +164,7 @@ class TokenizedSplit:
         )
 
     def followed_by(self, augmented: TokenizedSplit) -> TokenizedSplit:
-        """These examples, then ``augmented`` ones, copied; without labels, since those have none."""
+        """Return a copy of these examples followed by ``augmented`` ones, without labels since those have none."""
         types = (self.token_type_ids, augmented.token_type_ids)
         starts = (self.word_starts, augmented.word_starts)
         alignments = (self.aligned, augmented.aligned)
@@ -180,22 +183,24 @@ class TokenizedSplit:
         )
 
     def first(self, n: int) -> TokenizedSplit:
-        """A fixed random subset: the ``n`` examples with the smallest ids, read as unsigned, in row order.
+        """Return a fixed random subset: the ``n`` examples with the smallest ids, read as unsigned, in row order.
 
-        Ids are hashes, so this is a random draw; a larger ``n`` adds to it, and row order does not matter.
+        Ids are hashes, so this is a random draw. A larger ``n`` extends the subset, and row order does not affect it.
 
         Raises:
-            HskdError: fewer than ``n`` examples, or ``n`` is not positive.
+            HskdError: the split has fewer than ``n`` examples, or ``n`` is not positive.
         """
         if not 0 < n <= len(self):
             raise HskdError(f"{n} examples asked for; the split has {len(self)}. Ask for 1 to {len(self)}.")
         return self.take(np.sort(self._drawn[:n]))
 
     def without_last(self, n: int) -> tuple[TokenizedSplit, TokenizedSplit]:
-        """All but a fixed random subset of ``n`` examples, and the subset: the last ones that :meth:`first` would take.
+        """Split off a fixed random subset of ``n`` examples; return the other examples, then the subset.
+
+        The subset consists of the last examples that :meth:`first` would take.
 
         Raises:
-            HskdError: nothing would be left, or ``n`` is not positive.
+            HskdError: no example would be left, or ``n`` is not positive.
         """
         if not 0 < n < len(self):
             raise HskdError(f"{n} examples to be held out; the split has {len(self)}. Hold out 1 to {len(self) - 1}.")
@@ -203,17 +208,17 @@ class TokenizedSplit:
 
     @property
     def _drawn(self) -> NDArray[np.int64]:
-        """The rows in the order of their ids, read as unsigned."""
+        """The rows sorted by id, read as unsigned."""
         return np.argsort(self.ids.view(np.uint64), kind="stable")
 
     def collate(self, indices: Rows) -> dict[str, torch.Tensor]:
-        """The examples at ``indices`` as one batch, padded on the right.
+        """Return the examples at ``indices`` as a batch, padded on the right.
 
         Returns:
-            ``example_ids`` (B,), ``input_ids`` (B, T), ``attention_mask`` (B, T), and, where there are any,
-            ``token_type_ids`` (B, T) and ``labels`` (B,), or (B, T) with -100 for pads where tokens have labels;
-            int64, labels of a regression float32. Where words are predicted, ``words`` (W,) are the places of their
-            first tokens among all ``B * T``.
+            ``example_ids`` (B,), ``input_ids`` (B, T) and ``attention_mask`` (B, T), all int64. ``token_type_ids``
+            (B, T) int64 and ``labels`` are included if the split has them. Labels are (B,), or (B, T) with -100 for
+            pads if tokens have labels; they are int64, and float32 for a regression. If words are predicted, ``words``
+            (W,) are the positions of their first tokens among all ``B * T``.
 
         Raises:
             HskdError: an example is longer than ``pad_to``.
@@ -243,28 +248,28 @@ class TokenizedSplit:
         return batch
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """A batch of one example."""
+        """Return a batch of one example."""
         return self.collate([index])
 
     def __getitems__(self, indices: Rows) -> dict[str, torch.Tensor]:
-        """A batch: what a torch ``DataLoader`` asks for first."""
+        """Return a batch; a torch ``DataLoader`` prefers this method over ``__getitem__``."""
         return self.collate(indices)
 
 
 def _fill(values: NDArray[Any], real: NDArray[np.bool_], pad: int) -> torch.Tensor:
-    """(B, T) with ``values`` where ``real``, else ``pad``; whole numbers as int64."""
+    """Return (B, T) with ``values`` where ``real``, and ``pad`` elsewhere; whole numbers become int64."""
     full = np.full(real.shape, pad, dtype=values.dtype if values.dtype.kind == "f" else np.int64)
     full[real] = values
     return torch.from_numpy(full)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """16 hexadecimal digits that stand for what the tokenizer does to a text.
+    """Return 16 hexadecimal digits that identify what the tokenizer does to a text.
 
-    The padding and truncation that a former call left behind in it are not part of that.
+    Padding and truncation settings left over from an earlier call are ignored.
 
     Raises:
-        HskdError: no ``cls``, ``sep`` or ``pad`` token, or not a fast tokenizer.
+        HskdError: the tokenizer has no ``cls``, ``sep`` or ``pad`` token, or is not a fast tokenizer.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -276,7 +281,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int, int]:
-    """The ids of ``cls``, ``sep`` and ``pad``.
+    """Return the ids of ``cls``, ``sep`` and ``pad``.
 
     Raises:
         HskdError: the tokenizer lacks one of them, or does not put the first two around a text.
@@ -293,9 +298,9 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int, int]:
 
 
 def _require_frame(tokenizer: PreTrainedTokenizerBase, cls_id: int, sep_id: int, texts: tuple[str, ...]) -> None:
-    """Refuse a tokenizer that does not put ``[CLS]`` first, and ``[SEP]`` behind every text.
+    """Refuse a tokenizer that does not put ``[CLS]`` first and ``[SEP]`` after every text.
 
-    Else what reads ``[CLS]``, and what ``[CLS]`` attends to, would be about the first word.
+    Otherwise everything that reads ``[CLS]`` or its attention would read the first word instead.
     """
     ids = list(tokenizer(*texts, verbose=False)["input_ids"])
     if ids[:1] != [cls_id] or ids[-1] != sep_id or ids.count(sep_id) < len(texts):
@@ -313,34 +318,34 @@ def tokenize(
     max_length: int | None = None,
     positions: int | None = None,
 ) -> dict[str, TokenizedSplit]:
-    """Every split of a task as token ids, cut to ``max_length`` tokens, by default the task's.
+    """Tokenise every split of a task, truncated to ``max_length`` tokens (by default the task's).
 
-    A split is tokenised once: the tokens are kept in ``cache`` under the fingerprint of the texts, the tokenizer and
-    the length, as an Arrow data set, and memory-mapped from there. Labels are not kept. How many texts are cut goes to
-    the logger ``hskd`` as a warning.
+    A split is tokenised once. Its tokens are cached in ``cache`` as an Arrow data set and memory-mapped from there. The
+    cache key is the fingerprint of the texts, the tokenizer and the length. Labels are not cached. A warning of the
+    logger ``hskd`` says how many texts are truncated.
 
-    Where a task's head predicts tokens, a split's labels are a list for each example: one label for each word of its
-    text, words being separated by white space. The first token of a word gets its label, every other token ``-100``,
-    but for ``-101`` at the first token of an example. Words without a token, such as those beyond the maximum length,
-    are counted in a warning: nothing is predicted for them.
+    If a task's head predicts tokens, each example has a list of labels: one for each whitespace-delimited word of its
+    text. The first token of a word gets its label. Every other token gets ``-100``, except the first token of an
+    example, which gets ``-101``. Words without a token, such as words beyond the maximum length, get no prediction, and
+    a warning counts them.
 
     Args:
         data: the task with its texts.
-        tokenizer: a fast one that puts ``[CLS]`` before, and ``[SEP]`` behind each text.
-        cache: folder of what was tokenised before.
-        max_length: tokens, special ones included, that an example is cut to [default: the task's].
-        positions: tokens that the model can take: where an example is longer, they are all cut to this.
+        tokenizer: a fast tokenizer that puts ``[CLS]`` first and ``[SEP]`` after each text.
+        cache: folder of cached tokens.
+        max_length: tokens, special tokens included, that an example is truncated to [default: the task's].
+        positions: tokens that the model can take. If an example is longer, all splits are truncated to this length.
 
     Raises:
-        HskdError: the tokenizer cannot serve (see :func:`tokenizer_fingerprint`), a text has no token, a store could
+        HskdError: the tokenizer is unsuitable (see :func:`tokenizer_fingerprint`), a text has no token, a store could
             not hold examples of this length, or the cache cannot be written.
-        CorruptionError: the cache is not what was written there.
+        CorruptionError: a cached file differs from what was written.
     """
     cls_id, sep_id, _ = special_ids(tokenizer)
     if len(data.task.text_columns) > 1:
         _require_frame(tokenizer, cls_id, sep_id, ("a", "a"))
     length = data.task.max_length if max_length is None else max_length
-    # [CLS], the separators, and a token of each text
+    # The shortest possible example has the special tokens and one token of each text.
     least = tokenizer.num_special_tokens_to_add(pair=len(data.task.text_columns) > 1) + len(data.task.text_columns)
     for name, tokens in (("--max-length", length), ("positions of the model:", positions or length)):
         if tokens < least:
@@ -366,7 +371,7 @@ def tokenize(
 
 
 def _say_cut(task: str, splits: dict[str, TokenizedSplit]) -> None:
-    """Say how many texts were cut."""
+    """Log how many texts were truncated."""
     cut = sum(split.cut for split in splits.values())
     if cut:
         parts = [f"{name} {split.cut:,} of {len(split):,}" for name, split in splits.items() if split.cut]
@@ -382,7 +387,7 @@ def _say_cut(task: str, splits: dict[str, TokenizedSplit]) -> None:
 
 
 def _say_lost(data: TaskData, splits: dict[str, TokenizedSplit]) -> None:
-    """Say how many words have no token, where words have labels."""
+    """Log how many labelled words have no token."""
     for name, split in splits.items():
         labels = data.splits[name].labels
         if split.word_starts is None or labels is None:
@@ -444,10 +449,10 @@ def _tokenized(
 
 
 def _require_texts(split: Split) -> None:
-    """Refuse what is no text, before the tokenizer does.
+    """Refuse values that are not text, with a clearer message than the tokenizer's.
 
     Raises:
-        HskdError: names file and row.
+        HskdError: a value is not text; the message names file and row.
     """
     for texts in split.texts:
         for example, text in enumerate(texts):
@@ -457,7 +462,7 @@ def _require_texts(split: Split) -> None:
 
 
 def texts_sha256(split: Split) -> str:
-    """SHA-256 of the texts of a split."""
+    """Return the SHA-256 of the texts of a split."""
     digest = hashlib.sha256()
     for fields in zip(*split.texts, strict=True):
         digest.update(json.dumps(fields).encode("ascii"))
@@ -465,7 +470,7 @@ def texts_sha256(split: Split) -> str:
 
 
 def _token_labels(split: Split, arrays: dict[str, NDArray[Any]]) -> list[Any]:
-    """The labels of a split's words as labels of its tokens, end to end."""
+    """Return the labels of a split's words as labels of its tokens, concatenated."""
     assert split.labels is not None
     labels: list[Any] = []
     offsets, words = arrays["offsets"], arrays["words"]
@@ -481,7 +486,7 @@ def _token_labels(split: Split, arrays: dict[str, NDArray[Any]]) -> list[Any]:
 
 
 def word_starts_of(text: str, spans: Sequence[tuple[int, int]], special: Sequence[int]) -> list[int]:
-    """For each token, the word that it begins, counted from 0, or -1; ``spans`` are the characters of the tokens."""
+    """Return for each token the index of the word that it begins, or -1; ``spans`` are the tokens' characters."""
     begins = [i for i, character in enumerate(text) if not character.isspace() and (i == 0 or text[i - 1].isspace())]
     words, last = [], -1
     for (start, end), is_special in zip(spans, special, strict=True):
@@ -496,10 +501,10 @@ def word_starts_of(text: str, spans: Sequence[tuple[int, int]], special: Sequenc
 def _encode(
     split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, words: bool = False
 ) -> dict[str, NDArray[Any]]:
-    """Token ids end to end, token types where there are any, offsets, and the words that tokens begin if asked for.
+    """Return concatenated token ids, offsets, token types if any and, if ``words``, the word that each token begins.
 
     Raises:
-        HskdError: an example has no token but the special ones.
+        HskdError: an example has only special tokens.
     """
     _require_texts(split)
     texts = split.texts

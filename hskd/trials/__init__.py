@@ -1,1 +1,1 @@
-"""A trial: its config, the artifacts it needs, its execution and its result."""
+"""Trials: the config of a trial, the artifacts it needs, its execution and its result."""

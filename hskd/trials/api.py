@@ -18,7 +18,7 @@ def run_trial(
     folder: str | Path | None = None,
     progress: Progress | None = None,
 ) -> TrialResult:
-    """Run one trial, or find it done, and return its result::
+    """Run one trial and return its result; a finished trial is read instead of run again::
 
         done = TrialResult.read(Path("results/mr-joint/trials/<id>.json"))
         result = hskd.run_trial(TrialConfig.model_validate(done.config))
@@ -26,12 +26,12 @@ def run_trial(
 
     Args:
         config: everything that the result depends on.
-        work: folder of the artifacts that the trial needs: teacher, student, stores. What is not there is made.
-        folder: where the trial lies [default: in ``work``, under a fingerprint of its config].
-        progress: is told what is made and trained [default: no one is].
+        work: folder of the artifacts that the trial needs: teacher, student, stores. Missing artifacts are made.
+        folder: folder of the trial [default: in ``work``, named by a fingerprint of its config].
+        progress: receives progress reports [default: none].
 
     Raises:
-        HskdError: something that the trial needs cannot be read or made, or a loss is not finite.
+        HskdError: an artifact that the trial needs cannot be read or made, or a loss is not finite.
         MismatchError: parts of the config do not belong together, or ``folder`` holds another trial.
     """
     place = None if folder is None else Path(with_home(str(folder)))

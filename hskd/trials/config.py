@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 
 Place = Annotated[str, AfterValidator(with_home)]
-"""A path, in which ``~`` means home; or a URL, or a name."""
+"""A path, in which ``~`` means home, or a URL, or a name."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Resolved precision, device and threads: they change the bits, so they are part of every config."""
+    """Resolved precision, device and thread counts. They change a result's bits, so every config contains them."""
 
     dtype: str
     device: str
@@ -40,13 +40,13 @@ class Machine:
 
     @classmethod
     def here(cls, threads: int = 1, dtype: DType = "auto") -> Machine:
-        """This machine: ``threads`` to a trial, all cores for what trials share."""
+        """Return the settings of this machine: ``threads`` per trial, and all cores for artifacts that trials share."""
         device = resolve_device()
         return cls(resolve_dtype(dtype, device), str(device), threads, os.cpu_count() or 1)
 
 
 class TaskPlan(BaseModel):
-    """Which examples."""
+    """The examples of a trial."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -56,8 +56,8 @@ class TaskPlan(BaseModel):
     label_column: Annotated[str | None, Field(description="custom, reranking: the label column.")] = None
     label_type: Annotated[
         LabelType | None,
-        # Left out where it is not given, as in the trials recorded so far.
-        Field(description="custom: what labels are [default: as they look].", exclude_if=lambda value: value is None),
+        # Omitted from the JSON if not given, as in the trials recorded so far.
+        Field(description="custom: kind of the labels [default: inferred].", exclude_if=lambda value: value is None),
     ] = None
     max_length: Annotated[int | None, Field(ge=3, le=MAX_TOKENS, description="Tokens an example is cut to.")] = None
     train_examples: Annotated[
@@ -66,7 +66,7 @@ class TaskPlan(BaseModel):
 
     augment: Annotated[
         Place | None,
-        # Left out where there is none: a trial is named by the fingerprint of all that is written here.
+        # Omitted from the JSON if not given: a trial is named by the fingerprint of everything written there.
         Field(description="File of further sentences, without labels.", exclude_if=lambda value: value is None),
     ] = None
 
@@ -74,8 +74,8 @@ class TaskPlan(BaseModel):
         int | None,
         Field(
             ge=1,
-            description="Training examples that take the place of dev and test; neither teacher nor student trains on "
-            "them, and nothing else is scored. For a search of rates.",
+            description="Training examples to score instead of dev and test. Neither teacher nor student trains on "
+            "them, and nothing else is scored. For a search of learning rates.",
             exclude_if=lambda value: value is None,
         ),
     ] = None
@@ -96,7 +96,7 @@ class TaskPlan(BaseModel):
 
 
 class TeacherPlan(BaseModel):
-    """Which teacher."""
+    """The teacher of a trial."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -107,7 +107,7 @@ class TeacherPlan(BaseModel):
 
 
 class GivenStudent(BaseModel):
-    """A student that is there already, in a folder of the user's."""
+    """A student that already exists, in a folder of the user's."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -116,7 +116,7 @@ class GivenStudent(BaseModel):
 
     @property
     def name(self) -> str:
-        """For people: the folder."""
+        """The student's folder, as its name for display."""
         return self.folder
 
     @property
@@ -125,7 +125,7 @@ class GivenStudent(BaseModel):
         return int(self._config().num_hidden_layers)
 
     def config(self, teacher: PretrainedConfig, head: Head) -> PretrainedConfig:
-        """The configuration of the student, whatever the teacher."""
+        """Return the configuration of the student, which does not depend on the teacher."""
         return self._config()
 
     def _config(self) -> PretrainedConfig:
@@ -135,45 +135,46 @@ class GivenStudent(BaseModel):
 
 
 class TrialConfig(BaseModel):
-    """One distillation. Its fingerprint names the result; threads and precision change the bits, so they are in it."""
+    """The config of one distillation. Its fingerprint names the result, so it includes threads and precision."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     task: TaskPlan
     teacher: TeacherPlan | None
-    """None where no teacher runs: the trial trains from ``store``, or from labels alone."""
+    """The teacher; None if no teacher runs, because the trial trains from ``store`` or from labels alone."""
     student: AnyStudent | GivenStudent
     settings: DistillSettings
     spec: HSKSpec | None
-    """What the HSK stage distils; None where there is none."""
+    """The HSK that the HSK stage distils; None if there is no HSK."""
     dtype: str
-    """Resolved: fp32, or bf16 for autocast."""
+    """Resolved precision: fp32, or bf16 for autocast."""
     device: str
     threads: int
-    """CPU threads of the trial; one is the best use of a machine that runs a trial on every core."""
+    """CPU threads of the trial. One thread makes best use of a machine that runs a trial on every core."""
     build_threads: int
-    """CPU threads of what trials share: teacher, students, superset."""
-    # Left out where it is off: a trial is named by the fingerprint of all that is written here.
+    """CPU threads for artifacts that trials share: teacher, students, superset."""
+    # Omitted from the JSON if off: a trial is named by the fingerprint of everything written there.
     online: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
-    """The teacher runs in the training loop, and nothing is stored."""
+    """Whether the teacher runs in the training loop, and nothing is stored."""
     store: Annotated[Place | None, Field(exclude_if=lambda value: value is None)] = None
-    """Folder of a store that is there already, from which the trial trains."""
+    """Folder of an existing store to train from."""
     store_alone: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
-    """The training examples come from ``store`` too, and nothing is scored."""
+    """Whether the training examples come from ``store`` too, and nothing is scored."""
     files: dict[str, str] = {}
     """Fingerprints of the user's own files behind ``task.data``, ``task.augment``, ``teacher.model``, the student's
-    ``checkpoint`` or ``text``, and of a given ``student`` and ``store``: a path says nothing of them."""
+    ``checkpoint`` or ``text``, and a given ``student`` and ``store``. A path alone does not identify the contents."""
 
     @property
     def id(self) -> str:
-        """16 hexadecimal digits: the name of the trial's result."""
+        """16 hexadecimal digits that name the trial's result."""
         return fingerprint(self.identity)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The config as JSON; without ``files`` where nothing of it lies in files of the user's.
+        """The config as JSON, which the id is computed from; ``files`` is left out if empty.
 
-        Of given folders (see :func:`hskd.trials.inputs.with_contents`) it has the contents, not the paths.
+        For given folders (see :func:`hskd.trials.inputs.with_contents`), it contains fingerprints of their contents
+        instead of their paths.
         """
         content = self.model_dump(mode="json", exclude=None if self.files else {"files"})
         if self.given and "student" in self.files:
@@ -190,27 +191,27 @@ class TrialConfig(BaseModel):
 
     @property
     def point(self) -> str:
-        """For people: the spec's short form, or the arm."""
+        """The spec's short form, or else the arm, for display."""
         return self.spec.label if self.spec and self.settings.arm == "spec" else self.settings.arm
 
     @property
     def title(self) -> str:
-        """For people: arm or spec, and seed."""
+        """Arm or spec, and seed, for display."""
         return f"{self.point}, seed {self.settings.seed}"
 
     @property
     def given(self) -> bool:
-        """Whether everything that the trial trains from is given as a folder, so that nothing is built for it."""
+        """Whether everything that the trial trains from is given as a folder, so that no artifact is built for it."""
         return isinstance(self.student, GivenStudent)
 
     @property
     def student_name(self) -> str:
-        """For people: the student's kind and sizes."""
+        """The student's kind and sizes, for display."""
         return self.student.name
 
     def recipe(self, *parts: str) -> dict[str, Any]:
-        """The named parts of the config, and the machine: what an artifact that trials share depends on."""
+        """Return the named parts of the config and the machine, on which an artifact shared by trials depends."""
         content = self.model_dump(mode="json", include={*parts, "dtype", "device", "build_threads"})
-        # Augmented sentences are in no teacher and no student, and a store is named by its examples.
+        # Neither teacher nor student depends on augmented sentences, and a store's recipe contains its examples.
         files = {name: key for name, key in self.files.items() if name != "augment"}
         return content | ({"files": files} if files else {})

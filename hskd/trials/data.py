@@ -1,4 +1,4 @@
-"""The examples that trials are trained and scored on: of a task, or of a store alone."""
+"""The examples that trials train on and are scored on, from a task's data or from a store alone."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Examples:
 
     Attributes:
         task: the task.
-        splits: train, dev, test, as far as there are any; ``train`` is whole.
-        real: those of the task's training examples that students train on.
-        train: what students train on: ``real``, then augmented sentences.
+        splits: the available splits of train, dev and test; ``train`` has all its examples.
+        real: the task's training examples that students train on.
+        train: all examples that students train on: ``real``, then augmented sentences.
     """
 
     task: Task
@@ -33,14 +33,14 @@ class Examples:
 
     @property
     def for_student(self) -> dict[str, TokenizedSplit]:
-        """The splits with ``train`` as students see it."""
+        """The splits, with ``train`` replaced by the examples that students train on."""
         return self.splits | {"train": self.train}
 
 
 def load_data(plan: TaskPlan, work: Path, augmented: bool = True) -> TaskData:
-    """The task's examples as text, with augmented sentences if the plan names some and they are asked for.
+    """Load the task's examples as text, with the plan's augmented sentences unless ``augmented`` is false.
 
-    Copies of URLs lie in ``work``.
+    Data from URLs is cached in ``work``.
 
     Raises:
         HskdError: the task or its files cannot be read.
@@ -52,19 +52,19 @@ def load_data(plan: TaskPlan, work: Path, augmented: bool = True) -> TaskData:
 def task_examples(
     plan: TaskPlan, tokenizer: str, work: Path, augmented: bool = True, teacher: str | None = None
 ) -> Examples:
-    """The task's examples, tokenised by the tokenizer of the model ``tokenizer``.
+    """Return the task's examples, tokenised with the tokenizer of the model ``tokenizer``.
 
     Args:
-        plan: which examples.
+        plan: the examples to load.
         tokenizer: a model.
         work: the work folder.
-        augmented: whether augmented sentences follow the training examples, where the plan names some.
-        teacher: the model that says what students learn, where it is another. If it has another tokenizer, the examples
-            are aligned with its tokens (:func:`hskd.tasks.align`).
+        augmented: whether the plan's augmented sentences follow the training examples.
+        teacher: the model that gives the targets, if it is another one. If it has another tokenizer, the examples are
+            aligned with its tokens (:func:`hskd.tasks.align`).
 
     Raises:
-        HskdError: the task, its files or the tokenizer cannot be read, or the plan asks for more than there is; or the
-            tokenizers cannot be aligned.
+        HskdError: the task, its files or the tokenizer cannot be read; the plan asks for more examples than there are;
+            or the tokenizers cannot be aligned.
     """
     own = load_tokenizer(tokenizer)
     others = None if teacher is None or teacher == tokenizer else load_tokenizer(teacher)
@@ -89,15 +89,15 @@ def task_examples(
 
 
 def for_teacher(task: Task, model: str) -> Task:
-    """``task`` with outputs of the size that the teacher ``model``, or a student of it, gives."""
+    """Return ``task`` with outputs of the size that the teacher ``model``, or a student of it, gives."""
     return replace(task, head=task.head.for_teacher(checked_model(model)))
 
 
 def store_alone_examples(store: Store, plan: TaskPlan, tokenizer: str) -> Examples:
-    """The training examples that a store holds, for a student with the tokenizer of the model ``tokenizer``.
+    """Return the training examples that a store holds, for a student with the tokenizer of the model ``tokenizer``.
 
     Raises:
-        HskdError: they cannot be told from the store.
+        HskdError: the store does not allow its examples to be reconstructed.
     """
     train = store_examples(store, "token_type_ids" in load_tokenizer(tokenizer).model_input_names)
     real = train if plan.train_examples is None else train.first(plan.train_examples)

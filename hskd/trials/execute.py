@@ -1,4 +1,4 @@
-"""Running a trial: what it needs is found or made, its stages train, its result is written."""
+"""Run a trial: find or make what it needs, train its stages, write its result."""
 
 from __future__ import annotations
 
@@ -21,21 +21,20 @@ from hskd.trials.workspace import Workspace
 
 
 def execute(config: TrialConfig, workspace: Workspace, progress: Progress) -> TrialResult:
-    """Run a trial, or find it done. This is the only way to run one.
+    """Run a trial and return its result; a finished trial is read instead. Every trial is run by this function.
 
-    Teacher, student and stores that the trial needs and that are not there are made first. A killed trial resumes,
-    and a finished one is read. The result is in ``result.json`` of ``workspace.trial_folder(config)``, the trained
-    student beside it.
+    Teacher, student and stores that the trial needs are made first if they are missing. A killed trial resumes. The
+    result is ``result.json`` in ``workspace.trial_folder(config)``, with the trained student beside it.
 
     Args:
         config: everything that the result depends on.
-        workspace: where artifacts lie.
-        progress: is told what is made and trained.
+        workspace: finds and makes artifacts.
+        progress: receives progress reports.
 
     Raises:
-        HskdError: something that the trial needs cannot be read or made, or a loss is not finite.
+        HskdError: an artifact that the trial needs cannot be read or made, or a loss is not finite.
         MismatchError: parts of the config do not belong together, or the trial's folder holds another trial.
-        CorruptionError: a file that the trial reads, or that it left, is damaged.
+        CorruptionError: a file that the trial reads, or wrote earlier, is damaged.
     """
     workspace.require_of_here(config)
     config = with_contents(config)
@@ -79,7 +78,7 @@ def execute(config: TrialConfig, workspace: Workspace, progress: Progress) -> Tr
         except MismatchError as error:
             if workspace.is_users(folder):
                 raise
-            # The folder is named by the config and the contents, so it was made from an artifact that is lost.
-            progress.say(f"{error} It is in the work folder, so it is made anew.")
+            # The folder's name comes from config and contents, so the trial used an artifact that no longer exists.
+            progress.say(f"{error} The trial is in the work folder, so it is run again from the start.")
             processes.by_main(lambda: clear(folder))
             return run()

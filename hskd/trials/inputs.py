@@ -1,4 +1,4 @@
-"""What a trial's result depends on, by content: what its config names may be another thing tomorrow."""
+"""The contents that a trial's result depends on. A name or path in the config may refer to other contents later."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ SCHEMA = "code of hskd"
 
 @dataclass(frozen=True)
 class Inputs:
-    """Fingerprints of contents, by a name for each that a message can use.
+    """Fingerprints of contents, each under a name that messages can use.
 
     Attributes:
         trained: what training depends on.
-        scored: by split, what its scores depend on beside the student.
+        scored: by split, what its scores depend on apart from the student.
     """
 
     trained: Mapping[str, str] = field(default_factory=dict)
     scored: Mapping[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, dict[str, str]]:
-        """What a result keeps of it."""
+        """Return the part of a result that records these inputs."""
         return {"trained": dict(self.trained), "scored": dict(self.scored)}
 
     def changes(self, recorded: Mapping[str, Any] | None) -> list[str]:
-        """What is other now than a result recorded; nothing where it is of a version that recorded nothing."""
+        """Return the names of inputs that differ from a recorded result; empty if it recorded no inputs."""
         return self.changes_in_training(recorded) + self.changes_in_scores(recorded)
 
     def changes_in_training(self, recorded: Mapping[str, Any] | None) -> list[str]:
-        """What training depends on, and is other now than a result recorded."""
+        """Return the names of training inputs that differ from a recorded result."""
         return _differing(self.trained, recorded, "trained")
 
     def changes_in_scores(self, recorded: Mapping[str, Any] | None) -> list[str]:
-        """The splits whose examples or labels are other now than a result recorded."""
+        """Return the splits whose examples or labels differ from a recorded result."""
         return _differing(self.scored, recorded, "scored")
 
 
@@ -60,7 +60,7 @@ def _differing(now: Mapping[str, str], recorded: Mapping[str, Any] | None, part:
 
 
 def inputs_of(config: TrialConfig, examples: Examples) -> Inputs:
-    """What the result of a trial depends on; nothing is made or trained to know it.
+    """Return what the result of a trial depends on. Nothing is made or trained for this.
 
     Args:
         config: the trial.
@@ -77,14 +77,14 @@ def inputs_of(config: TrialConfig, examples: Examples) -> Inputs:
         if name == "train":
             continue
         if head.labels_come_from_teacher(split.labels):
-            # Known before the teacher has run: what it will say depends on its content.
+            # The teacher has not run yet, so its content stands for the labels that it will give.
             if config.teacher is not None and not config.store_alone:
                 content = model_content(config.teacher.model, modules)
                 by_split[name] = fingerprint([scored(head, replace(split, labels=None)), content])
         elif split.labels is not None:
             by_split[name] = scored(head, split)
     if isinstance(config.student, GivenStudent):
-        # The weights of student and teacher are in the record of what was prepared.
+        # Student and teacher weights are not added here: the record of the prepared trial contains them.
         start = Path(config.student.folder) / PROJECTION_FILE
         if start.is_file():
             trained["start of W"] = known_sha256(start)
@@ -103,10 +103,10 @@ def inputs_of(config: TrialConfig, examples: Examples) -> Inputs:
 
 
 def with_contents(config: TrialConfig) -> TrialConfig:
-    """A config of given folders with their contents in ``files``, so that its id is of these and not of their paths.
+    """Return a config of given folders with their contents in ``files``, so that its id depends on them, not on paths.
 
     Raises:
-        HskdError: a folder does not hold what it should.
+        HskdError: a folder does not hold the expected artifact.
     """
     if not isinstance(config.student, GivenStudent) or "student" in config.files:
         return config

@@ -1,4 +1,4 @@
-"""Bringing together what a trial needs, and refusing what does not belong together."""
+"""Collect what a trial trains from, and refuse parts that do not belong together."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ NO_SCORES = "none: trained from the store alone, with no labelled data"
 
 @dataclass(frozen=True, eq=False)
 class Student:
-    """A student on disk, loaded, with what says where it came from."""
+    """A student loaded from disk, and its origin."""
 
     folder: Path
     model: PreTrainedModel
     tokenizer: str
     """Fingerprint of its tokenizer."""
     teacher: str | None
-    """Fingerprint of the teacher that it was pruned from, where that is known."""
+    """Fingerprint of the teacher that it was pruned from, if known."""
 
     @classmethod
     def load(cls, folder: Path, task: Task) -> Student:
         """Load the student in ``folder``.
 
         Raises:
-            HskdError: there is none.
-            CorruptionError: a file of it is damaged.
-            MismatchError: its labels are not the task's.
+            HskdError: there is no student.
+            CorruptionError: one of its files is damaged.
+            MismatchError: its labels differ from the task's.
         """
         model = load_student(folder, task.head)
         if not task.head.matches(model):
@@ -73,14 +73,14 @@ class Student:
 
     @property
     def layers(self) -> int:
-        """``L_S``, without the embedding output."""
+        """``L_S``, the number of layers without the embedding output."""
         return int(self.model.config.num_hidden_layers)
 
     def require_teacher(self, teacher: str, tokenizer: str, where: str) -> None:
         """Refuse knowledge of another tokenizer, or of another teacher than the one the student was pruned from.
 
         Raises:
-            MismatchError: says which of the two differs.
+            MismatchError: one of the two differs; the message says which.
         """
         if tokenizer != self.tokenizer:
             raise MismatchError(
@@ -97,15 +97,15 @@ class Student:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What a trial trains from.
+    """The knowledge that a trial trains from, and the trial's record.
 
     Attributes:
         source: the knowledge source; None for the arm *gold*.
         teacher_width: ``d_T``.
-        record: what identifies the trial beside its settings, and how much HSK it keeps.
-        knowledge: stands for all that is read of a store; None where there is none.
-        spread: the teacher's standard deviations, where the loss of the HSK stage needs them.
-        hsk_rows: the training examples of which HSK is kept, ascending; None for all.
+        record: identifies the trial apart from its settings, and says how much HSK it keeps.
+        knowledge: fingerprint of everything read from a store; None if no store is read.
+        spread: the teacher's standard deviations, if the loss of the HSK stage needs them.
+        hsk_rows: the training examples whose HSK is kept, ascending; None for all.
     """
 
     source: KnowledgeSource | None
@@ -118,11 +118,11 @@ class Prepared:
 
 @dataclass(frozen=True, eq=False)
 class Distillation:
-    """What is to be distilled, from whatever source.
+    """A distillation to prepare, independent of the source of knowledge.
 
     Attributes:
-        settings: the arm decides what is distilled.
-        spec: what the arm *spec* distils; None for the spec of a derived store, or full HSK.
+        settings: its arm determines what is distilled.
+        spec: the spec that the arm *spec* distils; None for the spec of a derived store, or full HSK.
         student: the student.
         task: the task.
         train: the training examples.
@@ -136,17 +136,17 @@ class Distillation:
 
 
 def from_store(store: Store, distillation: Distillation, derived: Path, progress: Progress | None = None) -> Prepared:
-    """Knowledge from a store: a superset, from which the arm's spec is derived, or the store of that very spec.
+    """Prepare a trial that trains from a store: a superset to derive from, or the derived store of its spec.
 
     Args:
         store: the open store, which must hold all training examples.
-        distillation: what is to be distilled.
+        distillation: the distillation to prepare.
         derived: folder for the derived store.
-        progress: is told about the derived store.
+        progress: receives progress reports of the derivation.
 
     Raises:
         MismatchError: store, student, task or data do not belong together.
-        HskdError: the superset cannot serve the spec, or a switch of ``compat`` needs the teacher.
+        HskdError: the superset does not hold what the spec needs, or a switch of ``compat`` needs the teacher.
     """
     settings, student, task, train = distillation.settings, distillation.student, distillation.task, distillation.train
     refuse_offline(settings.compat, "Give --teacher (online) in place of --store, or leave it out.")
@@ -168,8 +168,9 @@ def from_store(store: Store, distillation: Distillation, derived: Path, progress
     shares = kept is not None and not kept.examples.keeps_all
     if kept is not None and shares and len(store) != len(train):
         raise MismatchError(
-            f"{store.folder}: holds {len(store)} examples, and {len(train)} are trained on: {kept.label} keeps a share "
-            "of all, which would be another of fewer. Train on all of them, or extract the store of these."
+            f"{store.folder}: holds {len(store)} examples, and {len(train)} are trained on: {kept.label} keeps the HSK "
+            "of a share of all examples, so fewer examples would change the choice. Train on all of them, or extract a "
+            "store of just these."
         )
     if kept is not None and manifest.kind == "superset":
         store = derive(store, kept, student.layers, derived, progress=progress)
@@ -209,10 +210,10 @@ def from_store(store: Store, distillation: Distillation, derived: Path, progress
 
 
 def _require_labels_of(store: Store, train: TokenizedSplit, task: Task) -> None:
-    """Refuse a store whose examples were chosen by other labels than those of now.
+    """Refuse a store whose examples were chosen by gold labels that differ from the current ones.
 
     Raises:
-        MismatchError: they were.
+        MismatchError: the labels differ.
     """
     chosen_by = store.manifest.gold_labels
     if chosen_by is None or train.labels is None:
@@ -225,9 +226,9 @@ def _require_labels_of(store: Store, train: TokenizedSplit, task: Task) -> None:
 
 
 def _knowledge(store: Store, train: TokenizedSplit, kept: HSKSpec | None) -> str:
-    """What stands for the knowledge that a trial reads: the store of its spec, or the targets of its examples alone.
+    """Return a fingerprint of the knowledge that a trial reads: its derived store, or else its examples' targets.
 
-    Not the superset: it grows with what other trials ask for.
+    The superset's fingerprint would not do, because the superset grows with what other trials need.
     """
     if kept is not None:
         return store.manifest.fingerprint
@@ -236,12 +237,12 @@ def _knowledge(store: Store, train: TokenizedSplit, kept: HSKSpec | None) -> str
 
 
 def _with_targets(store: Store, train: TokenizedSplit) -> Tokens:
-    """The tokens of the training examples that have something to learn from in ``store``."""
+    """Return the tokens of the training examples that have a target in ``store``."""
     return store.tokens(store.rows(train.ids)) if store.manifest.is_aligned else train.tokens
 
 
 def from_teacher(teacher: Teacher, distillation: Distillation, dtype: str) -> Prepared:
-    """Knowledge from the teacher itself, run on every batch.
+    """Prepare a trial that trains from the teacher itself, which runs on every batch.
 
     Raises:
         MismatchError: teacher and student do not belong together, or the examples lack the teacher's token types.
@@ -259,9 +260,9 @@ def from_teacher(teacher: Teacher, distillation: Distillation, dtype: str) -> Pr
     require_positions(teacher.model.config, {"train": run_on}, f"teacher {teacher.name}")
     if run_on.token_type_ids is None and "token_type_ids" in teacher.tokenizer.model_input_names:
         raise MismatchError(
-            f"{student.folder}: its tokenizer gives no token types, and that of {teacher.name} does, so that the "
-            "teacher would not see which of two sentences a token is of. Distil from a store, or make the student "
-            "again (hskd student)."
+            f"{student.folder}: its tokenizer gives no token types, and that of {teacher.name} does. The teacher could "
+            "not tell which of two sentences a token belongs to. Distil from a store, or make the student again "
+            "(hskd student)."
         )
     require_fit(teacher.name, teacher.model, [run_on])
     kept = settings.arm_spec(distillation.spec or HSKSpec())
@@ -291,7 +292,7 @@ def from_teacher(teacher: Teacher, distillation: Distillation, dtype: str) -> Pr
 
 
 def without_teacher(distillation: Distillation) -> Prepared:
-    """Nothing but the gold labels: all that the arm *gold* needs."""
+    """Prepare a trial that learns from gold labels alone, as the arm *gold* does."""
     return Prepared(None, distillation.student.model.config.hidden_size, _record(distillation, None, None, None))
 
 
@@ -304,7 +305,7 @@ def _record(
     aligned: bool = False,
     hsk_rows: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """What identifies a trial, and how much HSK it keeps of ``tokens``, those that have something to learn from."""
+    """Return what identifies a trial, and how much HSK it keeps of ``tokens``, the tokens that have a target."""
     train, student = distillation.train, distillation.student
     amount = HSKAmount(0, 0, 0.0, 0.0, 0.0)
     if kept is not None and shape is not None and tokens is not None:

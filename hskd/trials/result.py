@@ -1,4 +1,4 @@
-"""The result of one trial, as its JSON file holds it."""
+"""The result of one trial, as stored in its JSON file."""
 
 from __future__ import annotations
 
@@ -12,56 +12,56 @@ from hskd.errors import CorruptionError
 
 RESULT_FILE = "result.json"
 PREDICTIONS_FILE = "predictions.npz"
-"""Outputs of every scored split, ``(N, C)`` fp16: a row for each example, or each token, in their order."""
+"""File with the outputs of every scored split, ``(N, C)`` fp16: one row per example or per token, in order."""
 VERSION = 2
-"""Version of :class:`TrialResult` that is written now."""
+"""The version of :class:`TrialResult` that is written."""
 
 
 class StageRecord(BaseModel):
-    """What a stage did, and what it cost. Fields that other versions wrote are kept."""
+    """The work of a stage, and its cost. Fields written by other versions are kept."""
 
     model_config = ConfigDict(extra="allow")
 
     epochs: int
     steps: int
-    """Steps of all epochs."""
+    """Steps of all epochs together."""
     examples: int
-    """Examples of an epoch."""
+    """Examples in one epoch."""
     seconds: float
     examples_per_second: float
-    """Each example counts once an epoch."""
+    """Throughput, where each example counts once per epoch."""
     first_loss: float | None
     last_loss: float | None
     clipped_share: float | None = None
-    """Share of the steps whose gradient was clipped, which versions before 1 recorded."""
+    """Share of the steps whose gradient was clipped. Only versions before 1 recorded it."""
     held_out_loss: float | None = None
-    """HSK stage: loss against full HSK of the same mapping, on dev examples."""
+    """HSK stage: loss on dev examples against full HSK of the same mapping."""
     reported_epoch: int | None = None
-    """The epoch of the last stage that is reported, from 1, where it is not the last one (:mod:`hskd.compat`)."""
+    """Last stage: the epoch that is reported, from 1, if it is not the last one (:mod:`hskd.compat`)."""
 
 
 class TrialResult(BaseModel):
-    """Everything that is known of a trial that is done.
+    """The record of a finished trial.
 
-    A field that does not apply is not written. Fields that other versions wrote are kept, and written back.
+    A field that does not apply is not written. Fields written by other versions are kept, and written back.
     """
 
     model_config = ConfigDict(extra="allow")
 
     version: int = 0
-    """0 in files of before there was a version."""
+    """0 in files from before there was a version."""
 
-    # The trial. These are None where no config was written down, as in a folder of `hskd distill` before version 1.
+    # The trial. These are None if no config was recorded, as in a folder of `hskd distill` before version 1.
     id: str | None = None
     """Fingerprint of the config."""
     config: dict[str, Any] | None = None
-    """The :class:`~hskd.trials.config.TrialConfig`, as it was written: an old one need not be valid today."""
+    """The :class:`~hskd.trials.config.TrialConfig` as written at the time: an old one need not be valid today."""
     student_name: str | None = None
     """Kind and sizes of the student."""
     teacher_metrics: dict[str, dict[str, float]] | None = None
-    """The teacher's metrics on each labelled split but train."""
+    """The teacher's metrics on each labelled split except train."""
 
-    # What it was trained from.
+    # What the student was trained from.
     task: str
     head: dict[str, Any] | None = None
     """What the student predicts: ``kind``, ``label_names`` and ``metric_names``; None in files of earlier versions."""
@@ -71,26 +71,26 @@ class TrialResult(BaseModel):
     data: str
     """Fingerprint of the training examples."""
     teacher: str | None
-    """Fingerprint of the teacher; None where there was none."""
+    """Fingerprint of the teacher; None if there was none."""
     student: str
     """Fingerprint of the initialised student."""
     student_parameters: int
     spec: str | None
-    """Label of the HSK spec; None where no HSK is distilled."""
+    """Label of the HSK spec; None if no HSK is distilled."""
     spec_fields: dict[str, Any] | None
     kept_values: int
     full_values: int
     fraction: float
     """Kept values / values of full HSK of the same mapping, on real tokens."""
     fraction_padded: float
-    """The same, counted on tokens padded to the maximum length."""
+    """The same fraction, counted on tokens padded to the maximum length."""
     bytes_per_example: float
-    """What the spec's store takes on disk."""
+    """Size of the spec's store on disk, per example."""
     source: str | None = None
-    """offline or online; None where there was no teacher."""
+    """offline or online; None if there was no teacher."""
     teacher_dtype: str | None = None
     scores: str | None = None
-    """Why there are no scores."""
+    """The reason if there are no scores."""
     inputs: dict[str, dict[str, str]] | None = None
     """Fingerprints of the contents behind all this (:class:`~hskd.trials.inputs.Inputs`); None before version 2."""
 
@@ -104,14 +104,14 @@ class TrialResult(BaseModel):
     accumulate: int | None = None
     processes: int | None = None
 
-    # What came of it.
+    # What the trial gave.
     metrics: dict[str, dict[str, float]]
-    """By split."""
+    """Metrics by split."""
     dev_scores: list[float]
     """Score on dev after each epoch of the last stage."""
     best_dev_score: float | None
     stages: dict[str, StageRecord]
-    """hsk, prediction."""
+    """By stage: hsk, prediction."""
     peak_memory_bytes: int
     made_by: dict[str, Any]
     """Versions, machine and commit."""
@@ -129,10 +129,10 @@ class TrialResult(BaseModel):
 
     @classmethod
     def of(cls, content: Any, file: Path | str, remedy: str) -> TrialResult:
-        """The result that the JSON ``content`` of ``file`` holds; ``remedy`` says what to do once it is deleted.
+        """Return the result in the JSON ``content`` of ``file``; ``remedy`` says what to do once it is deleted.
 
         Raises:
-            CorruptionError: it does not hold a trial's result.
+            CorruptionError: the content is not a trial's result.
         """
         try:
             return cls.model_validate(unsealed(content, file, _advice(remedy)))
@@ -144,7 +144,7 @@ class TrialResult(BaseModel):
             ) from None
 
     def as_json(self) -> dict[str, Any]:
-        """The content of the result's file: every field that was given."""
+        """Return the content of the result's file: every field that was set."""
         return self.model_dump(mode="json", exclude_unset=True)
 
     def write(self, path: Path) -> None:
@@ -153,12 +153,12 @@ class TrialResult(BaseModel):
 
     @property
     def scored_split(self) -> str:
-        """The split that is reported: test where it has labels, else dev."""
+        """The split that is reported: test if it has labels, else dev."""
         return "test" if "test" in self.metrics else "dev"
 
     @property
     def score_unit(self) -> str:
-        """What 100 times a score is called."""
+        """The unit of 100 times a score."""
         return str((self.head or {}).get("unit", "%"))
 
 

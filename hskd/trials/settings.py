@@ -1,4 +1,4 @@
-"""How one distillation is done. Every field's description is also its help on the command line."""
+"""Settings of one distillation. Every field's description is also its help on the command line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Arm = Literal["spec", "full", "none", "paper_none", "gold", "shuffled"]
 HSKLossName = Literal["mse", "standardised", "cosine", "gram"]
-"""The losses of the HSK stage. Their code is in :mod:`hskd.distill.losses`, which needs torch: settings do without."""
+"""The losses of the HSK stage. Their code is in :mod:`hskd.distill.losses`, which needs torch; this module does not."""
 ARMS: tuple[Arm, ...] = ("spec", "full", "none", "paper_none", "gold", "shuffled")
 
 
@@ -26,11 +26,11 @@ class DistillSettings(BaseModel):
         Arm,
         Field(
             description="spec: distil --spec. full: all HSK of the mapping. none: prediction stage only, for the "
-            "epochs of both stages. paper_none: the same for the HSK stage's epochs alone. gold: hard labels, no "
-            "teacher. shuffled: full HSK of another example, a control."
+            "epochs of both stages. paper_none: prediction stage only, for the HSK stage's epochs. gold: hard labels, "
+            "no teacher. shuffled: full HSK of another example, a control."
         ),
     ] = "spec"
-    seed: Annotated[int, Field(ge=0, description="Decides batches, dropout and W.")] = 0
+    seed: Annotated[int, Field(ge=0, description="Seed of batch order, dropout and W.")] = 0
     hsk_epochs: Annotated[int | None, Field(ge=0, description="Epochs of the HSK stage [default: the task's].")] = None
     prediction_epochs: Annotated[int, Field(ge=0, description="Epochs of the prediction stage.")] = 5
     hsk_lr: Annotated[float, Field(gt=0, description="Learning rate of the HSK stage, constant after warm-up.")] = 5e-5
@@ -39,16 +39,16 @@ class DistillSettings(BaseModel):
     )
     warmup: Annotated[float, Field(ge=0, lt=1, description="Share of each stage's steps that warms up.")] = 0.0
     batch_size: Annotated[int, Field(ge=1, description="Examples in a batch.")] = 32
-    weight_decay: Annotated[float, Field(ge=0, description="AdamW's, but on biases and LayerNorms.")] = 0.01
+    weight_decay: Annotated[float, Field(ge=0, description="AdamW's, except on biases and LayerNorms.")] = 0.01
     max_grad_norm: Annotated[float, Field(gt=0, description="Gradients are clipped to this norm.")] = 1.0
     tau: Annotated[float, Field(gt=0, description="Temperature of the prediction stage.")] = 1.0
     hsk_loss: Annotated[
         HSKLossName,
         Field(
-            description="What the HSK stage compares. mse: squared error. standardised: each number over the teacher's "
-            "standard deviation. cosine: of a token's numbers. gram: cosines between an example's kept tokens, "
-            "without W.",
-            # Absent by default: it takes no part in the identity of trials from before there was a choice.
+            description="Loss of the HSK stage. mse: squared error. standardised: squared error of numbers divided by "
+            "the teacher's standard deviation. cosine: cosine distance of each token's numbers. gram: compares the "
+            "cosines between an example's kept tokens, without W.",
+            # Omitted if it is the default, so that the identity of trials from before this field stays the same.
             exclude_if=lambda name: name == "mse",
         ),
     ] = "mse"
@@ -57,7 +57,7 @@ class DistillSettings(BaseModel):
         Field(
             description="Loss of the prediction stage, where a task has several: cosine, mse or similarity for "
             "embeddings, bce or mse for rerankers [default: the task's].",
-            # Absent where it is not chosen, as compat is.
+            # Omitted if not chosen, like compat.
             exclude_if=lambda name: name is None,
         ),
     ] = None
@@ -65,7 +65,7 @@ class DistillSettings(BaseModel):
         tuple[Compat, ...],
         Field(
             description=COMPAT_HELP,
-            # Absent where there is none: it takes no part in the identity of a trial that departs from nothing.
+            # Omitted if empty, so that the identity of a trial without departures does not depend on it.
             exclude_if=lambda switches: not switches,
         ),
     ] = ()
@@ -86,15 +86,15 @@ class DistillSettings(BaseModel):
         return self
 
     def arm_spec(self, spec: HSKSpec) -> HSKSpec | None:
-        """What this arm distils in the HSK stage, where the arm *spec* distils ``spec``; None if nothing."""
+        """Return the spec that this arm distils in the HSK stage; ``spec`` is that of the arm *spec*. None: no HSK."""
         if self.arm == "spec":
             return spec
         return spec.full() if self.arm in ("full", "shuffled") else None
 
     def epochs(self, default_hsk_epochs: int) -> tuple[int, int]:
-        """Epochs of the HSK stage and of the last stage in this arm.
+        """Return the epochs of the HSK stage and of the last stage in this arm.
 
-        Every arm but *paper_none* trains for as many epochs in all, so that none is ahead by training longer.
+        Every arm except *paper_none* trains for the same total, so that no arm gains from longer training.
         """
         hsk = default_hsk_epochs if self.hsk_epochs is None else self.hsk_epochs
         if self.arm == "paper_none":

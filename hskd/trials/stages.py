@@ -1,4 +1,4 @@
-"""How the stages of a trial train: the HSK stage, then the prediction stage, then the outputs of every scored split."""
+"""The stages of a trial: the HSK stage, then the prediction stage, then the outputs on every scored split."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _STAGE_FILE = "hsk-stage.safetensors"
 _STAGE_RECORD = "hsk-stage.json"
 _BEST_FILE = "best-epoch.safetensors"
 _WEIGHTS = "weights_sha256"
-"""Key of the record of the HSK stage: checksum of the weights beside it."""
+"""Key in the record of the HSK stage: the checksum of the weights file beside it."""
 
 HeldOut = tuple[TokenizedSplit, KnowledgeSource]
 """Examples that no student trains on, and a source of their HSK."""
@@ -58,20 +58,20 @@ HeldOut = tuple[TokenizedSplit, KnowledgeSource]
 
 @dataclass(frozen=True, eq=False)
 class TrialInputs:
-    """What a trial trains: settings, data, student and the teacher's knowledge.
+    """The inputs of a trial's training: settings, data, student and the teacher's knowledge.
 
     Attributes:
         settings: arm, epochs, rates, seed.
         task: the task.
-        splits: train, perhaps dev and test; outputs are computed for those that have labels.
+        splits: train, and dev and test if available; outputs are computed for those that have labels.
         student: the initialised student.
-        teacher_width: ``d_T``, which decides whether there is a ``W``.
+        teacher_width: ``d_T``, which determines whether there is a ``W``.
         source: the teacher's knowledge; None only for the arm *gold*.
-        student_folder: where the student came from: its tokenizer goes with the trained student, and a ``W`` in that
-            folder is where ``W`` starts.
+        student_folder: folder that the student was loaded from. Its tokenizer is saved with the trained student, and a
+            ``W`` in it initialises ``W``.
         held_out: examples on which the HSK loss is measured after the HSK stage.
-        spread: the teacher's standard deviations, where the loss of the HSK stage needs them.
-        hsk_rows: the examples of ``train`` that the HSK stage trains on, in as many steps; None for all.
+        spread: the teacher's standard deviations, if the loss of the HSK stage needs them.
+        hsk_rows: the examples of ``train`` that the HSK stage trains on, in the same number of steps; None for all.
     """
 
     settings: DistillSettings
@@ -94,12 +94,12 @@ class TrialInputs:
 
 @dataclass
 class Trained:
-    """What training leaves, beside the student itself.
+    """The results of training, apart from the student itself.
 
     Attributes:
-        stages: what each stage was and cost.
+        stages: the record of each stage.
         dev_scores: the score on dev after each epoch of the last stage.
-        outputs: the rows of the student's head on every scored split, ``(R, C)``.
+        outputs: the outputs of the student's head on every scored split, ``(R, C)``.
     """
 
     stages: dict[str, StageRecord]
@@ -110,13 +110,13 @@ class Trained:
 def train_stages(inputs: TrialInputs, folder: Path, options: RunOptions, progress: Progress) -> Trained:
     """Train the student through its stages, and compute its outputs.
 
-    All of :mod:`hskd.processes` train. A killed run resumes from what it left in ``folder``.
+    All of :mod:`hskd.processes` train. A killed run resumes from the files in ``folder``.
 
     Args:
-        inputs: what is trained.
-        folder: where checkpoints, and the projection ``W``, are written.
+        inputs: what the trial trains from.
+        folder: receives checkpoints and the projection ``W``.
         options: device, precision, reporting.
-        progress: is told each stage and its steps.
+        progress: receives reports of the stages and their steps.
 
     Raises:
         HskdError: a loss is not finite.
@@ -137,10 +137,10 @@ def train_stages(inputs: TrialInputs, folder: Path, options: RunOptions, progres
 
 
 def predict_outputs(inputs: TrialInputs, options: RunOptions) -> dict[str, np.ndarray]:
-    """The outputs on every scored split of a student that is trained already, as :func:`train_stages` has them.
+    """Return the outputs of a trained student on every scored split, as :func:`train_stages` computes them.
 
     Args:
-        inputs: its student is the trained one.
+        inputs: inputs whose student is the trained one.
         options: device, precision.
     """
     inputs.student.to(options.device)
@@ -150,7 +150,7 @@ def predict_outputs(inputs: TrialInputs, options: RunOptions) -> dict[str, np.nd
 
 @contextmanager
 def _training(inputs: TrialInputs, options: RunOptions) -> Iterator[LeanEncoder]:
-    """The context in which a student trains, and in which it is scored."""
+    """Enter the context in which a student is trained and scored."""
     settings, student = inputs.settings, inputs.student
     with (
         fast_training(student, used_tokens(inputs.splits.values()), options.compile) as encoder,
@@ -169,7 +169,7 @@ def _outputs(inputs: TrialInputs, encoder: LeanEncoder, options: RunOptions) -> 
 
 
 def clear_stages(folder: Path) -> None:
-    """Remove what a killed run would resume from."""
+    """Remove the files that a killed run would resume from."""
     for stage in (folder / "hsk", folder / "prediction"):
         clear_checkpoints(stage)
     for name in (_STAGE_FILE, _STAGE_RECORD, _BEST_FILE):
@@ -178,7 +178,7 @@ def clear_stages(folder: Path) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Stages:
-    """The stages of one trial, within the context in which it trains."""
+    """The stages of one trial, inside its training context."""
 
     inputs: TrialInputs
     folder: Path
@@ -189,12 +189,12 @@ class _Stages:
 
     @property
     def classifier(self) -> HeadModule:
-        """The student with the head of the task."""
+        """The student with the task's head."""
         head = self.inputs.task.head.with_loss(self.inputs.settings.loss)
         return HeadModule(self.inputs.student, head, self.encoder)
 
     def hsk(self, epochs: int) -> StageRecord:
-        """Train the HSK stage, or load what it ended with if a killed trial got that far."""
+        """Train the HSK stage, or load its final state if a killed trial had finished it."""
         inputs, settings = self.inputs, self.inputs.settings
         weights, record = self.folder / _STAGE_FILE, self.folder / _STAGE_RECORD
         module = HSKModule(
@@ -215,7 +215,7 @@ class _Stages:
             processes.by_main(write)
         _load_weights(module, weights)
         stage = _read_stage(record)
-        processes.barrier()  # Both files will be removed.
+        processes.barrier()  # Other processes must have read both files before they are removed.
         if module.projection is not None and processes.is_main():
             (self.folder / "student").mkdir(exist_ok=True)
             _save_weights(module.projection, self.folder / "student" / PROJECTION_FILE)
@@ -240,7 +240,7 @@ class _Stages:
         )
 
     def last(self, epochs: int, first_epoch: int) -> tuple[StageRecord, list[float]]:
-        """Train the last stage, and return the score on dev after each of its epochs too."""
+        """Train the last stage; return its record and the score on dev after each epoch."""
         student, dev, best = self.inputs.student, self.inputs.splits.get("dev"), self.folder / _BEST_FILE
         trainer = self._last_trainer(epochs, first_epoch)
         if dev is None:
@@ -254,7 +254,7 @@ class _Stages:
         stage = self._train(trainer, scoring)
         if (reported := self.departures.reported_epoch(scoring.scores)) is not None:
             _load_weights(student, best)
-            processes.barrier()  # It will be removed.
+            processes.barrier()  # Other processes must have read the file before it is removed.
             stage.reported_epoch = reported
         return stage, scoring.scores
 
@@ -296,7 +296,7 @@ class _Stages:
 
 
 def _read_stage(record: Path) -> StageRecord:
-    """What the HSK stage was, once its weights are found to be those that it ended with."""
+    """Return the record of the HSK stage, after checking that its weights are those of its end."""
     remedy = f"Delete it, and run the same command again: the HSK stage of {record.parent} is trained again."
     content = read_record(record, remedy)
     weights = record.with_name(_STAGE_FILE)
@@ -305,7 +305,7 @@ def _read_stage(record: Path) -> StageRecord:
     try:
         return StageRecord.model_validate(content)
     except ValidationError:
-        raise CorruptionError(f"{record}: not what a stage leaves. {remedy}") from None
+        raise CorruptionError(f"{record}: not the record of a stage. {remedy}") from None
 
 
 def _load_weights(module: nn.Module, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One trial: its stages, then its scores. A pure function of its inputs, threads and precision."""
+"""Train and score one trial, as a pure function of its inputs, the number of threads and the precision."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from hskd.trials.stages import Trained, TrialInputs, clear_stages, predict_outpu
 
 @dataclass(frozen=True)
 class About:
-    """What a result says of its trial beside how it was trained.
+    """The facts that a result records about its trial, apart from the training itself.
 
     Attributes:
-        identity: what identifies the trial beside its settings (spec, student, data).
-        notes: what does not identify it.
-        inputs: the contents that it depends on; those of training identify it, too.
+        identity: identifies the trial together with its settings (spec, student, data).
+        notes: further facts, which do not identify it.
+        inputs: the contents that it depends on. The contents that training depends on identify the trial too.
     """
 
     identity: Mapping[str, Any]
@@ -50,27 +50,27 @@ class About:
 def run_prepared(
     inputs: TrialInputs, folder: Path, options: RunOptions, about: About, progress: Progress | None = None
 ) -> TrialResult:
-    """Distil into the student and score it; the student and ``result.json`` end up in ``folder``.
+    """Distil into the student and score it; ``folder`` receives the student and ``result.json``.
 
-    All of :mod:`hskd.processes` train; the main one writes.
+    All of :mod:`hskd.processes` train; the main process writes.
 
-    The last epoch is reported (unless ``compat`` says otherwise); the best dev score over the epochs of the last
-    stage is beside it. A killed trial resumes from its last checkpoint, and a finished one is read. Where only the
-    examples or labels of dev or test have changed since, its student is scored anew. The logs of a reporter that
-    writes files lie in ``hsk`` and ``prediction`` of ``folder``.
+    The result reports the student of the last epoch (unless ``compat`` says otherwise), and the best dev score over the
+    epochs of the last stage. A killed trial resumes from its last checkpoint, and a finished trial is read. If only
+    examples or labels of dev or test have changed since, its student is only scored again. A reporter that writes files
+    puts its logs into ``hsk`` and ``prediction`` of ``folder``.
 
     Args:
-        inputs: what the trial trains.
-        folder: where the trial lies.
+        inputs: what the trial trains from.
+        folder: folder of the trial.
         options: device, precision, reporting.
-        about: what else the result says of the trial.
-        progress: is told each stage and its steps.
+        about: what else the result records about the trial.
+        progress: receives reports of the stages and their steps.
 
     Raises:
-        HskdError: a loss is not finite, the arm needs a source or labels and there are none, or ``compat`` does not
-            suit task, data or the number of processes.
+        HskdError: a loss is not finite, the arm lacks a source or labels that it needs, or ``compat`` does not suit
+            the task, the data or the number of processes.
         MismatchError: ``folder`` holds another trial.
-        CorruptionError: a file in ``folder`` is not the one that was written.
+        CorruptionError: a file in ``folder`` differs from what was written.
     """
     settings, progress = inputs.settings, progress or Silent()
     if settings.arm == "gold" and inputs.splits["train"].labels is None:
@@ -128,10 +128,10 @@ def run_prepared(
 
 
 def _write(result: TrialResult, trained: Trained, inputs: TrialInputs, folder: Path) -> TrialResult:
-    """Write what a trial ends with, the result last, and remove what it would resume from."""
+    """Write a trial's final files, the result last, and remove the files to resume from."""
     student = folder / "student"
     _write_outputs(inputs, trained.outputs, folder)
-    (student / CHECKSUMS).unlink(missing_ok=True)  # of a run that was killed here
+    (student / CHECKSUMS).unlink(missing_ok=True)  # left by a run that was killed here
     save_classifier(inputs.student, inputs.task.head, student)
     if inputs.student_folder is not None:
         save_tokenizer(load_tokenizer(str(inputs.student_folder)), student)
@@ -144,19 +144,19 @@ def _write(result: TrialResult, trained: Trained, inputs: TrialInputs, folder: P
 
 
 def _write_outputs(inputs: TrialInputs, outputs: Mapping[str, np.ndarray], folder: Path) -> None:
-    """Write the outputs, and their checksum beside them."""
+    """Write the outputs, with their checksum beside them."""
     if outputs:
-        (folder / CHECKSUMS).unlink(missing_ok=True)  # A process that is killed now leaves none of other outputs.
+        (folder / CHECKSUMS).unlink(missing_ok=True)  # A killed process must not leave a checksum of other outputs.
         with atomic_path(folder / PREDICTIONS_FILE) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **{name: _kept(inputs, name, rows) for name, rows in outputs.items()})  # type: ignore[arg-type]
         seal(folder, (PREDICTIONS_FILE,))
 
 
 def _read(folder: Path) -> TrialResult:
-    """The result of a finished trial, all of which is there as it was written.
+    """Return the result of a finished trial whose files are all as written.
 
     Raises:
-        CorruptionError: names the file that is not.
+        CorruptionError: a file is damaged or missing; the message names it.
     """
     result = TrialResult.read(folder / RESULT_FILE)
     require_whole(folder)
@@ -176,9 +176,9 @@ def _scored_anew(
     options: RunOptions,
     about: About,
 ) -> TrialResult:
-    """The result of a finished trial with the scores of its student on what dev and test are now.
+    """Score the student of a finished trial on the current dev and test examples, and return the updated result.
 
-    The scores after each epoch are not known any more where dev has changed: the students of then are not kept.
+    If dev has changed, the scores after each epoch are dropped, because the students of those epochs are not kept.
     """
     student = load_student(folder / "student", inputs.task.head)
     outputs = predict_outputs(replace(inputs, student=student), options)
@@ -193,7 +193,7 @@ def _scored_anew(
     result = TrialResult.model_validate(content)
 
     def write() -> TrialResult:
-        # A trial that is killed here is scored anew once more: what its result records is older.
+        # If the trial is killed here, the result still records the old inputs, so the next run scores it again.
         _write_outputs(inputs, outputs, folder)
         result.write(folder / RESULT_FILE)
         return result
@@ -210,7 +210,7 @@ def _metrics(inputs: TrialInputs, outputs: Mapping[str, np.ndarray]) -> dict[str
 
 
 def _kept(inputs: TrialInputs, split: str, rows: np.ndarray) -> np.ndarray:
-    """What is written of the rows of a scored split."""
+    """Return the outputs of a scored split in the form that is written to disk."""
     labels = inputs.splits[split].labels
     assert labels is not None
     head = inputs.task.head
@@ -218,6 +218,6 @@ def _kept(inputs: TrialInputs, split: str, rows: np.ndarray) -> np.ndarray:
 
 
 def _peak_memory() -> int:
-    """Peak resident memory of this process so far, in bytes."""
+    """Return the peak resident memory of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

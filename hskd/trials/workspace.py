@@ -1,7 +1,7 @@
 """The artifacts behind trials: teacher, students, one superset, derived stores.
 
-Each is found in the work folder, or made there under a fingerprint of its recipe. A lock keeps two processes from
-making the same one. Only methods called ``ensure_...`` make anything.
+Each artifact is found in the work folder, or made there under a fingerprint of its recipe. A lock keeps two processes
+from making the same one. Only methods called ``ensure_...`` make anything.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from hskd.trials.stages import HeldOut
 
 _LABELS_FILE = "labels.npy"
 HELD_OUT = 256
-"""Dev examples on which the held-out HSK loss is measured."""
+"""Number of dev examples on which the held-out HSK loss is measured."""
 
 Metrics = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What the trials of one workspace have in common; they may differ in all else."""
+    """The part of the config that all trials of a workspace share. They may differ in everything else."""
 
     task: TaskPlan
     teacher: TeacherPlan | None
@@ -65,16 +65,16 @@ class Shared:
 
     @classmethod
     def of(cls, config: TrialConfig) -> Shared:
-        """What a trial shares with others."""
+        """Return the shared part of a trial's config."""
         files = tuple(sorted((name, key) for name, key in config.files.items() if name in ("data", "augment", "model")))
         names = [field.name for field in fields(cls) if field.name != "files"]
         return cls(**{name: getattr(config, name) for name in names}, files=files)
 
     def require(self, config: TrialConfig) -> None:
-        """Refuse a trial that does not share all this.
+        """Refuse a trial with another shared part.
 
         Raises:
-            HskdError: names what differs.
+            HskdError: a field differs; the message names it.
         """
         other = Shared.of(config)
         for field in fields(self):
@@ -89,15 +89,15 @@ class Shared:
         """The teacher.
 
         Raises:
-            HskdError: there is none.
+            HskdError: there is no teacher.
         """
         if self.teacher is None:
             raise HskdError("the trial has no teacher: it trains from a store, or from labels alone.")
         return self.teacher
 
     def recipe(self) -> dict[str, Any]:
-        """What artifacts that are made by the teacher depend on."""
-        # Augmented sentences are in no teacher and no student, and a store is named by its examples.
+        """Return what artifacts made by the teacher depend on."""
+        # Neither teacher nor student depends on augmented sentences, and a store's recipe contains its examples.
         files = {name: key for name, key in self.files if name != "augment"}
         return {
             "teacher": self.teacher_plan.model_dump(mode="json"),
@@ -109,17 +109,18 @@ class Shared:
 
 
 class Workspace:
-    """What trials need: their common task, teacher and superset, and their students.
+    """The artifacts that trials need: their common task, teacher and superset, and their students.
 
     Args:
         work: folder of the artifacts.
-        trials: all trials that share the superset, which is the union of what they ask for.
-        folder: where the only trial lies [default: each in ``work``, under a fingerprint of its config].
-        options: how trials train here; precision and device must be those of the trials [default: theirs, and no
-            checkpoints].
+        trials: all trials that share the superset, which holds the union of what they need.
+        folder: folder of the trial, if there is only one [default: each in ``work``, named by a fingerprint of its
+            config].
+        options: how trials train on this machine. Precision and device must be those of the trials [default: those of
+            the trials, without checkpoints].
 
     Raises:
-        HskdError: there are no trials, they do not share what they must, or two students have the same name.
+        HskdError: there are no trials, their shared parts differ, or two students have the same name.
     """
 
     def __init__(
@@ -131,7 +132,7 @@ class Workspace:
         options: RunOptions | None = None,
     ) -> None:
         if not trials:
-            raise HskdError("a workspace is for trials, and there is none.")
+            raise HskdError("a workspace needs at least one trial, and none is given.")
         self.work = work
         self.trials = trials
         self.shared = Shared.of(trials[0])
@@ -149,10 +150,10 @@ class Workspace:
         self._ready = False
 
     def _require_names(self) -> None:
-        """Refuse two students of one name: results are told apart by the names.
+        """Refuse two students with the same name, because results identify students by name.
 
         Raises:
-            HskdError: two students have the same.
+            HskdError: two students have the same name.
         """
         names: dict[str, Any] = {}
         for student in dict.fromkeys(trial.student for trial in self.trials):
@@ -163,50 +164,50 @@ class Workspace:
                 )
 
     def require_of_here(self, config: TrialConfig) -> None:
-        """Refuse a trial that the workspace's artifacts are not for.
+        """Refuse a trial that the workspace's artifacts do not serve.
 
         Raises:
-            HskdError: says why.
+            HskdError: the trial belongs to another workspace; the message says why.
         """
         self.shared.require(config)
         if self._folder_of_trial is not None and config != self.trials[0]:
             raise HskdError(f"{self._folder_of_trial}: is the folder of another trial; make a workspace for this one.")
 
     def options(self, config: TrialConfig) -> RunOptions:
-        """How a trial trains here."""
+        """Return how a trial trains on this machine."""
         return self._options or RunOptions(config.dtype, self.device, checkpoints=False)
 
     def trial_folder(self, config: TrialConfig) -> Path:
-        """Where a trial lies, or will lie."""
+        """Return the folder of a trial, which need not exist yet."""
         if self._folder_of_trial is not None:
             return self._folder_of_trial
         return self._artifacts.folder("trials", config.identity | {"inputs": dict(self.inputs(config).trained)})
 
     def is_users(self, folder: Path) -> bool:
-        """Whether the folder of a trial is the user's own, and not in the work folder."""
+        """Return whether a trial's folder is the user's own, outside the work folder."""
         return self._folder_of_trial == folder
 
     @contextmanager
     def lock(self, folder: Path, progress: Progress) -> Iterator[None]:
-        """Keeps other processes from running the trial in ``folder``; whoever waits for one says so."""
+        """Keep other processes from running the trial in ``folder``; a process that has to wait reports it."""
         with ExitStack() as locks:
             processes.by_main(lambda: locks.enter_context(locked(folder, progress)))
             yield
 
     def inputs(self, config: TrialConfig) -> Inputs:
-        """What the result of a trial depends on, by content."""
+        """Return what the result of a trial depends on, by content."""
         return inputs_of(config, self.examples)
 
-    # ---- what is only read
+    # ---- inputs, which are only read
 
     @property
     def device(self) -> torch.device:
-        """Where models run."""
+        """The device that models run on."""
         return torch.device(self.shared.device) if self._options is None else self._options.device
 
     @cached_property
     def examples(self) -> Examples:
-        """The examples in the students' tokens, aligned with the teacher's where it has another tokenizer."""
+        """The examples in the students' tokens, aligned with the teacher's tokens if its tokenizer differs."""
         tokenizer, teacher = self._tokenizer_model(), self.shared.teacher
         if self.shared.store_alone:
             return store_alone_examples(self._given_store(), self.shared.task, tokenizer)
@@ -220,7 +221,7 @@ class Workspace:
         return task_examples(self.shared.task, self.shared.teacher_plan.model, self.work)
 
     def _tokenizer_model(self) -> str:
-        """The model whose tokenizer the students have: that of a given one, or the teacher's unless theirs is another.
+        """Return the model whose tokenizer the students have: a given student, or by default the teacher.
 
         Raises:
             HskdError: the students have different tokenizers.
@@ -246,7 +247,7 @@ class Workspace:
 
     @property
     def splits(self) -> dict[str, TokenizedSplit]:
-        """The tokenised examples of the task; ``train`` whole."""
+        """The tokenised examples of the task; ``train`` has all its examples."""
         return self.examples.splits
 
     @property
@@ -267,10 +268,10 @@ class Workspace:
             self._superset = Store.open(self.shared.store)
         return self._superset
 
-    # ---- what is made
+    # ---- artifacts, which are made if missing
 
     def ensure_shared(self, progress: Progress) -> None:
-        """Make everything that trials share, on all the threads that are set for that."""
+        """Make everything that trials share, with the number of threads set for shared artifacts."""
         if self._ready:
             return
         for config in self.trials:
@@ -287,10 +288,10 @@ class Workspace:
         for config in {config.student: config for config in self.trials}.values():
             self.ensure_student(config, progress)
         self._ready = True
-        release_memory()  # the teacher's: from here on students train alone
+        release_memory()  # the teacher's, because from here on only students train
 
     def ensure_teacher(self, progress: Progress) -> Path:
-        """The folder of the teacher, which is fine-tuned now if it is not there yet."""
+        """Return the folder of the teacher, which is fine-tuned first if it does not exist."""
         plan = self.shared.teacher_plan
         if plan.fine_tuned:
             return Path(plan.model)
@@ -309,11 +310,11 @@ class Workspace:
 
     @property
     def _teacher_is_given(self) -> bool:
-        """Whether the teacher is used as it is."""
+        """Whether the teacher is used as given, without fine-tuning."""
         return self.shared.teacher_plan.fine_tuned or not self.task.head.has_gold_labels
 
     def ensure_labels(self, progress: Progress) -> None:
-        """Let the teacher say what is scored, where a task has no labels for that; training examples need none."""
+        """Take the teacher's outputs as labels of scored splits, if the task has none; train needs no labels."""
         if self.task.head.has_gold_labels or self.shared.store_alone or self.shared.teacher is None:
             return
         for name, split in self.teacher_examples.splits.items():
@@ -341,16 +342,16 @@ class Workspace:
         return teacher
 
     def _key_of_teacher(self, progress: Progress) -> str:
-        """Identifies the teacher: by its recipe, or a given one by its weights."""
+        """Return what identifies the teacher: its recipe's fingerprint or, for a given teacher, that of its weights."""
         if self._teacher_key is None:
             folder = self.ensure_teacher(progress)
             self._teacher_key = self._load_teacher(progress).fingerprint if self._teacher_is_given else folder.name
         return self._teacher_key
 
     def teacher_metrics(self, progress: Progress) -> Metrics | None:
-        """The teacher's metrics on each labelled split but ``train``; None where folders are given.
+        """Return the teacher's metrics on each labelled split except ``train``; None if folders are given.
 
-        A given teacher of a grid is scored, which takes a forward pass over these splits.
+        A given teacher of a grid is scored first, which takes a forward pass over these splits.
         """
         if self.shared.given:
             return None
@@ -371,7 +372,7 @@ class Workspace:
         return self._teacher_metrics
 
     def ensure_student(self, config: TrialConfig, progress: Progress) -> Path:
-        """The folder of a trial's initialised student, which is made now if it is not there yet."""
+        """Return the folder of a trial's initialised student, which is made first if it does not exist."""
         if isinstance(config.student, GivenStudent):
             return Path(config.student.folder)
         context = self._student_context(config, progress)
@@ -381,7 +382,7 @@ class Workspace:
         return config.student.create(context, folder, Prefixed(progress, config.student_name))
 
     def _student_context(self, config: TrialConfig, progress: Progress) -> StudentContext:
-        """What the trial's student may be made from."""
+        """Return what the trial's student may be made from."""
         recipe = config.recipe()
         return StudentContext(
             task=self.task,
@@ -396,11 +397,11 @@ class Workspace:
         )
 
     def load_student(self, config: TrialConfig, progress: Progress) -> Student:
-        """The initialised student of a trial, loaded."""
+        """Return the initialised student of a trial, loaded."""
         return Student.load(self.ensure_student(config, progress), self.task)
 
     def ensure_superset(self, progress: Progress) -> Store:
-        """The union of what the trials ask for, extracted in one pass of the teacher; or the store that is given."""
+        """Return a store of all that the trials need, extracted in one pass of the teacher unless a store is given."""
         if self.shared.store is not None:
             return self._given_store()
         if self._superset is None:
@@ -414,7 +415,7 @@ class Workspace:
         return self._superset
 
     def ensure_held_out(self, progress: Progress) -> Store:
-        """Full HSK of some dev examples, on which the HSK stage's loss is compared between specs."""
+        """Return a store of full HSK of some dev examples, to compare the HSK stage's loss between specs."""
         if self._held_out is None:
             fulls = [trial.spec and trial.spec.full() for trial in self.trials]
             told = Prefixed(progress, "store of held-out examples")
@@ -422,7 +423,7 @@ class Workspace:
         return self._held_out
 
     def union(self, specs: Sequence[HSKSpec | None], teacher: PretrainedConfig) -> Superset:
-        """What a superset must hold that serves ``specs``, one for each trial."""
+        """Return what a superset must hold to serve ``specs``, one for each trial."""
         return Superset.union(
             Superset.of([spec], Shape.of(teacher, trial.student.layers))
             for spec, trial in zip(specs, self.trials, strict=True)
@@ -450,7 +451,7 @@ class Workspace:
         return extract(self._load_teacher(progress), self.task, examples, superset, folder, options, progress)
 
     def prepare(self, config: TrialConfig, distillation: Distillation, progress: Progress) -> Prepared:
-        """The knowledge that a trial trains from: of its teacher, of its store, or none for labels alone."""
+        """Return the knowledge that a trial trains from: its teacher's, its store's, or none for labels alone."""
         if config.online:
             if self._online_teacher is None:  # kept in memory for the trials that run it
                 self._online_teacher = self._load_teacher(progress)
@@ -473,7 +474,7 @@ class Workspace:
         )
 
     def held_out_source(self, config: TrialConfig, student_layers: int, progress: Progress) -> HeldOut | None:
-        """Held-out examples with full HSK of a trial's mapping; None where there is no HSK, or folders are given."""
+        """Return held-out examples with full HSK of a trial's mapping; None without HSK, or if folders are given."""
         if config.spec is None or config.given:
             return None
         superset, full = self.ensure_held_out(progress), config.spec.full()

@@ -78,7 +78,7 @@ def test_what_is_of_other_contents_is_done_anew(
     again = run(grid_file, root)
     done, _, total, news = again.told.news[0]
     assert (done, total, news) == (0, 12, "0 of 12 trials are done already")
-    assert f"none, seed 0: is done anew, since it was of other {name}" in again.told.said
+    assert f"none, seed 0: is run again, because these changed: {name}" in again.told.said
     assert len(again.progress.done) == 12 and not again.progress.pending
     assert again.table["score"].tolist() == undisturbed.table["score"].tolist()
     for result in results.ResultsFolder(root / "out").results().values():
@@ -95,7 +95,7 @@ def test_status_names_what_is_of_other_contents(undisturbed: Ran, grid_file: Pat
     code, after, err = cli(*places)
     assert code == 0, err
     assert after.count("changed: ") == 12
-    assert "changed: none, seed 0: of other labels; `hskd grid run" in after
+    assert "changed: none, seed 0: labels; `hskd grid run" in after
 
 
 def test_results_of_a_version_that_recorded_no_contents_are_taken(

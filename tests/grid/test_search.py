@@ -216,7 +216,7 @@ def test_rates_decide_the_settings_of_each_trial_and_so_its_id() -> None:
                 {"family": "full", "hsk_lr": 1e-3, "prediction_lr": 1e-3},
                 {"family": "width=pca", "hsk_lr": 1e-3, "prediction_lr": 1e-3},
             ],
-            "no rates for the family width=magnitude, of which 1l_all_0.1w is",
+            "no rates for the family width=magnitude, which 1l_all_0.1w belongs to",
         ),
         ("nowhere.yaml", "nowhere.yaml: no such file"),
     ],

@@ -94,7 +94,7 @@ def test_a_damaged_name_in_a_parquet_file(tmp_path: Path) -> None:
     file = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["a"], "na\u00efve": [1]}), file, store_schema=False)
     file.write_bytes(file.read_bytes().replace(b"na\xc3\xafve", b"na\xf4\xafve"))
-    with pytest.raises(HskdError, match=r"a\.parquet: is damaged: a name of it is not UTF-8"):
+    with pytest.raises(HskdError, match=r"a\.parquet: is damaged: a name in it is not UTF-8"):
         read_table(file)
 
 

@@ -1,4 +1,4 @@
-"""The tasks that come with hskd. Every module of this folder is imported: a task is one file."""
+"""The tasks that come with hskd. Every module of this folder is imported, so adding a file adds a task."""
 
 from hskd.registry import import_all
 

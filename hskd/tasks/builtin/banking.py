@@ -1,4 +1,4 @@
-"""``banking77``: 77 intents of a bank's customers."""
+"""``banking77``: questions of a bank's customers, with 77 intents."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ INTENTS = 77
 
 @TASKS.register(BANKING77)
 def load_banking77(data: str | None = None) -> TaskData:
-    """BANKING77 (Casanueva et al. 2020): 10,003 and 3,080 questions of customers.
+    """Load BANKING77 (Casanueva et al. 2020): 10,003 training and 3,080 test questions of bank customers.
 
-    ``data`` is a folder with ``train.csv`` and ``test.csv`` of the columns ``text`` and ``category``. About a tenth of
-    ``train`` is dev (see :func:`~hskd.tasks.source.splits_of`).
+    ``data`` is a folder with ``train.csv`` and ``test.csv``, which have the columns ``text`` and ``category``. About a
+    tenth of ``train`` becomes dev (see :func:`~hskd.tasks.source.splits_of`).
 
     Raises:
-        HskdError: the files are missing, or have other intents.
+        HskdError: a file is missing, or the number of intents is not 77.
     """
     loaded = load_custom(data, BANKING77.text_columns, BANKING77.label_column, task=BANKING77)
     if len(loaded.task.label_names) != INTENTS:

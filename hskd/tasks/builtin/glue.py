@@ -21,7 +21,7 @@ HUB = "nyu-mll/glue"
 
 @dataclass(frozen=True)
 class Source:
-    """Where one split of one task lies."""
+    """The place of one split of one task."""
 
     tsv: str
     """File name in the official folder."""
@@ -52,11 +52,11 @@ class GlueTask:
     tsv_labels: tuple[str, ...] = ("0", "1")
     """How the official files write the labels, in the order of ``task.label_names``."""
     tsv_texts: tuple[str, ...] = ()
-    """Text columns of the official files, where they have other names than on the hub."""
+    """Text columns of the official files, if their names differ from those on the hub."""
     tsv_label: str = ""
-    """The same for the label."""
+    """Label column of the official files, if its name differs from that on the hub."""
     drops_short_rows: bool = False
-    """Some rows of the official files lack fields: they are left out, and counted in a warning."""
+    """Whether some rows of the official files lack fields; such rows are left out and counted in a warning."""
     sources: tuple[tuple[str, Source], ...] = tuple(SOURCES.items())
 
 
@@ -68,7 +68,7 @@ def _task(
     hsk_epochs: int,
     max_length: int = 128,
 ) -> Task:
-    """A task as GLUE has them: its labels are in the column ``label``, and without names they are numbers to fit."""
+    """Return a task in GLUE's form: the label column is ``label``, and a task without label names is a regression."""
     return Task(
         name=name,
         text_columns=columns,
@@ -151,15 +151,15 @@ GLUE_TASKS = {
 def load_glue(glue: GlueTask, data: str | None) -> TaskData:
     """Load a GLUE task.
 
-    Test files have no labels, and may be left out.
+    Test files have no labels and are optional.
 
     Args:
         glue: the task.
-        data: the folder of its official TSV files, or a folder that has it under its official name (``CoLA``), or
-            a copy of the hub's repository (``cola/train-00000-of-00001.parquet``); None asks the hub.
+        data: the folder of the official TSV files, its parent folder (then it has its official name, such as ``CoLA``),
+            or a copy of the hub's repository (``cola/train-00000-of-00001.parquet``); None loads from the hub.
 
     Raises:
-        HskdError: nothing found there, a malformed row, or no way to the hub.
+        HskdError: there is no data, a row is malformed, or the hub cannot be reached.
     """
     if data is None:
         return TaskData(glue.task, _from_hub(glue))
@@ -204,22 +204,22 @@ def _from_tsv(glue: GlueTask, folder: Path, name: str, source: Source) -> Split:
 def read_tsv(
     path: Path, columns: Sequence[str], header: tuple[str, ...] | None, drops_short_rows: bool, expected: str
 ) -> tuple[list[int], dict[str, list[str]]]:
-    """Some columns of a TSV file as GLUE writes them: nothing is quoted, and only a newline ends a row.
+    """Read columns of a TSV file in GLUE's form: fields are not quoted, and only a newline ends a row.
 
     Args:
         path: the file.
-        columns: which.
-        header: names of all its columns, where they are not in its first line.
-        drops_short_rows: leave rows that lack fields out, with a warning that counts them.
-        expected: what the file should be, for the message where it has no rows.
+        columns: names of the columns to read.
+        header: names of all columns, if the first line does not give them.
+        drops_short_rows: leave out rows that lack fields, with a warning that counts them.
+        expected: what the file should be, for the message if it has no rows.
 
     Returns:
-        The line of every row, counted from 1; and the columns by name.
+        The line number of every row, from 1, and the columns by name.
 
     Raises:
         HskdError: a column is missing, a row has another number of fields, or the file is empty or not UTF-8.
     """
-    lines = read_text(path).removesuffix("\n").split("\n")  # other separators of lines occur inside the text
+    lines = read_text(path).removesuffix("\n").split("\n")  # other line separators occur inside texts
     rows = [line.removesuffix("\r").split("\t") for line in lines]
     if lines == [""] or (header is None and len(rows) == 1):
         raise HskdError(f"{path}: no rows; expected {expected}.")
@@ -308,7 +308,7 @@ def _from_parquet(glue: GlueTask, folder: Path) -> dict[str, Split]:
 def _split_of(
     task: Task, name: str, columns: dict[str, list[Any]], label_names: Sequence[str] | None, where: str
 ) -> Split:
-    """A split of columns as the hub has them; ``label_names`` are those of its schema, if it has any."""
+    """Return a split from columns in the hub's form; ``label_names`` are those of its schema, if any."""
     for column in (*task.text_columns, task.label_column):
         if column not in columns:
             raise HskdError(f"{where}: no column {column!r}; it has {listed(columns)}.")
@@ -324,7 +324,7 @@ def _split_of(
 
 
 def _check_labels(task: Task, labels: Sequence[Any], where: str) -> list[int] | list[float] | None:
-    # The hub writes -1 where GLUE keeps the label to itself.
+    # The hub writes -1 where GLUE does not publish the label.
     if all(label == -1 for label in labels):
         return None
     checked: list[Any] = []

