@@ -15,20 +15,25 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
-_LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "numpy", "hskd")
+_LIBRARIES = ("hskd", "torch", "transformers", "datasets", "accelerate", "numpy")
 
 
 @lru_cache
 def provenance() -> dict[str, Any]:
     """Return the versions, machine and git commit that a reader needs to judge or reproduce a result."""
     return {
-        "python": sys.version.split()[0],
-        **{name: _version(name) for name in _LIBRARIES},
+        **versions(),
         "machine": _processor(),
         "cores": os.cpu_count(),
         "cuda": _cuda_device(),
         "git_commit": git_commit(Path(__file__)) or _installed_commit(),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of hskd, Python and the main libraries, by name; none of the libraries is imported."""
+    installed = {name: _version(name) for name in _LIBRARIES}
+    return {"hskd": installed.pop("hskd"), "python": sys.version.split()[0], **installed}
 
 
 def git_commit(file: Path) -> str | None:

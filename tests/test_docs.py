@@ -1,4 +1,4 @@
-"""The examples in docs/api.md and README.md run."""
+"""The examples in docs/api.md, README.md and docs/howto/own-data-and-model.md are run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.encoders import tiny
+from support.tiny_tokenizers import byte_bpe
+
+from hskd.minimum.live import grid_of
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -66,3 +70,29 @@ def test_the_readme_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     printed = capsys.readouterr().out
     assert "HSKAmount(kept_values=" in printed
     assert "torch.Size([256, 2, 38])" in printed  # 8 tokens of 32 sentences, 2 layers, 10 % of 384 neurons
+
+
+def test_the_page_on_data_and_models_of_ones_own_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A folder comes before a model of the hub of that name.
+    tokenizer = byte_bpe()
+    tokenizer.save_pretrained(tmp_path / "roberta-base")
+    body = tiny("roberta", vocab_size=len(tokenizer), max_position_embeddings=130, intermediate_size=128).base_model
+    body.save_pretrained(tmp_path / "roberta-base")
+    (tmp_path / "my_folder").mkdir()
+    for split, count in (("train", 40), ("dev", 12), ("test", 12)):
+        rows = [
+            f'"{word}, {split} {i}",{label}'
+            for i in range(count // 2)
+            for word, label in (("Fun", "good"), ("Dull", "bad"))
+        ]
+        (tmp_path / "my_folder" / f"{split}.csv").write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
+    page = "docs/howto/own-data-and-model.md"
+    run_shell(page, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    run_python(page)
+    assert re.search(r"'label': '(good|bad)'", capsys.readouterr().out)
+    [grid] = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    Path("mine.yaml").write_text(grid, encoding="utf-8")
+    assert grid_of("mine.yaml").students[0].name == "rosita-3l-2h-96ffn"

@@ -115,6 +115,17 @@ def test_the_head_of_the_page_is_registered(folder: Path) -> None:
     subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, timeout=200)
 
 
+@pytest.mark.timeout(600)
+def test_a_teacher_and_a_store_have_the_head_of_the_page(folder: Path) -> None:
+    options = ["--task", "loudness", "--plugins", "my_plugin", "--work", "work", "--dtype", "fp32"]
+    taught = hskd(folder, "teacher", "--model", "body", "--out", "teacher", "--epochs", "1", *options)
+    assert taught.returncode == 0, taught.stderr
+    assert "pearson" in json.loads((folder / "teacher" / "metrics.json").read_text())["metrics"]["dev"]
+    extracted = hskd(folder, "store", "extract", "--teacher", "teacher", "--out", "store", *options)
+    assert extracted.returncode == 0, extracted.stderr
+    assert json.loads((folder / "store" / "manifest.json").read_text())["origin"]["head"] == "huber_regression"
+
+
 def test_an_installed_package_needs_no_option(folder: Path) -> None:
     package = folder / "my_plugin-1.0.dist-info"
     package.mkdir()

@@ -111,7 +111,10 @@ def columns() -> str:
     from hskd.results import COLUMNS
 
     rows = [f"| `{name}` | {_cell(_plain(text))} |" for name, text in COLUMNS.items()]
-    head = "# Result columns\n\n`hskd.results.load(folder)` gives a table with one row for each trial.\n"
+    head = (
+        "# Result columns\n\n`hskd.results.load(folder)` gives a table with one row for each trial. "
+        "[File formats](../docs/formats.md#results-folder) lists the files that it reads.\n"
+    )
     return "\n".join([head, "| column | meaning |", "|---|---|", *rows, ""])
 
 

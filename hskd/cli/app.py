@@ -43,10 +43,26 @@ _INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells define it: 128 + SIGINT."""
 
 
+def _print_versions(asked: bool) -> None:
+    """Print the versions that a bug report needs, and end."""
+    if asked:
+        from hskd.provenance import versions
+
+        for name, version in versions().items():
+            print(name, version or "not installed")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     context: typer.Context,
     debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_versions, is_eager=True, help="Print the versions of hskd and its libraries."
+        ),
+    ] = False,
 ) -> None:
     global _debug
     _debug = debug

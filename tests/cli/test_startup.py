@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -143,7 +144,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int | 
     """Exit code of each case, and the heavy libraries that it imported."""
     folder = tmp_path_factory.mktemp("startup")
     modules = dict.fromkeys([*MODULES, *(listing.target.partition(":")[0] for listing in BUILT_IN.values())])
-    cases = [*(f"import {name}" for name in modules), "--help", *(f"{name} --help" for name in commands())]
+    cases = [*(f"import {name}" for name in modules), "--help", "--version", *(f"{name} --help" for name in commands())]
     done = python(_CASES, json.dumps([*cases, *USAGE_ERRORS]), cwd=folder)
     assert done.returncode == 0, done.stderr
     return {case: (code, heavy) for case, (code, heavy) in json.loads((folder / "outcomes.json").read_text()).items()}
@@ -157,6 +158,7 @@ def test_settings_help_and_usage_errors_import_no_heavy_library(
 
 def test_help_ends_with_0_and_a_usage_error_with_2(outcomes: dict[str, tuple[int | None, list[str]]]) -> None:
     assert {case: code for case, (code, _) in outcomes.items() if case.endswith("--help") and code != 0} == {}
+    assert outcomes["--version"][0] == 0
     assert {case: outcomes[case][0] for case in USAGE_ERRORS if outcomes[case][0] != 2} == {}
 
 
@@ -190,6 +192,16 @@ app(prog_name="hskd")
 def test_the_help_lists_every_command() -> None:
     listed = python("from hskd.cli.app import main; main()", "--help").stdout
     assert all(f"│ {name} " in listed for name in BUILT_IN)
+
+
+def test_the_version_is_printed_with_those_of_python_and_the_libraries() -> None:
+    done = python("from hskd.cli.app import main; main()", "--version")
+    assert done.returncode == 0, done.stderr
+    printed = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    assert list(printed)[:2] == ["hskd", "python"]
+    assert {name: printed[name] for name in ("hskd", "torch", "transformers")} == {
+        name: version(name) for name in ("hskd", "torch", "transformers")
+    }
 
 
 @pytest.fixture
