@@ -12,7 +12,7 @@ from hskd.analysis.stats.curves import NONE, contrast
 from hskd.analysis.stats.examples import Answers
 from hskd.analysis.stats.intervals import Interval
 from hskd.analysis.stats.sufficiency import MARGIN, Sufficiency, minimum_sufficient
-from hskd.analysis.table import Study
+from hskd.analysis.table import AMOUNT_COLUMNS, Study
 from hskd.errors import HskdError
 from hskd.heads.metrics import in_unit
 from hskd.io import format_bytes
@@ -103,9 +103,36 @@ def recommend(
     return Recommendation(label, is_shown, tuple(evidence), table, distil_command(study, name, examples))
 
 
-def _best_full(study: Study) -> str:
+def tested_together(
+    study: Study,
+    margin: float = MARGIN,
+    share: float | None = None,
+    confidence: float = CONFIDENCE,
+    by: str = AMOUNT_COLUMNS[0],
+    answers: Answers | None = None,
+) -> tuple[Study, list[Sufficiency]]:
+    """Test each strategy so that the best of them can be chosen without losing confidence.
+
+    The error is divided among the strategies, and all are compared with the *full* of the best mean. With one strategy
+    this is :func:`~hskd.analysis.stats.sufficiency.minimum_sufficient`, which takes the same arguments.
+
+    Returns:
+        The study with that *full* as the reference of every spec, and an answer for each strategy.
+    """
+    strategies = study.strategies
+    full = _best_full(study, by)
+    elsewhere = [strategy for strategy in strategies if study.ladder(strategy, by)[1] != full]
+    moved = (study.trials["arm"] == "spec") & study.trials["strategy"].isin(elsewhere)
+    against = study
+    if moved.any():
+        against = replace(study, trials=study.trials.assign(reference=study.trials["reference"].mask(moved, full)))
+    each = 1 - (1 - confidence) / len(strategies)
+    return against, minimum_sufficient(against, margin, share, each, by, answers)
+
+
+def _best_full(study: Study, by: str = AMOUNT_COLUMNS[0]) -> str:
     """The *full* of the best mean among those above each strategy's specs; empty where there is none."""
-    fulls = {study.ladder(strategy, "bytes_per_example")[1] for strategy in study.strategies} - {""}
+    fulls = {study.ladder(strategy, by)[1] for strategy in study.strategies} - {""}
     return max(sorted(fulls), key=lambda name: study.scores[name].mean(), default="")
 
 
@@ -114,13 +141,8 @@ def _enough(
 ) -> tuple[str, bool, list[str], dict[str, str]]:
     """Name, whether it is shown, sentences, and a remark on each point."""
     strategies = study.strategies
-    elsewhere = [strategy for strategy in strategies if study.ladder(strategy, "bytes_per_example")[1] != full]
-    moved = (study.trials["arm"] == "spec") & study.trials["strategy"].isin(elsewhere)
-    against = study
-    if moved.any():
-        against = replace(study, trials=study.trials.assign(reference=study.trials["reference"].mask(moved, full)))
-    each = 1 - (1 - confidence) / len(strategies)
-    answered = minimum_sufficient(against, margin, share, each, "bytes_per_example", answers)
+    against, answered = tested_together(study, margin, share, confidence, "bytes_per_example", answers)
+    each = answered[0].confidence
     remarks = {
         name: text for one in answered for name, text in zip(one.tests["name"], one.tests["verdict"], strict=True)
     }
