@@ -1,4 +1,4 @@
-"""The page of a search: the answer, its evidence, every stage, and the command."""
+"""Write the page of a search: the answer, its evidence, every stage, and the command."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hskd.analysis.minimum import FindResult
 
 FIND_REPORT = "find-report"
-"""The folder of the page, in that of the results; ``hskd report`` has one of its own there."""
+"""Name of the page's folder within the results folder. It differs from that of ``hskd report``."""
 
 _TITLES = {
     "name": "spec",
@@ -34,15 +34,15 @@ _TITLES = {
     "spread": "its spread, points",
     "verdict": "verdict",
 }
-"""Columns of the tables, and what the page calls them."""
+"""Column headings of the page, by column."""
 
 
 def write_page(result: FindResult, out: Path | None = None) -> Path:
-    """Write the page of a search, which needs no other file, with its figure and tables beside it.
+    """Write the page of a search. It needs no other file; its figure and tables lie beside it.
 
     Args:
         result: the search.
-        out: folder of the page [default: ``find-report`` in that of the results].
+        out: folder of the page [default: ``find-report`` in the results folder].
 
     Returns:
         The path of ``index.html``.
@@ -101,7 +101,7 @@ def _texts(result: FindResult) -> Texts:
 
 
 def _rules(result: FindResult) -> list[str]:
-    """What was decided before the first trial, and before confirmation."""
+    """The rules that were fixed before the first trial or before confirmation."""
     settings, known = result.settings, result.outcome.known
     search_seeds = f"{settings.first_search_seed} and up"
     rules = [

@@ -1,4 +1,4 @@
-"""The report: one page that answers how little is enough, with every figure and table that the results allow."""
+"""Write a report: one page that says how little is enough, with its figures and tables."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _CURVE_TITLES = {"bytes": "Score against bytes", "values": "Score against the fr
 
 @dataclass
 class PagePart:
-    """A heading of the page, and below it sentences, figures and tables; a sentence says what is missing."""
+    """A heading with the sentences, figures and tables below it. A sentence says what is missing."""
 
     title: str
     sentences: list[str] = field(default_factory=list)
@@ -50,7 +50,7 @@ class PagePart:
 
 @dataclass(frozen=True)
 class Section:
-    """What the page says of one study."""
+    """The part of the page about one study."""
 
     study: Study
     slug: str
@@ -69,23 +69,23 @@ def write_report(
 ) -> Path:
     """Write the report on a table of results.
 
-    ``out`` gets ``index.html``, which needs no other file, ``figures/`` (PNG and SVG) and ``tables/`` (CSV with every
-    number, LaTeX as on the page); of several studies each has these two in a folder of its own. The trials of a results
-    folder are in ``trials.csv``. The same table gives the same bytes.
+    ``out`` gets ``index.html``, which needs no other file, ``figures/`` (PNG and SVG) and ``tables/`` (CSV with all
+    digits, LaTeX as on the page). With several studies, each has its own folder with ``figures/`` and ``tables/``.
+    For a results folder, ``trials.csv`` holds the trials. The same table gives the same bytes.
 
     Args:
         path: a results folder or a table (see :func:`hskd.analysis.table.read_trials`).
         out: folder of the report [default: ``report`` in the results folder].
-        margin: what may be lost against full HSK and still be called enough, a share of 1.
+        margin: loss against full HSK that still counts as enough, a share of 1.
         confidence: of intervals and claims.
-        axis: what orders the amounts: ``bytes`` an example, or ``values``, the fraction of full HSK's.
+        axis: what orders the amounts: ``bytes`` (an example) or ``values`` (the fraction of full HSK's values).
 
     Returns:
         The path of ``index.html``.
 
     Raises:
-        HskdError: the table is refused, ``axis`` is neither, or ``out`` cannot be written. One seed or a missing arm is
-            no error: the report then says what cannot be said.
+        HskdError: the table is refused, ``axis`` is unknown, or ``out`` cannot be written. With one seed or a missing
+            arm there is no error: the report says what cannot be concluded.
     """
     path = Path(path)
     if axis not in AXES:
@@ -111,7 +111,7 @@ def write_report(
 
 
 def _slugs(all_studies: Sequence[Study]) -> list[str]:
-    """A file name for each study; names that differ only in signs get a number."""
+    """A folder name for each study. Equal names get a number."""
     slugs: list[str] = []
     for study in all_studies:
         slug, number = study.slug, 1
@@ -129,7 +129,7 @@ def _section(study: Study, out: Path, slug: str, margin: float, confidence: floa
 
 
 class _Maker:
-    """Makes the parts of one study's section, and writes their files."""
+    """Makes the parts of one study's section and writes their files."""
 
     def __init__(self, study: Study, out: Path, slug: str, margin: float, confidence: float, axis: str) -> None:
         self.study = study
@@ -150,7 +150,7 @@ class _Maker:
 
     @property
     def answers(self) -> list[tuple[str, list[str]]]:
-        """Headings and the sentences that answer the question, the minimum first."""
+        """Headings, each with the sentences below it: the minimum first, then the strategies."""
         if not self.study.strategies:
             return [("Nothing can be said", ["No trial of the arm spec is done, so there is nothing to compare."])]
         headed_answers = [("On these very test examples", [answer.sentence for answer in self.these])]
@@ -162,7 +162,7 @@ class _Maker:
         return [*headed_answers, ("Which strategy", better)] if better else headed_answers
 
     def curve_part(self) -> PagePart:
-        """The curves, and the scores behind them."""
+        """The curves, with the scores and gains that they show."""
         study, confidence = self.study, self.confidence
         part = PagePart("Score against amount")
         [other] = set(AXES) - {self.axis}
@@ -185,7 +185,7 @@ class _Maker:
         return part
 
     def minimum_part(self) -> PagePart:
-        """The tests that the answers rest on."""
+        """The tests behind the answers."""
         part = PagePart("How sure the minimum is")
         for name, title, answers in (
             ("sufficiency", "Loss against full HSK, these test examples", self.these),
@@ -200,7 +200,7 @@ class _Maker:
         return part
 
     def strategies_part(self) -> PagePart:
-        """Which selector, mapping or precision is better."""
+        """Comparisons of selectors, mappings, precisions and losses."""
         part = PagePart("Strategies at equal amounts")
         if self.comparison.empty:
             part.sentences.append("Strategies: only one per dimension, so there is nothing to compare.")
@@ -213,7 +213,7 @@ class _Maker:
         return part
 
     def joint_part(self) -> PagePart:
-        """All dimensions together."""
+        """Figures and tables of a study in which several dimensions vary."""
         study, confidence = self.study, self.confidence
         part = PagePart("Several dimensions at once")
         if study.dimension != "joint":
@@ -252,7 +252,7 @@ class _Maker:
         say: Callable[[], str],
         texts: Texts | None = None,
     ) -> None:
-        """Add a figure to a part, with the texts of its markers; where it cannot be drawn, a sentence that says why."""
+        """Add a figure with the texts of its markers to a part. If it cannot be drawn, add a sentence that says why."""
         try:
             figure = draw()
         except HskdError as error:
