@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from hskd.analysis.figures import style
+from hskd.analysis.figures import hover, style
 from hskd.analysis.stats.strategies import UNDETERMINED
 from hskd.analysis.table import Study
 
@@ -182,4 +182,5 @@ def level_lines(axes: Axes, levels: Sequence[tuple[str, float]], numbers: bool =
         tie = [1.0, 1.012, 1.03], [at, moved, moved]
         axes.plot(*tie, color=style.INK, lw=0.6, transform=axes.transAxes, clip_on=False)
         text = f"{arm} {level:.1f}" if numbers else arm
-        axes.text(1.037, moved, text, fontsize=style.SMALL, va="center", transform=axes.transAxes)
+        label = axes.text(1.037, moved, text, fontsize=style.SMALL, va="center", transform=axes.transAxes)
+        hover.explain(label, "point", [arm])

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from hskd.analysis.figures import style
+from hskd.analysis.figures import hover, style
 from hskd.analysis.figures.axes import (
     AXIS_LABELS,
     CROWDED,
@@ -216,7 +216,8 @@ def _draw_points(
     low, high = ("low", "high") if column == "mean" else ("relative_low", "relative_high")
     mean = 100 * table.loc[at.index, column].to_numpy()
     edge = style.INK if look.colour == "white" else look.colour
-    axes.plot(at, mean, ls="", mfc=look.colour, mec=edge, marker=look.marker, zorder=5, label=label)
+    [means] = axes.plot(at, mean, ls="", mfc=look.colour, mec=edge, marker=look.marker, zorder=5, label=label)
+    hover.explain(means, "point", at.index)
     bars = np.stack([mean - 100 * table.loc[at.index, low], 100 * table.loc[at.index, high] - mean])
     if np.isfinite(bars).any():
         faint: dict[str, Any] = {"alpha": 0.3, "capsize": 0.0} if look.faint else {"capsize": 1.8}
@@ -252,7 +253,8 @@ def _draw_gains(axes: Axes, gains: pd.DataFrame, x: str, look: Mapping[str, Look
         if len(look) == 1:
             steps = scaled(rows["low_x"], x), scaled(rows["high_x"], x)
             axes.hlines(gain, *steps, color=seen.colour, lw=2.5, alpha=0.25, zorder=2)
-        axes.plot(at, gain, ls="", color=seen.colour, marker=seen.marker, ms=3.5, zorder=4)
+        [means] = axes.plot(at, gain, ls="", color=seen.colour, marker=seen.marker, ms=3.5, zorder=4)
+        hover.explain(means, "gain", rows.index)
         bars = np.stack([gain - low, high - gain])
         if np.isfinite(bars).any() and len(look) <= CROWDED:
             axes.errorbar(at, gain, bars, fmt="none", ecolor=seen.colour, elinewidth=0.8, capsize=1.8, zorder=3)

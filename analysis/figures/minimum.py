@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from hskd.analysis.figures import style
+from hskd.analysis.figures import hover, style
 
 LOOK = {
     "enough": (style.COLOURS[0], "o", style.COLOURS[0]),
@@ -20,8 +20,9 @@ def minimum_figure(tests: pd.DataFrame, screened: pd.DataFrame, limit: float, ga
     """Draw a search.
 
     Args:
-        tests: columns bytes_per_example, loss, low, high, verdict: of candidates on fresh seeds.
-        screened: columns bytes_per_example, loss (of the trials), expected, spread: of candidates on search seeds.
+        tests: columns name, bytes_per_example, loss, low, high, verdict: of candidates on fresh seeds.
+        screened: columns name, bytes_per_example, loss (of the trials), expected, spread: of candidates on search
+            seeds.
         limit: the allowed loss (a share of 1).
         gap: full - none (a share of 1).
     """
@@ -41,7 +42,7 @@ def minimum_figure(tests: pd.DataFrame, screened: pd.DataFrame, limit: float, ga
                 fontsize=style.SMALL,
             )
         if not screened.empty:
-            axes.plot(
+            [crosses] = axes.plot(
                 screened["bytes_per_example"],
                 100 * screened["loss"],
                 ls="none",
@@ -49,13 +50,14 @@ def minimum_figure(tests: pd.DataFrame, screened: pd.DataFrame, limit: float, ga
                 color=style.PALE,
                 label="screened: one or two search seeds",
             )
+            hover.explain(crosses, "screened", screened["name"])
         for verdict, (colour, marker, fill) in LOOK.items():
             rows = tests[tests["verdict"] == verdict]
             if rows.empty:
                 continue
             finite = rows[np.isfinite(rows["low"]) & np.isfinite(rows["high"])]
             axes.vlines(finite["bytes_per_example"], 100 * finite["low"], 100 * finite["high"], color=colour, lw=1.2)
-            axes.plot(
+            [means] = axes.plot(
                 rows["bytes_per_example"],
                 100 * rows["loss"],
                 ls="none",
@@ -64,6 +66,7 @@ def minimum_figure(tests: pd.DataFrame, screened: pd.DataFrame, limit: float, ga
                 mfc=fill,
                 label=f"{verdict}, on fresh seeds",
             )
+            hover.explain(means, "tested", rows["name"])
         axes.set_xscale("log")
         axes.set_xlabel("bytes an example")
         axes.set_ylabel("loss against full HSK (points)")

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hskd.analysis.figures import style
+from hskd.analysis.figures import hover, style
 from hskd.analysis.figures.axes import Look, amount_axis, legend_columns, level_lines, looks
 from hskd.analysis.table import Study
 from hskd.errors import HskdError
@@ -48,8 +48,11 @@ def pareto_figure(study: Study, pareto: pd.DataFrame) -> Figure:
         if several:
             _draw_strategies(axes, study, table)
         else:
-            axes.plot(front[_X], mean, "o", color=style.CURVE, zorder=5, label="on the front")
-            axes.plot(rest[_X], 100 * rest["mean"], "s", ms=3, color=style.PALE, alpha=0.7, zorder=2, label="beaten")
+            [best] = axes.plot(front[_X], mean, "o", color=style.CURVE, zorder=5, label="on the front")
+            pale: dict[str, Any] = {"ms": 3, "color": style.PALE, "alpha": 0.7, "zorder": 2, "label": "beaten"}
+            [beaten] = axes.plot(rest[_X], 100 * rest["mean"], "s", **pale)
+            hover.explain(best, "point", front["name"])
+            hover.explain(beaten, "point", rest["name"])
         axes.set_ylabel(f"{study.score_split} score on {study.task} ({study.unit})")
         axes.update_datalim([(axes.get_xlim()[0], level) for _, level in levels], updatex=False)
         axes.margins(y=0.08)
@@ -61,9 +64,9 @@ def pareto_figure(study: Study, pareto: pd.DataFrame) -> Figure:
         # With several strategies, the colour stands for the rest of a name.
         texts = front["name"].str.split(",").str[0] if several else front["name"]
         labels = list(zip(front[_X], mean, texts, strict=True))
-        beaten = np.stack([rest[_X], 100 * rest["mean"]], axis=1)
+        markers = np.stack([rest[_X], 100 * rest["mean"]], axis=1)
         # Repeated, because a marker covers as much as several points of a line.
-        style.label_points(axes, labels, np.concatenate([style.drawn(axes), *[beaten] * 5]))
+        style.label_points(axes, labels, np.concatenate([style.drawn(axes), *[markers] * 5]))
         return figure
 
 
@@ -78,9 +81,11 @@ def _draw_strategies(axes: Axes, study: Study, table: pd.DataFrame) -> None:
         axes.plot([], [], ls="", color=seen.colour, marker=seen.marker, label=name)
         best = own[own["front"]]
         rest = own[~own["front"]]
-        axes.plot(best[_X], 100 * best["mean"], ls="", color=seen.colour, marker=seen.marker, ms=5, zorder=5)
+        [filled] = axes.plot(best[_X], 100 * best["mean"], ls="", color=seen.colour, marker=seen.marker, ms=5, zorder=5)
+        hover.explain(filled, "point", best["name"])
         face: dict[str, Any] = {"mfc": "white", "mec": seen.colour, "mew": 0.8, "alpha": 0.8}
-        axes.plot(rest[_X], 100 * rest["mean"], ls="", marker=seen.marker, ms=3.5, zorder=2, **face)
+        [hollow] = axes.plot(rest[_X], 100 * rest["mean"], ls="", marker=seen.marker, ms=3.5, zorder=2, **face)
+        hover.explain(hollow, "point", rest["name"])
 
 
 def caption(pareto: pd.DataFrame, confidence: float) -> str:

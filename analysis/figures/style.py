@@ -30,6 +30,8 @@ SMALL = 7.0  # font size in points of labels and footnotes, the smallest in any 
 
 INK = "#222222"
 PALE = "#8c8c8c"
+ON_LIGHT, ON_DARK = "#1a1a1a", "#fdfdfd"
+"""Text on a coloured field. A page's dark theme changes INK and white, and leaves these as they are."""
 COLOURS: tuple[str, ...] = tuple(seaborn.color_palette("colorblind").as_hex())
 CURVE = COLOURS[0]
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")

@@ -98,7 +98,7 @@ def _draw(
             colour = colours(norm(score))
             axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fc=colour, ec="white", lw=0.8))
             light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 0.5
-            ink = style.INK if light else "white"
+            ink = style.ON_LIGHT if light else style.ON_DARK
             axes.text(x, y, f"{score:.1f}", color=ink, fontsize=style.SMALL, ha="center", va="center")
     axes.set_xlim(-0.5, len(neurons) - 0.5)
     axes.set_ylim(-0.5, len(tokens) - 0.5)

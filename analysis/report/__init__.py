@@ -1,1 +1,1 @@
-"""The report page, its tables and its words, and what was run."""
+"""Pages for readers: reports, search results, recommendations and timing tables."""

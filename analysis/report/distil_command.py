@@ -1,4 +1,4 @@
-"""The ``hskd distill`` command that makes a point of a study again."""
+"""Build the ``hskd distill`` command that repeats a point of a study."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _FROM_TABLE = ("hsk_epochs", "prediction_epochs", "hsk_lr", "prediction_lr")
 
 
 def distil_command(study: Study, name: str, examples: int | None = None) -> str:
-    """The ``hskd distill`` command that distils point ``name`` of ``study`` as its trials did, quoted for a shell.
+    """The ``hskd distill`` command that distils point ``name`` as the trials of ``study`` did, quoted for a shell.
 
-    Settings come from the trial's file where the study's folder has it, else from the table, which does not hold all
-    of them (no batch size, say). Those that are the defaults are left out, and so are seed and machine. The table does
-    not know where a student or a store lies: ``runs/student`` and ``runs/superset`` stand for them.
+    Settings come from the trial's file if the study's folder has it. Otherwise they come from the table, which lacks
+    some, such as the batch size. Defaults, the seed and the machine are left out. The paths of the student and the
+    store are unknown: ``runs/student`` and ``runs/superset`` stand for them.
 
     Args:
         study: the trials.
         name: a point of the arm *spec* or *full*.
-        examples: training examples, if not as many as the trials had.
+        examples: training examples [default: as many as the trials had].
     """
     row = study.trials[study.trials["name"] == name].iloc[0]
     kept = ResultsFolder(study.folder).result(row["trial"]) if study.folder and "trial" in row else None
@@ -46,7 +46,7 @@ def distil_command(study: Study, name: str, examples: int | None = None) -> str:
 
 
 def command_of(config: TrialConfig) -> str:
-    """The ``hskd distill`` command of a trial, quoted for a shell; student and store as :func:`distil_command` says."""
+    """The ``hskd distill`` command of a trial, quoted for a shell, with the paths of :func:`distil_command`."""
     assert config.spec is not None, "an arm without HSK has no spec"
     label = config.spec.label
     written = _spec(label, {"spec_fields": config.spec.model_dump(mode="json")})
@@ -76,7 +76,7 @@ def _task(plan: TaskPlan) -> dict[str, Any]:
 
 
 def _changed(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that are not the defaults; whole numbers as such, though a table may hold them as floats."""
+    """The settings that are not defaults. Epochs that the table holds as floats become integers."""
     changed = {}
     for field, declared in DistillSettings.model_fields.items():
         value = settings.get(field)
@@ -90,7 +90,7 @@ def _changed(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _spec(label: str, result: dict[str, Any]) -> str:
-    """The label, or JSON where no label says it all (explicit layer pairs)."""
+    """The label, or JSON where a label cannot express the spec (explicit layer pairs)."""
     try:
         return HSKSpec.parse(label).label
     except HskdError:

@@ -1,17 +1,19 @@
-"""The page of a search: the answer, its evidence, every stage, and the command."""
+"""Write the page of a search: the answer, its evidence, every stage, and the command."""
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hskd.analysis.figures import style
+from hskd.analysis.figures.hover import Key
 from hskd.analysis.figures.minimum import caption
 from hskd.analysis.report.page import INDEX
+from hskd.analysis.report.pictures import Picture, Texts
+from hskd.analysis.report.rendering import render
+from hskd.analysis.stats.sufficiency import percent
 from hskd.io import write_text
 from hskd.minimum.search import CHAIN, GAP_LEVEL
 
@@ -19,15 +21,28 @@ if TYPE_CHECKING:
     from hskd.analysis.minimum import FindResult
 
 FIND_REPORT = "find-report"
-"""The folder of the page, in that of the results; ``hskd report`` has one of its own there."""
+"""Name of the page's folder within the results folder. It differs from that of ``hskd report``."""
+
+_TITLES = {
+    "name": "spec",
+    "bytes_per_example": "bytes an example",
+    "loss": "loss, points",
+    "low": "at least",
+    "high": "at most",
+    "n": "seeds",
+    "expected": "expected loss, points",
+    "spread": "its spread, points",
+    "verdict": "verdict",
+}
+"""Column headings of the page, by column."""
 
 
 def write_page(result: FindResult, out: Path | None = None) -> Path:
-    """Write the page of a search, which needs no other file, with its figure and tables beside it.
+    """Write the page of a search. It needs no other file; its figure and tables lie beside it.
 
     Args:
         result: the search.
-        out: folder of the page [default: ``find-report`` in that of the results].
+        out: folder of the page [default: ``find-report`` in the results folder].
 
     Returns:
         The path of ``index.html``.
@@ -39,19 +54,14 @@ def write_page(result: FindResult, out: Path | None = None) -> Path:
     figure = result.figure()
     style.save(figure, out / "figures" / "losses.png")
     vector = style.save(figure, out / "figures" / "losses.svg")
-    environment = Environment(
-        loader=PackageLoader("hskd.analysis.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    explanation = caption(1 - result.settings.level)
     for name, table in (("tests", result.tests), ("screened", result.screened)):
         write_text(out / "tables" / f"{name}.csv", table.to_csv(index=False))
-    page = environment.get_template("minimum.html.j2").render(
+    page = render(
+        "minimum.html.j2",
         result=result,
-        picture=base64.b64encode(vector.read_bytes()).decode(),
-        caption=caption(1 - result.settings.level),
+        headline=_headline(result),
+        picture=Picture.of(figure, vector, "losses", "Loss against full HSK by bytes", explanation, _texts(result)),
         rules=_rules(result),
         rates=_rates(result),
         tests=_cells(result.tests),
@@ -62,8 +72,36 @@ def write_page(result: FindResult, out: Path | None = None) -> Path:
     return out / INDEX
 
 
+def _headline(result: FindResult) -> str:
+    """The answer in a sentence."""
+    match result.outcome.verdict:
+        case "enough":
+            assert result.outcome.answer is not None, "enough without an answer"
+            stored = result.chosen[result.outcome.answer].bytes_per_example
+            share = percent(stored / result.full_bytes)
+            return f"Enough: {share} of the bytes of all hidden states, with the spec {result.answer}."
+        case "no gap":
+            return "No gap: hidden states are not shown to help."
+        case "nothing is enough":
+            return "Nothing is enough of what was tried below all hidden states."
+        case _:
+            return "Undetermined: these trials do not show how much is enough."
+
+
+def _texts(result: FindResult) -> Texts:
+    """The texts of the figure's markers: rows of the tables, and the share of full HSK's bytes."""
+    texts: Texts = {}
+    for kind, table in (("screened", result.screened), ("tested", result.tests)):
+        columns, rows = _cells(table)
+        for (name, *cells), stored in zip(rows, table["bytes_per_example"], strict=True):
+            lines = [f"{column}: {cell}" for column, cell in zip(columns[1:], cells, strict=True)]
+            share = f"share of full's bytes: {percent(stored / result.full_bytes)}"
+            texts[Key(kind, name)] = (name, lines[0], share, *lines[1:])
+    return texts
+
+
 def _rules(result: FindResult) -> list[str]:
-    """What was decided before the first trial, and before confirmation."""
+    """The rules that were fixed before the first trial or before confirmation."""
     settings, known = result.settings, result.outcome.known
     search_seeds = f"{settings.first_search_seed} and up"
     rules = [
@@ -98,9 +136,10 @@ def _stages(result: FindResult) -> list[tuple[int, str, str, int]]:
 
 
 def _cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells as text; losses in points."""
+    """Headings, and cells as text; losses in points."""
     columns = [str(column) for column in table.columns]
-    return columns, [[_cell(column, row[column]) for column in columns] for row in table.to_dict("records")]
+    headings = [_TITLES[column] for column in columns]
+    return headings, [[_cell(column, row[column]) for column in columns] for row in table.to_dict("records")]
 
 
 def _cell(column: str, value: object) -> str:

@@ -1,15 +1,13 @@
-"""The report: one page that answers how little is enough, with every figure and table that the results allow."""
+"""Write a report: one page that says how little is enough, with its figures and tables."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from hskd.analysis.figures import marginal_utility as curve
@@ -20,6 +18,9 @@ from hskd.analysis.figures import style
 from hskd.analysis.figures import sufficiency as sufficiency_of
 from hskd.analysis.figures import surface as surface_of
 from hskd.analysis.report import provenance, sheets
+from hskd.analysis.report import verdict as verdict_of
+from hskd.analysis.report.pictures import Picture, Texts, gain_texts, point_texts
+from hskd.analysis.report.rendering import render
 from hskd.analysis.report.sheets import Sheet
 from hskd.analysis.stats.curves import marginal_utility, points
 from hskd.analysis.stats.examples import Answers
@@ -37,19 +38,9 @@ INDEX = "index.html"
 _CURVE_TITLES = {"bytes": "Score against bytes", "values": "Score against the fraction of full HSK's values"}
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A figure on the page: what it shows, the SVG in base64, and whether it is as wide as a column only."""
-
-    title: str
-    caption: str
-    svg: str
-    half: bool
-
-
 @dataclass
 class PagePart:
-    """A heading of the page, and below it sentences, figures and tables; a sentence says what is missing."""
+    """A heading with the sentences, figures and tables below it. A sentence says what is missing."""
 
     title: str
     sentences: list[str] = field(default_factory=list)
@@ -59,10 +50,11 @@ class PagePart:
 
 @dataclass(frozen=True)
 class Section:
-    """What the page says of one study."""
+    """The part of the page about one study."""
 
     study: Study
     slug: str
+    verdict: verdict_of.Verdict
     answers: list[tuple[str, list[str]]]
     parts: list[PagePart]
     facts: provenance.Facts
@@ -77,23 +69,23 @@ def write_report(
 ) -> Path:
     """Write the report on a table of results.
 
-    ``out`` gets ``index.html``, which needs no other file, ``figures/`` (PNG and SVG) and ``tables/`` (CSV with every
-    number, LaTeX as on the page); of several studies each has these two in a folder of its own. The trials of a results
-    folder are in ``trials.csv``. The same table gives the same bytes.
+    ``out`` gets ``index.html``, which needs no other file, ``figures/`` (PNG and SVG) and ``tables/`` (CSV with all
+    digits, LaTeX as on the page). With several studies, each has its own folder with ``figures/`` and ``tables/``.
+    For a results folder, ``trials.csv`` holds the trials. The same table gives the same bytes.
 
     Args:
         path: a results folder or a table (see :func:`hskd.analysis.table.read_trials`).
         out: folder of the report [default: ``report`` in the results folder].
-        margin: what may be lost against full HSK and still be called enough, a share of 1.
+        margin: loss against full HSK that still counts as enough, a share of 1.
         confidence: of intervals and claims.
-        axis: what orders the amounts: ``bytes`` an example, or ``values``, the fraction of full HSK's.
+        axis: what orders the amounts: ``bytes`` (an example) or ``values`` (the fraction of full HSK's values).
 
     Returns:
         The path of ``index.html``.
 
     Raises:
-        HskdError: the table is refused, ``axis`` is neither, or ``out`` cannot be written. One seed or a missing arm is
-            no error: the report then says what cannot be said.
+        HskdError: the table is refused, ``axis`` is unknown, or ``out`` cannot be written. With one seed or a missing
+            arm there is no error: the report says what cannot be concluded.
     """
     path = Path(path)
     if axis not in AXES:
@@ -105,15 +97,10 @@ def write_report(
         _section(study, out / slug if len(slugs) > 1 else out, slug, margin, confidence, axis)
         for study, slug in zip(all_studies, slugs, strict=True)
     ]
-    environment = Environment(
-        loader=PackageLoader("hskd.analysis.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(
+    page = render(
+        "report.html.j2",
         sections=sections,
+        most_verdicts=verdict_of.MOST_VERDICTS,
         commands=provenance.commands(path, out, margin, axis),
         confidence=confidence,
     )
@@ -124,7 +111,7 @@ def write_report(
 
 
 def _slugs(all_studies: Sequence[Study]) -> list[str]:
-    """A file name for each study; names that differ only in signs get a number."""
+    """A folder name for each study. Equal names get a number."""
     slugs: list[str] = []
     for study in all_studies:
         slug, number = study.slug, 1
@@ -136,28 +123,34 @@ def _slugs(all_studies: Sequence[Study]) -> list[str]:
 
 
 def _section(study: Study, out: Path, slug: str, margin: float, confidence: float, axis: str) -> Section:
-    maker = _Maker(study, out, margin, confidence, axis)
+    maker = _Maker(study, out, slug, margin, confidence, axis)
     parts = [maker.curve_part(), maker.minimum_part(), maker.strategies_part(), maker.joint_part()]
-    return Section(study, slug, maker.answers, parts, provenance.facts(study, study.folder))
+    return Section(study, slug, maker.verdict, maker.answers, parts, provenance.facts(study, study.folder))
 
 
 class _Maker:
-    """Makes the parts of one study's section, and writes their files."""
+    """Makes the parts of one study's section and writes their files."""
 
-    def __init__(self, study: Study, out: Path, margin: float, confidence: float, axis: str) -> None:
+    def __init__(self, study: Study, out: Path, slug: str, margin: float, confidence: float, axis: str) -> None:
         self.study = study
         self.axis = axis
         self.out = out
+        self.slug = slug
         self.confidence = confidence
+        self.points = points(study, confidence)
+        self.points_sheet = sheets.points_sheet(self.points, study.unit)
+        self.texts = point_texts(self.points_sheet, confidence)
         kept = Answers.read(study.folder, study)
         how: dict[str, Any] = {"margin": margin, "confidence": confidence, "by": AXES[axis]}
         self.these = minimum_sufficient(study, **how)
         self.new = minimum_sufficient(study, **how, answers=kept) if kept else []
         self.comparison = compare_strategies(study, confidence)
+        evidence = verdict_of.Evidence(study, self.these, self.new, kept)
+        self.verdict = verdict_of.verdict(evidence, self.points, AXES[axis])
 
     @property
     def answers(self) -> list[tuple[str, list[str]]]:
-        """Headings and the sentences that answer the question, the minimum first."""
+        """Headings, each with the sentences below it: the minimum first, then the strategies."""
         if not self.study.strategies:
             return [("Nothing can be said", ["No trial of the arm spec is done, so there is nothing to compare."])]
         headed_answers = [("On these very test examples", [answer.sentence for answer in self.these])]
@@ -169,7 +162,7 @@ class _Maker:
         return [*headed_answers, ("Which strategy", better)] if better else headed_answers
 
     def curve_part(self) -> PagePart:
-        """The curves, and the scores behind them."""
+        """The curves, with the scores and gains that they show."""
         study, confidence = self.study, self.confidence
         part = PagePart("Score against amount")
         [other] = set(AXES) - {self.axis}
@@ -181,8 +174,9 @@ class _Maker:
         for name, title, along, relative in curves if study.strategies else curves[:1]:
             x, minimum = AXES[along], self.these if along == self.axis else ()
             draw = partial(curve.marginal_utility_figure, study, x, relative, minimum, confidence=confidence)
-            self._draw(part, name, title, draw, partial(curve.caption, study, relative, minimum, confidence))
-        self._tabulate(part, sheets.points_sheet(points(study, confidence), study.unit))
+            say = partial(curve.caption, study, relative, minimum, confidence)
+            self._draw(part, name, title, draw, say, self.texts | self._gain_texts(x))
+        self._tabulate(part, self.points_sheet)
         steps = marginal_utility(study, confidence, AXES[self.axis])
         if steps.empty:
             part.sentences.append("Marginal utility: it takes two amounts of one strategy.")
@@ -191,7 +185,7 @@ class _Maker:
         return part
 
     def minimum_part(self) -> PagePart:
-        """The tests that the answers rest on."""
+        """The tests behind the answers."""
         part = PagePart("How sure the minimum is")
         for name, title, answers in (
             ("sufficiency", "Loss against full HSK, these test examples", self.these),
@@ -206,7 +200,7 @@ class _Maker:
         return part
 
     def strategies_part(self) -> PagePart:
-        """Which selector, mapping or precision is better."""
+        """Comparisons of selectors, mappings, precisions and losses."""
         part = PagePart("Strategies at equal amounts")
         if self.comparison.empty:
             part.sentences.append("Strategies: only one per dimension, so there is nothing to compare.")
@@ -219,7 +213,7 @@ class _Maker:
         return part
 
     def joint_part(self) -> PagePart:
-        """All dimensions together."""
+        """Figures and tables of a study in which several dimensions vary."""
         study, confidence = self.study, self.confidence
         part = PagePart("Several dimensions at once")
         if study.dimension != "joint":
@@ -231,7 +225,7 @@ class _Maker:
             part, "surface", title, partial(surface_of.surface_figure, scores), partial(surface_of.caption, scores)
         )
         draw, say = partial(pareto_of.pareto_figure, study, front), partial(pareto_of.caption, front, confidence)
-        self._draw(part, "pareto", "Pareto front of score against bytes", draw, say)
+        self._draw(part, "pareto", "Pareto front of score against bytes", draw, say, self.texts)
         draw, say = (
             partial(next_byte_of.next_byte_figure, study, steps),
             partial(next_byte_of.caption, steps, confidence),
@@ -245,8 +239,20 @@ class _Maker:
             self._tabulate(part, sheets.next_byte_sheet(steps))
         return part
 
-    def _draw(self, part: PagePart, name: str, title: str, draw: Callable[[], Figure], say: Callable[[], str]) -> None:
-        """Add a figure to a part; where the results do not allow it, the sentence that says why."""
+    def _gain_texts(self, x: str) -> Texts:
+        steps = marginal_utility(self.study, self.confidence, x)
+        return {} if steps.empty else gain_texts(sheets.marginal_utility_sheet(steps, x), self.confidence)
+
+    def _draw(
+        self,
+        part: PagePart,
+        name: str,
+        title: str,
+        draw: Callable[[], Figure],
+        say: Callable[[], str],
+        texts: Texts | None = None,
+    ) -> None:
+        """Add a figure with the texts of its markers to a part. If it cannot be drawn, add a sentence that says why."""
         try:
             figure = draw()
         except HskdError as error:
@@ -254,8 +260,7 @@ class _Maker:
             return
         style.save(figure, self.out / "figures" / f"{name}.png")
         vector = style.save(figure, self.out / "figures" / f"{name}.svg")
-        encoded = base64.b64encode(vector.read_bytes()).decode()
-        part.pictures.append(Picture(title, say(), encoded, figure.get_figwidth() <= style.COLUMN))
+        part.pictures.append(Picture.of(figure, vector, f"{self.slug}-{name}", title, say(), texts or {}))
 
     def _tabulate(self, part: PagePart, sheet: Sheet) -> None:
         sheet.write(self.out / "tables")

@@ -1,4 +1,4 @@
-"""What was run: the facts behind a study, from the files of its results folder, and the commands that make it again."""
+"""Provenance of a report: facts about the trials from the results folder, and the commands that repeat them."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ _SETTINGS = {
 
 
 def facts(study: Study, folder: Path | None) -> Facts:
-    """What is known of how a study was made, as pairs of a name and a text, in reading order.
+    """Facts about how a study was made, as pairs of a name and a text, in reading order.
 
     Args:
         study: the trials.
-        folder: the results folder; None where the table stands alone, and less is known.
+        folder: the results folder; None for a table alone, of which less is known.
     """
     trials = study.trials
     arms = trials.groupby("arm", sort=False)["name"].agg(["nunique", "size"])
@@ -74,13 +74,13 @@ def facts(study: Study, folder: Path | None) -> Facts:
 
 
 def commands(path: Path, out: Path, margin: float, axis: str = "bytes") -> list[tuple[str, str]]:
-    """The shell commands behind a report, each with what it does.
+    """The shell commands behind a report, each after a note that says what it does.
 
     Args:
-        path: what the report was asked for, as it was written.
-        out: where it was written.
+        path: of the results, as the user gave it.
+        out: folder of the report.
         margin: of the minimum, a share of 1.
-        axis: what orders the amounts: bytes or values.
+        axis: what orders the amounts: ``bytes`` or ``values``.
     """
     content = ResultsFolder(path).grid() if path.is_dir() else None
     grid_commands = [_grid_command(path, content)] if content is not None else []
@@ -98,7 +98,7 @@ _VERSIONS = ("hskd", "python", "torch", "transformers", "datasets", "accelerate"
 
 
 def _grid_command(folder: Path, content: dict[str, Any]) -> tuple[str, str]:
-    """What runs the grid of ``folder``: a preset by its name, with what was changed of it, else its file."""
+    """The command that runs the grid of ``folder``: a preset with its changes, or else the grid's file."""
     name = str(content.get("name"))
     command = ["hskd", "grid", "run", str(folder / GRID_FILE)]
     note = "runs the grid, from the file that says how it was run"
@@ -118,7 +118,7 @@ def _grid_command(folder: Path, content: dict[str, Any]) -> tuple[str, str]:
 
 
 def _recorded(content: dict[str, Any]) -> GridSpec | None:
-    """The grid that ``grid.yaml`` holds; None where that is of a version that said what this one does not know."""
+    """The grid in ``grid.yaml``; None if this version cannot read it."""
     try:
         return GridSpec.model_validate(content)
     except ValidationError:
@@ -133,7 +133,7 @@ def _results(trials: pd.DataFrame, folder: Path | None) -> list[TrialResult]:
 
 
 def _not_done(folder: Path | None) -> str:
-    """How many trials of the grid the table lacks, whatever their study; empty where none or where it is not known."""
+    """How many trials of the grid are missing, over all studies; empty if none is or if it is unknown."""
     kept = ResultsFolder(folder) if folder is not None else None
     planned = kept.planned() if kept is not None else None
     if kept is None or planned is None:
@@ -151,12 +151,12 @@ def _teacher(result: dict[str, Any]) -> str:
 
 
 def _keys(value: Any) -> dict[str, Any]:
-    """A part of an earlier version's config, which may be something else than keys."""
+    """``value`` if it is a mapping, else an empty one: configs of earlier versions hold other types."""
     return value if isinstance(value, dict) else {}
 
 
 def _settings(trials: pd.DataFrame, result: dict[str, Any]) -> Facts:
-    """The settings that trials have in common, of the arms that have an HSK stage; and what none has instead."""
+    """The settings of the specs' trials, and the rates that *none* has instead."""
     staged = trials[trials["arm"] == "spec"]
     setting_facts = []
     for name, description in _SETTINGS.items():
@@ -169,7 +169,7 @@ def _settings(trials: pd.DataFrame, result: dict[str, Any]) -> Facts:
 
 
 def _values(trials: pd.DataFrame, column: str, prefix: str = "") -> str:
-    """The values of a column, each once; empty where it is missing or empty."""
+    """The distinct values of a column; empty if the column is missing or empty."""
     if column not in trials:
         return ""
     text = ", ".join(dict.fromkeys(_number(value) for value in trials[column].dropna()))
@@ -197,7 +197,7 @@ def _number(value: Any) -> str:
         return f"{value:g}"
     try:
         return str(value)
-    except ValueError:  # an integer of thousands of digits
+    except ValueError:  # An integer with thousands of digits.
         return brief(value)
 
 

@@ -1,4 +1,4 @@
-"""Which spec to use: the cheapest that is shown to be as good as full HSK, or the best that fits a budget."""
+"""Recommend a spec: the cheapest that is shown to be as good as full HSK, or the best that fits a budget."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from hskd.analysis.stats.curves import NONE, contrast
 from hskd.analysis.stats.examples import Answers
 from hskd.analysis.stats.intervals import Interval
 from hskd.analysis.stats.sufficiency import MARGIN, Sufficiency, minimum_sufficient
-from hskd.analysis.table import Study
+from hskd.analysis.table import AMOUNT_COLUMNS, Study
 from hskd.errors import HskdError
 from hskd.heads.metrics import in_unit
 from hskd.io import format_bytes
 from hskd.statistics import CONFIDENCE
 
 ARMS = ("spec", "full")
-"""The arms whose points can be recommended."""
+"""The arms that can be recommended."""
 
 
 @dataclass(frozen=True, eq=False)
 class Recommendation:
-    """What to distil, and why.
+    """A recommended spec with its evidence.
 
     Attributes:
         spec: label of the spec.
-        is_shown: whether the evidence shows what was asked for; if not, ``spec`` is a guess.
+        is_shown: whether the evidence shows what was asked for. If not, ``spec`` is a guess.
         evidence: sentences, the answer first.
-        table: a row per point of the arms spec, full and none, by rising bytes: name, bytes_per_example, store_bytes
-            (for all the examples), mean (share of 1), n (seeds), below_full, above_none (paired differences, shares of
-            1), each with _low and _high, and remark.
-        command: distils the spec; for a shell.
+        table: a row per point of the arms spec, full and none, by rising bytes. Columns: name, bytes_per_example,
+            store_bytes (for all examples), mean (share of 1), n (seeds), below_full and above_none (paired
+            differences, shares of 1, each with _low and _high), remark.
+        command: the shell command that distils the spec.
     """
 
     spec: str
@@ -52,27 +52,25 @@ def recommend(
     confidence: float = CONFIDENCE,
     answers: Answers | None = None,
 ) -> Recommendation:
-    """The spec to distil, given what may be lost against full HSK, or what its store may take.
+    """Recommend a spec, given the loss against full HSK or the store size that you allow.
 
-    *What may be lost* (``tolerance`` or ``share``; half a point where nothing is given): the spec of fewest bytes
-    that :func:`~hskd.analysis.stats.sufficiency.minimum_sufficient` shows to be enough. Each strategy is a sequence of
-    tests of its own, at ``1 - (1 - confidence) / strategies``, so that the choice among them costs no error. With
-    several mappings or precisions, all are held against the *full* of the best mean, which is the stricter for having
-    been picked. Where
-    nothing is shown, the guess is the spec of fewest bytes down to which the mean losses stay within what is allowed.
+    *Allowed loss* (``tolerance`` or ``share``; half a point by default): the spec of fewest bytes that
+    :func:`tested_together` shows to be enough. Comparing with the *full* of the best mean is strict, as the best of
+    several means is partly luck. If nothing is shown, the guess is the spec of fewest bytes down to which all mean
+    losses stay within the limit.
 
-    *A budget*: of the specs that fit, the one of the best mean over the seeds that all of them have. Cheaper ones that
-    are not shown to be worse are named, not recommended: with few seeds hardly anything is shown to be worse, and the
-    fewer the seeds, the worse a spec such a rule would pick, while bytes within the budget cost nothing.
+    *Budget*: of the specs that fit, the one with the best mean over the seeds that all of them have. Cheaper specs that
+    are not shown to be worse are listed and not recommended. With few seeds hardly any spec is shown to be worse, so
+    fewer seeds would lead to a worse choice, and bytes within the budget cost nothing.
 
     Args:
         study: the trials.
-        tolerance: points of score (0.5 is half a per cent).
-        budget: bytes.
-        examples: in the store; as many as the study's students trained on where not given.
-        share: share of the gap from *none* to *full*.
-        confidence: of the claim; for a budget, of each two-sided interval.
-        answers: makes claims hold for new test examples too.
+        tolerance: allowed loss in points of score (0.5 is half a per cent).
+        budget: bytes of the store.
+        examples: in the store [default: as many as the study's students trained on].
+        share: allowed loss as a share of the gap from *none* to *full*.
+        confidence: of the claim; with a budget, of each two-sided interval.
+        answers: makes the claims hold for new test examples, too.
 
     Raises:
         HskdError: more than one of tolerance, share and budget is given, or one is out of range; no spec fits; the
@@ -103,24 +101,46 @@ def recommend(
     return Recommendation(label, is_shown, tuple(evidence), table, distil_command(study, name, examples))
 
 
-def _best_full(study: Study) -> str:
-    """The *full* of the best mean among those above each strategy's specs; empty where there is none."""
-    fulls = {study.ladder(strategy, "bytes_per_example")[1] for strategy in study.strategies} - {""}
+def tested_together(
+    study: Study,
+    margin: float = MARGIN,
+    share: float | None = None,
+    confidence: float = CONFIDENCE,
+    by: str = AMOUNT_COLUMNS[0],
+    answers: Answers | None = None,
+) -> tuple[Study, list[Sufficiency]]:
+    """Test each strategy so that the best of them can be chosen without losing confidence.
+
+    The error is divided among the strategies, and all are compared with the *full* of the best mean. With one strategy
+    this is :func:`~hskd.analysis.stats.sufficiency.minimum_sufficient`, which takes the same arguments.
+
+    Returns:
+        The study with that *full* as the reference of every spec, and an answer for each strategy.
+    """
+    strategies = study.strategies
+    full = _best_full(study, by)
+    elsewhere = [strategy for strategy in strategies if study.ladder(strategy, by)[1] != full]
+    moved = (study.trials["arm"] == "spec") & study.trials["strategy"].isin(elsewhere)
+    against = study
+    if moved.any():
+        against = replace(study, trials=study.trials.assign(reference=study.trials["reference"].mask(moved, full)))
+    each = 1 - (1 - confidence) / len(strategies)
+    return against, minimum_sufficient(against, margin, share, each, by, answers)
+
+
+def _best_full(study: Study, by: str = AMOUNT_COLUMNS[0]) -> str:
+    """The *full* arm with the best mean, of those that the strategies are compared with; empty without one."""
+    fulls = {study.ladder(strategy, by)[1] for strategy in study.strategies} - {""}
     return max(sorted(fulls), key=lambda name: study.scores[name].mean(), default="")
 
 
 def _enough(
     study: Study, margin: float, share: float | None, full: str, confidence: float, answers: Answers | None
 ) -> tuple[str, bool, list[str], dict[str, str]]:
-    """Name, whether it is shown, sentences, and a remark on each point."""
+    """The recommended name, whether it is shown to be enough, sentences, and a remark on each point."""
     strategies = study.strategies
-    elsewhere = [strategy for strategy in strategies if study.ladder(strategy, "bytes_per_example")[1] != full]
-    moved = (study.trials["arm"] == "spec") & study.trials["strategy"].isin(elsewhere)
-    against = study
-    if moved.any():
-        against = replace(study, trials=study.trials.assign(reference=study.trials["reference"].mask(moved, full)))
-    each = 1 - (1 - confidence) / len(strategies)
-    answered = minimum_sufficient(against, margin, share, each, "bytes_per_example", answers)
+    against, answered = tested_together(study, margin, share, confidence, "bytes_per_example", answers)
+    each = answered[0].confidence
     remarks = {
         name: text for one in answered for name, text in zip(one.tests["name"], one.tests["verdict"], strict=True)
     }
@@ -146,7 +166,7 @@ def _enough(
 
 
 def _guess(study: Study, answered: list[Sufficiency], full: str) -> tuple[str, str]:
-    """The cheapest point down to which, in its strategy, the mean losses stay within the limit; and a sentence."""
+    """The cheapest point down to which its strategy's mean losses stay within the limit, and a sentence."""
     within = {}
     for one in answered:
         steps, reference = study.ladder(one.strategy, "bytes_per_example")
@@ -170,7 +190,7 @@ def _guess(study: Study, answered: list[Sufficiency], full: str) -> tuple[str, s
 def _within(
     study: Study, budget: float, examples: int, full: str, confidence: float, answers: Answers | None
 ) -> tuple[str, list[str], dict[str, str]]:
-    """Name, sentences, and a remark on each point."""
+    """The recommended name, sentences, and a remark on each point."""
     points = study.points[study.points["arm"].isin(ARMS)]
     stores = points["bytes_per_example"] * examples
     fitting = list(points.index[stores <= budget])
@@ -184,7 +204,7 @@ def _within(
     scores = study.scores[fitting]
     shared = scores.dropna()
     means = (scores if shared.empty else shared).mean()
-    best = str(means.idxmax())  # of equals the cheapest, as points rise in amount
+    best = str(means.idxmax())  # The cheapest of equal means: points are sorted by amount.
     evidence = [
         f"{best}: its store takes {format_bytes(stores[best])} {size}, of {format_bytes(budget)}; of the "
         f"{len(fitting)} specs that fit it scores best, {in_unit(means[best], study.unit, 2)} on average."
@@ -214,7 +234,7 @@ def _within(
 
 
 def _difference(study: Study, name: str, other: str, confidence: float, answers: Answers | None) -> Interval:
-    """Score of ``name`` minus that of ``other``, paired by seed; NaN where one of them is not in the study."""
+    """Score of ``name`` minus that of ``other``, paired by seed; NaN if the study lacks one of them."""
     if name == other or not {name, other} <= set(study.points.index):
         return Interval(0.0 if name == other else math.nan, math.nan, math.nan, 0)
     return contrast(study, {name: 1.0, other: -1.0}, answers).interval(confidence)

@@ -1,4 +1,4 @@
-"""Tables of a report: the numbers whole for machines, and rounded, with their intervals, for people."""
+"""Tables of a report: all digits for programs, and rounded values with intervals for readers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hskd.io import write_text
 from hskd.results import spreadsheet
 
 BYTES_SHARE, VALUES_SHARE = "share of full's bytes in fp16", "share of full's values"
-"""Headers of the two ways to say how much of full HSK is kept."""
+"""Column headers of the two shares of full HSK."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +24,11 @@ class Sheet:
 
     Attributes:
         name: of its files.
-        title: for people.
+        title: heading on the page.
         about: what its columns are, in a sentence or two.
-        data: every number, scores as shares of 1.
-        text_table: the same for people: text only, scores in per cent or points.
-        numeric: the columns of ``text_table`` that are set flush right.
+        data: all numbers, scores as shares of 1.
+        text_table: the same as text, scores in per cent or points.
+        numeric: the columns of ``text_table`` that are aligned right.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Sheet:
     numeric: tuple[str, ...]
 
     def write(self, folder: Path) -> list[Path]:
-        """Write ``<name>.csv`` (data) and ``<name>.tex`` (text_table) into ``folder``; returns the paths.
+        """Write ``<name>.csv`` (data) and ``<name>.tex`` (text_table) into ``folder``, and return their paths.
 
         Raises:
             HskdError: the folder cannot be written.
@@ -50,8 +50,8 @@ class Sheet:
         return [table, source]
 
     def latex(self) -> str:
-        """The table as a LaTeX ``tabular`` with booktabs rules, to be put into a document by ``\\input``."""
-        text_table = self.text_table.map(lambda cell: " ".join(cell.split()))  # an empty line would end the table
+        """The table as a LaTeX ``tabular`` with booktabs rules, for ``\\input``."""
+        text_table = self.text_table.map(lambda cell: " ".join(cell.split()))  # An empty line would end the table.
         styler = text_table.style.hide(axis="index").format(escape="latex").format_index(axis="columns", escape="latex")
         sides = "".join("r" if column in self.numeric else "l" for column in self.text_table)
         return f"% {self.title}. Needs \\usepackage{{booktabs}}.\n{styler.to_latex(hrules=True, column_format=sides)}"
@@ -98,7 +98,7 @@ def marginal_utility_sheet(steps: pd.DataFrame, x: str = AMOUNT_COLUMNS[0]) -> S
 
 
 def minimum_sheet(answers: Sequence[Sufficiency]) -> Sheet:
-    """The tests behind answers of :func:`hskd.analysis.stats.sufficiency.minimum_sufficient`, whatever their scope."""
+    """The tests behind answers of :func:`hskd.analysis.stats.sufficiency.minimum_sufficient`, for either scope."""
     parts = [
         answer.tests.assign(
             strategy=answer.strategy,
@@ -163,7 +163,7 @@ def surface_sheet(surface: pd.DataFrame, unit: str = "%") -> Sheet:
 
 
 def pareto_sheet(pareto: pd.DataFrame, unit: str = "%") -> Sheet:
-    """The front of :func:`hskd.analysis.stats.joint.pareto`; the data holds what is beaten too."""
+    """The front of :func:`hskd.analysis.stats.joint.pareto`; ``data`` also holds the points off the front."""
     front = pareto[pareto["front"]]
     text_table = pd.DataFrame(
         {
@@ -229,7 +229,7 @@ def _compared(comparison: pd.DataFrame) -> pd.DataFrame:
 def _sheet(
     name: str, title: str, about: str, data: pd.DataFrame, text_table: pd.DataFrame, text: Sequence[str]
 ) -> Sheet:
-    # A column of empty texts (strategies, where there is only one) tells nobody anything.
+    # A column without any text, such as the strategy where there is only one, is left out.
     text_table = text_table[[str(column) for column in text_table if (text_table[column] != "").any()]].reset_index(
         drop=True
     )
@@ -246,7 +246,7 @@ def _intervals(table: pd.DataFrame, mean: str, low: str, high: str, digits: int 
 def _interval(mean: float, low: float, high: float, digits: int) -> str:
     if math.isnan(mean):
         return ""
-    # Bounds that equal the mean are those of a difference with itself.
+    # The bounds equal the mean where a point is compared with itself.
     if math.isnan(low) or math.isnan(high) or low == mean == high:
         return _points(mean, digits)
     return f"{_points(mean, digits)} ({_points(low, digits)} to {_points(high, digits)})"

@@ -1,4 +1,4 @@
-"""What ``hskd bench`` leaves for people: tables and figures of a device's timing files."""
+"""Tables and figures of a device's timing files, for readers of ``hskd bench``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hskd.io import atomic_path, write_text
 
 
 def write_timing_report(folder: Path) -> str:
-    """Write ``timing.md``, ``bars.csv``, ``speedups.csv`` and figures beside the timing files; returns the Markdown.
+    """Write ``timing.md``, its tables as CSV and figures beside the timing files, and return the Markdown.
 
     Raises:
         HskdError: there are no timing files, or the folder cannot be written.

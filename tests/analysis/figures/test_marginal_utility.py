@@ -10,6 +10,7 @@ from support import simulated
 from support.legible import require_apart, require_legible
 
 from hskd.analysis.figures.axes import looks
+from hskd.analysis.figures.hover import marks
 from hskd.analysis.figures.marginal_utility import TITLE, caption, marginal_utility_figure
 from hskd.analysis.stats.curves import marginal_utility, points
 from hskd.analysis.stats.sufficiency import minimum_sufficient
@@ -53,6 +54,22 @@ def test_what_is_drawn_is_what_the_table_says(relative: bool, seeds: int) -> Non
     drawn = sorted(y for one in dots for y in one.get_offsets()[:, 1])
     own = trials.trials[trials.trials["arm"].isin(("spec", "full"))]
     np.testing.assert_allclose(drawn, [] if relative else sorted(100 * own["score"]))
+
+
+def test_markers_are_where_they_are_drawn() -> None:
+    trials = study()
+    figure = marginal_utility_figure(trials)
+    axes = figure.axes[0]
+    table = points(trials)
+    curve = table[table["arm"].isin(("spec", "full"))]
+    width, height = figure.bbox.width, figure.bbox.height
+    places = {mark.key.name: mark for mark in marks(figure)[::-1] if mark.key.kind == "point"}
+    for name, stored, mean in zip(curve["name"], curve["bytes_per_example"], 100 * curve["mean"], strict=True):
+        x, y = axes.transData.transform((stored, mean))
+        assert (places[name].left, places[name].top) == pytest.approx((x / width, 1 - y / height))
+    gains = [int(mark.key.name) for mark in marks(figure) if mark.key.kind == "gain"]
+    assert sorted(gains) == list(marginal_utility(trials).index)
+    assert places["none"].left > max(places[name].left for name in curve["name"])
 
 
 def test_arms_are_horizontal_lines_with_their_names_and_scores() -> None:

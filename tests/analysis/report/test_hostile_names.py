@@ -75,6 +75,17 @@ def test_the_report_runs_nothing_that_names_say(tmp_path: Path) -> None:
     assert "{{ 7*7 }}" in "".join(parsed.words)
 
 
+def test_what_markers_show_is_escaped(tmp_path: Path) -> None:
+    trials = table(FEW)
+    trials["spec"] = trials["spec"].replace(LADDER[0], NAMES[3])
+    trials.to_csv(tmp_path / "trials.csv", index=False)
+    page = write_report(tmp_path / "trials.csv", tmp_path / "report").read_text(encoding="utf-8")
+    parsed = _Page()
+    parsed.feed(page)
+    assert "script" not in parsed.tags
+    assert '<span class="tip"><span>&lt;script&gt;alert(1)&lt;/script&gt;</span>' in page
+
+
 def test_studies_whose_names_differ_in_signs_get_files_of_their_own(tmp_path: Path) -> None:
     tables = [table({"none": [0.7, 0.7]}, task="a$b"), table({"none": [0.6, 0.6]}, task="a&b")]
     pd.concat(tables).to_csv(tmp_path / "trials.csv", index=False)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import base64
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,7 +10,12 @@ import pytest
 from support import simulated
 from typer.testing import CliRunner
 
+from hskd.analysis.report.inline_svg import THEMED
 from hskd.analysis.report.page import write_report
+from hskd.analysis.report.sheets import BYTES_SHARE, marginal_utility_sheet, points_sheet
+from hskd.analysis.report.verdict import MOST_VERDICTS, Evidence, verdict
+from hskd.analysis.stats.curves import marginal_utility, points
+from hskd.analysis.stats.sufficiency import minimum_sufficient
 from hskd.analysis.table import studies
 from hskd.cli.app import app
 from hskd.errors import HskdError
@@ -65,20 +70,105 @@ def test_the_page_needs_nothing_but_itself(joint: Path) -> None:
     page = Page(joint)
     assert joint.name == "index.html" and joint.parent.name == "report"
     assert "script" not in {tag for tag, *_ in page.attributes} and "<script" not in joint.read_text()
-    assert all(source.startswith("data:image/svg+xml;base64,") for source in page.all("img", "src"))
-    assert all(link.startswith("#") for _, name, link in page.attributes if name == "href")
-    assert not re.search(r"url\(|@import|https?://", re.sub(r"base64,[\w+/=]+", "", joint.read_text()))
-    assert all(page.all("img", "alt")) and len(page.all("img", "alt")) == len(page.all("img", "src"))
+    assert not {"img", "link", "iframe", "object", "embed"} & {tag for tag, *_ in page.attributes}
+    links = [link for _, name, link in page.attributes if name == "href"]
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in links)
+    assert not re.search(r"url\((?!#)|@import|https?:|src=", re.sub(r"base64,[\w+/= \n]+", "", joint.read_text()))
+    assert all(page.all("svg", "aria-label"))
+    identifiers = [value for _, name, value in page.attributes if name == "id"]
+    assert len(identifiers) == len(set(identifiers))
+    assert {link[1:] for link in links if link.startswith("#")} <= set(identifiers)
+
+
+def outline(svg: str) -> tuple[str, int, int]:
+    """What two versions of a picture have in common: the size, and how many paths and glyphs it has."""
+    return re.findall(r'viewBox="([^"]+)"', svg)[0], svg.count("<path"), svg.count("<use")
 
 
 def test_the_pictures_of_the_page_are_the_svg_files(joint: Path) -> None:
-    shown = [base64.b64decode(source.partition(",")[2]) for source in Page(joint).all("img", "src")]
+    shown = [outline(svg) for svg in re.findall(r"<svg.*?</svg>", joint.read_text(encoding="utf-8"), re.DOTALL)]
     drawn = sorted((joint.parent / "figures").glob("*.svg"))
     assert [path.stem for path in drawn] == [path.stem for path in sorted((joint.parent / "figures").glob("*.png"))]
     assert {path.stem for path in drawn} == {
         *("curve", "curve_values", "curve_relative", "next_byte", "pareto", "sufficiency", "surface")
     }
-    assert sorted(shown) == sorted(path.read_bytes() for path in drawn)
+    assert sorted(shown) == sorted(outline(path.read_text(encoding="utf-8")) for path in drawn)
+
+
+def tips(markup: str) -> dict[str, list[str]]:
+    """The lines of each text that a marker shows, by the first of them."""
+    texts = re.findall(r'<span class="tip">(.*?)</span></span>', markup)
+    lines = [[unescape(line) for line in re.findall("<span>(.*?)(?:</span>|$)", text)] for text in texts]
+    return {first: rest for first, *rest in lines}
+
+
+def test_markers_show_the_values_of_the_table(joint: Path) -> None:
+    [study] = studies(joint.parents[1])
+    rows = points_sheet(points(study)).text_table.to_dict("records")
+    shown = {
+        title: tips(markup)
+        for markup in re.findall(r"<figure.*?</figure>", joint.read_text(encoding="utf-8"), re.DOTALL)
+        for title in re.findall("<strong>(.*?)</strong>", markup)
+    }
+    for title in ("Score against bytes.", "Share of the gap that is closed.", "Pareto front of score against bytes."):
+        for row in (row for row in rows if not row["point"].startswith(("gold", "paper", "shuffled"))):
+            lines = shown[title][row["point"]]
+            assert f"bytes an example: {row['bytes an example']}" in lines
+            assert f"share of full's bytes in fp16: {row[BYTES_SHARE]}" in lines
+            assert f"score, % (95 % CI): {row['score, %']}" in lines and f"seeds: {row['seeds']}" in lines
+    for row in marginal_utility_sheet(marginal_utility(study)).text_table.to_dict("records"):
+        line = f"gain per doubling, points (95 % CI): {row['gain per doubling, points']}"
+        assert line in shown["Score against bytes."][f"{row['from']} → {row['to']}"]
+
+
+def luminance(colour: str) -> float:
+    """The relative luminance of a colour (WCAG 2.2)."""
+    parts = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_both_themes_have_every_colour_of_the_page(joint: Path) -> None:
+    text = joint.read_text(encoding="utf-8")
+    css = text.partition("<style>")[2].partition("</style>")[0]
+    light, system_dark, chosen_light, chosen_dark = (
+        dict(re.findall(r"(--\w+): (#[0-9a-f]{6});", block)) for block in re.findall(r":root[^{]*\{([^}]*)\}", css)
+    )
+    assert light == chosen_light and system_dark == chosen_dark and light.keys() == chosen_dark.keys()
+    assert "prefers-color-scheme: dark" in css
+    for theme in (light, chosen_dark):
+        for front in ("--ink", "--muted", "--accent"):
+            for back in ("--page", "--answer", "--code"):
+                bright, dim = sorted((luminance(theme[front]), luminance(theme[back])), reverse=True)
+                assert (bright + 0.05) / (dim + 0.05) >= 4.5, (front, back)
+    assert set(re.findall(r"var\((--\w+)\)", text)) == light.keys()
+    # Colours stand in the variables alone; figures keep only those that both themes can show.
+    assert not re.search(
+        r"#[0-9a-fA-F]{3,8}\b|\b(white\b(?!-)|black\b|rgba?\()", re.sub(r"--\w+: #[0-9a-f]{6};", "", css)
+    )
+    figures = "".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
+    assert not set(re.findall(r"#[0-9a-f]{6}\b", figures)) & set(THEMED)
+
+
+def test_the_page_opens_with_the_verdict(joint: Path) -> None:
+    page = Page(joint)
+    [study] = studies(joint.parents[1])
+    [answer] = minimum_sufficient(study)
+    made = verdict(Evidence(study, [answer], [], None), points(study), "bytes_per_example")
+    start = page.text.index(made.headline)
+    assert page.text.index("is enough?") < start < page.text.index("On these very test examples")
+    assert made.sentences[-1] in page.text and answer.sentence in page.text
+    assert (made.kind == "enough") == (answer.verdict == "sufficient")
+
+
+def test_many_verdicts_are_a_table(tmp_path: Path) -> None:
+    tables = [simulated.simulate("demo", seeds=1, task=f"task{number}") for number in range(MOST_VERDICTS + 1)]
+    # The specs are left out: figures take long, and the verdicts are the same.
+    table = pd.concat(tables).query("arm != 'spec'")
+    text = write_report(write(tmp_path, table)).read_text(encoding="utf-8")
+    top = text.partition("<section")[0]
+    assert top.count("<tr>") == MOST_VERDICTS + 2 and top.count("<td>undetermined</td>") == MOST_VERDICTS + 1
+    assert "Undetermined:" not in top
 
 
 def test_the_page_answers_and_shows_the_tables(joint: Path) -> None:
