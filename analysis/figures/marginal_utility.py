@@ -25,7 +25,7 @@ from hskd.analysis.figures.axes import (
     looks,
     scaled,
 )
-from hskd.analysis.figures.minimum_strip import draw_minimum
+from hskd.analysis.figures.minimum_strip import clear_minimum, draw_minimum
 from hskd.analysis.stats.curves import marginal_utility, points
 from hskd.analysis.stats.sufficiency import Sufficiency
 from hskd.analysis.table import AMOUNT_COLUMNS, Study
@@ -44,6 +44,7 @@ def marginal_utility_figure(
     minimum: Sequence[Sufficiency] = (),
     title: str = "",
     confidence: float = CONFIDENCE,
+    table: pd.DataFrame | None = None,
 ) -> Figure:
     """Draw score against amount of HSK, and below it what a doubling of the amount gains.
 
@@ -54,15 +55,16 @@ def marginal_utility_figure(
         minimum: the minimum sufficient amounts, one for each strategy, shown as a strip.
         title: a headline, for a figure that stands alone: it then says itself what it shows.
         confidence: of the intervals.
+        table: the points of the study with these intervals, where you have them.
 
     Raises:
         HskdError: ``x`` is none of these or is missing from the table; no trial is of the arm spec; or, with
             ``relative``, *none* or *full* is missing.
     """
-    table = _table(study, x, relative, confidence)
+    table = _checked(points(study, confidence) if table is None else table, x, relative)
     gains = _gains(study, table, x, confidence)
     look = looks(study.strategies)
-    minimum = [one for one in minimum if len(look) <= CROWDED or one.verdict != "undetermined"]
+    minimum = _rows_of_strip(look, minimum)
     column = "relative" if relative else "mean"
     rows = {"curve": 2.3, "minimum": 0.17 * len(minimum) + 0.02, "gain": 1.05}
     heights = {
@@ -100,11 +102,48 @@ def marginal_utility_figure(
         return figure
 
 
+def move_minimum(
+    figure: Figure, study: Study, minimum: Sequence[Sufficiency], table: pd.DataFrame, x: str = AMOUNT_COLUMNS[0]
+) -> bool:
+    """Draw other minimum amounts into a finished figure, which takes much less time than to draw it anew.
+
+    Args:
+        figure: from :func:`marginal_utility_figure`, of this study along this ``x``.
+        study: the trials.
+        minimum: what the strip is to show.
+        table: the points of the study.
+        x: what lies along x.
+
+    Returns:
+        False where the figure's strip has another number of rows: draw the figure anew.
+    """
+    look = looks(study.strategies)
+    minimum = _rows_of_strip(look, minimum)
+    strips = [axes for axes in figure.axes if axes.get_label() == "minimum"]
+    if not minimum or not strips or len(strips[0].get_yticks()) != len(minimum):
+        return False
+    with style.again():
+        clear_minimum(strips[0])
+        draw_minimum(strips[0], minimum, table, x, look)
+    return True
+
+
+def _rows_of_strip(look: Mapping[str, Look], minimum: Sequence[Sufficiency]) -> list[Sufficiency]:
+    return [one for one in minimum if len(look) <= CROWDED or one.verdict != "undetermined"]
+
+
 def caption(
-    study: Study, relative: bool = False, minimum: Sequence[Sufficiency] = (), confidence: float = CONFIDENCE
+    study: Study,
+    relative: bool = False,
+    minimum: Sequence[Sufficiency] = (),
+    confidence: float = CONFIDENCE,
+    table: pd.DataFrame | None = None,
 ) -> str:
-    """What the figure shows, in sentences; what the dots and bars are follows from the number of seeds."""
-    table = points(study, confidence)
+    """What the figure shows, in sentences; what the dots and bars are follows from the number of seeds.
+
+    The arguments are those of :func:`marginal_utility_figure`.
+    """
+    table = points(study, confidence) if table is None else table
     seeds = f"{table['n'].min()}" if table["n"].nunique() == 1 else f"{table['n'].min()} to {table['n'].max()}"
     quantity = "Share of the gap from none to full that is closed" if relative else f"Score on {study.score_split}"
     sentences = [f"{quantity}, against the amount of HSK that is distilled."]
@@ -131,10 +170,9 @@ def caption(
     return " ".join(sentences)
 
 
-def _table(study: Study, x: str, relative: bool, confidence: float) -> pd.DataFrame:
+def _checked(table: pd.DataFrame, x: str, relative: bool) -> pd.DataFrame:
     if x not in AXIS_LABELS:
         raise HskdError(f"x: {x!r} is no column of amounts; expected one of {', '.join(AXIS_LABELS)}.")
-    table = points(study, confidence)
     specs = table[table["arm"] == "spec"]
     if specs.empty:
         raise HskdError("column arm: no trial of the arm spec, so there is no curve. Run the grid until one is done.")
