@@ -22,6 +22,8 @@ from hskd.statistics import CONFIDENCE, POWER
 
 MARGIN = 0.005
 """Score that full HSK may gain over what is called enough: half a point."""
+NO_SPEC = "No trial of the arm spec is done, so there is nothing to compare."
+"""The answer of a study without specs."""
 
 
 @dataclass(frozen=True, eq=False)
