@@ -1,4 +1,6 @@
-"""Write the pictures in notebooks again with a palette, as in reports: a third of the bytes, the same to the eye.
+"""Make notebooks smaller: pictures with a palette, as in reports, and no widgets, which need a running notebook.
+
+A picture then takes a third of the bytes and looks the same. In place of a widget the text beside it is shown.
 
 ``python notebooks/reduce_pictures.py notebooks/*.ipynb``, after the notebooks were run anew.
 """
@@ -15,6 +17,8 @@ from PIL import Image
 
 from hskd.io import atomic_path
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
 
 def reduced(picture: str) -> str:
     """A PNG in base64 with at most 256 colours; the same one where that is not smaller."""
@@ -30,9 +34,11 @@ def main() -> None:
     """Reduce the notebooks that the command line names."""
     for path in map(Path, sys.argv[1:]):
         notebook = nbformat.read(path, as_version=4)
+        notebook.metadata.pop("widgets", None)
         for cell in notebook.cells:
             for output in cell.get("outputs", []):
                 data = output.get("data", {})
+                data.pop(WIDGET, None)
                 if "image/png" in data:
                     data["image/png"] = reduced(data["image/png"])
         with atomic_path(path) as temporary:

@@ -157,9 +157,12 @@ def test_answers_that_are_not_kept_cannot_speak_of_new_examples(two_students: Pa
         explore(two_students, new_examples=True)
 
 
-def test_the_widgets_follow_the_choice_and_make_it() -> None:
+def test_the_widgets_follow_the_choice_and_make_it(tmp_path: Path) -> None:
     pytest.importorskip("ipywidgets", reason="needs hskd[notebook]")
-    explorer = explore([DEMO, RESULTS / "mr-depth"], margin=0.25)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "trials.csv").touch()
+    explorer = explore([DEMO, RESULTS / "mr-depth", broken], margin=0.25)
     bundle = explorer._repr_mimebundle_()
     assert {"application/vnd.jupyter.widget-view+json", "text/html", "text/plain"} == set(bundle)
     controls: Any = explorer._controls
@@ -180,10 +183,10 @@ def test_the_widgets_follow_the_choice_and_make_it() -> None:
     inputs["figure"].value = "sufficiency"
     assert controls.picture.layout.display is None
 
-    controls.explorer.folders["mr-depth"] = Path("gone")
-    explorer._sources.clear()
+    inputs["results"].value = "broken"
+    assert "the file is empty" in controls.message.value and inputs["results"].value == "mr-depth"
     inputs["axis"].value = "values"
-    assert "gone" in controls.message.value and inputs["axis"].value == "bytes"
+    assert controls.message.value == "" and explorer.choice.axis == "values"
 
 
 def test_without_ipywidgets_it_is_text_and_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
