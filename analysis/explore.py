@@ -1,13 +1,13 @@
-"""Look at results interactively: choose trials, a margin and a figure, and see the verdict change."""
+"""Look at results interactively: choose a student, a margin and a figure, and see the verdict change."""
 
 from __future__ import annotations
 
 import base64
 import io
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from html import escape
 from numbers import Real
 from pathlib import Path
@@ -26,7 +26,6 @@ from hskd.io import with_home
 from hskd.results import TABLE_FILE, TRIALS
 
 if TYPE_CHECKING:
-    import ipywidgets
     from matplotlib.figure import Figure
 
     from hskd.analysis.widgets import Controls
@@ -37,24 +36,14 @@ FIGURES = {
     "sufficiency": "Loss against full HSK",
     "surface": "Mean scores by layers, tokens and neurons",
 }
-"""The figures by the names that their files have in a report, and their titles."""
-_PICTURE_DPI = 100
-_WIDTH = 100
-"""Characters of a line of the verdict in a terminal."""
+"""Titles of the figures, by the names of their files in a report."""
+_DPI, _LINE = 100, 100
+"""Dots an inch of a picture, characters of a line."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What an explorer shows.
-
-    Attributes:
-        results: name of the results folder.
-        student: the student, with whatever else tells the studies of the folder apart.
-        margin: points of score that may be lost against full HSK and still be enough.
-        axis: what orders amounts: ``bytes`` an example, or ``values``, the fraction of full HSK's.
-        figure: one of ``FIGURES``.
-        new_examples: whether the verdict is for new test examples like these, or for these very ones.
-    """
+    """What is shown; see the arguments of :func:`explore`."""
 
     results: str
     student: str
@@ -80,60 +69,32 @@ class _Source:
 
 
 class Explorer:
-    """Results seen with one choice of student, margin and figure. In Jupyter it shows itself with widgets.
-
-    :meth:`choose` changes the choice, and so do the widgets.
-    """
+    """Results seen with one choice, which :meth:`choose` and, in Jupyter, widgets change."""
 
     choice: Choice
-    """What is shown."""
     answers: list[Sufficiency]
-    """The verdict for each strategy, as :func:`~hskd.analysis.stats.sufficiency.minimum_sufficient` gives it."""
+    """The verdict for each strategy."""
 
-    def __init__(self, folders: Mapping[str, Path], **choice: Any) -> None:
+    def __init__(self, folders: Mapping[str, Path], student: str | None, **choice: Any) -> None:
         self.folders = dict(folders)
-        """The results folders by name."""
         self._sources: dict[str, dict[str, _Source]] = {}
         self._curves: dict[Any, Figure] = {}
         self._pictures: dict[Any, bytes] = {}
         self._controls: Controls | None = None
         first = next(iter(self.folders))
-        student = choice.pop("student", None)
         self._show(Choice(results=first, student=self._label(first, student), **choice))
 
-    def choose(
-        self,
-        *,
-        results: str | None = None,
-        student: str | None = None,
-        margin: float | None = None,
-        axis: str | None = None,
-        figure: str | None = None,
-        new_examples: bool | None = None,
-    ) -> Explorer:
-        """Change the choice, keep whatever is not given, and return the explorer.
-
-        Args:
-            results: name of a folder; its study of the same student is shown, or else its first.
-            student: a student of the folder.
-            margin: points of score.
-            axis: ``bytes`` or ``values``.
-            figure: one of ``FIGURES``.
-            new_examples: makes the verdict hold for new test examples too.
+    def choose(self, **changes: Any) -> Explorer:
+        """Change fields of :class:`Choice`, and return the explorer.
 
         Raises:
             HskdError: there is no such choice, or the folder cannot be read. The choice stays as it was.
         """
-        before = self.choice
-        folder = before.results if results is None else results
-        if student is None and folder != before.results:
-            same = self._source.study.student
-            student = same if any(one.study.student == same for one in self._studies(folder).values()) else None
-        elif student is None:
-            student = before.student
-        others = {"margin": margin, "axis": axis, "figure": figure, "new_examples": new_examples}
-        given = {name: value for name, value in others.items() if value is not None}
-        self._show(replace(before, results=folder, student=self._label(folder, student), **given))
+        folder, student = (changes.get(name, getattr(self.choice, name)) for name in ("results", "student"))
+        if folder != self.choice.results and "student" not in changes:
+            there = {source.study.student for source in self._studies(folder).values()}
+            student = self.study.student if self.study.student in there else None
+        self._show(replace(self.choice, **changes | {"student": self._label(folder, student)}))
         if self._controls is not None:
             self._controls.show()
         return self
@@ -143,32 +104,28 @@ class Explorer:
         source = self._studies(choice.results)[choice.student]
         kept = source.answers if choice.new_examples else None
         if choice.new_examples and kept is None:
-            raise HskdError(
-                f"new_examples: the predictions or labels of {choice.results} are not kept, so nothing is known of new "
-                "test examples; leave it out."
-            )
+            raise HskdError(f"new_examples: {choice.results} lacks predictions or labels. Choose new_examples=False.")
         self.answers = minimum_sufficient(source.study, choice.margin / 100, by=AXES[choice.axis], answers=kept)
         self.choice, self._source = choice, source
 
     def _studies(self, results: str) -> dict[str, _Source]:
         if results not in self.folders:
-            raise HskdError(f"results: {brief(results)} is not among the folders; choose {_either(self.folders)}.")
+            raise HskdError(f"results: {brief(results)} is no folder here. Choose one of {', '.join(self.folders)}.")
         if results not in self._sources:
             read = studies(self.folders[results])
             self._sources[results] = dict(zip(_labels(read), map(_Source, read), strict=True))
         return self._sources[results]
 
     def _label(self, results: str, student: str | None) -> str:
-        """What the study of a student is called among those of its folder; by default the first."""
         sources = self._studies(results)
-        matching = [label for label, one in sources.items() if student in (None, label, one.study.student)]
-        if not matching:
-            raise HskdError(f"student: {brief(student)} is not in {results}; choose {_either(sources)}.")
-        return matching[0]
+        for label, source in sources.items():
+            if student in (None, label, source.study.student):
+                return label
+        raise HskdError(f"student: {brief(student)} is not in {results}. Choose one of {', '.join(sources)}.")
 
     @property
     def students(self) -> list[str]:
-        """The students to choose from, in the results folder that is chosen."""
+        """The students of the folder, with what else tells its studies apart."""
         return [*self._studies(self.choice.results)]
 
     @property
@@ -187,122 +144,102 @@ class Explorer:
 
     @property
     def sheet(self) -> Sheet:
-        """The table, with the same in text for people."""
+        """The table as data and as text."""
         return verdicts_sheet(self._source.points, self.answers, self.study.unit)
 
     @property
     def table(self) -> pd.DataFrame:
-        """A row for each point, from the least HSK up.
-
-        The columns are arm, name, strategy, fraction, bytes_per_example, bytes_share, mean, low, high and n (see
-        :func:`~hskd.analysis.stats.curves.points`); loss, loss_low and loss_high (against full, with one-sided bounds;
-        shares of 1) and verdict (of each point by itself).
-        """
+        """A row for each point: what it is, its score, loss and verdict; shares of 1."""
         return self.sheet.data
 
     @property
     def figure(self) -> Figure:
-        """The chosen figure, drawn anew.
-
-        Raises:
-            HskdError: the results do not allow it, or matplotlib is missing.
-        """
-        study, name = self.study, self.choice.figure
-        modules = _figures()
-        if name == "sufficiency":
-            return modules.sufficiency.sufficiency_figure(self.answers)
-        if name == "surface":
-            return modules.surface.surface_figure(self._surface())
-        x, relative = AXES[self.choice.axis], name == "curve_relative"
-        table = self._source.points
-        return modules.marginal_utility.marginal_utility_figure(study, x, relative, self.answers, table=table)
+        """The chosen figure, drawn anew; an HskdError where the results do not allow it or matplotlib is missing."""
+        return self._drawing()[0]()
 
     @property
     def caption(self) -> str:
-        """What the chosen figure shows, in sentences.
+        """What the figure shows, in sentences."""
+        return self._drawing()[1]()
 
-        Raises:
-            HskdError: as :attr:`figure`.
-        """
-        name, modules = self.choice.figure, _figures()
+    def _drawing(self) -> tuple[Callable[[], Figure], Callable[[], str]]:
+        """What draws the chosen figure, and what says what it shows."""
+        try:
+            from hskd.analysis.figures import marginal_utility as curve_of
+            from hskd.analysis.figures import sufficiency as tests_of
+            from hskd.analysis.figures import surface as surface_of
+        except ModuleNotFoundError as error:
+            raise HskdError(f"figure: {error.name} is not installed: pip install 'hskd[analysis]'.") from None
+        name, study, answers = self.choice.figure, self.study, self.answers
         if name == "sufficiency":
-            return modules.sufficiency.caption(self.answers)
+            return partial(tests_of.sufficiency_figure, answers), partial(tests_of.caption, answers)
         if name == "surface":
-            return modules.surface.caption(self._surface())
-        relative, table = name == "curve_relative", self._source.points
-        return modules.marginal_utility.caption(self.study, relative, self.answers, table=table)
-
-    def _surface(self) -> pd.DataFrame:
-        if self.study.dimension != "joint":
-            raise HskdError(f"figure: only {self.study.dimension} varies in this study; choose curve.")
-        return surface(self.study)
+            if study.dimension != "joint":
+                raise HskdError(f"figure: only {study.dimension} varies in this study. Choose curve.")
+            scores = surface(study)
+            return partial(surface_of.surface_figure, scores), partial(surface_of.caption, scores)
+        x, relative, table = AXES[self.choice.axis], name == "curve_relative", self._source.points
+        return (
+            partial(curve_of.marginal_utility_figure, study, x, relative, answers, table=table),
+            partial(curve_of.caption, study, relative, answers, table=table),
+        )
 
     @property
     def picture(self) -> bytes:
-        """The chosen figure as PNG. Where only the margin has changed, no more is drawn anew than that changes.
-
-        Raises:
-            HskdError: as :attr:`figure`.
-        """
+        """The figure as PNG, of which only what another margin changes is drawn anew."""
         choice, answers = self.choice, self.answers
         source = (choice.results, choice.student, choice.axis, choice.figure)
         # A curve shows the margin by its strip alone, which says what the verdicts say.
         verdicts = tuple((one.strategy, one.verdict, one.name, one.above) for one in answers)
         changing = {"surface": (), "sufficiency": (choice.margin, choice.new_examples)}.get(choice.figure, verdicts)
-        key = (*source, changing)
-        if key not in self._pictures:
+        if (source, changing) not in self._pictures:
             drawn = self._curves.get(source)
-            move = _figures().marginal_utility.move_minimum
-            table = self._source.points
-            if drawn is None or not move(drawn, self.study, answers, table, AXES[choice.axis]):
+            if drawn is None or not self._moved(drawn):
                 drawn = self.figure
             if choice.figure.startswith("curve"):
                 self._curves[source] = drawn
             file = io.BytesIO()
-            drawn.savefig(file, format="png", dpi=_PICTURE_DPI)
-            self._pictures[key] = file.getvalue()
-        return self._pictures[key]
+            drawn.savefig(file, format="png", dpi=_DPI)
+            self._pictures[source, changing] = file.getvalue()
+        return self._pictures[source, changing]
+
+    def _moved(self, curve: Figure) -> bool:
+        from hskd.analysis.figures.marginal_utility import move_minimum
+
+        return move_minimum(curve, self.study, self.answers, self._source.points, AXES[self.choice.axis])
 
     @property
-    def widgets(self) -> ipywidgets.VBox:
-        """The widgets, for a layout of your own.
-
-        Raises:
-            HskdError: ipywidgets is missing.
-        """
+    def widgets(self) -> Any:
+        """A box of all widgets; an HskdError where ipywidgets is missing."""
         if self._controls is None:
             try:
                 from hskd.analysis.widgets import Controls
             except ModuleNotFoundError as error:
-                raise HskdError(
-                    f"widgets: need {error.name}, which is not installed: pip install 'hskd[notebook]'. Without it, "
-                    "change the choice with choose(margin=1)."
-                ) from None
+                raise HskdError(f"widgets: {error.name} is not installed: pip install 'hskd[notebook]'.") from None
             self._controls = Controls(self)
         return self._controls.box
 
     def verdict_html(self) -> str:
-        """The study's title and the verdict as HTML."""
+        """The study's title and the verdict."""
         sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in self._sentences)
         return f"<p><b>{escape(self.study.title)}</b></p>{sentences}"
 
     def table_html(self) -> str:
-        """The table and what its columns mean, as HTML."""
+        """The table and what its columns mean."""
         sheet = self.sheet
         with pd.option_context("display.max_colwidth", None):
-            table = sheet.text_table.to_html(index=False, border=0)
-        return f"{table}\n<p>{escape(sheet.about)}</p>"
+            return f"{sheet.text_table.to_html(index=False, border=0)}\n<p>{escape(sheet.about)}</p>"
 
     def _picture_html(self) -> str:
         try:
             encoded = base64.b64encode(self.picture).decode()
-            title = escape(FIGURES[self.choice.figure])
-            return f'<img alt="{title}" src="data:image/png;base64,{encoded}"><p>{escape(self.caption)}</p>'
+            alt = FIGURES[self.choice.figure]
+            return f'<img alt="{alt}" src="data:image/png;base64,{encoded}"><p>{escape(self.caption)}</p>'
         except HskdError as error:
             return f"<p>{escape(str(error))}</p>"
 
-    def _repr_mimebundle_(self, include: Iterable[str] = (), exclude: Iterable[str] = ()) -> dict[str, Any]:
-        """The widgets, with verdict and table for where they are not shown; without ipywidgets the figure too."""
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        """The widgets, and text for where they are not shown; without ipywidgets the figure too."""
         page = f"{self.verdict_html()}\n{self.table_html()}"
         try:
             bundle: dict[str, Any] = self.widgets._repr_mimebundle_()
@@ -312,9 +249,9 @@ class Explorer:
 
     def __repr__(self) -> str:
         sheet = self.sheet
-        sentences = [textwrap.fill(text, _WIDTH) for text in (self.study.title, *self._sentences)]
         rows = sheet.text_table.rename(columns={BYTES_SHARE: "of full's"}).to_string(index=False)
-        return "\n\n".join([*sentences, rows, textwrap.fill(sheet.about, _WIDTH)])
+        sentences = [textwrap.fill(sentence, _LINE) for sentence in (*self._sentences, sheet.about)]
+        return "\n\n".join([self.study.title, *sentences[:-1], rows, sentences[-1]])
 
 
 def explore(
@@ -326,90 +263,59 @@ def explore(
     figure: str = "curve",
     new_examples: bool = False,
 ) -> Explorer:
-    """Show results in Jupyter, to choose a student and a margin and to see the verdict, the table and the curve change.
+    """Show results in Jupyter: choose a student and a margin, and see the verdict, the table and the curve change.
 
-    In Jupyter the last line of a cell shows the widgets; without ipywidgets it shows the same as text and a picture.
-    Elsewhere print the explorer, or take its ``verdict``, ``table`` and ``figure``.
+    Without ipywidgets a cell shows text and a picture. Elsewhere print the explorer, or take its ``verdict``, ``table``
+    and ``figure``.
 
     Args:
         folder: a results folder, its table as CSV, a folder of results folders, or several of these.
-        student: the student that is shown first [default: the first of the results].
-        margin: points of score that may be lost against full HSK and still be enough.
+        student: of the folder [default: the first].
+        margin: points of score that may be lost against full HSK.
         axis: what orders amounts: ``bytes`` an example, or ``values``, the fraction of full HSK's.
         figure: ``curve``, ``curve_relative``, ``sufficiency`` or ``surface``.
-        new_examples: makes the verdict hold for new test examples too, where the trials' predictions are kept.
+        new_examples: makes the verdict hold for new test examples too.
 
     Raises:
         HskdError: there are no results, they cannot be read, or there is no such choice.
     """
-    return Explorer(
-        _folders(folder), student=student, margin=margin, axis=axis, figure=figure, new_examples=new_examples
-    )
-
-
-def _figures() -> Any:
-    """The package of figures, with the modules that are needed here.
-
-    Raises:
-        HskdError: a library that draws is missing.
-    """
-    try:
-        from hskd.analysis import figures
-        from hskd.analysis.figures import marginal_utility, sufficiency, surface  # noqa: F401
-    except ModuleNotFoundError as error:
-        needs = f"figure: needs {error.name}, which is not installed: pip install 'hskd[analysis]'."
-        raise HskdError(needs) from None
-    return figures
-
-
-def _folders(folder: str | Path | Iterable[str | Path]) -> dict[str, Path]:
-    """The results folders that are meant, by their names; by their paths where two have one name."""
-    given = [folder] if isinstance(folder, (str, Path)) else [*folder]
+    given = [folder] if isinstance(folder, (str, Path)) else folder
     paths = list(dict.fromkeys(path for one in given for path in _results_at(Path(with_home(str(one))))))
     if not paths:
-        raise HskdError("folder: none is given; expected a results folder, such as results/mr-joint.")
+        raise HskdError("folder: none is given. Expected a results folder, such as results/mr-joint.")
     names = [path.resolve().name for path in paths]
-    return dict(zip(names if len(set(names)) == len(names) else map(str, paths), paths, strict=True))
+    folders = dict(zip(names if len(set(names)) == len(names) else map(str, paths), paths, strict=True))
+    return Explorer(folders, student, margin=margin, axis=axis, figure=figure, new_examples=new_examples)
 
 
 def _results_at(path: Path) -> list[Path]:
     if path.is_file() or _holds_results(path):
         return [path]
-    if not path.is_dir():
-        raise HskdError(f"folder: {path} does not exist; expected the folder of a grid's results. Give its path.")
-    inner = sorted(one for one in path.iterdir() if one.is_dir() and _holds_results(one))
+    inner = [one for one in sorted(path.iterdir()) if _holds_results(one)] if path.is_dir() else []
     if not inner:
-        raise HskdError(
-            f"folder: {path} holds no results, and no folder in it does; expected the folder of a grid's results. Run "
-            "the grid first (hskd grid run), or give the path of its results."
-        )
+        problem = "holds no results, nor does a folder in it" if path.is_dir() else "does not exist"
+        raise HskdError(f"folder: {path} {problem}. Expected what hskd grid run wrote: give the path of its results.")
     return inner
 
 
 def _holds_results(path: Path) -> bool:
-    return (path / TRIALS).is_dir() or (path / TABLE_FILE).is_file() or (path / CSV_FILE).is_file()
+    return (path / TRIALS).is_dir() or any((path / name).is_file() for name in (TABLE_FILE, CSV_FILE))
 
 
 def _labels(read: list[Study]) -> list[str]:
     """A name for each study of a folder: the student, and what else differs among them."""
-    columns = ["student", *(key for key in KEYS if key != "student" and len({getattr(one, key) for one in read}) > 1)]
-
-    def text(study: Study, column: str) -> str:
-        value = getattr(study, column)
-        return f"{value:,} training examples" if column == "train_examples" else str(value)
-
-    return [" · ".join(text(study, column) for column in columns) for study in read]
+    keys = [key for key in KEYS if key == "student" or len({getattr(one, key) for one in read}) > 1]
+    keys.sort(key="student".__ne__)  # the student first
+    return [
+        " · ".join(f"{value:,} training examples" if isinstance(value, int) else value for value in values)
+        for values in ([getattr(study, key) for key in keys] for study in read)
+    ]
 
 
 def _check(choice: Choice) -> None:
     margin = choice.margin
     if isinstance(margin, bool) or not isinstance(margin, Real) or not 0 <= margin < 100:
-        raise HskdError(f"margin: {brief(margin)} is out of range; expected points of score from 0 on, such as 0.5.")
+        raise HskdError(f"margin: {brief(margin)} is out of range. Expected points of score from 0 on, such as 0.5.")
     for name, value, known in (("axis", choice.axis, AXES), ("figure", choice.figure, FIGURES)):
         if value not in known:
-            raise HskdError(f"{name}: {brief(value)} is unknown; choose {_either(known)}.")
-
-
-def _either(names: Iterable[str]) -> str:
-    *others, last = names
-    return f"{', '.join(others)} or {last}" if others else last
+            raise HskdError(f"{name}: {brief(value)} is unknown. Choose one of {', '.join(known)}.")

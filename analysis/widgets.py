@@ -16,21 +16,16 @@ if TYPE_CHECKING:
 
 MOST_POINTS = 5.0
 """Where the slider of the margin ends, unless a larger margin is chosen."""
-_STEP = 0.05
 _AXES = [("bytes an example", "bytes"), ("share of full's values", "values")]
 
 
 class Controls:
-    """Inputs for each field of an explorer's choice, and below them what it shows.
+    """An input for each field of an explorer's choice, and below them what it shows.
 
     Attributes:
         inputs: the widgets by the names of the choice's fields.
         message: what is wrong with the last choice; empty where nothing is.
-        verdict: the study's title, and a sentence for each strategy.
-        table: every point with its verdict.
-        picture: the figure.
-        caption: what the figure shows, or why there is none.
-        box: all of them.
+        box: all widgets.
     """
 
     def __init__(self, explorer: Explorer) -> None:
@@ -38,23 +33,20 @@ class Controls:
         self.inputs = {
             "results": Dropdown(options=[*explorer.folders], description="results"),
             "student": Dropdown(description="student"),
-            "margin": FloatSlider(min=0, max=MOST_POINTS, step=_STEP, description="margin"),
+            "margin": FloatSlider(min=0, max=MOST_POINTS, step=0.05, description="margin"),
             "axis": Dropdown(options=_AXES, description="order by"),
             "figure": Dropdown(options=[(title, name) for name, title in FIGURES.items()], description="figure"),
             "new_examples": Checkbox(description="verdict for new test examples"),
         }
-        self.inputs["margin"].layout.width = "30em"
         self.message, self.verdict, self.table, self.caption = HTML(), HTML(), HTML(), HTML()
         self.picture = Image(format="png")
         self.picture.layout.max_width = "100%"
-        several = [self.inputs["results"]] if len(explorer.folders) > 1 else []
         rows = [
-            HBox([*several, self.inputs["student"]]),
+            HBox([self.inputs[name] for name in ("results", "student")[len(explorer.folders) == 1 :]]),
             HBox([self.inputs["margin"], HTML("points of score may be lost against full HSK")]),
             HBox([self.inputs[name] for name in ("axis", "figure", "new_examples")]),
         ]
-        shows = [self.message, self.verdict, self.picture, self.caption, self.table]
-        self.box = VBox([*rows, *shows])
+        self.box = VBox([*rows, self.message, self.verdict, self.picture, self.caption, self.table])
         self._is_following = False
         self.show()
         for name, widget in self.inputs.items():
@@ -65,8 +57,7 @@ class Controls:
         explorer = self.explorer
         self._follow()
         self.message.value = ""
-        self.verdict.value = explorer.verdict_html()
-        self.table.value = explorer.table_html()
+        self.verdict.value, self.table.value = explorer.verdict_html(), explorer.table_html()
         try:
             self.picture.value, self.caption.value = explorer.picture, escape(explorer.caption)
             self.picture.layout.display = None
@@ -74,7 +65,7 @@ class Controls:
             self.picture.layout.display, self.caption.value = "none", escape(str(error))
 
     def _follow(self) -> None:
-        """Set the inputs to the explorer's choice, which is no choice of the user's."""
+        """Set the inputs to the explorer's choice; that is no choice of the user's."""
         choice, slider = self.explorer.choice, self.inputs["margin"]
         self._is_following = True
         try:
@@ -93,4 +84,4 @@ class Controls:
             self.explorer.choose(**{name: value})
         except HskdError as error:
             self._follow()
-            self.message.value = f"<p>{escape(str(error))}</p>"
+            self.message.value = escape(str(error))

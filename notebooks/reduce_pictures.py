@@ -21,9 +21,9 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def reduced(picture: str) -> str:
-    """A PNG in base64 with at most 256 colours; the same one where that is not smaller."""
+    """A PNG in base64 with at most 64 colours; the same one where that is not smaller."""
     with Image.open(BytesIO(base64.b64decode(picture))) as image:
-        palette = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        palette = image.convert("RGB").quantize(64, dither=Image.Dither.NONE)
     file = BytesIO()
     palette.save(file, format="PNG", optimize=True)
     smaller = base64.b64encode(file.getvalue()).decode()
@@ -38,7 +38,8 @@ def main() -> None:
         for cell in notebook.cells:
             for output in cell.get("outputs", []):
                 data = output.get("data", {})
-                data.pop(WIDGET, None)
+                if data.pop(WIDGET, None):
+                    data.pop("text/html", None)
                 if "image/png" in data:
                     data["image/png"] = reduced(data["image/png"])
         with atomic_path(path) as temporary:

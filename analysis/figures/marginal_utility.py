@@ -105,17 +105,10 @@ def marginal_utility_figure(
 def move_minimum(
     figure: Figure, study: Study, minimum: Sequence[Sufficiency], table: pd.DataFrame, x: str = AMOUNT_COLUMNS[0]
 ) -> bool:
-    """Draw other minimum amounts into a finished figure, which takes much less time than to draw it anew.
-
-    Args:
-        figure: from :func:`marginal_utility_figure`, of this study along this ``x``.
-        study: the trials.
-        minimum: what the strip is to show.
-        table: the points of the study.
-        x: what lies along x.
+    """Draw other minimum amounts into a figure that :func:`marginal_utility_figure` drew of the study: it is quicker.
 
     Returns:
-        False where the figure's strip has another number of rows: draw the figure anew.
+        Whether it was done. If not, the strip has another number of rows: draw the figure anew.
     """
     look = looks(study.strategies)
     minimum = _rows_of_strip(look, minimum)
@@ -139,10 +132,7 @@ def caption(
     confidence: float = CONFIDENCE,
     table: pd.DataFrame | None = None,
 ) -> str:
-    """What the figure shows, in sentences; what the dots and bars are follows from the number of seeds.
-
-    The arguments are those of :func:`marginal_utility_figure`.
-    """
+    """What the figure shows, in sentences; what the dots and bars are follows from the number of seeds."""
     table = points(study, confidence) if table is None else table
     seeds = f"{table['n'].min()}" if table["n"].nunique() == 1 else f"{table['n'].min()} to {table['n'].max()}"
     quantity = "Share of the gap from none to full that is closed" if relative else f"Score on {study.score_split}"

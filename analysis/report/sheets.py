@@ -132,13 +132,7 @@ def minimum_sheet(answers: Sequence[Sufficiency]) -> Sheet:
 
 
 def verdicts_sheet(points: pd.DataFrame, answers: Sequence[Sufficiency], unit: str = "%") -> Sheet:
-    """Every point with its score, its loss against full HSK, and what its test shows: a row for each point.
-
-    Args:
-        points: the table of :func:`hskd.analysis.stats.curves.points`.
-        answers: of :func:`hskd.analysis.stats.sufficiency.minimum_sufficient`, for one scope.
-        unit: of the score.
-    """
+    """Each of :func:`hskd.analysis.stats.curves.points` with its loss against full HSK, and what its test shows."""
     columns = {"name": "name", "loss": "loss", "low": "loss_low", "high": "loss_high", "verdict": "verdict"}
     parts = [answer.tests for answer in answers if not answer.tests.empty]
     tests = pd.concat(parts) if parts else pd.DataFrame(columns=[*columns], dtype=float).astype({"name": str})
@@ -161,11 +155,10 @@ def verdicts_sheet(points: pd.DataFrame, answers: Sequence[Sufficiency], unit: s
             "by itself": data["verdict"],
         }
     )
-    confidence = answers[0].confidence if answers else CONFIDENCE
+    sure = f"{100 * CONFIDENCE:g} %"
     about = (
-        f"Score: {100 * CONFIDENCE:g} % t-intervals over seeds. Loss: paired by seed, with one-sided "
-        f"{100 * confidence:g} % bounds. By itself: each test alone; the verdict follows from testing them in their "
-        "order."
+        f"Score: {sure} t-intervals over seeds. Loss: paired by seed, with one-sided {sure} bounds. By itself: each "
+        "test alone; the verdict follows from testing them in their order."
     )
     return _sheet("verdicts", "Verdicts", about, data, text_table, ("point", "strategy", "by itself"))
 
