@@ -169,7 +169,8 @@ class Explorer:
             from hskd.analysis.figures import sufficiency as tests_of
             from hskd.analysis.figures import surface as surface_of
         except ModuleNotFoundError as error:
-            raise HskdError(f"figure: {error.name} is not installed: pip install 'hskd[analysis]'.") from None
+            library = str(error.name).partition(".")[0]
+            raise HskdError(f"figure: {library} is not installed: pip install 'hskd[analysis]'.") from None
         name, study, answers = self.choice.figure, self.study, self.answers
         if name == "sufficiency":
             return partial(tests_of.sufficiency_figure, answers), partial(tests_of.caption, answers)
