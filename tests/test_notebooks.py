@@ -25,8 +25,8 @@ def test_the_server_listens_on_the_loopback_address_alone() -> None:
     assert started and all("--ServerApp.ip=127.0.0.1" in line for line in started)
 
 
-def test_there_are_four() -> None:
-    assert [path.stem[:3] for path in NOTEBOOKS] == ["01_", "02_", "03_", "04_"]
+def test_there_are_five() -> None:
+    assert [path.stem[:3] for path in NOTEBOOKS] == ["01_", "02_", "03_", "04_", "05_"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -37,6 +37,7 @@ def test_outputs_are_those_of_one_run_from_top_to_bottom(path: Path) -> None:
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     assert any(cell.outputs for cell in cells)
     assert notebook.metadata.kernelspec.name == "python3"  # the kernel of any environment
+    assert "widgets" not in notebook.metadata and "widget-view" not in path.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -25,7 +25,7 @@ from hskd.analysis.figures.axes import (
     looks,
     scaled,
 )
-from hskd.analysis.figures.minimum_strip import draw_minimum
+from hskd.analysis.figures.minimum_strip import clear_minimum, draw_minimum
 from hskd.analysis.stats.curves import marginal_utility, points
 from hskd.analysis.stats.sufficiency import Sufficiency
 from hskd.analysis.table import AMOUNT_COLUMNS, Study
@@ -44,6 +44,7 @@ def marginal_utility_figure(
     minimum: Sequence[Sufficiency] = (),
     title: str = "",
     confidence: float = CONFIDENCE,
+    table: pd.DataFrame | None = None,
 ) -> Figure:
     """Draw score against amount of HSK, and below it the gain from each doubling of the amount.
 
@@ -54,15 +55,16 @@ def marginal_utility_figure(
         minimum: the minimum sufficient amounts, one per strategy, drawn as a strip.
         title: a headline for a figure that stands alone. The figure then contains its own caption.
         confidence: of the intervals.
+        table: the points of the study with these intervals, where you have them.
 
     Raises:
         HskdError: ``x`` is unknown or missing from the table; no trial is of the arm *spec*; or *none* or *full* is
             missing while ``relative`` is set.
     """
-    table = _table(study, x, relative, confidence)
+    table = _checked(points(study, confidence) if table is None else table, x, relative)
     gains = _gains(study, table, x, confidence)
     look = looks(study.strategies)
-    minimum = [one for one in minimum if len(look) <= CROWDED or one.verdict != "undetermined"]
+    minimum = _rows_of_strip(look, minimum)
     column = "relative" if relative else "mean"
     rows = {"curve": 2.3, "minimum": 0.17 * len(minimum) + 0.02, "gain": 1.05}
     heights = {
@@ -100,11 +102,38 @@ def marginal_utility_figure(
         return figure
 
 
+def move_minimum(
+    figure: Figure, study: Study, minimum: Sequence[Sufficiency], table: pd.DataFrame, x: str = AMOUNT_COLUMNS[0]
+) -> bool:
+    """Draw other minimum amounts into a figure that :func:`marginal_utility_figure` drew of the study: it is quicker.
+
+    Returns:
+        Whether it was done. If not, the strip has another number of rows: draw the figure anew.
+    """
+    look = looks(study.strategies)
+    minimum = _rows_of_strip(look, minimum)
+    strips = [axes for axes in figure.axes if axes.get_label() == "minimum"]
+    if not minimum or not strips or len(strips[0].get_yticks()) != len(minimum):
+        return False
+    with style.again():
+        clear_minimum(strips[0])
+        draw_minimum(strips[0], minimum, table, x, look)
+    return True
+
+
+def _rows_of_strip(look: Mapping[str, Look], minimum: Sequence[Sufficiency]) -> list[Sufficiency]:
+    return [one for one in minimum if len(look) <= CROWDED or one.verdict != "undetermined"]
+
+
 def caption(
-    study: Study, relative: bool = False, minimum: Sequence[Sufficiency] = (), confidence: float = CONFIDENCE
+    study: Study,
+    relative: bool = False,
+    minimum: Sequence[Sufficiency] = (),
+    confidence: float = CONFIDENCE,
+    table: pd.DataFrame | None = None,
 ) -> str:
     """Return the caption of the figure. It explains dots and bars according to the number of seeds."""
-    table = points(study, confidence)
+    table = points(study, confidence) if table is None else table
     seeds = f"{table['n'].min()}" if table["n"].nunique() == 1 else f"{table['n'].min()} to {table['n'].max()}"
     quantity = "Share of the gap from none to full that is closed" if relative else f"Score on {study.score_split}"
     sentences = [f"{quantity}, against the amount of HSK that is distilled."]
@@ -131,10 +160,9 @@ def caption(
     return " ".join(sentences)
 
 
-def _table(study: Study, x: str, relative: bool, confidence: float) -> pd.DataFrame:
+def _checked(table: pd.DataFrame, x: str, relative: bool) -> pd.DataFrame:
     if x not in AXIS_LABELS:
         raise HskdError(f"x: {x!r} is no column of amounts; expected one of {', '.join(AXIS_LABELS)}.")
-    table = points(study, confidence)
     specs = table[table["arm"] == "spec"]
     if specs.empty:
         raise HskdError("column arm: no trial of the arm spec, so there is no curve. Run the grid until one is done.")

@@ -15,6 +15,8 @@ from hskd.analysis.stats.sufficiency import Sufficiency
 
 LONGEST_NAME = 26
 """Most characters of a strategy's name that is written beside its row."""
+_SPAN = "_minimum"
+"""Label of the shading, which no legend lists."""
 
 
 def draw_minimum(
@@ -60,7 +62,14 @@ def draw_minimum(
             _beside(axes, end, row, one.name.split(",")[0])
         if len(minimum) == 1:
             for other in axes.figure.axes:
-                other.axvspan(start, end, color=seen.colour, alpha=0.08, lw=0, zorder=0)
+                other.axvspan(start, end, color=seen.colour, alpha=0.08, lw=0, zorder=0, label=_SPAN)
+
+
+def clear_minimum(axes: Axes) -> None:
+    """Take what :func:`draw_minimum` drew out of the strip, and its shading out of every panel."""
+    spans = [patch for panel in axes.figure.axes for patch in panel.patches if patch.get_label() == _SPAN]
+    for artist in [*spans, *axes.lines, *axes.texts]:
+        artist.remove()
 
 
 def _beside(axes: Axes, x: float, y: float, text: str) -> None:

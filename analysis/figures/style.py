@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,11 @@ def figure(size: tuple[float, float] = SIZE) -> Iterator[tuple[Figure, Axes]]:
     with canvas(size) as made:
         made.set_layout_engine("none")
         yield made, made.subplots()
+
+
+def again() -> AbstractContextManager[None]:
+    """The project's style, to draw further into a finished figure."""
+    return matplotlib.rc_context(_RC)
 
 
 def settle(figure: Figure) -> None:

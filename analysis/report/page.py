@@ -26,7 +26,7 @@ from hskd.analysis.stats.curves import marginal_utility, points
 from hskd.analysis.stats.examples import Answers
 from hskd.analysis.stats.joint import next_byte, pareto, surface
 from hskd.analysis.stats.strategies import by_amount, compare_strategies, winners
-from hskd.analysis.stats.sufficiency import MARGIN, minimum_sufficient
+from hskd.analysis.stats.sufficiency import MARGIN, NO_SPEC, minimum_sufficient
 from hskd.analysis.table import AXES, CSV_FILE, Study, studies
 from hskd.errors import HskdError
 from hskd.io import write_text
@@ -152,7 +152,7 @@ class _Maker:
     def answers(self) -> list[tuple[str, list[str]]]:
         """Headings, each with the sentences below it: the minimum first, then the strategies."""
         if not self.study.strategies:
-            return [("Nothing can be said", ["No trial of the arm spec is done, so there is nothing to compare."])]
+            return [("Nothing can be said", [NO_SPEC])]
         headed_answers = [("On these very test examples", [answer.sentence for answer in self.these])]
         missing = "Not known: the predictions of the trials, or the labels, are not kept beside this table."
         headed_answers.append(

@@ -13,6 +13,7 @@ from hskd.analysis.stats.sufficiency import Sufficiency, percent
 from hskd.analysis.table import AMOUNT_COLUMNS
 from hskd.io import write_text
 from hskd.results import spreadsheet
+from hskd.statistics import CONFIDENCE
 
 BYTES_SHARE, VALUES_SHARE = "share of full's bytes in fp16", "share of full's values"
 """Column headers of the two shares of full HSK."""
@@ -128,6 +129,38 @@ def minimum_sheet(answers: Sequence[Sufficiency]) -> Sheet:
     )
     text = ("speaks of", "strategy", "point", "by itself")
     return _sheet("minimum", "Tests of the minimum", about, data, text_table, text)
+
+
+def verdicts_sheet(points: pd.DataFrame, answers: Sequence[Sufficiency], unit: str = "%") -> Sheet:
+    """Each of :func:`hskd.analysis.stats.curves.points` with its loss against full HSK, and what its test shows."""
+    columns = {"name": "name", "loss": "loss", "low": "loss_low", "high": "loss_high", "verdict": "verdict"}
+    parts = [answer.tests for answer in answers if not answer.tests.empty]
+    tests = pd.concat(parts) if parts else pd.DataFrame(columns=[*columns], dtype=float).astype({"name": str})
+    # Each strategy has a test of none; the tests differ where the strategies are held against several fulls.
+    tests = tests.drop_duplicates(["name", "loss"]).drop_duplicates("name", keep=False)
+    kept = ["arm", "name", "strategy", "fraction", "bytes_per_example", "bytes_share", "mean", "low", "high", "n"]
+    data = points[kept].merge(tests[[*columns]].rename(columns=columns), "left", "name")
+    data["verdict"] = (
+        data["verdict"].astype(object).fillna("").mask(data["loss"].isna() & (data["arm"] == "full"), "full")
+    )
+    text_table = pd.DataFrame(
+        {
+            "point": data["name"],
+            "strategy": data["strategy"],
+            "bytes an example": _each(data["bytes_per_example"], _whole),
+            BYTES_SHARE: _shares(data["bytes_share"]),
+            f"score, {unit}": _intervals(data, "mean", "low", "high"),
+            "seeds": data["n"].astype(str),
+            "loss against full, points": _intervals(data, "loss", "loss_low", "loss_high", 2),
+            "by itself": data["verdict"],
+        }
+    )
+    sure = f"{100 * CONFIDENCE:g} %"
+    about = (
+        f"Score: {sure} t-intervals over seeds. Loss: paired by seed, with one-sided {sure} bounds. By itself: each "
+        "test alone; the verdict follows from testing them in their order."
+    )
+    return _sheet("verdicts", "Verdicts", about, data, text_table, ("point", "strategy", "by itself"))
 
 
 def strategies_sheet(comparison: pd.DataFrame) -> Sheet:

@@ -22,6 +22,8 @@ from hskd.statistics import CONFIDENCE, POWER
 
 MARGIN = 0.005
 """Loss of score against full HSK at which an amount is still enough: half a point."""
+NO_SPEC = "No trial of the arm spec is done, so there is nothing to compare."
+"""The answer for a study without specs."""
 
 
 @dataclass(frozen=True, eq=False)

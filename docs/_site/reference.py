@@ -121,11 +121,12 @@ def columns() -> str:
 def python() -> str:
     """Return the page of every public name, documented from its docstring."""
     import hskd
+    from hskd.results import explore
 
-    names = sorted(hskd.__all__, key=str.lower)
-    parts = ["# Python\n\nEvery name of `import hskd`. [From Python](../docs/api.md) shows how they go together.\n"]
-    for name in names:
-        value = getattr(hskd, name)
+    head = "# Python\n\nEvery name of `import hskd`, and `hskd.results.explore`."
+    parts = [f"{head} [From Python](../docs/api.md) shows how they go together.\n"]
+    names = {name: getattr(hskd, name) for name in sorted(hskd.__all__, key=str.lower)} | {"explore": explore}
+    for name, value in names.items():
         # mkdocstrings reads files, and in the repository these packages are not folders of hskd.
         module = re.sub(r"^hskd\.(?=analysis|benchmarks)", "", getattr(value, "__module__", "hskd"))
         parts.append(f"::: {module}.{getattr(value, '__qualname__', name)}\n")
