@@ -1,4 +1,4 @@
-"""Make notebooks smaller: reduce pictures to a palette, as in reports, and remove widgets, which need a running notebook.
+"""Make notebooks smaller: reduce pictures to a palette, as in reports, and remove widgets, which need a running kernel.
 
 A picture then takes a third of the bytes and looks the same. The text beside a widget is shown in its place.
 
