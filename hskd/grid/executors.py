@@ -360,18 +360,3 @@ def _workspace_of(trials: list[str], work: str) -> Workspace:
 def _publish_on_node(config: str, trials: list[str], work: str, out: str, plugins: Plugins) -> TrialResult:
     plugins.load()
     return publish(_workspace_of(trials, work), TrialConfig.model_validate_json(config), Path(out), Silent())
-
-
-def executor_for(workers: int, ray: bool, ray_address: str | None, num_cpus: float, num_gpus: float) -> Executor:
-    """Return the executor that a command's options describe. The command itself refuses workers together with Ray.
-
-    Args:
-        workers: number of trials at the same time on this machine.
-        ray: whether trials run as Ray tasks.
-        ray_address: address of the Ray cluster, which implies ``ray``; None starts a cluster on this machine.
-        num_cpus: Ray: CPUs per trial.
-        num_gpus: Ray: GPUs per trial.
-    """
-    if ray or ray_address:
-        return RayCluster(ray_address, num_cpus, num_gpus)
-    return Workers(workers) if workers > 1 else InProcess()
