@@ -111,8 +111,13 @@ def read_json(path: Path) -> Any:
     return parse_json(content, str(path))
 
 
-def parse_json(content: bytes, where: str) -> Any:
-    """Return the value in the JSON ``content``. ``where`` names the source in messages.
+def parse_json(content: bytes, where: str, remedy: str = _AGAIN) -> Any:
+    """Return the value in the JSON ``content``.
+
+    Args:
+        content: the bytes of the file.
+        where: names the source in messages.
+        remedy: says in messages what to do.
 
     Raises:
         CorruptionError: the content is not JSON, is nested too deep, or holds a number too long to parse.
@@ -122,9 +127,9 @@ def parse_json(content: bytes, where: str) -> Any:
     try:
         return json.loads(content.decode())
     except RecursionError:
-        raise CorruptionError(f"{where}: not valid JSON (nested too deep); {_AGAIN}.") from None
+        raise CorruptionError(f"{where}: not valid JSON (nested too deep); {remedy}.") from None
     except ValueError as error:  # invalid JSON or UTF-8, or a number with thousands of digits
-        raise CorruptionError(f"{where}: not valid JSON ({error}); {_AGAIN}.") from None
+        raise CorruptionError(f"{where}: not valid JSON ({error}); {remedy}.") from None
 
 
 def is_lfs_pointer(path: Path) -> bool:

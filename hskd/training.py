@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from hskd.fast.encoder import LeanEncoder
 from hskd.heads import Head
 from hskd.io import read_json, saving
 from hskd.progress import Progress
-from hskd.runtime import autocast
+from hskd.runtime import RunOptions, autocast
 from hskd.tasks import (
     BatchDataset,
     BucketedBatchSampler,
@@ -344,6 +344,26 @@ def seed_training(seed: int) -> None:
     set_seed(seed)
 
 
+class StageSettings(Protocol):
+    """Settings that every kind of stage has: of a teacher, of a distillation, and of a general distillation."""
+
+    @property
+    def batch_size(self) -> int:
+        """Number of examples in a batch."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of the batches and of dropout."""
+
+    @property
+    def warmup(self) -> float:
+        """Warm-up steps, or their share of all steps if below 1."""
+
+    @property
+    def weight_decay(self) -> float:
+        """Weight decay of AdamW."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageRecipe:
     """Hyperparameters of a stage. It trains with AdamW and gradient clipping.
@@ -385,6 +405,31 @@ class StageRecipe:
     accumulate: int = 1
     first_epoch: int = 0
     epoch_examples: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        settings: StageSettings,
+        options: RunOptions,
+        *,
+        epochs: float,
+        learning_rate: float,
+        schedule: str = "linear",
+        **more: Any,
+    ) -> StageRecipe:
+        """Return the recipe of a stage with these settings on this machine. ``more`` sets or replaces other fields."""
+        common: dict[str, Any] = {
+            "batch_size": settings.batch_size,
+            "seed": settings.seed,
+            "warmup_steps": settings.warmup,
+            "weight_decay": settings.weight_decay,
+            "dtype": options.dtype,
+            "device": options.device,
+            "checkpoints": options.checkpoints,
+            "report_to": options.report_to,
+            "accumulate": options.accumulate,
+        }
+        return cls(epochs=epochs, learning_rate=learning_rate, schedule=schedule, **(common | more))
 
 
 @dataclass

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from hskd.cli.options import ExecutorOptions, GridChanges, GridData, GridTeacher, TrialOptions, Work, with_settings
 from hskd.cli.plugin_option import plugin_option
 from hskd.errors import HskdError
 
@@ -18,6 +19,7 @@ _TIME = re.compile(r"(\d+\.?\d*|\.\d+)\s*(s|m|min|h)", re.ASCII)
 
 
 @plugin_option
+@with_settings(machine=TrialOptions, place=ExecutorOptions)
 def find(
     task: Annotated[
         str,
@@ -57,21 +59,14 @@ def find(
     finished_teacher: Annotated[
         str | None, typer.Option(help="Folder of a fine-tuned teacher (teacher.model, teacher.fine_tuned).")
     ] = None,
-    teacher: Annotated[str | None, typer.Option(help="Another model to make the teacher from (teacher.model).")] = None,
-    data: Annotated[str | None, typer.Option(help="Other data than the grid's: a folder or file (task.data).")] = None,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key, such as task.train_examples=500; repeatable."),
-    ] = None,
+    teacher: GridTeacher = None,
+    data: GridData = None,
+    changes: GridChanges = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results (default: results/find-NAME).")] = None,
-    work: Annotated[Path, typer.Option(help="Folder of artifacts, shared with grids.")] = Path("work"),
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of a trial; their number changes the bits.")] = 1,
-    dtype: Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 where it is native.")] = "auto",
-    workers: Annotated[int, typer.Option(min=1, help="Trials at a time, each in a process of its own if above 1.")] = 1,
-    ray: Annotated[bool, typer.Option(help="Run trials as tasks on a Ray cluster.")] = False,
-    ray_address: Annotated[str | None, typer.Option(help="The cluster's address (default: one started here).")] = None,
-    num_cpus: Annotated[float, typer.Option(min=0, help="Ray: CPUs of a trial.")] = 1,
-    num_gpus: Annotated[float, typer.Option(min=0, help="Ray: GPUs of a trial.")] = 0,
+    work: Work = Path("work"),
+    *,
+    machine: TrialOptions,
+    place: ExecutorOptions,
 ) -> None:
     """Find the cheapest spec that is shown to be enough, with few trials.
 
@@ -79,7 +74,7 @@ def find(
     candidates on search seeds, and confirms the cheapest promising ones on fresh seeds. Run it again to resume after an
     interruption: the answer is the same. docs/find.md explains every stage.
     """
-    _refuse_contradictions(tolerance, margin_share, workers, ray or bool(ray_address), teacher, finished_teacher)
+    _refuse_contradictions(tolerance, margin_share, teacher, finished_teacher)
     from hskd.analysis.cli.recommend import parse_bytes
 
     constraints = {
@@ -92,10 +87,7 @@ def find(
     from hskd.analysis.report.minimum_page import write_page
     from hskd.cli.find_display import find_display
     from hskd.grid.changes import parse_changes
-    from hskd.grid.executors import executor_for
-    from hskd.trials.config import Machine
 
-    executor = executor_for(workers, ray, ray_address, num_cpus, num_gpus)
     asked: dict[str, Any] = {"task.data": data, "teacher.model": finished_teacher or teacher}
     asked = {key: value for key, value in asked.items() if value is not None}
     if finished_teacher is not None:
@@ -114,8 +106,8 @@ def find(
             changes=asked | parse_changes(changes or []),
             out=out,
             work=work,
-            executor=executor,
-            machine=Machine.here(threads, dtype),
+            executor=place.executor(),
+            machine=machine.machine(),
             watcher=watcher,
         )
     for result in results:
@@ -126,14 +118,11 @@ def find(
 def _refuse_contradictions(
     tolerance: float | None,
     margin_share: float | None,
-    workers: int,
-    on_ray: bool,
     teacher: str | None,
     finished_teacher: str | None,
 ) -> None:
     for first, second, names in (
         (tolerance is not None, margin_share is not None, "--tolerance or --margin-share"),
-        (workers > 1, on_ray, "--workers or --ray"),
         (teacher is not None, finished_teacher is not None, "--teacher or --finished-teacher"),
     ):
         if first and second:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hskd import processes
 from hskd.cli import grid_search
+from hskd.cli.options import ExecutorOptions, GridChanges, GridData, GridTeacher, TrialOptions, Work, with_settings
 from hskd.cli.plugin_option import plugin_option
 from hskd.cli.progress import display, tables
 from hskd.errors import HskdError
 
 if TYPE_CHECKING:
     from hskd.grid.spec import GridSpec
-    from hskd.runtime import DType
     from hskd.trials.config import TrialConfig
 
 app = typer.Typer(help="Planned sets of trials: plan, run, resume.", no_args_is_help=True)
@@ -35,25 +35,15 @@ def _refuse_to_divide() -> None:
 
 Name = Annotated[str, typer.Argument(metavar="PRESET_OR_YAML", help="A preset, such as demo or mr-joint, or a file.")]
 Out = Annotated[Path | None, typer.Option(help="Folder of the results (default: results/NAME).")]
-Work = Annotated[Path, typer.Option(help="Folder of artifacts, shared by all grids.")]
 Seeds = Annotated[int | None, typer.Option(min=1, help="Number of seeds, instead of the grid's.")]
-Threads = Annotated[int, typer.Option(min=1, help="CPU threads per trial; results depend on them in the last bits.")]
-Data = Annotated[str | None, typer.Option(help="Other data than the grid's: a folder or file (task.data).")]
-Model = Annotated[str | None, typer.Option("--teacher", help="Another model to make the teacher from (teacher.model).")]
 Checkpoint = Annotated[str | None, typer.Option(help="Another checkpoint for students of kind tinybert.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a key, such as training.hsk_epochs=3; repeatable."),
-]
-Precision = Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 where it is native.")]
 
 
 def read(
     name: str,
     out: Path | None,
     seeds: int | None,
-    threads: int,
-    dtype: DType,
+    machine: TrialOptions,
     data: str | None = None,
     teacher: str | None = None,
     checkpoint: str | None = None,
@@ -62,7 +52,6 @@ def read(
     """Return the named grid with the requested changes, its trials on this machine, and its output folder."""
     from hskd.grid.changes import changed, parse_changes, replaced_checkpoint
     from hskd.grid.spec import load_grid
-    from hskd.trials.config import Machine
 
     grid = load_grid(name)
     requested: dict[str, Any] = {"seeds": seeds, "task.data": data, "teacher.model": teacher}
@@ -72,28 +61,29 @@ def read(
     if checkpoint is not None:
         requested |= replaced_checkpoint(grid, checkpoint)
     grid = changed(grid, requested | parse_changes(changes or []))
-    return grid, grid.trials(Machine.here(threads, dtype)), out or Path("results") / grid.name
+    return grid, grid.trials(machine.machine()), out or Path("results") / grid.name
 
 
 @app.command()
 @plugin_option
+@with_settings(machine=TrialOptions)
 def plan(
     name: Name,
     out: Out = None,
     work: Work = Path("work"),
     seeds: Seeds = None,
-    data: Data = None,
-    teacher: Model = None,
+    data: GridData = None,
+    teacher: GridTeacher = None,
     checkpoint: Checkpoint = None,
-    changes: Set = None,
-    threads: Threads = 1,
-    dtype: Precision = "auto",
+    changes: GridChanges = None,
     difference: Annotated[float, typer.Option(min=0.01, help="Difference to detect, in points of score.")] = 0.5,
+    *,
+    machine: TrialOptions,
 ) -> None:
     """Show what a grid would do: trials, those done, disk, time, and how many seeds a difference needs."""
     from rich.table import Table
 
-    grid, trials, folder = read(name, out, seeds, threads, dtype, data, teacher, checkpoint, changes)
+    grid, trials, folder = read(name, out, seeds, machine, data, teacher, checkpoint, changes)
     from hskd.grid.estimate import estimate
     from hskd.grid.run import GridStatus
     from hskd.io import format_bytes
@@ -115,34 +105,27 @@ def plan(
 
 @app.command()
 @plugin_option
+@with_settings(machine=TrialOptions, place=ExecutorOptions)
 def run(
     name: Name,
     out: Out = None,
     work: Work = Path("work"),
     seeds: Seeds = None,
-    data: Data = None,
-    teacher: Model = None,
+    data: GridData = None,
+    teacher: GridTeacher = None,
     checkpoint: Checkpoint = None,
-    changes: Set = None,
-    threads: Threads = 1,
-    dtype: Precision = "auto",
-    workers: Annotated[int, typer.Option(min=1, help="Trials at a time, each in a process of its own if above 1.")] = 1,
-    ray: Annotated[bool, typer.Option(help="Run trials as tasks on a Ray cluster.")] = False,
-    ray_address: Annotated[str | None, typer.Option(help="The cluster's address (default: one started here).")] = None,
-    num_cpus: Annotated[float, typer.Option(min=0, help="Ray: CPUs per trial.")] = 1,
-    num_gpus: Annotated[float, typer.Option(min=0, help="Ray: GPUs per trial.")] = 0,
+    changes: GridChanges = None,
+    *,
+    machine: TrialOptions,
+    place: ExecutorOptions,
 ) -> None:
     """Run the trials that are not done. You can kill it and run it again at any time."""
-    if workers > 1 and (ray or ray_address):
-        raise HskdError("give --workers or --ray, not both.")
-    grid, trials, folder = read(name, out, seeds, threads, dtype, data, teacher, checkpoint, changes)
-    from hskd.grid.executors import executor_for
+    grid, trials, folder = read(name, out, seeds, machine, data, teacher, checkpoint, changes)
     from hskd.grid.run import run_grid
     from hskd.results import TABLE_FILE
 
-    executor = executor_for(workers, ray, ray_address, num_cpus, num_gpus)
     with display() as progress:
-        table, status = run_grid(grid, trials, folder, work, executor, progress)
+        table, status = run_grid(grid, trials, folder, work, place.executor(), progress)
     print(f"{len(table)} trials in {folder / TABLE_FILE}")
     if status.failed:
         print(f"{len(status.failed)} failed; see `hskd grid status {name}`", file=sys.stderr)
@@ -151,20 +134,21 @@ def run(
 
 @app.command()
 @plugin_option
+@with_settings(machine=TrialOptions)
 def status(
     name: Name,
     out: Out = None,
     work: Work = Path("work"),
     seeds: Seeds = None,
-    data: Data = None,
-    teacher: Model = None,
+    data: GridData = None,
+    teacher: GridTeacher = None,
     checkpoint: Checkpoint = None,
-    changes: Set = None,
-    threads: Threads = 1,
-    dtype: Precision = "auto",
+    changes: GridChanges = None,
+    *,
+    machine: TrialOptions,
 ) -> None:
     """Show which trials are done, which failed and why, which have changed data or models, and the scores so far."""
-    grid, trials, folder = read(name, out, seeds, threads, dtype, data, teacher, checkpoint, changes)
+    grid, trials, folder = read(name, out, seeds, machine, data, teacher, checkpoint, changes)
     from hskd.grid.record import error_path
     from hskd.grid.run import GridStatus, changed_contents
     from hskd.heads.metrics import in_unit
@@ -189,20 +173,21 @@ def status(
 
 @app.command()
 @plugin_option
+@with_settings(machine=TrialOptions)
 def retry(
     name: Name,
     out: Out = None,
     work: Work = Path("work"),
     seeds: Seeds = None,
-    data: Data = None,
-    teacher: Model = None,
+    data: GridData = None,
+    teacher: GridTeacher = None,
     checkpoint: Checkpoint = None,
-    changes: Set = None,
-    threads: Threads = 1,
-    dtype: Precision = "auto",
+    changes: GridChanges = None,
+    *,
+    machine: TrialOptions,
 ) -> None:
     """Run only the failed trials again, in this process, one after the other."""
-    grid, trials, folder = read(name, out, seeds, threads, dtype, data, teacher, checkpoint, changes)
+    grid, trials, folder = read(name, out, seeds, machine, data, teacher, checkpoint, changes)
     from hskd.grid.executors import InProcess
     from hskd.grid.run import GridStatus, run_grid
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from hskd.cli.options import GridChanges, Work
 from hskd.cli.progress import display
 from hskd.errors import HskdError
 
@@ -28,17 +29,14 @@ def search(
     held_out: Annotated[
         int, typer.Option(min=0, help="Number of training sentences to hold out and score; 0 scores dev instead.")
     ] = 1000,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key, such as task.data=FOLDER; repeatable."),
-    ] = None,
+    changes: GridChanges = None,
     hsk_epochs: Annotated[int | None, typer.Option(help="Epochs of the HSK stage (default: the grid's).")] = None,
     prediction_epochs: Annotated[
         int | None, typer.Option(help="Epochs of the prediction stage (default: the grid's).")
     ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds that the grid does not report.")] = "100,101",
     workers: Annotated[int, typer.Option(min=1, help="Trials at a time.")] = 2,
-    work: Annotated[Path, typer.Option(help="Folder of artifacts.")] = Path("work"),
+    work: Work = Path("work"),
 ) -> None:
     """Search the learning rates of none, full and every family of a grid's specs.
 

@@ -6,10 +6,10 @@ import inspect
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin, get_type_hints
 
 import typer
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from rich.markup import escape
 
 from hskd.cli.plugin_option import split_names
@@ -17,11 +17,27 @@ from hskd.errors import HskdError
 from hskd.runtime import check_device
 from hskd.tasks.choices import MAX_TOKENS, LabelType
 
+if TYPE_CHECKING:
+    from typing import Self
+
+    from hskd.grid.executors import Executor
+    from hskd.trials.config import Machine
+
 SPEC_HELP = (
     "What to keep: layers_tokens_width such as 1l_10t_0.1w or all_all_all, optionally with a share of the examples "
     "(1l_10t_0.1w_0.25e), then changes after commas, such as length=left, l_top=5, examples=entropy, "
     "width=pca (principal components in place of neurons) or precision=int4 (docs/selectors.md); or a .json file."
 )
+
+Work = Annotated[Path, typer.Option(help="Folder of artifacts, shared by all grids and searches.")]
+GridData = Annotated[str | None, typer.Option(help="Other data than the grid's: a folder or file (task.data).")]
+GridTeacher = Annotated[
+    str | None, typer.Option("--teacher", help="Another model to make the teacher from (teacher.model).")
+]
+GridChanges = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key, such as training.hsk_epochs=3; repeatable."),
+]
 
 
 class TaskOptions(BaseModel):
@@ -124,6 +140,53 @@ class TrainingOptions(MachineOptions):
     ] = 1
 
 
+class TrialOptions(BaseModel):
+    """Machine and precision of trials."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+    threads: Annotated[
+        int, Field(ge=1, description="CPU threads of a trial; results depend on them in the last bits.")
+    ] = 1
+    dtype: Annotated[Literal["auto", "fp32", "bf16"], Field(description="auto: bf16 where it is native.")] = "auto"
+
+    def machine(self) -> Machine:
+        """Return the settings of this machine for trials.
+
+        Raises:
+            HskdError: the machine cannot compute in this precision.
+        """
+        from hskd.trials.config import Machine
+
+        return Machine.here(self.threads, self.dtype)
+
+
+class ExecutorOptions(BaseModel):
+    """Where trials run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+    workers: Annotated[int, Field(ge=1, description="Trials at a time, each in a process of its own if above 1.")] = 1
+    ray: Annotated[bool, Field(description="Run trials as tasks on a Ray cluster.")] = False
+    ray_address: Annotated[str | None, Field(description="The cluster's address [default: one started here].")] = None
+    num_cpus: Annotated[float, Field(ge=0, description="Ray: CPUs of a trial.")] = 1
+    num_gpus: Annotated[float, Field(ge=0, description="Ray: GPUs of a trial.")] = 0
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if self.workers > 1 and (self.ray or self.ray_address):
+            raise ValueError("give --workers or --ray, not both")
+        return self
+
+    def executor(self) -> Executor:
+        """Return the executor that the options describe. A Ray address implies Ray."""
+        from hskd.grid.executors import InProcess, RayCluster, Workers
+
+        if self.ray or self.ray_address:
+            return RayCluster(self.ray_address, self.num_cpus, self.num_gpus)
+        return Workers(self.workers) if self.workers > 1 else InProcess()
+
+
 def with_settings(**models: type[BaseModel]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one option for every field of ``models``, and pass it the validated objects by name.
 
@@ -179,5 +242,8 @@ def _validated(model: type[BaseModel], fields: dict[str, Any]) -> BaseModel:
         return model(**fields)
     except ValidationError as error:
         first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:  # several options contradict each other
+            raise HskdError(f"{message}.") from None
         flag = "--" + str(first["loc"][0]).replace("_", "-")
-        raise HskdError(f"{flag} {first['input']}: {first['msg'].removeprefix('Value error, ')}.") from None
+        raise HskdError(f"{flag} {first['input']}: {message}.") from None

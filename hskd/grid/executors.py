@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from logging import ERROR, getLogger
 from multiprocessing.connection import Connection, wait
@@ -49,6 +49,11 @@ class Executor(Protocol):
     ) -> Iterator[Outcome]:
         """Run ``trials``; ``workspace`` has their shared artifacts. A failed trial does not stop the others."""
 
+    @contextmanager
+    def keep(self) -> Iterator[None]:
+        """Keep what ``run`` starts, such as processes, for further calls of ``run`` until the context ends."""
+        yield
+
 
 class InProcess(Executor):
     """Runs one trial after the other in this process."""
@@ -78,6 +83,23 @@ class Workers(Executor):
 
     def __init__(self, count: int) -> None:
         self.slots = count
+        self._workers: list[_Worker] = []
+        self._workspace: Workspace | None = None
+        self._is_kept = False
+
+    @override
+    @contextmanager
+    def keep(self) -> Iterator[None]:
+        self._is_kept = True
+        try:
+            yield
+        finally:
+            self._is_kept = False
+            self._dismiss()
+
+    def _dismiss(self) -> None:
+        while self._workers:
+            self._workers.pop().dismiss()
 
     @override
     def run(
@@ -90,17 +112,20 @@ class Workers(Executor):
         Raises:
             HskdError: processes die as soon as they start.
         """
+        if workspace is not self._workspace:
+            self._dismiss()  # kept processes have another workspace
+            self._workspace = workspace
         queue = deque(trials)
         deaths: Counter[str] = Counter()
         in_a_row = 0
-        start = partial(_Worker, [config.model_dump_json() for config in workspace.trials], workspace.work, out)
-        workers: list[_Worker] = []
+        start = partial(_Worker, [config.model_dump_json() for config in workspace.trials], workspace.work)
+        workers = self._workers
         try:
             while True:
                 workers += [start() for _ in range(min(self.slots - len(workers), len(queue)))]
                 for worker in workers:
                     if worker.trial is None and queue:
-                        worker.begin(queue.popleft())
+                        worker.begin(queue.popleft(), out)
                 busy = {worker.connection: worker for worker in workers if worker.trial is not None}
                 if not busy:
                     return
@@ -126,8 +151,8 @@ class Workers(Executor):
                         died = f"its process died {ATTEMPTS} times, the last by {worker.cause}"
                         yield config, None, f"{died}; perhaps it needs more memory, or fewer --workers"
         finally:
-            for worker in workers:
-                worker.dismiss()
+            if not self._is_kept or any(worker.trial is not None for worker in workers):
+                self._dismiss()
 
 
 class _Worker:
@@ -139,12 +164,12 @@ class _Worker:
         cause: the cause of death of a dead process.
     """
 
-    def __init__(self, trials: list[str], work: Path, out: Path) -> None:
+    def __init__(self, trials: list[str], work: Path) -> None:
         context = multiprocessing.get_context("spawn")
         if _UNSAID not in sys.warnoptions:  # Python passes these options to its tracker
             sys.warnoptions.append(_UNSAID)
         self.connection, worker_connection = context.Pipe()
-        arguments = (worker_connection, os.getpid(), trials, str(work), str(out), Plugins.here())
+        arguments = (worker_connection, os.getpid(), trials, str(work), Plugins.here())
         self._process = context.Process(target=_work, args=arguments)
         self._process.start()
         worker_connection.close()  # now only the process holds it, so its death closes the connection
@@ -153,11 +178,11 @@ class _Worker:
         self.trial: TrialConfig | None = None
         self.cause = ""
 
-    def begin(self, trial: TrialConfig) -> None:
-        """Start a trial in the process."""
+    def begin(self, trial: TrialConfig, out: Path) -> None:
+        """Start a trial in the process, which writes its result into ``out``."""
         self.trial = trial
         with suppress(OSError):  # The process is already dead; end() reports it.
-            self.connection.send(trial.model_dump_json())
+            self.connection.send((trial.model_dump_json(), str(out)))
 
     def end(self) -> tuple[TrialConfig, tuple[TrialResult | None, str | None] | None]:
         """Return the trial that ran, and the answer of the process; None instead of an answer if the process died."""
@@ -193,7 +218,7 @@ class RayCluster(Executor):
     """Runs trials as tasks on a Ray cluster. Artifacts and results must lie on a path that all nodes can access.
 
     Args:
-        address: address of the cluster; None starts a cluster on this machine for the duration of the grid.
+        address: address of the cluster; None starts a cluster on this machine, which ends with the trials.
         num_cpus: CPUs per trial.
         num_gpus: GPUs per trial; may be a fraction.
         retries: how many times a trial is retried if its node dies.
@@ -204,6 +229,46 @@ class RayCluster(Executor):
     def __init__(self, address: str | None = None, num_cpus: float = 1, num_gpus: float = 0, retries: int = 3) -> None:
         self.address = address
         self.resources = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_retries": retries}
+        self._is_connected = self._is_kept = False
+
+    @override
+    @contextmanager
+    def keep(self) -> Iterator[None]:
+        self._is_kept = True
+        try:
+            yield
+        finally:
+            self._is_kept = False
+            self._disconnect()
+
+    def _connect(self) -> None:
+        """Connect to the cluster or start one, unless this process is connected to one already."""
+        if self.address is None:
+            # Bind a per-run cluster to the loopback interface. Ray does so if it expects no second node, which is its
+            # default on Windows and macOS. It reads this variable on import.
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        try:
+            import ray
+        except ImportError:
+            raise HskdError("--ray needs Ray: pip install 'hskd[cluster]'.") from None
+        if ray.is_initialized():
+            return
+        if self.address is not None:
+            _require_reachable(self.address)
+        local = {"include_dashboard": False} if self.address is None else {}
+        try:
+            ray.init(address=self.address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
+        except (ConnectionError, ray.exceptions.RayError) as error:
+            raise HskdError(f"--ray-address {self.address}: {error}") from None
+        self._is_connected = True
+
+    def _disconnect(self) -> None:
+        """Undo :meth:`_connect`, which ends a cluster that it started."""
+        if self._is_connected:
+            import ray
+
+            self._is_connected = False
+            ray.shutdown()
 
     @override
     def run(
@@ -214,23 +279,9 @@ class RayCluster(Executor):
         Raises:
             HskdError: Ray is not installed, or the cluster cannot be reached.
         """
-        if self.address is None:
-            # Bind a per-run cluster to the loopback interface. Ray does so if it expects no second node, which is its
-            # default on Windows and macOS. It reads this variable on import.
-            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        try:
-            import ray
-        except ImportError:
-            raise HskdError("--ray needs Ray: pip install 'hskd[cluster]'.") from None
-        started = not ray.is_initialized()
-        if started and self.address is not None:
-            _require_reachable(self.address)
-        if started:
-            local = {"include_dashboard": False} if self.address is None else {}
-            try:
-                ray.init(address=self.address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
-            except (ConnectionError, ray.exceptions.RayError) as error:
-                raise HskdError(f"--ray-address {self.address}: {error}") from None
+        self._connect()
+        import ray
+
         try:
             task = ray.remote(**self.resources)(_publish_on_node)
             shared = ray.put([config.model_dump_json() for config in workspace.trials])
@@ -243,8 +294,8 @@ class RayCluster(Executor):
                 config = waiting.pop(ready)
                 yield _outcome(config, lambda ready=ready: ray.get(ready))  # type: ignore[misc]
         finally:
-            if started:
-                ray.shutdown()
+            if not self._is_kept:
+                self._disconnect()
 
 
 def _require_reachable(address: str) -> None:
@@ -273,7 +324,7 @@ def _outcome(config: TrialConfig, get: Callable[[], TrialResult]) -> Outcome:
         return config, None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
-def _work(answers: Connection, parent: int, trials: list[str], work: str, out: str, plugins: Plugins) -> None:
+def _work(answers: Connection, parent: int, trials: list[str], work: str, plugins: Plugins) -> None:
     """Run the trials that arrive on ``answers``, and send back their outcomes, until the parent exits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent gets the signal too, and ends this process.
     plugins.load()
@@ -281,8 +332,10 @@ def _work(answers: Connection, parent: int, trials: list[str], work: str, out: s
     workspace = _workspace_of(trials, work)
     with suppress(EOFError):
         while True:
-            config = TrialConfig.model_validate_json(answers.recv())
-            _, *answer = _outcome(config, lambda config=config: publish(workspace, config, Path(out), Silent()))  # type: ignore[misc]
+            trial, out = answers.recv()
+            config = TrialConfig.model_validate_json(trial)
+            run = partial(publish, workspace, config, Path(out), Silent())
+            _, *answer = _outcome(config, run)
             answers.send(tuple(answer))
 
 
@@ -307,18 +360,3 @@ def _workspace_of(trials: list[str], work: str) -> Workspace:
 def _publish_on_node(config: str, trials: list[str], work: str, out: str, plugins: Plugins) -> TrialResult:
     plugins.load()
     return publish(_workspace_of(trials, work), TrialConfig.model_validate_json(config), Path(out), Silent())
-
-
-def executor_for(workers: int, ray: bool, ray_address: str | None, num_cpus: float, num_gpus: float) -> Executor:
-    """Return the executor that a command's options describe. The command itself refuses workers together with Ray.
-
-    Args:
-        workers: number of trials at the same time on this machine.
-        ray: whether trials run as Ray tasks.
-        ray_address: address of the Ray cluster, which implies ``ray``; None starts a cluster on this machine.
-        num_cpus: Ray: CPUs per trial.
-        num_gpus: Ray: GPUs per trial.
-    """
-    if ray or ray_address:
-        return RayCluster(ray_address, num_cpus, num_gpus)
-    return Workers(workers) if workers > 1 else InProcess()

@@ -127,6 +127,12 @@ def write_error(out: Path, config: TrialConfig, error: str, trace: str) -> None:
     )
 
 
+def ensure_error(out: Path, config: TrialConfig, error: str) -> None:
+    """Record the error of a failed trial whose process died before it could record one itself."""
+    if not error_path(out, config).is_file():
+        write_error(out, config, error, "")
+
+
 def write_labels(out: Path, splits: Mapping[str, Labelled]) -> None:
     """Write the labels that predictions are scored against, once for all trials of a grid.
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from hskd.errors import HskdError
 from hskd.grid.executors import Executor
-from hskd.grid.record import error_path, read_error, replace_labels, write_error, write_grid
+from hskd.grid.record import ensure_error, read_error, replace_labels, write_grid
 from hskd.grid.spec import GridSpec
 from hskd.heads.metrics import in_unit
 from hskd.progress import Progress
@@ -112,8 +112,7 @@ def run_grid(
         for config, result, error in executor.run(workspace, waiting, out, progress):
             if result is None:
                 status.failed[config.id] = error or "failed"
-                if not error_path(out, config).is_file():  # its process died before it could write this
-                    write_error(out, config, error or "failed", "")
+                ensure_error(out, config, status.failed[config.id])
                 news = f"{config.title}: failed: {error}"
             else:
                 status.done.append(config)

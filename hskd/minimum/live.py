@@ -18,7 +18,7 @@ from hskd.artifacts import read_record, write_record
 from hskd.errors import HskdError, MismatchError, brief
 from hskd.grid.changes import differences
 from hskd.grid.executors import Executor
-from hskd.grid.record import grid_content
+from hskd.grid.record import ensure_error, grid_content
 from hskd.grid.run import GridProgress
 from hskd.grid.spec import GridSpec, load_grid, presets
 from hskd.heads.metrics import in_unit
@@ -222,7 +222,7 @@ class Runner:
         self._workspace = trials.workspace(chosen)
         self._clock = clock
         self._end = None if seconds is None else clock() + seconds
-        self._done = self._failed = 0
+        self._failed = 0
 
     def run(self, search: Search) -> Outcome:
         """Run a search to its end, and pack the results.
@@ -231,12 +231,13 @@ class Runner:
             HskdError: no trial of a batch could be run.
         """
         asking = search.run()
-        try:
-            batch = next(asking)
-            while True:
-                batch = asking.send(self._evaluate(batch, search))
-        except StopIteration as stop:
-            outcome: Outcome = stop.value
+        with self._executor.keep():  # starting a process or a cluster takes seconds, and a search has many batches
+            try:
+                batch = next(asking)
+                while True:
+                    batch = asking.send(self._evaluate(batch, search))
+            except StopIteration as stop:
+                outcome: Outcome = stop.value
         for folder in (self._out, self._out / RATES_FOLDER):
             if ResultsFolder(folder).exists:
                 pack(folder)
@@ -259,11 +260,11 @@ class Runner:
                 left -= 1
                 if result is None:
                     errors[config.id] = error or "failed"
+                    ensure_error(out, config, errors[config.id])
                     news = f"{config.title}: failed: {error}"
                 else:
                     results[config.id] = result
                     news = f"{config.title}: {in_unit(_reported(result), result.score_unit)} on {result.scored_split}"
-                self._done += result is not None
                 self._failed += result is None
                 running = min(self._executor.slots, left)
                 total = search.settings.budget

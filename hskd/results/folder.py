@@ -35,7 +35,7 @@ from filelock import FileLock
 from hskd import safe_yaml
 from hskd.artifacts import is_whole, lock_path, sealed
 from hskd.errors import CorruptionError, HskdError, cut
-from hskd.io import atomic_path, with_home, write_json
+from hskd.io import atomic_path, parse_json, with_home, write_json
 from hskd.results.columns import contradiction, table_of
 from hskd.trials.result import TrialResult
 
@@ -61,6 +61,7 @@ SUMS = "outputs"
 """Key of a trial's result that holds the fingerprint of its outputs on each split."""
 LARGEST_ARRAY = 2**31
 """Bytes that one array of outputs may say it has."""
+_REMEDY = "restore it, or delete it and run the grid again"
 ATTEMPTS = 5
 """How often files are read that another process folds away meanwhile."""
 
@@ -137,7 +138,7 @@ class ResultsFolder:
         file = self.path / PLANNED_FILE
         if _is_there(file):
             with suppress(FileNotFoundError):  # packed meanwhile
-                return plan_of(read_json(file), file)
+                return plan_of(read_unpacked(file), file)
         if not self.is_packed:
             return None
         metadata: Mapping[bytes, bytes] = read_schema(self.table_file).metadata or {}
@@ -200,7 +201,7 @@ class ResultsFolder:
         file = self.result_file(trial)
         if _is_there(file):
             with suppress(FileNotFoundError):  # packed meanwhile
-                return validated(read_json(file), file, trial)
+                return validated(read_unpacked(file), file, trial)
         if not self.is_packed or trial not in read_columns(self.table_file, "trial")[0]:
             return None
         return self.packed_results()[trial]
@@ -222,7 +223,7 @@ class ResultsFolder:
         planned = self.planned()
         kept = {*results, *files} if planned is None else {*results, *files} & set(planned)
         return {
-            trial: validated(read_json(files[trial]), files[trial], trial) if trial in files else results[trial]
+            trial: validated(read_unpacked(files[trial]), files[trial], trial) if trial in files else results[trial]
             for trial in sorted(kept)
         }
 
@@ -346,9 +347,7 @@ def reading(file: Path) -> Iterator[None]:
         raise
     except Exception as error:
         reason = cut(str(getattr(error, "strerror", None) or error or type(error).__name__))
-        raise CorruptionError(
-            f"{file}: cannot be read ({reason}); restore it, or delete it and run the grid again."
-        ) from None
+        raise CorruptionError(f"{file}: cannot be read ({reason}); {_REMEDY}.") from None
 
 
 def _is_there(file: Path) -> bool:
@@ -364,15 +363,15 @@ def _is_there(file: Path) -> bool:
     return False
 
 
-def read_json(file: Path) -> Any:
-    """The content of a JSON file.
+def read_unpacked(file: Path) -> Any:
+    """Return the content of a JSON file that another process may pack, and so remove, at any moment.
 
     Raises:
         CorruptionError: it cannot be read.
         FileNotFoundError: it is not there any more.
     """
     with reading(file):
-        return json.loads(file.read_text(encoding="utf-8"))
+        return parse_json(file.read_bytes(), str(file), _REMEDY)
 
 
 def plan_content(trials: Sequence[str]) -> dict[str, Any]:

@@ -23,9 +23,9 @@ from hskd.results.folder import (
     parts,
     plan_content,
     read_columns,
-    read_json,
     read_outputs,
     read_predictions,
+    read_unpacked,
     require_outputs,
     validated,
 )
@@ -122,7 +122,7 @@ def _fold(folder: ResultsFolder, files: Sequence[Path], outputs_files: Sequence[
         return
     contents, results = folder.packed(), folder.packed_results()
     for file in files:
-        contents[file.stem] = read_json(file)
+        contents[file.stem] = read_unpacked(file)
         results[file.stem] = validated(contents[file.stem], file, file.stem)
     if not results:
         return

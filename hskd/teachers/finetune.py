@@ -89,20 +89,7 @@ def finetune(
         model = load_classifier(model_name, task, new_head=True).to(options.device)
         require_positions(model.config, splits, f"model {model_name}")
         require_fit(model_name, model, splits.values(), options.dtype)
-        stage = StageRecipe(
-            epochs=settings.epochs,
-            learning_rate=settings.lr,
-            schedule="linear",
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            dtype=options.dtype,
-            device=options.device,
-            warmup_steps=settings.warmup,
-            weight_decay=settings.weight_decay,
-            checkpoints=True,
-            report_to=options.report_to,
-            accumulate=options.accumulate,
-        )
+        stage = StageRecipe.of(settings, options, epochs=settings.epochs, learning_rate=settings.lr, checkpoints=True)
         with fast_training(model, used_tokens(splits.values())) as encoder:
             unused = {"ddp_find_unused_parameters": not encoder.reads_every_parameter}
             arguments = training_arguments(partial / "training", stage, **unused)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -227,9 +227,15 @@ class _Stages:
     def _hsk_trainer(self, module: HSKModule, epochs: int) -> HSKTrainer:
         inputs, settings = self.inputs, self.inputs.settings
         assert inputs.source is not None
-        recipe = self._recipe(epochs, settings.hsk_lr, "constant_with_warmup")
-        if inputs.hsk_rows is not None:
-            recipe = replace(recipe, epoch_examples=len(inputs.splits["train"]))
+        recipe = StageRecipe.of(
+            settings,
+            self.options,
+            epochs=epochs,
+            learning_rate=settings.hsk_lr,
+            schedule="constant_with_warmup",
+            max_grad_norm=settings.max_grad_norm,
+            epoch_examples=None if inputs.hsk_rows is None else len(inputs.splits["train"]),
+        )
         resumed = last_checkpoint(self.folder / "hsk") is not None
         return HSKTrainer(
             module,
@@ -260,7 +266,14 @@ class _Stages:
 
     def _last_trainer(self, epochs: int, first_epoch: int) -> StageTrainer:
         settings, source, train = self.inputs.settings, self.inputs.source, self.inputs.splits["train"]
-        recipe = self._recipe(epochs, settings.prediction_lr, "linear", first_epoch)
+        recipe = StageRecipe.of(
+            settings,
+            self.options,
+            epochs=epochs,
+            learning_rate=settings.prediction_lr,
+            max_grad_norm=settings.max_grad_norm,
+            first_epoch=first_epoch,
+        )
         arguments = self.departures.arguments(
             self.folder / "prediction",
             recipe,
@@ -271,25 +284,6 @@ class _Stages:
             return GoldTrainer(self.classifier, arguments, train, "gold", **options)
         assert source is not None
         return self.departures.prediction_trainer(self.classifier, arguments, train, source, settings.tau, **options)
-
-    def _recipe(self, epochs: int, learning_rate: float, schedule: str, first_epoch: int = 0) -> StageRecipe:
-        settings, options = self.inputs.settings, self.options
-        return StageRecipe(
-            epochs=epochs,
-            learning_rate=learning_rate,
-            schedule=schedule,
-            first_epoch=first_epoch,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            dtype=options.dtype,
-            device=options.device,
-            warmup_steps=settings.warmup,
-            weight_decay=settings.weight_decay,
-            max_grad_norm=settings.max_grad_norm,
-            checkpoints=options.checkpoints,
-            report_to=options.report_to,
-            accumulate=options.accumulate,
-        )
 
     def _train(self, trainer: StageTrainer, *callbacks: EpochScores) -> StageRecord:
         return StageRecord(**asdict(run_stage(trainer, self.progress, callbacks)))

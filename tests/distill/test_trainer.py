@@ -21,8 +21,11 @@ from hskd.distill.trainer import HSKModule, HSKTrainer, PredictionTrainer
 from hskd.errors import HskdError
 from hskd.spec import HSKSpec
 from hskd.students import load_student
+from hskd.students.general.settings import GeneralSettings
 from hskd.tasks import BatchDataset
-from hskd.training import GoldTrainer, StageTrainer, last_checkpoint
+from hskd.teachers.settings import TeacherSettings
+from hskd.training import GoldTrainer, StageRecipe, StageSettings, StageTrainer, last_checkpoint
+from hskd.trials.settings import DistillSettings
 from hskd.trials.stages import RunOptions
 
 WIDTH = 32
@@ -59,6 +62,28 @@ def loss_of(trainer: StageTrainer, rows: list[int], pad_to: int | None = None) -
     dataset.split = split
     assert batch["input_ids"].shape[1] == (pad_to or split.lengths[rows].max())
     return trainer.batch_loss(trainer.model, batch).item()
+
+
+@pytest.mark.parametrize("kind", [TeacherSettings, DistillSettings, GeneralSettings])
+def test_a_recipe_has_the_settings_and_options_that_it_is_made_of(kind: type[StageSettings]) -> None:
+    settings = kind(batch_size=24, seed=3, warmup=0.2, weight_decay=0.03)  # type: ignore[call-arg]
+    options = RunOptions("bf16", torch.device("cpu"), checkpoints=False, accumulate=4)
+    recipe = StageRecipe.of(settings, options, epochs=2, learning_rate=1e-3, checkpoints=True, first_epoch=5)
+    assert recipe == StageRecipe(
+        epochs=2,
+        learning_rate=1e-3,
+        schedule="linear",
+        batch_size=24,
+        seed=3,
+        dtype="bf16",
+        device=torch.device("cpu"),
+        warmup_steps=0.2,
+        weight_decay=0.03,
+        checkpoints=True,
+        report_to="none",
+        accumulate=4,
+        first_epoch=5,
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

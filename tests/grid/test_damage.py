@@ -21,7 +21,7 @@ from support.mutations import attack, times
 from hskd.analysis.table import read_trials
 from hskd.errors import CorruptionError, HskdError
 from hskd.results import ResultsFolder, load, pack, unpack
-from hskd.results.folder import read_arrays
+from hskd.results.folder import PLANNED_FILE, read_arrays, read_unpacked
 
 Read = tuple[pd.DataFrame, list[str], dict[str, np.ndarray], np.ndarray]
 
@@ -122,6 +122,26 @@ def test_an_edited_file_of_a_trial_is_refused(out: Path) -> None:
         file.write_text(json.dumps(content | wrong))
         with pytest.raises(CorruptionError, match=rf"{file.name}: not a trial's result"):
             load(out)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"{", r"not valid JSON \(.*\); restore it, or delete it and run the grid again\."),
+        (b"\xff", "not valid JSON"),
+        (b"[" * 100_000, "nested too deep"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of git-lfs"),
+    ],
+)
+def test_a_damaged_file_that_is_not_packed_yet_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / PLANNED_FILE).write_bytes(content)
+    with pytest.raises(CorruptionError, match=rf"{PLANNED_FILE}: .*{said}"):
+        ResultsFolder(tmp_path).planned()
+
+
+def test_a_file_that_is_packed_while_it_is_read_is_not_damaged(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_unpacked(tmp_path / PLANNED_FILE)
 
 
 def test_predictions_of_another_trial_are_refused(out: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from grid.conftest import Cli, Write
+from support.deaths import DEADLY, named, on_ray
 from support.grid_lab import CLI, TRIALS, Ran, Recorder, command, run, same_predictions, same_scores
 from support.mutations import times
 
@@ -44,22 +45,10 @@ class Once(Recorder):
             self._act()
 
 
-def named(word: str) -> list[psutil.Process]:
-    """Return the descendants of this process whose command contains ``word``."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if word in " ".join(process.cmdline()):
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.ZombieProcess):
-            continue
-    return found
-
-
 @pytest.mark.timeout(600)
 def test_workers_give_the_same_bits_and_one_may_die(undisturbed: Ran, grid_file: Path, tmp_path: Path) -> None:
     def kill_a_worker() -> None:
-        workers = named("spawn_main")
+        workers = named("spawn_main", recursive=False)
         assert len(workers) == 2
         workers[0].kill()
 
@@ -104,20 +93,6 @@ def test_ctrl_c_reaches_workers_and_the_grid_goes_on(undisturbed: Ran, grid_file
     same_predictions(ran.out, undisturbed.out)
 
 
-DEADLY = """
-import os
-from typing import Literal
-from hskd.selectors import LENGTH, LengthSelector
-
-@LENGTH.register
-class Deadly(LengthSelector):
-    selector: Literal["deadly"] = "deadly"
-
-    def scores(self, view):
-        os.kill(os.getpid(), 9)  # as the kernel does where memory ends
-"""
-
-
 @pytest.mark.timeout(600)
 def test_a_trial_that_kills_its_process_twice_is_reported(
     undisturbed: Ran, write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -159,15 +134,7 @@ def test_a_local_ray_gives_the_same_bits(
         for process in killed:
             process.kill()  # its trial is retried
 
-    ran = None
-    for _ in range(4):  # Ray gives its processes 30 seconds to start, which a busy machine may exceed
-        try:
-            ran = run(grid_file, tmp_path, RayCluster(), Once(look_and_kill))
-            break
-        except Exception as error:
-            if "timed out during startup" not in str(error):
-                raise
-    assert ran is not None, "Ray did not start"
+    ran = on_ray(lambda: run(grid_file, tmp_path, RayCluster(), Once(look_and_kill)))
     assert not named("raylet/raylet")
     assert ran.progress.failed == {}
     same_scores(ran.table, undisturbed.table)

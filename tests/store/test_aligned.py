@@ -12,12 +12,15 @@ from conftest import make_bert
 from safetensors.torch import load_file, save_file
 from support.tiny_tokenizers import byte_bpe, shifted, wordpiece
 from transformers import BertTokenizerFast, RobertaConfig, RobertaForSequenceClassification
+from transformers.utils import ModelOutput
 from typer.testing import CliRunner
 
 from hskd.cli.app import app
 from hskd.distill.source import OnlineSource, StoreSource
 from hskd.errors import CorruptionError, HskdError, MismatchError
 from hskd.hashing import file_sha256
+from hskd.selectors import ExampleScores
+from hskd.selectors.examples import RandomExamples
 from hskd.spec import HSKSpec
 from hskd.store.amount import measure
 from hskd.store.derive import derive
@@ -31,7 +34,7 @@ from hskd.teachers.loading import Teacher
 from hskd.trials.config import TaskPlan
 from hskd.trials.data import task_examples
 
-SUPERSET = Superset(layers=(0, 1, 2, 3), attention_layers=(1, 2, 3))
+SUPERSET = Superset(layers=(0, 1, 2, 3), attention_layers=(1, 2, 3), received_layers=(1, 2, 3))
 SPECS = (
     "2l_3t_0.5w",
     "2l_3t_0.5w,length=attention",
@@ -42,6 +45,7 @@ SPECS = (
     "2l_2t_0.25w,length=left,precision=int8",
     "2l_2t_all,length=random",
     "2l_3t_all,length=norm",
+    "2l_3t_all,length=received",
 )
 
 
@@ -90,6 +94,35 @@ def two(tmp_path_factory: pytest.TempPathFactory, tokenizer: BertTokenizerFast, 
     return Two(root, examples.task, teacher, examples.train)
 
 
+def alone(two: Two, example: int) -> ModelOutput:
+    """Return the outputs of the teacher, run by itself on its own tokens of one example."""
+    assert two.split.aligned is not None
+    batch = two.split.aligned.teacher.collate([example])
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    two.teacher.model.set_attn_implementation("eager")  # returns attention
+    try:
+        with torch.no_grad():
+            output: ModelOutput = two.teacher.model(**inputs, output_hidden_states=True, output_attentions=True)
+    finally:
+        two.teacher.model.set_attn_implementation("sdpa")
+    return output
+
+
+def targets_of(two: Two, example: int) -> list[tuple[int, int, list[int]]]:
+    """Return position, id and the teacher's tokens of each student token of an example that has a target."""
+    aligned, first, end = two.split.aligned, two.split.offsets[example], two.split.offsets[example + 1]
+    assert aligned is not None
+    targets = [
+        (
+            token - first,
+            int(two.split.input_ids[token]),
+            aligned.members[aligned.starts[token] : aligned.starts[token + 1]],
+        )
+        for token in range(first, end)
+    ]
+    return [(position, token, members.tolist()) for position, token, members in targets if len(members)]
+
+
 def test_the_alignment_is_of_both_kinds(two: Two) -> None:
     assert two.split.aligned is not None
     counts = two.split.aligned.counts
@@ -111,26 +144,76 @@ def test_the_manifest_says_how_many_tokens_have_a_target(two: Two) -> None:
 
 def test_the_superset_holds_the_teachers_states_of_the_aligned_tokens(two: Two) -> None:
     """The reference is computed by the teacher alone, one example at a time."""
-    aligned = two.split.aligned
-    assert aligned is not None
     states = two.superset.states(np.arange(len(two.superset)))
     row = 0
     for example in range(len(two.split)):
-        batch = {name: value for name, value in aligned.teacher.collate([example]).items() if name != "example_ids"}
-        batch.pop("labels", None)
-        with torch.no_grad():
-            output = two.teacher.model(**batch, output_hidden_states=True)
-        for token in range(two.split.offsets[example], two.split.offsets[example + 1]):
-            members = aligned.members[aligned.starts[token] : aligned.starts[token + 1]].astype(np.int64)
-            if not len(members):
-                continue
+        output = alone(two, example)
+        for position, token, members in targets_of(two, example):
             for layer in SUPERSET.layers:
-                expected = output.hidden_states[layer][0, torch.from_numpy(members)].mean(0)
+                expected = output.hidden_states[layer][0, members].mean(0)
                 torch.testing.assert_close(states.hidden[layer][row], expected, atol=2e-5, rtol=1e-4)
-            assert states.tokens.input_ids[row] == two.split.input_ids[token]
-            assert states.tokens.position[row] == token - two.split.offsets[example]
+            for layer in SUPERSET.received_layers:
+                received = output.attentions[layer - 1][0].mean(0).mean(0)  # over heads, then over the paying tokens
+                assert states.received[layer][row] == pytest.approx(float(received[members].mean()), rel=1e-4)
+            assert states.tokens.input_ids[row] == token
+            assert states.tokens.position[row] == position
             row += 1
     assert row == len(states.tokens.input_ids)
+
+
+def test_tokens_are_ranked_by_the_attention_that_theirs_of_the_teacher_receive(two: Two, tmp_path: Path) -> None:
+    """A token's score is the mean over the teacher's tokens that it learns from. ``[SEP]`` is never kept."""
+    spec = HSKSpec.parse("2l_3t_all,length=received,precision=fp32")
+    store = derive(two.superset, spec, 2, tmp_path / "store")
+    kept = StoreSource(store, two.split, 2).kept(two.split.collate(np.arange(len(two.split))))
+    row = several = 0
+    for example, count in enumerate(kept.counts.tolist()):
+        output = alone(two, example)
+        candidates = [target for target in targets_of(two, example) if target[1] != two.split.sep_id]
+        assert count == min(3, len(candidates))
+        for place, layer in enumerate(spec.layers(store.manifest.shape(2))):
+            received = output.attentions[max(layer.teacher, 1) - 1][0].mean(0).mean(0)
+            best = sorted(candidates, key=lambda target: -float(received[target[2]].mean()))[:3]
+            for rank, (position, _, members) in enumerate(sorted(best)):
+                assert kept.positions[row + rank, place] == position
+                expected = output.hidden_states[layer.teacher][0, members].mean(0)
+                torch.testing.assert_close(kept.values[row + rank, place], expected, atol=2e-5, rtol=1e-4)
+                several += len(members) > 1
+        row += count
+    assert row == len(kept.positions) and several, "some kept tokens are means"
+
+
+@pytest.mark.parametrize("examples", ["random", "disagree", "entropy"])
+def test_a_share_of_the_examples(two: Two, tmp_path: Path, examples: str) -> None:
+    """The choice is of the teacher's own outputs and the examples' ids, and it does not depend on the tokenizers."""
+    spec = HSKSpec.parse(f"2l_2t_all_0.25e,length=left,precision=fp32,examples={examples}")
+    superset = extract(two.teacher, two.task, two.split, replace(SUPERSET, gold_losses=True), tmp_path / "superset")
+    store = derive(superset, spec, 2, tmp_path / "store")
+    outputs = [alone(two, example) for example in range(len(two.split))]
+    logs = torch.cat([output.logits for output in outputs]).double().log_softmax(1)
+    assert two.split.labels is not None and two.split.aligned is not None
+    scores = {
+        "random": torch.from_numpy(RandomExamples(e=0.25).scores(ExampleScores(two.split.aligned.teacher.ids))),
+        "disagree": -logs[torch.arange(len(logs)), torch.from_numpy(two.split.labels)],
+        "entropy": -(logs.exp() * logs).sum(1),
+    }
+    rows = sorted(scores[examples].argsort(descending=True)[: len(two.split) // 4].tolist())
+    online = OnlineSource(two.teacher, two.split.sep_id, spec, 2, aligned=two.split)
+    assert store.rows_with_hsk.tolist() == online.rows_with_hsk(two.split).tolist() == rows
+    few = two.split.take(np.array(rows))
+    batch = few.collate(np.arange(len(few)))
+    kept, now = StoreSource(store, few, 2).kept(batch), online.kept(batch)
+    torch.testing.assert_close(kept.positions, now.positions)
+    torch.testing.assert_close(kept.values, now.values, atol=2e-5, rtol=1e-4)
+    first = [targets_of(two, row)[:2] for row in rows]
+    assert kept.positions[:, 0].tolist() == [position for targets in first for position, _, _ in targets]
+    for place, layer in enumerate(spec.layers(store.manifest.shape(2))):
+        expected = [
+            outputs[row].hidden_states[layer.teacher][0, members].mean(0)
+            for row, targets in zip(rows, first, strict=True)
+            for _, _, members in targets
+        ]
+        torch.testing.assert_close(kept.values[:, place], torch.stack(expected), atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("text", SPECS)

@@ -120,8 +120,7 @@ def same_predictions(found: Path, expected: Path) -> None:
     """Check that the logits of every trial are equal, bit for bit."""
     for split in ("dev", "test"):
         mine, theirs = outputs(found, split), outputs(expected, split)
-        assert mine.keys() == theirs.keys()
-        assert len(mine) == TRIALS
+        assert mine and mine.keys() == theirs.keys()
         for trial, logits in mine.items():
             np.testing.assert_array_equal(logits, theirs[trial])
 

@@ -220,18 +220,7 @@ def _train(
     options: RunOptions,
     progress: Progress,
 ) -> dict[str, Any]:
-    recipe = StageRecipe(
-        epochs=settings.epochs,
-        learning_rate=settings.lr,
-        schedule="linear",
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        dtype=options.dtype,
-        device=options.device,
-        warmup_steps=settings.warmup,
-        weight_decay=settings.weight_decay,
-        report_to=options.report_to,
-    )
+    recipe = StageRecipe.of(settings, options, epochs=settings.epochs, learning_rate=settings.lr)
     # Checkpoints are saved by steps because there may be only one epoch. The interval is a multiple of logging_steps,
     # so that a resumed run loses no part of a logged mean.
     arguments = training_arguments(folder, recipe, save_strategy="steps", save_steps=_SAVE_STEPS)
