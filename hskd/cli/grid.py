@@ -10,6 +10,7 @@ import typer
 
 from hskd import processes
 from hskd.cli import grid_search
+from hskd.cli.options import OnDevice
 from hskd.cli.plugin_option import plugin_option
 from hskd.cli.progress import display, tables
 from hskd.errors import HskdError
@@ -126,6 +127,7 @@ def run(
     changes: Set = None,
     threads: Threads = 1,
     dtype: Precision = "auto",
+    store_on_device: OnDevice = "auto",
     workers: Annotated[int, typer.Option(min=1, help="Trials at a time, each in a process of its own if above 1.")] = 1,
     ray: Annotated[bool, typer.Option(help="Run trials as tasks on a Ray cluster.")] = False,
     ray_address: Annotated[str | None, typer.Option(help="The cluster's address (default: one started here).")] = None,
@@ -140,7 +142,7 @@ def run(
     from hskd.grid.run import run_grid
     from hskd.results import TABLE_FILE
 
-    executor = executor_for(workers, ray, ray_address, num_cpus, num_gpus)
+    executor = executor_for(workers, ray, ray_address, num_cpus, num_gpus, store_on_device)
     with display() as progress:
         table, status = run_grid(grid, trials, folder, work, executor, progress)
     print(f"{len(table)} trials in {folder / TABLE_FILE}")
@@ -200,6 +202,7 @@ def retry(
     changes: Set = None,
     threads: Threads = 1,
     dtype: Precision = "auto",
+    store_on_device: OnDevice = "auto",
 ) -> None:
     """Run only the failed trials again, in this process, one after the other."""
     grid, trials, folder = read(name, out, seeds, threads, dtype, data, teacher, checkpoint, changes)
@@ -211,7 +214,7 @@ def retry(
         print("no trial has failed")
         return
     with display() as progress:
-        _, status = run_grid(grid, trials, folder, work, InProcess(), progress, only=failed)
+        _, status = run_grid(grid, trials, folder, work, InProcess(store_on_device), progress, only=failed)
     print(f"{len(failed) - len(status.failed)} of {len(failed)} are done now")
     if status.failed:
         raise typer.Exit(1)

@@ -17,6 +17,13 @@ from hskd.errors import HskdError
 from hskd.runtime import check_device
 from hskd.tasks.choices import MAX_TOKENS, LabelType
 
+OnDevice = Annotated[
+    Literal["auto", "always", "never"],
+    typer.Option(
+        help="Whether the store lies in the memory of the training device. auto: on a CUDA device if it takes at most "
+        "half of the free memory there (docs/processes.md)."
+    ),
+]
 SPEC_HELP = (
     "What to keep: layers_tokens_width such as 1l_10t_0.1w or all_all_all, optionally with a share of the examples "
     "(1l_10t_0.1w_0.25e), then changes after commas, such as length=left, l_top=5, examples=entropy, "
