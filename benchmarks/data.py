@@ -19,7 +19,8 @@ from hskd.benchmarks.models import HEAD
 from hskd.io import read_json
 from hskd.selectors import ExampleScores
 from hskd.spec import HSKSpec, Shape
-from hskd.store.reader import Store, pack_neurons
+from hskd.store.decode import pack_neurons
+from hskd.store.reader import Store
 from hskd.store.writer import Shard, place_once, write_store
 from hskd.store_format.layout import ArraySpec, derived_arrays, plan_shards, ragged_rows, total_bytes
 from hskd.store_format.manifest import Manifest, Origin, TargetArray

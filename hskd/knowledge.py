@@ -134,16 +134,22 @@ class KeptHSK:
                 "and this batch has none; use hskd.tasks.batch_loader, which adds it."
             )
         layers, places = zip(*spec.depth.drawn(student_layers, teacher_layers, batch["draw"]), strict=True)
-        chosen = list(places)
+
+        def of_layers(array: torch.Tensor, dim: int = 1) -> torch.Tensor:
+            # Indexing by a list would send the list to the device, and wait for it.
+            return torch.stack([array.select(dim, place) for place in places], dim)
+
         of_tokens = self.neurons is not None and self.neurons.dim() == 3
         return replace(
             self,
             layers=layers,
-            positions=self.positions[:, chosen],
-            values=self.values[:, chosen],
-            neurons=self.neurons[:, chosen] if of_tokens and self.neurons is not None else self.neurons,
-            weights=None if self.weights is None else self.weights[:, chosen],
-            basis=None if self.basis is None else Basis(self.basis.directions[chosen], self.basis.origin[chosen]),
+            positions=of_layers(self.positions),
+            values=of_layers(self.values),
+            neurons=of_layers(self.neurons) if of_tokens and self.neurons is not None else self.neurons,
+            weights=None if self.weights is None else of_layers(self.weights),
+            basis=None
+            if self.basis is None
+            else Basis(of_layers(self.basis.directions, 0), of_layers(self.basis.origin, 0)),
             places=places,
         )
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 DType = Literal["auto", "fp32", "bf16"]
+StoreOnDevice = Literal["auto", "always", "never"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class RunOptions:
         compile: whether to run a student's layers through ``torch.compile``.
         accumulate: number of parts into which a process splits its share of a batch (gradient accumulation). With
             several parts or processes, losses are equal up to rounding, and dropout masks differ.
+        store_on_device: whether the store that a stage trains from is placed on the device (``always``) or read from
+            disk (``never``). ``auto`` places it on a CUDA device if it takes at most half of the free memory there.
+            Losses do not depend on it, so it is not recorded.
 
     Raises:
         HskdError: the reporter is unknown, or its package is not installed.
@@ -44,6 +48,7 @@ class RunOptions:
     report_to: str = "none"
     compile: bool = False
     accumulate: int = 1
+    store_on_device: StoreOnDevice = "auto"
 
     def __post_init__(self) -> None:
         require_reporter(self.report_to)
@@ -167,6 +172,17 @@ def set_threads(threads: int | None) -> int:
     if threads is not None:
         torch.set_num_threads(threads)
     return torch.get_num_threads()
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Return the bytes of a CUDA device that are free for this process; None for other devices."""
+    import torch
+
+    if device.type != "cuda":
+        return None
+    # PyTorch keeps freed memory for itself, and the driver does not count it as free.
+    kept_by_torch = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept_by_torch
 
 
 def release_memory() -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hskd.cli.options import SPEC_HELP, TaskOptions, TrainingOptions, with_settings
+from hskd.cli.options import SPEC_HELP, OnDevice, TaskOptions, TrainingOptions, with_settings
 from hskd.cli.places import Output, readable
 from hskd.cli.plugin_option import plugin_option
 from hskd.cli.progress import display
@@ -40,6 +40,7 @@ def command(
     compile: Annotated[
         bool, typer.Option("--compile", help="Run the student's layers through torch.compile (takes a minute first).")
     ] = False,
+    store_on_device: OnDevice = "auto",
     *,
     task: TaskOptions,
     settings: DistillSettings,
@@ -83,7 +84,9 @@ def command(
         store=None if store_folder is None else str(store_folder),
         store_alone=no_data,
     )
-    options = RunOptions(machine.dtype, machine.device, checkpoints, report_to, compile, run.accumulate)
+    options = RunOptions(
+        machine.dtype, machine.device, checkpoints, report_to, compile, run.accumulate, store_on_device
+    )
     with display() as progress:
         result = execute(config, Workspace(task.work, [config], folder=output.folder, options=options), progress)
     output.publish()

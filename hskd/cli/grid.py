@@ -10,7 +10,16 @@ import typer
 
 from hskd import processes
 from hskd.cli import grid_search
-from hskd.cli.options import ExecutorOptions, GridChanges, GridData, GridTeacher, TrialOptions, Work, with_settings
+from hskd.cli.options import (
+    ExecutorOptions,
+    GridChanges,
+    GridData,
+    GridTeacher,
+    OnDevice,
+    TrialOptions,
+    Work,
+    with_settings,
+)
 from hskd.cli.plugin_option import plugin_option
 from hskd.cli.progress import display, tables
 from hskd.errors import HskdError
@@ -183,6 +192,7 @@ def retry(
     teacher: GridTeacher = None,
     checkpoint: Checkpoint = None,
     changes: GridChanges = None,
+    store_on_device: OnDevice = "auto",
     *,
     machine: TrialOptions,
 ) -> None:
@@ -196,7 +206,7 @@ def retry(
         print("no trial has failed")
         return
     with display() as progress:
-        _, status = run_grid(grid, trials, folder, work, InProcess(), progress, only=failed)
+        _, status = run_grid(grid, trials, folder, work, InProcess(store_on_device), progress, only=failed)
     print(f"{len(failed) - len(status.failed)} of {len(failed)} are done now")
     if status.failed:
         raise typer.Exit(1)

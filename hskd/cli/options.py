@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from hskd.grid.executors import Executor
     from hskd.trials.config import Machine
 
+ON_DEVICE_HELP = (
+    "Whether the store lies in the memory of the training device. auto: on a CUDA device if it takes at most half of "
+    "the free memory there (docs/processes.md)."
+)
+OnDevice = Annotated[Literal["auto", "always", "never"], typer.Option(help=ON_DEVICE_HELP)]
 SPEC_HELP = (
     "What to keep: layers_tokens_width such as 1l_10t_0.1w or all_all_all, optionally with a share of the examples "
     "(1l_10t_0.1w_0.25e), then changes after commas, such as length=left, l_top=5, examples=entropy, "
@@ -171,6 +176,7 @@ class ExecutorOptions(BaseModel):
     ray_address: Annotated[str | None, Field(description="The cluster's address [default: one started here].")] = None
     num_cpus: Annotated[float, Field(ge=0, description="Ray: CPUs of a trial.")] = 1
     num_gpus: Annotated[float, Field(ge=0, description="Ray: GPUs of a trial.")] = 0
+    store_on_device: Annotated[Literal["auto", "always", "never"], Field(description=ON_DEVICE_HELP)] = "auto"
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -183,8 +189,8 @@ class ExecutorOptions(BaseModel):
         from hskd.grid.executors import InProcess, RayCluster, Workers
 
         if self.ray or self.ray_address:
-            return RayCluster(self.ray_address, self.num_cpus, self.num_gpus)
-        return Workers(self.workers) if self.workers > 1 else InProcess()
+            return RayCluster(self.ray_address, self.num_cpus, self.num_gpus, store_on_device=self.store_on_device)
+        return Workers(self.workers, self.store_on_device) if self.workers > 1 else InProcess(self.store_on_device)
 
 
 def with_settings(**models: type[BaseModel]) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -16,6 +16,7 @@ from hskd.knowledge import KeptHSK, Spread, TeacherStates, fit_codec, kept_neuro
 from hskd.selectors import ExampleScores
 from hskd.spec import HSKSpec
 from hskd.store.extract import gold_losses
+from hskd.store.on_device import PlacedStore
 from hskd.store.reader import Store
 from hskd.tasks import TokenizedSplit, sequential_batches
 from hskd.tasks.alignment import carried
@@ -187,15 +188,16 @@ class StoreSource(KnowledgeSource):
         store: a derived store of one spec. A superset serves only the targets of the prediction stage.
         split: the training examples, all of which must be in the store with the same tokens.
         student_layers: ``L_S``, which must be the number for which the store was derived.
+        device: a device to place the store on, where batches are gathered by indexing; None to read it from disk.
 
     Raises:
         MismatchError: examples are missing or have other tokens, or the store is for a student of another depth.
         CorruptionError: a shard of the store is damaged.
     """
 
-    in_workers = True
-
-    def __init__(self, store: Store, split: TokenizedSplit, student_layers: int) -> None:
+    def __init__(
+        self, store: Store, split: TokenizedSplit, student_layers: int, device: torch.device | None = None
+    ) -> None:
         derived_for = store.manifest.student_layers
         if derived_for is not None and derived_for != student_layers:
             raise MismatchError(
@@ -206,17 +208,25 @@ class StoreSource(KnowledgeSource):
         store.require_words(split)
         store.require_whole(store.rows(split.ids))  # Verified once, not in each worker of a loader.
         self._store = store
+        self._read = store if device is None else PlacedStore(store, device)
+        self.in_workers = device is None
 
     @override
     def kept(self, batch: Batch) -> KeptHSK:
-        return drawn_of(self._store, self._store.kept(self._rows(batch)), batch)
+        return self.kept_of(_ids(batch), batch)
+
+    def kept_of(self, example_ids: np.ndarray, batch: Batch) -> KeptHSK:
+        """Return the targets of the examples with these ids, in the layers that ``batch`` learns from."""
+        return drawn_of(self._store, self._read.kept(self._store.rows(example_ids)), batch)
 
     @override
     def targets(self, batch: Batch) -> torch.Tensor:
-        return self._store.targets(self._rows(batch))
+        return self._read.targets(self._store.rows(_ids(batch)))
 
-    def _rows(self, batch: Batch) -> np.ndarray:
-        return self._store.rows(batch["example_ids"].cpu().numpy())
+
+def _ids(batch: Batch) -> np.ndarray:
+    ids: np.ndarray = batch["example_ids"].cpu().numpy()
+    return ids
 
 
 def drawn_of(store: Store, kept: KeptHSK, batch: Batch) -> KeptHSK:
@@ -239,19 +249,25 @@ class ShuffledSource(KnowledgeSource):
         split: the training examples.
         student_layers: ``L_S``.
         seed: decides which examples are paired.
+        device: see :class:`StoreSource`. A GPU is waited for in every batch, to count the dropped tokens.
 
     Raises:
         HskdError: there are fewer than two examples.
         MismatchError: see :class:`StoreSource`.
     """
 
-    in_workers = True
-
-    def __init__(self, store: Store, split: TokenizedSplit, student_layers: int, seed: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        split: TokenizedSplit,
+        student_layers: int,
+        seed: int,
+        device: torch.device | None = None,
+    ) -> None:
         if len(split) < 2:
             raise HskdError("the arm shuffled needs at least two training examples.")
-        self._right = StoreSource(store, split, student_layers)
-        self._store = store
+        self._right = StoreSource(store, split, student_layers, device)
+        self.in_workers = self._right.in_workers
         shuffled = np.random.default_rng(seed).permutation(len(split))
         order = shuffled[np.argsort(split.lengths[shuffled], kind="stable")]
         # Each example takes the HSK of its successor in the order of lengths; the last takes its predecessor's.
@@ -261,9 +277,9 @@ class ShuffledSource(KnowledgeSource):
 
     @override
     def kept(self, batch: Batch) -> KeptHSK:
-        place = np.searchsorted(self._ids, batch["example_ids"].cpu().numpy())
-        other = drawn_of(self._store, self._store.kept(self._store.rows(self._partner_ids[place])), batch)
-        return drop_beyond(other, batch["attention_mask"].sum(1).cpu())
+        place = np.searchsorted(self._ids, _ids(batch))
+        other = self._right.kept_of(self._partner_ids[place], batch)
+        return drop_beyond(other, batch["attention_mask"].sum(1).to(other.counts.device))
 
     @override
     def targets(self, batch: Batch) -> torch.Tensor:
@@ -275,7 +291,7 @@ def drop_beyond(kept: KeptHSK, lengths: torch.Tensor) -> KeptHSK:
 
     ``lengths`` are the numbers of tokens of the examples, ``(B,)``.
     """
-    example = torch.repeat_interleave(torch.arange(len(lengths)), kept.counts)
+    example = kept.example
     inside = (kept.positions < lengths[example, None]).all(dim=1)
     per_token = kept.neurons is not None and kept.neurons.dim() == 3
     return replace(

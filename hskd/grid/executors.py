@@ -26,6 +26,7 @@ from hskd.errors import HskdError
 from hskd.grid.record import publish
 from hskd.plugins import Plugins
 from hskd.progress import Progress, Silent
+from hskd.runtime import StoreOnDevice
 from hskd.trials.config import TrialConfig
 from hskd.trials.result import TrialResult
 from hskd.trials.workspace import Workspace
@@ -43,6 +44,8 @@ class Executor(Protocol):
 
     slots: int
     """Number of trials that run at the same time; 0 if unknown."""
+    store_on_device: StoreOnDevice = "auto"
+    """Whether a trial's store is placed on its device (see :class:`~hskd.runtime.RunOptions`)."""
 
     def run(
         self, workspace: Workspace, trials: Sequence[TrialConfig], out: Path, progress: Progress
@@ -59,6 +62,9 @@ class InProcess(Executor):
     """Runs one trial after the other in this process."""
 
     slots = 1
+
+    def __init__(self, store_on_device: StoreOnDevice = "auto") -> None:
+        self.store_on_device = store_on_device
 
     @override
     def run(
@@ -79,10 +85,12 @@ class Workers(Executor):
 
     Args:
         count: number of processes.
+        store_on_device: see :class:`Executor`. Each process places its own copy.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, store_on_device: StoreOnDevice = "auto") -> None:
         self.slots = count
+        self.store_on_device = store_on_device
         self._workers: list[_Worker] = []
         self._workspace: Workspace | None = None
         self._is_kept = False
@@ -118,7 +126,8 @@ class Workers(Executor):
         queue = deque(trials)
         deaths: Counter[str] = Counter()
         in_a_row = 0
-        start = partial(_Worker, [config.model_dump_json() for config in workspace.trials], workspace.work)
+        trial_texts = [config.model_dump_json() for config in workspace.trials]
+        start = partial(_Worker, trial_texts, workspace.work, self.store_on_device)
         workers = self._workers
         try:
             while True:
@@ -164,12 +173,12 @@ class _Worker:
         cause: the cause of death of a dead process.
     """
 
-    def __init__(self, trials: list[str], work: Path) -> None:
+    def __init__(self, trials: list[str], work: Path, store_on_device: StoreOnDevice) -> None:
         context = multiprocessing.get_context("spawn")
         if _UNSAID not in sys.warnoptions:  # Python passes these options to its tracker
             sys.warnoptions.append(_UNSAID)
         self.connection, worker_connection = context.Pipe()
-        arguments = (worker_connection, os.getpid(), trials, str(work), Plugins.here())
+        arguments = (worker_connection, os.getpid(), trials, str(work), Plugins.here(), store_on_device)
         self._process = context.Process(target=_work, args=arguments)
         self._process.start()
         worker_connection.close()  # now only the process holds it, so its death closes the connection
@@ -222,12 +231,21 @@ class RayCluster(Executor):
         num_cpus: CPUs per trial.
         num_gpus: GPUs per trial; may be a fraction.
         retries: how many times a trial is retried if its node dies.
+        store_on_device: see :class:`Executor`.
     """
 
     slots = 0
 
-    def __init__(self, address: str | None = None, num_cpus: float = 1, num_gpus: float = 0, retries: int = 3) -> None:
+    def __init__(
+        self,
+        address: str | None = None,
+        num_cpus: float = 1,
+        num_gpus: float = 0,
+        retries: int = 3,
+        store_on_device: StoreOnDevice = "auto",
+    ) -> None:
         self.address = address
+        self.store_on_device = store_on_device
         self.resources = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_retries": retries}
         self._is_connected = self._is_kept = False
 
@@ -286,9 +304,8 @@ class RayCluster(Executor):
             task = ray.remote(**self.resources)(_publish_on_node)
             shared = ray.put([config.model_dump_json() for config in workspace.trials])
             work, where = str(workspace.work.resolve()), str(out.resolve())
-            waiting = {
-                task.remote(config.model_dump_json(), shared, work, where, Plugins.here()): config for config in trials
-            }
+            rest = shared, work, where, Plugins.here(), self.store_on_device
+            waiting = {task.remote(config.model_dump_json(), *rest): config for config in trials}
             while waiting:
                 [ready], _ = ray.wait(list(waiting), num_returns=1)
                 config = waiting.pop(ready)
@@ -324,12 +341,19 @@ def _outcome(config: TrialConfig, get: Callable[[], TrialResult]) -> Outcome:
         return config, None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
-def _work(answers: Connection, parent: int, trials: list[str], work: str, plugins: Plugins) -> None:
+def _work(
+    answers: Connection,
+    parent: int,
+    trials: list[str],
+    work: str,
+    plugins: Plugins,
+    store_on_device: StoreOnDevice,
+) -> None:
     """Run the trials that arrive on ``answers``, and send back their outcomes, until the parent exits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent gets the signal too, and ends this process.
     plugins.load()
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    workspace = _workspace_of(trials, work)
+    workspace = _workspace_of(trials, work, store_on_device)
     with suppress(EOFError):
         while True:
             trial, out = answers.recv()
@@ -345,7 +369,7 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _workspace_of(trials: list[str], work: str) -> Workspace:
+def _workspace_of(trials: list[str], work: str, store_on_device: StoreOnDevice) -> Workspace:
     from transformers.utils import logging
 
     import hskd  # noqa: F401  registers the students
@@ -354,9 +378,13 @@ def _workspace_of(trials: list[str], work: str) -> Workspace:
     logging.disable_progress_bar()
     # The process that started the grid has already shown the messages.
     getLogger("hskd").setLevel(ERROR)
-    return Workspace(Path(work), [TrialConfig.model_validate_json(trial) for trial in trials])
+    configs = [TrialConfig.model_validate_json(trial) for trial in trials]
+    return Workspace(Path(work), configs, store_on_device=store_on_device)
 
 
-def _publish_on_node(config: str, trials: list[str], work: str, out: str, plugins: Plugins) -> TrialResult:
+def _publish_on_node(
+    config: str, trials: list[str], work: str, out: str, plugins: Plugins, store_on_device: StoreOnDevice
+) -> TrialResult:
     plugins.load()
-    return publish(_workspace_of(trials, work), TrialConfig.model_validate_json(config), Path(out), Silent())
+    workspace = _workspace_of(trials, work, store_on_device)
+    return publish(workspace, TrialConfig.model_validate_json(config), Path(out), Silent())

@@ -101,7 +101,7 @@ def run_grid(
     """
     write_grid(out, grid, trials)
     status = GridStatus.of(trials, out)
-    workspace = Workspace(work, trials)
+    workspace = Workspace(work, trials, store_on_device=executor.store_on_device)
     stale = _stale(status, workspace, out, progress)
     progress.trials(len(status.done), 0, len(trials), status.summary())
     status.failed = {}

@@ -104,20 +104,15 @@ class ProductCodes(CodebookWidth):
     def decode(
         self, arrays: Mapping[str, torch.Tensor], precision: PrecisionSelector, codec: Codec, width: int
     ) -> torch.Tensor:
-        import numpy as np
         import torch
 
-        codes = arrays["values"].cpu().numpy()
-        tokens, layers, count = codes.shape
-        decoded, start, column = np.empty((tokens, layers, width), np.float32), 0, 0
+        codes, parts, start = arrays["values"], [], 0
+        count = codes.shape[2]
         for name, runs in (("longer", width % count), ("shorter", count - width % count)):
             if name in codec:
-                table = codec[name].numpy()
-                rows = table.take(_places(codes[..., start : start + runs], self.entries), axis=0)
-                stop = column + runs * table.shape[1]
-                decoded[..., column:stop] = rows.reshape(tokens, layers, -1)
-                start, column = start + runs, stop
-        return torch.from_numpy(decoded).to(arrays["values"].device)
+                parts.append(_entries(codec[name], _places(codes[..., start : start + runs], self.entries)).flatten(2))
+                start += runs
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
 @WIDTH.register
@@ -154,26 +149,30 @@ class ResidualCodes(CodebookWidth):
     def decode(
         self, arrays: Mapping[str, torch.Tensor], precision: PrecisionSelector, codec: Codec, width: int
     ) -> torch.Tensor:
-        import torch
-
-        places = _places(arrays["values"].cpu().numpy(), self.entries)
-        table = codec["table"].numpy()
-        decoded = table.take(places[..., 0], axis=0)
+        places = _places(arrays["values"], self.entries)
+        decoded = _entries(codec["table"], places[..., 0])
         for i in range(1, places.shape[2]):
-            decoded += table.take(places[..., i], axis=0)
-        return torch.from_numpy(decoded).to(arrays["values"].device)
+            decoded += _entries(codec["table"], places[..., i])
+        return decoded
 
 
-def _places(codes: np.ndarray, entries: int) -> np.ndarray:
-    """Return the rows of codes ``(K, n, m)`` in a table that concatenates the entries of all codebooks ``(n, m)``.
-
-    Codes are decoded with numpy. For such short rows, torch spends far more time on its threads than on the copy.
-    """
-    import numpy as np
+def _places(codes: torch.Tensor, entries: int) -> torch.Tensor:
+    """Return the rows of codes ``(K, n, m)`` in a table that concatenates the entries of all codebooks ``(n, m)``."""
+    import torch
 
     layers, count = codes.shape[1:]
-    places: np.ndarray = codes.astype(np.intp) + np.arange(layers * count).reshape(layers, count) * entries
-    return places
+    first = torch.arange(layers * count, device=codes.device).unflatten(0, (layers, count)) * entries
+    return codes.long() + first
+
+
+def _entries(table: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Return the rows of ``table`` ``(E, d)`` at ``places`` ``(...)``, on their device, ``(..., d)``."""
+    import torch
+
+    if places.device.type != "cpu":
+        return table.to(places.device)[places]
+    # For such short rows, torch spends far more time on its threads than on the copy.
+    return torch.from_numpy(table.numpy().take(places.numpy(), axis=0))
 
 
 def nearest(values: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,8 @@ from hskd.knowledge import SelectedHSK, TeacherStates, fit_codec, select
 from hskd.progress import Progress, Silent
 from hskd.provenance import provenance
 from hskd.spec import HSKSpec, Shape
-from hskd.store.reader import Store, pack_neurons
+from hskd.store.decode import pack_neurons
+from hskd.store.reader import Store
 from hskd.store.writer import Shard, finished_store, misfit, place_once, write_store
 from hskd.store_format.layout import (
     CODEC,

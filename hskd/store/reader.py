@@ -23,8 +23,8 @@ from hskd.io import POINTER, is_lfs_pointer, require_inside
 from hskd.knowledge import KeptHSK, Members, TeacherStates
 from hskd.remote.copies import WORK, local_copy
 from hskd.selectors import PRECISION, ExampleScores, ExamplesSelector, LengthSelector, PrecisionSelector, Tokens
-from hskd.selectors.width import Basis, Codec
 from hskd.spec import HSKSpec
+from hskd.store.decode import Decoder, StoredHSK
 from hskd.store_format.layout import (
     ADDRESSES,
     CODEC,
@@ -327,6 +327,12 @@ class Store:
             HskdError: this is a superset, from which no spec has been derived yet; or the spec keeps a share of the
                 examples, and one of ``rows`` is not among them.
         """
+        self.require_kept(rows)
+        self.require_whole(rows)
+        return self._decoder.kept(self._stored(rows))
+
+    def require_kept(self, rows: np.ndarray) -> None:
+        """Check that the store holds kept knowledge of the examples in ``rows`` (see :meth:`kept`)."""
         if self.manifest.kind != "derived":
             raise HskdError(f"{self.folder}: is a superset; derive a spec from it first (hskd store derive).")
         if self.spec is not None and not self.spec.examples.keeps_all and not self.counts[rows].all():
@@ -335,54 +341,52 @@ class Store:
                 f"examples, and not of id {int(self.example_ids[rows][self.counts[rows] == 0][0])}; ask for those at "
                 "rows_with_hsk, as the HSK stage of a trial does."
             )
-        self.require_whole(rows)
-        counts = torch.from_numpy(self.counts[rows])
-        layers = len(self.manifest.layers)
-        values = self._values(rows)
-        if "positions" in self._shards[0]:
-            positions = self._gather("positions", rows).long()
-        elif HAS_TARGET in self._per and self.spec is not None and self.spec.length.keeps_all:
-            positions = torch.from_numpy(self.tokens(rows).position)[:, None].expand(-1, layers)
-        else:
-            place = torch.arange(len(values)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-            positions = place[:, None].expand(-1, layers)
-        neurons = self._neurons(rows, values.shape[2])
-        members = None
-        if self.spec is not None and type(self.spec.length).members is not LengthSelector.members:
-            members = Members.of(self.spec, self.tokens(rows))
-        layers_kept = self.manifest.layers
-        return KeptHSK(layers_kept, counts, positions, values, neurons, basis=self._basis, members=members)
-
-    def _values(self, rows: np.ndarray) -> torch.Tensor:
-        layers, width, spec = len(self.manifest.layers), self.manifest.teacher_width, self.spec
-        names = self.precision.layout(1) if spec is None else spec.width.layout(self.precision, width)
-        arrays = {name: self._gather(name, rows).unflatten(1, (layers, -1)) for name in names}
-        if spec is None:
-            return self.precision.decode(arrays, width)
-        return spec.width.decode(arrays, self.precision, self._prepared, width)
 
     @cached_property
-    def _prepared(self) -> Codec:
-        assert self.spec is not None
-        return self.spec.width.prepared(self.codec, self.manifest.teacher_width)
+    def _decoder(self) -> Decoder:
+        return Decoder(self.manifest, self.codec, torch.device("cpu"))
 
-    @cached_property
-    def _basis(self) -> Basis | None:
-        if self.spec is None:
-            return None
-        basis = self.spec.width.basis(self.codec, len(self.manifest.layers), self.manifest.teacher_width)
-        if basis is None:
-            return None
-        # Worker processes send the basis with every batch. In shared memory, this needs no copy.
-        return Basis(basis.directions.contiguous().share_memory_(), basis.origin.share_memory_())
+    def _stored(self, rows: np.ndarray) -> StoredHSK:
+        arrays = {name: self._gather(name, rows) for name in self.kept_arrays}
+        positions = self.implied_positions(rows)
+        if positions is not None:
+            arrays["positions"] = positions
+        counts = self.counts[rows]
+        return StoredHSK(torch.from_numpy(counts), int(counts.max(initial=0)), arrays, self.members(rows))
 
-    def _neurons(self, rows: np.ndarray, count: int) -> torch.Tensor | None:
-        if self.manifest.fixed_neurons is not None:
-            return torch.tensor(self.manifest.fixed_neurons)
-        if "neurons" not in self._shards[0]:
+    @property
+    def kept_arrays(self) -> list[str]:
+        """Names of the arrays with a row per kept token."""
+        return [name for name, per in self._per.items() if per == "kept"]
+
+    def implied_positions(self, rows: np.ndarray) -> torch.Tensor | None:
+        """Return the positions of the kept tokens if they are those of all tokens with a target, ``(K, 1)``.
+
+        The result is None if the store holds the positions, or if those of each example count from 0.
+        """
+        if "positions" in self._per or HAS_TARGET not in self._per or self.spec is None:
             return None
-        packed = self._gather("neurons", rows).unflatten(1, (len(self.manifest.layers), -1))
-        return unpack_neurons(packed, self.manifest.teacher_width, count)
+        if not self.spec.length.keeps_all:
+            return None
+        return torch.from_numpy(self.tokens(rows).position)[:, None]
+
+    def members(self, rows: np.ndarray) -> Members | None:
+        """Return the tokens that are averaged into each kept token; None if kept tokens are not averages."""
+        return Members.of(self.spec, self.tokens(rows)) if self.spec is not None and self.averages else None
+
+    @property
+    def averages(self) -> bool:
+        """Whether kept tokens are averages of tokens."""
+        return self.spec is not None and type(self.spec.length).members is not LengthSelector.members
+
+    def placed(self, name: str, device: torch.device) -> torch.Tensor:
+        """Return the rows of array ``name`` of all examples on ``device``, copied there shard by shard."""
+        self.require_whole()
+        parts = [shard[name] for shard in self._shards]
+        whole = torch.empty((sum(map(len, parts)), *parts[0].shape[1:]), dtype=parts[0].dtype, device=device)
+        for place, part in zip(whole.split([len(part) for part in parts]), parts, strict=True):
+            place.copy_(part)
+        return whole
 
     def example_scores(self, selector: ExamplesSelector) -> ExampleScores:
         """Return the scores of all examples that ``selector`` ranks by.
@@ -421,7 +425,9 @@ class Store:
         if self.manifest.kind != "superset":
             raise HskdError(f"{self.folder}: holds one spec only; name the superset that it was derived from.")
         self.require_whole(rows)
-        values = self._values(rows)
+        names = self.precision.layout(1)
+        arrays = {name: self._gather(name, rows).unflatten(1, (len(self.manifest.layers), -1)) for name in names}
+        values = self.precision.decode(arrays, self.manifest.teacher_width)
         attention = self.manifest.attention_layers
         shares = self._gather("attention", rows).numpy() if attention else np.empty((0, 0))
         gradients = self.manifest.gradient_layers
@@ -464,8 +470,7 @@ class Store:
         dtype = self._shards[0][name].dtype
 
         def array(shard: int) -> torch.Tensor:
-            # torch has no indexed assignment for uint16. A view as int16 has the same bits.
-            return self._shards[shard][name].view(torch.int16 if dtype == torch.uint16 else dtype)
+            return indexable(self._shards[shard][name])
 
         where = torch.from_numpy(index)
         if len(self._shards) == 1:
@@ -475,6 +480,12 @@ class Store:
             in_shard = torch.from_numpy(np.flatnonzero(shards == shard))
             out[in_shard] = array(shard)[where[in_shard]]
         return out.view(dtype)
+
+
+def indexable(array: torch.Tensor) -> torch.Tensor:
+    """Return a view of ``array`` whose rows can be indexed and assigned; view the result as the array's type again."""
+    # torch has no indexed assignment for uint16. A view as int16 has the same bits.
+    return array.view(torch.int16) if array.dtype == torch.uint16 else array
 
 
 def _opened_again(folder: Path, fingerprint: str, digests: list[tuple[Stamp, str]]) -> Store:
@@ -617,25 +628,6 @@ def read_codec(folder: Path, manifest: Manifest) -> dict[str, torch.Tensor]:
     if {name: (array.dtype, tuple(array.shape)) for name, array in codec.items()} != expected:
         raise CorruptionError(f"{path}: holds other arrays than the spec {spec.label} needs; {_ADVICE}.")
     return codec
-
-
-def pack_neurons(neurons: torch.Tensor, width: int, as_mask: bool) -> torch.Tensor:
-    """Return neuron indices ``(K, n, k)`` packed as ``(K, n * bytes)`` bit masks or ``(K, n * k)`` 16-bit indices."""
-    if not as_mask:
-        return neurons.flatten(1).to(torch.uint16)
-    mask = torch.zeros((*neurons.shape[:2], width), dtype=torch.bool).scatter_(2, neurons, True)
-    return torch.from_numpy(np.packbits(mask.numpy(), axis=2)).flatten(1)
-
-
-def unpack_neurons(packed: torch.Tensor, width: int, count: int) -> torch.Tensor:
-    """Return the indices ``(K, n, count)`` int64 that :func:`pack_neurons` packed, given as ``(K, n, ...)``."""
-    if packed.dtype == torch.uint16:
-        return packed.long()
-    bits = np.unpackbits(packed.numpy(), axis=2, count=width).view(bool)
-    # In numpy, one flat index minus the start of each mask is faster than one index per dimension.
-    neurons = np.flatnonzero(bits).reshape(*bits.shape[:2], count)
-    neurons -= np.arange(0, bits.size, width).reshape(*bits.shape[:2], 1)
-    return torch.from_numpy(neurons)
 
 
 def _joined(shards: list[dict[str, torch.Tensor]], name: str) -> np.ndarray:

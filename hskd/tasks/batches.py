@@ -24,6 +24,9 @@ HEAD_INPUTS = (*MODEL_INPUTS, "words")
 CHUNK_BATCHES = 50
 """Number of batches whose shuffled examples are sorted by length together, as in the Trainer's ``group_by_length``."""
 
+PREFETCH = 2
+"""Number of batches that each worker process of a loader prepares ahead."""
+
 
 def model_inputs(batch: Mapping[str, torch.Tensor], device: torch.device | None = None) -> dict[str, torch.Tensor]:
     """Return the tensors of a batch that a model takes, moved to ``device`` if given; ids and labels are left out."""
@@ -225,8 +228,8 @@ def batch_loader(
 ) -> DataLoader[Any]:
     """Return a loader of whole batches on ``device``; its ``set_epoch`` is passed on to the sampler.
 
-    The loader works one batch ahead: the next batch is already on its way to the device when a step begins. Neither
-    the batches nor the random numbers drawn during training depend on ``workers``.
+    The next batch is already on its way to the device when a step begins, and each worker prepares ``PREFETCH`` more.
+    Neither the batches nor the random numbers drawn during training depend on ``workers``.
 
     Args:
         dataset: makes the batches.
@@ -244,6 +247,7 @@ def batch_loader(
         collate_fn=_identity,
         num_workers=workers,
         persistent_workers=workers > 0,
+        prefetch_factor=PREFETCH if workers else None,
         pin_memory=dataset.in_workers and device.type == "cuda",
         generator=torch.Generator(),  # Not the global generator: only the sampler may draw from that.
     )

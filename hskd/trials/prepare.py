@@ -18,11 +18,13 @@ from hskd.distill.source import KnowledgeSource, ShuffledSource, StoreSource
 from hskd.errors import CorruptionError, HskdError, MismatchError
 from hskd.heads import output_names
 from hskd.paper.departures import Departures
-from hskd.progress import Progress
+from hskd.progress import Progress, Silent
+from hskd.runtime import RunOptions
 from hskd.selectors import Tokens
 from hskd.spec import HSKSpec, Shape
 from hskd.store.amount import HSKAmount, measure
 from hskd.store.derive import derive
+from hskd.store.on_device import device_for
 from hskd.store.reader import Store
 from hskd.store.spread import spread_of
 from hskd.students import load_student
@@ -135,18 +137,26 @@ class Distillation:
     train: TokenizedSplit
 
 
-def from_store(store: Store, distillation: Distillation, derived: Path, progress: Progress | None = None) -> Prepared:
+def from_store(
+    store: Store,
+    distillation: Distillation,
+    derived: Path,
+    progress: Progress | None = None,
+    options: RunOptions | None = None,
+) -> Prepared:
     """Prepare a trial that trains from a store: a superset to derive from, or the derived store of its spec.
 
     Args:
         store: the open store, which must hold all training examples.
         distillation: the distillation to prepare.
         derived: folder for the derived store.
-        progress: receives progress reports of the derivation.
+        progress: receives progress reports of the derivation, and where the store is placed.
+        options: the device, and whether the store is placed on it; None to read the store from disk.
 
     Raises:
         MismatchError: store, student, task or data do not belong together.
-        HskdError: the superset does not hold what the spec needs, or a switch of ``compat`` needs the teacher.
+        HskdError: the superset does not hold what the spec needs, a switch of ``compat`` needs the teacher, or the
+            store has to be placed on a device that has no room for it.
     """
     settings, student, task, train = distillation.settings, distillation.student, distillation.task, distillation.train
     refuse_offline(settings.compat, "Give --teacher (online) in place of --store, or leave it out.")
@@ -183,11 +193,14 @@ def from_store(store: Store, distillation: Distillation, derived: Path, progress
     if shares:
         _require_labels_of(store, train, task)
         hsk_rows = np.flatnonzero(np.isin(store.rows(train.ids), store.rows_with_hsk))
+    device = None
+    if options is not None and settings.arm != "gold":
+        device = device_for(store, options, progress or Silent())
     source: KnowledgeSource
     if settings.arm == "shuffled":
-        source = ShuffledSource(store, train, student.layers, settings.seed)
+        source = ShuffledSource(store, train, student.layers, settings.seed, device)
     else:
-        source = StoreSource(store, train, student.layers)
+        source = StoreSource(store, train, student.layers, device)
     return Prepared(
         source=None if settings.arm == "gold" else source,
         teacher_width=manifest.teacher_width,

@@ -23,7 +23,7 @@ from hskd.distill.source import StoreSource
 from hskd.errors import HskdError
 from hskd.heads.scores import require_ranks
 from hskd.progress import Prefixed, Progress
-from hskd.runtime import RunOptions, release_memory, set_threads
+from hskd.runtime import RunOptions, StoreOnDevice, release_memory, set_threads
 from hskd.spec import HSKSpec, Shape
 from hskd.store.derive import derive
 from hskd.store.extract import ExtractOptions, Superset, extract
@@ -118,9 +118,11 @@ class Workspace:
             config].
         options: how trials train on this machine. Precision and device must be those of the trials [default: those of
             the trials, without checkpoints].
+        store_on_device: see :class:`~hskd.runtime.RunOptions`. It is read only if there are no ``options``.
 
     Raises:
-        HskdError: there are no trials, their shared parts differ, or two students have the same name.
+        HskdError: there are no trials, their shared parts differ, two students have the same name, or a store has to
+            be placed on the device and the teacher runs online.
     """
 
     def __init__(
@@ -130,6 +132,7 @@ class Workspace:
         *,
         folder: Path | None = None,
         options: RunOptions | None = None,
+        store_on_device: StoreOnDevice = "auto",
     ) -> None:
         if not trials:
             raise HskdError("a workspace needs at least one trial, and none is given.")
@@ -141,6 +144,12 @@ class Workspace:
         self._require_names()
         self._folder_of_trial = folder
         self._options = options
+        self.store_on_device = store_on_device if options is None else options.store_on_device
+        if self.shared.online and self.store_on_device == "always":
+            raise HskdError(
+                "--store-on-device always: the teacher runs on every batch (online), so there is no store; use auto, "
+                "or train from a store."
+            )
         self._artifacts = ArtifactFolders(work)
         self._online_teacher: Teacher | None = None
         self._teacher_key: str | None = None
@@ -175,7 +184,9 @@ class Workspace:
 
     def options(self, config: TrialConfig) -> RunOptions:
         """Return how a trial trains on this machine."""
-        return self._options or RunOptions(config.dtype, self.device, checkpoints=False)
+        return self._options or RunOptions(
+            config.dtype, self.device, checkpoints=False, store_on_device=self.store_on_device
+        )
 
     def trial_folder(self, config: TrialConfig) -> Path:
         """Return the folder of a trial, which need not exist yet."""
@@ -459,7 +470,8 @@ class Workspace:
         if config.given and config.store is None:
             return without_teacher(distillation)
         store = self.ensure_superset(progress)
-        return from_store(store, distillation, self._derived(store, config.spec, distillation.student.layers), progress)
+        derived = self._derived(store, config.spec, distillation.student.layers)
+        return from_store(store, distillation, derived, progress, self.options(config))
 
     def _derived(self, superset: Store, spec: HSKSpec | None, student_layers: int) -> Path:
         if self._folder_of_trial is not None and self.shared.given:

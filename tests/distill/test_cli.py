@@ -101,11 +101,15 @@ def test_a_derived_store_serves_and_a_finished_trial_is_read(
     derive = ["store", "derive", root / "store", "--spec", spec, "--student-layers", "2", "--out", derived]
     assert cli(*derive)[0] == 0
     shared = ["distill", "--student", root / "student", *RATES, *task]
-    commands = [[*shared, "--store", derived], [*shared, "--store", root / "store", "--spec", spec]]
+    placed = ["--store-on-device", "always"]
+    commands = [[*shared, "--store", derived], [*shared, "--store", root / "store", "--spec", spec, *placed]]
     outputs = [cli(*command, "--out", tmp_path / str(i)) for i, command in enumerate(commands)]
     assert [code for code, _, _ in outputs] == [0, 0], outputs
+    assert ["placed on cpu" in err for _, _, err in outputs] == [False, True]
     weights = [(tmp_path / str(i) / "student" / "model.safetensors").read_bytes() for i in range(2)]
     assert weights[0] == weights[1]
+    code, _, err = cli(*shared, "--teacher", root / "teacher", *placed, "--out", tmp_path / "online")
+    assert code == 2 and "--store-on-device always: the teacher runs on every batch" in " ".join(err.split())
 
     code, out, err = cli(*commands[0], "--out", tmp_path / "0")
     assert code == 0 and out == outputs[0][1] and "steps" not in err

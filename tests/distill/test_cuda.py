@@ -8,15 +8,31 @@ from pathlib import Path
 import pytest
 import torch
 from support.distill_lab import Lab, StudentKind, arguments, losses
+from support.kept import CPU, same
 
-from hskd.distill.source import KnowledgeSource
+from hskd.distill.source import KnowledgeSource, StoreSource
 from hskd.distill.trainer import HSKModule, HSKTrainer, PredictionTrainer
+from hskd.progress import Silent
+from hskd.runtime import RunOptions
+from hskd.selectors import PRECISION, WIDTH
 from hskd.spec import HSKSpec
+from hskd.store.derive import derive
 from hskd.store.extract import Superset, extract
+from hskd.store.on_device import PlacedStore, device_for
 from hskd.teachers.loading import Teacher
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
 CUDA = torch.device("cuda")
+SPECS = [
+    *(f"2l_3t_0.25w,precision={name}" for name in PRECISION),
+    *(f"2l_3t_0.25w,width={name}" for name in WIDTH),
+    "2l_3t_0.25w,width=pca,rotate=true,precision=int2",
+    "2l_3t_0.2w,width=pq",
+    "2l_3t_0.04w",
+    "all_all_all",
+    "2l_2t_0.25w,length=pool",
+    "2l_3t_0.25w_0.25e",
+]
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +56,29 @@ def test_hsk_stage(on_cuda: Lab, kind: StudentKind, text: str, tmp_path: Path) -
     assert online[-1] < online[0]
     # The store was made on the CPU, which differs in the last bits.
     assert trace(on_cuda, kind, on_cuda.offline(spec), tmp_path) == pytest.approx(online, rel=1e-3)
+
+
+@pytest.mark.parametrize("text", SPECS)
+def test_a_store_on_the_gpu_gives_the_bits_of_the_store(lab: Lab, tmp_path: Path, text: str) -> None:
+    store = derive(lab.superset, HSKSpec.parse(text), 2, tmp_path / "store", shard_bytes=2**11)
+    placed, rows = PlacedStore(store, CUDA), store.rows_with_hsk[3:12]
+    placed.kept(rows)  # What is computed once for all batches is computed here.
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        kept, targets = placed.kept(rows), placed.targets(rows)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert kept.values.device.type == targets.device.type == "cuda"
+    assert same(kept.to(CPU), store.kept(rows))
+    assert torch.equal(targets.cpu(), store.targets(rows))
+
+
+def test_training_from_a_store_on_the_gpu(lab: Lab, tmp_path: Path) -> None:
+    store = derive(lab.superset, HSKSpec.parse("2l_3t_0.25w,width=pca,precision=int4"), 2, tmp_path / "store")
+    device = device_for(store, RunOptions("fp32", CUDA), Silent())
+    assert device == CUDA
+    traces = [trace(lab, "narrow", StoreSource(store, lab.train, 2, place), tmp_path) for place in (None, device)]
+    assert traces[0] == pytest.approx(traces[1], rel=1e-5)
 
 
 def test_prediction_stage(on_cuda: Lab, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import make_bert
 from safetensors.torch import load_file, save_file
+from support.kept import CPU, require_same_on_device
 from support.shards import rewritten
 from torch.nn import functional as F
 from transformers import BertForTokenClassification, BertTokenizerFast, PreTrainedModel
@@ -24,6 +25,7 @@ from hskd.store.amount import measure
 from hskd.store.derive import derive
 from hskd.store.examples import store_examples, store_task
 from hskd.store.extract import ExtractOptions, Superset, extract
+from hskd.store.on_device import PlacedStore
 from hskd.store.reader import Store
 from hskd.students import load_student
 from hskd.students.pretrained.create import create_tinybert
@@ -209,6 +211,16 @@ def test_offline_is_online(teacher: Teacher, train: TokenizedSplit, superset: St
     batch = train.collate([5, 0, 3])
     torch.testing.assert_close(offline.targets(batch), online.targets(batch), atol=1e-5, rtol=1e-5)
     assert len(offline.targets(batch)) == len(batch["words"]) < int(batch["attention_mask"].sum()) - 3
+
+
+@pytest.mark.parametrize("text", ["1l_2t_0.5w", "all_all_all", "2l_2t_0.5w,length=pool", "1l_1t_all_0.5e"])
+def test_a_store_on_the_device_holds_the_same(superset: Store, tmp_path: Path, text: str) -> None:
+    store = derive(superset, HSKSpec.parse(text), 2, tmp_path / "derived", shard_bytes=300)
+    assert len(store.manifest.shards) > 1
+    require_same_on_device(store)
+    rows = np.array([5, 0, 3, 0])
+    assert torch.equal(PlacedStore(superset, CPU).targets(rows), superset.targets(rows))
+    assert PlacedStore(store, torch.device("meta")).targets(rows).shape == superset.targets(rows).shape
 
 
 def test_tokens_are_ranked_by_what_the_words_predictions_depend_on(teacher: Teacher, train: TokenizedSplit) -> None:

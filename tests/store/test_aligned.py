@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import make_bert
 from safetensors.torch import load_file, save_file
+from support.kept import require_same_on_device
 from support.tiny_tokenizers import byte_bpe, shifted, wordpiece
 from transformers import BertTokenizerFast, RobertaConfig, RobertaForSequenceClassification
 from transformers.utils import ModelOutput
@@ -223,6 +224,7 @@ def test_online_equals_offline(two: Two, text: str) -> None:
     offline = StoreSource(store, two.split, 2)
     online = OnlineSource(two.teacher, two.split.sep_id, spec, 2, aligned=two.split)
     online.fit(two.split)
+    require_same_on_device(store)
     batch = two.split.collate(np.array([5, 0, 17, 3]))
     kept, now = offline.kept(batch), online.kept(batch)
     torch.testing.assert_close(kept.counts, now.counts)

@@ -27,9 +27,10 @@ from hskd.selectors import WIDTH as WIDTHS
 from hskd.spec import HSKSpec, Shape
 from hskd.store import derive as derive_module
 from hskd.store.amount import measure
+from hskd.store.decode import pack_neurons, unpack_neurons
 from hskd.store.derive import derive
 from hskd.store.extract import ExtractOptions, Superset, extract
-from hskd.store.reader import Store, pack_neurons, unpack_neurons
+from hskd.store.reader import Store
 from hskd.tasks import Task, TokenizedSplit
 from hskd.teachers.forward import teacher_forward
 from hskd.teachers.loading import Teacher, model_fingerprint
