@@ -25,6 +25,7 @@ from hskd.heads.metrics import in_unit
 from hskd.minimum.search import Batch, Outcome, Rates, Scored, Search, SearchSettings, Sent, Trial
 from hskd.minimum.space import PAPER, Candidate, Space, candidates, default_space, load_space, paper_space
 from hskd.results import ResultsFolder, pack
+from hskd.runtime import StoreOnDevice
 from hskd.spec import HSKSpec, Shape
 from hskd.store.amount import measure
 from hskd.store.extract import Superset
@@ -158,13 +159,13 @@ class Trials:
         """
         return candidates(space, self.shape, self.size_of)
 
-    def workspace(self, chosen: Sequence[Candidate]) -> Workspace:
+    def workspace(self, chosen: Sequence[Candidate], store_on_device: StoreOnDevice = "auto") -> Workspace:
         """Return the artifacts of all trials that a search among these candidates may need."""
         covering: dict[Any, TrialConfig] = {}
         for one in chosen:
             covering.setdefault(Superset.of([one.spec], self.shape), self._of_spec(one.spec))
             covering.setdefault(one.spec.full().canonical, self._of_spec(one.spec.full()))
-        return Workspace(self.work, [self._none, self._full, *covering.values()])
+        return Workspace(self.work, [self._none, self._full, *covering.values()], store_on_device=store_on_device)
 
     def _of_spec(self, spec: HSKSpec) -> TrialConfig:
         """Return a trial of a spec. A spec that keeps everything has the arm *full* in any precision, as in a grid."""
@@ -219,7 +220,7 @@ class Runner:
         self._out = out
         self._executor = executor
         self._watcher = watcher
-        self._workspace = trials.workspace(chosen)
+        self._workspace = trials.workspace(chosen, executor.store_on_device)
         self._clock = clock
         self._end = None if seconds is None else clock() + seconds
         self._failed = 0

@@ -262,6 +262,7 @@ class Search:
         self._full_bytes = full_bytes
         self._scores: dict[tuple[Arm, int | None], dict[int, Scored]] = {}
         self._failed: dict[tuple[Arm, int | None], set[int]] = {}
+        self._rate_scores: dict[tuple[Arm, int | None], dict[Rates, dict[int, float]]] = {}
         self._history: list[Batch] = []
         self._search_seeds = [settings.first_search_seed + i for i in range(REFERENCE_SEEDS)]
         self._tests: dict[int, Confirmation] = {}
@@ -348,19 +349,30 @@ class Search:
     def _best_rates(
         self, name: str, arm: Arm, candidate: int | None, tried: Sequence[Rates]
     ) -> Generator[Batch, Sent, None]:
-        """Try some rates on one seed and the better two on another; keep the rates with the best mean score."""
-        first, second = self._search_seeds[:2]
-        scores: dict[Rates, list[float]] = {}
-        for seed, rates in ((first, list(tried)), (second, None)):
-            if rates is None:
-                rates = sorted(scores, key=lambda one: -scores[one][0])[:2]
-            which = f"learning rates of {name}: {len(rates)} on search seed {seed}"
-            sent = yield from self._ask("rates", which, [Trial(arm, candidate, seed, one) for one in rates])
-            for one, scored in zip(rates, sent, strict=True):
+        """Try some rates on search seeds and the better two on further ones; keep the rates with the best mean score.
+
+        *None* gets two seeds in each round, and every other arm one. The gap and all shares of it are measured from
+        *none*, and its score depends on its rate by more than one seed shows.
+        """
+        each = 2 if arm == "none" else 1
+        scores = self._rate_scores.setdefault((arm, candidate), {})
+
+        def mean(rates: Rates) -> float:
+            return float(np.mean(list(scores[rates].values())))
+
+        for seeds in (self._search_seeds[:each], self._search_seeds[each : 2 * each]):
+            rates = list(tried)
+            if seeds[0] != self._search_seeds[0]:
+                rates = sorted((one for one in tried if scores.get(one)), key=lambda one: -mean(one))[:2]
+            wanting = [(one, seed) for seed in seeds for one in rates if seed not in scores.get(one, {})]
+            numbers = " and ".join(map(str, seeds))
+            which = f"learning rates of {name}: {len(rates)} on search seed{'s' * (each > 1)} {numbers}"
+            sent = yield from self._ask("rates", which, [Trial(arm, candidate, seed, one) for one, seed in wanting])
+            for (one, seed), scored in zip(wanting, sent, strict=True):
                 if scored is not None:
-                    scores.setdefault(one, []).append(scored.choice)
-        if scores:
-            best = max(scores, key=lambda one: (len(scores[one]), float(np.mean(scores[one]))))
+                    scores.setdefault(one, {})[seed] = scored.choice
+        if known := [one for one in tried if scores.get(one)]:
+            best = max(known, key=lambda one: (len(scores[one]), mean(one)))
             self._know(rates=self.known.rates | {name: best})
 
     # ---- the gap

@@ -107,7 +107,7 @@ def test_rates_are_searched_apart(grid_file: Path, space_file: Path, tmp_path: P
     result = find(
         str(grid_file),
         tolerance=30.0,
-        budget_trials=36,
+        budget_trials=42,
         space=str(space_file),
         search_rates=True,
         out=tmp_path / "out",
@@ -120,9 +120,9 @@ def test_rates_are_searched_apart(grid_file: Path, space_file: Path, tmp_path: P
     assert any(text.startswith("learning rates of none") for text in told.said)
     table = load(tmp_path / "out" / "rates")
     searched = table[table["arm"] == "none"].groupby("prediction_lr")["dev_score"].agg(["mean", "count"])
-    twice = searched[searched["count"] == 2]
-    assert len(searched) == 3 and len(twice) == 2
-    assert rates["none"].prediction == twice["mean"].idxmax() or twice["mean"].nunique() == 1
+    assert sorted(searched["count"]) == [2, 4, 4]  # the worst of three is dropped after two seeds
+    best = searched[searched["count"] == 4]["mean"]
+    assert rates["none"].prediction == best.idxmax() or best.nunique() == 1
     assert set(load(tmp_path / "out").query("arm == 'none'")["prediction_lr"]) == {rates["none"].prediction}
 
 

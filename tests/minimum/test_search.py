@@ -12,7 +12,7 @@ from hskd.benchmarks.find_simulations import DESIGN, METHODS, found_by_grid, sim
 from hskd.benchmarks.surfaces import SHAPE, World, candidates_of, drawn, flat, joint_surfaces
 from hskd.errors import HskdError
 from hskd.minimum.proposals import propose
-from hskd.minimum.search import Batch, Known, Outcome, Rates, Scored, Search, SearchSettings, Sent, run
+from hskd.minimum.search import Batch, Known, Outcome, Rates, Scored, Search, SearchSettings, Sent, Trial, run
 from hskd.minimum.space import Space, axes
 from hskd.minimum.surrogate import estimate, features, prior, smoothness
 
@@ -178,6 +178,26 @@ def test_rates_are_chosen_by_the_score_for_choosing() -> None:
     assert rates["full"] == Rates(8e-4, 1e-4) == rates["neurons"]
     fresh = [trial for batch in outcome.history if batch.stage == "gap" for trial in batch.trials]
     assert {trial.rates for trial in fresh} == {rates["none"], rates["full"]}
+    tried = [trial for batch in outcome.history if batch.stage == "rates" for trial in batch.trials]
+    assert len(tried) == len(set(tried)), "a trial was counted twice"
+
+
+def test_one_lucky_seed_does_not_choose_the_rate_of_none() -> None:
+    """A bad rate of none looks like a gap. Here it is best on the first search seed, and worst over four."""
+    world, lucky = _world(_steep()), 100
+
+    def evaluate(batch: Batch) -> Sent:
+        def choice(one: Trial) -> float:
+            if one.arm != "none" or one.rates is None:
+                return 0.0
+            bad = one.rates.prediction > 1e-4
+            return (0.02 if one.seed == lucky else -0.02) * bad
+
+        return [Scored(world.score(one.arm, one.candidate, one.seed), choice(one)) for one in batch.trials]
+
+    settings = replace(SETTINGS, search_rates=True, rates=Rates(4e-4, 1e-4), none_lr=1e-4, budget=90)
+    outcome = run(Search(CHOSEN, FULL_BYTES, settings), evaluate)
+    assert outcome.known.rates["none"].prediction <= 1e-4
 
 
 @pytest.mark.parametrize(
