@@ -47,7 +47,7 @@ class PlacedStore:
         if store.manifest.kind == "derived":
             self._decoder = Decoder(store.manifest, store.codec, device)
             self._runs = _Runs(store.counts, device)
-            positions, members = (of(store.rows_with_hsk) for of in (store.implied_positions, store.members))
+            positions, members = store.implied_positions(store.rows_with_hsk), store.members(store.rows_with_hsk)
             if positions is not None:
                 self._arrays["positions"] = positions.to(device)
             self._members: Members | None = None

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from hskd.knowledge import KeptHSK
+from hskd.knowledge import KeptHSK, Members
+from hskd.selectors.width import Basis
 from hskd.store.on_device import PlacedStore
 from hskd.store.reader import Store
 
@@ -21,9 +22,9 @@ def same(one: KeptHSK, other: KeptHSK) -> bool:
     def equal(a: Any, b: Any) -> bool:
         if isinstance(a, torch.Tensor):
             return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
-        if hasattr(a, "directions"):
+        if isinstance(a, Basis):
             return torch.equal(a.directions, b.directions) and torch.equal(a.origin, b.origin)
-        if isinstance(a, tuple) and hasattr(a, "position"):
+        if isinstance(a, Members):
             return torch.equal(a.kept, b.kept) and torch.equal(a.position, b.position)
         return bool(a == b)
 
