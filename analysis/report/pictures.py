@@ -92,14 +92,14 @@ def point_texts(sheet: Sheet, confidence: float) -> Texts:
 def gain_texts(sheet: Sheet, confidence: float) -> Texts:
     """A text for each row of :func:`hskd.analysis.report.sheets.marginal_utility_sheet`."""
     table = sheet.text_table
-    shown = [column for column in table if column not in ("from", "to")]
+    shown = [column for column in map(str, table) if column not in ("from", "to")]
     rows = zip(table["from"], table["to"], _lines(sheet, shown, confidence), strict=True)
     return {Key("gain", str(row)): (f"{low} → {high}", *lines) for row, (low, high, lines) in enumerate(rows)}
 
 
 def _lines(sheet: Sheet, shown: Sequence[str], confidence: float) -> list[tuple[str, ...]]:
     """For each row, its cells in the columns whose names begin with one of ``shown``, each with its column's name."""
-    columns = [column for column in sheet.text_table if column.startswith(tuple(shown))]
+    columns = [column for column in map(str, sheet.text_table) if column.startswith(tuple(shown))]
     return [
         tuple(_line(column, row[column], confidence) for column in columns if row[column])
         for row in sheet.text_table.to_dict("records")

@@ -106,7 +106,7 @@ class _Writer:
 
     def _enough(self, answer: Sufficiency) -> Verdict:
         name = answer.name
-        test = answer.tests.set_index("name").loc[name]
+        test: dict[Any, Any] = answer.tests.set_index("name").loc[name].to_dict()
         share, words = self._share(name), self._words(name)
         headline = f"Enough: {share} of the bytes of all hidden states, with the spec {name}."
         headline = headline if share else f"Enough: the spec {name}."
@@ -251,13 +251,17 @@ class _Writer:
     def _cost(self, answer: Sufficiency) -> float:
         return answer.bytes_per_example if self.by == "bytes_per_example" else answer.fraction
 
+    def _point(self, name: str) -> dict[Any, Any]:
+        """Return the row of a point."""
+        return self.points.loc[name].to_dict()
+
     def _share(self, name: str) -> str:
         """A point's share of the bytes of full in fp16; empty where that is not in the table."""
-        share = float(self.points["bytes_share"][name])
+        share = float(self._point(name)["bytes_share"])
         return "" if math.isnan(share) else percent(share)
 
     def _score(self, name: str, interval: bool = False) -> str:
-        point = self.points.loc[name]
+        point = self._point(name)
         text = in_unit(float(point["mean"]), self.study.unit)
         if not interval or math.isnan(point["low"]):
             return text
@@ -275,7 +279,7 @@ class _Writer:
 
     def _words(self, name: str) -> str:
         """What a spec keeps, such as "2 layers, 8 tokens and 30 % of the neurons"; empty where it is more involved."""
-        point = self.study.points.loc[name]
+        point: dict[Any, Any] = self.study.points.loc[name].to_dict()
         try:
             spec = HSKSpec.parse(str(point["spec"]))
         except HskdError:
