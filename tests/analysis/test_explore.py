@@ -35,7 +35,7 @@ def explorer() -> Explorer:
     ("folder", "margin", "axis"), [(JOINT, 0.5, "bytes"), (DEMO, 0.25, "bytes"), (DEMO, 2, "values")]
 )
 def test_the_verdict_is_that_of_the_report(folder: Path, margin: float, axis: str, tmp_path: Path) -> None:
-    answers = dict(_Maker(only_study(folder), tmp_path, margin / 100, 0.95, axis).answers)
+    answers = dict(_Maker(only_study(folder), tmp_path, "", margin / 100, 0.95, axis).answers)
     explorer = explore(folder, margin=margin, axis=axis)
     assert explorer.verdict.splitlines() == answers["On these very test examples"]
     explorer.choose(new_examples=True)

@@ -101,7 +101,7 @@ def test_a_heat_map_shows_one_strategy_and_says_so() -> None:
     table = joint.surface(study("length"))
     shown = surface.chosen(table)
     assert not shown.duplicated(["n", "k", "w"]).any() and len(shown) < len(table)
-    assert f"The {len(shown)} of {len(table)} points of {shown['strategy'].iloc[-1]} that" in surface.caption(table)
+    assert f"Shows {len(shown)} of {len(table)} points of {shown['strategy'].iloc[-1]}" in surface.caption(table)
     require_legible(surface.surface_figure(table))
     with pytest.raises(HskdError, match="no point whose amounts are numbers"):
         surface.surface_figure(table.head(0))
