@@ -12,15 +12,18 @@ import pytest
 
 from hskd.analysis.report.page import write_report
 from hskd.analysis.table import studies
+from hskd.artifacts import read_record
 from hskd.grid.search import none_trials
 from hskd.grid.spec import load_grid
+from hskd.minimum.live import FIND_FILE, RATES_FOLDER
 from hskd.results import COLUMNS, GRID_FILE, ResultsFolder, load
 from hskd.trials.config import Machine, TrialConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 MADE_HERE = ("demo", "demo-quick")
-COMMITTED = sorted(path.parent for path in RESULTS.glob("*/trials.parquet") if path.parent.name not in MADE_HERE)
+COMMITTED = sorted(path.parent for path in RESULTS.glob(f"*/{GRID_FILE}") if path.parent.name not in MADE_HERE)
+SEARCHES = sorted(path.parent for path in RESULTS.glob(f"*/{FIND_FILE}"))
 DRAWN = ("demo-3-seeds",)
 """Results whose reports are made with all figures. Drawing all would take minutes."""
 DOCS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md"))
@@ -82,8 +85,24 @@ def test_everything_is_packed(folder: Path) -> None:
     pd.testing.assert_frame_equal(same, table.drop(columns="dev_scores"), check_exact=True, check_dtype=False)
     outputs = kept.packed_outputs()
     assert {trial: set(arrays) for trial, arrays in outputs.items()} == {
-        trial: set(result.metrics) for trial, result in kept.results().items()
+        trial: {result.scored_split} for trial, result in kept.results().items()
     }
+
+
+@pytest.mark.parametrize("folder", SEARCHES, ids=lambda folder: folder.name)
+def test_a_search_is_whole(folder: Path) -> None:
+    settings = read_record(folder / FIND_FILE, "Restore it.")["settings"]
+    trials = 0
+    for part in (folder, folder / RATES_FOLDER):
+        kept = ResultsFolder(part)
+        table = load(part)
+        trials += len(table)
+        assert not kept.trials.exists()
+        assert sorted(table["trial"]) == sorted(kept.planned() or [])
+        assert {trial: set(arrays) for trial, arrays in kept.packed_outputs().items()} == {
+            trial: {result.scored_split} for trial, result in kept.results().items()
+        }
+    assert trials <= settings["budget"]
 
 
 @by_folder

@@ -81,25 +81,26 @@ class Picture:
 
 
 def point_texts(sheet: Sheet, confidence: float) -> Texts:
-    """A text for each row of :func:`hskd.analysis.report.sheets.points_sheet`."""
-    shown = ("strategy", "bytes an example", BYTES_SHARE, "score, ", "gap closed, %", "seeds")
+    """Return a text for each row of :func:`hskd.analysis.report.sheets.points_sheet`."""
+    prefixes = ("strategy", "bytes an example", BYTES_SHARE, "score, ", "gap closed, %", "seeds")
     names = sheet.text_table["point"]
     return {
-        Key("point", name): (name, *lines) for name, lines in zip(names, _lines(sheet, shown, confidence), strict=True)
+        Key("point", name): (name, *lines)
+        for name, lines in zip(names, _lines(sheet, prefixes, confidence), strict=True)
     }
 
 
 def gain_texts(sheet: Sheet, confidence: float) -> Texts:
-    """A text for each row of :func:`hskd.analysis.report.sheets.marginal_utility_sheet`."""
+    """Return a text for each row of :func:`hskd.analysis.report.sheets.marginal_utility_sheet`."""
     table = sheet.text_table
-    shown = [column for column in map(str, table) if column not in ("from", "to")]
-    rows = zip(table["from"], table["to"], _lines(sheet, shown, confidence), strict=True)
+    prefixes = [column for column in map(str, table) if column not in ("from", "to")]
+    rows = zip(table["from"], table["to"], _lines(sheet, prefixes, confidence), strict=True)
     return {Key("gain", str(row)): (f"{low} → {high}", *lines) for row, (low, high, lines) in enumerate(rows)}
 
 
-def _lines(sheet: Sheet, shown: Sequence[str], confidence: float) -> list[tuple[str, ...]]:
-    """For each row, its cells in the columns whose names begin with one of ``shown``, each with its column's name."""
-    columns = [column for column in map(str, sheet.text_table) if column.startswith(tuple(shown))]
+def _lines(sheet: Sheet, prefixes: Sequence[str], confidence: float) -> list[tuple[str, ...]]:
+    """Return a text for each cell of each row, in the columns whose names begin with one of ``prefixes``."""
+    columns = [column for column in map(str, sheet.text_table) if column.startswith(tuple(prefixes))]
     return [
         tuple(_line(column, row[column], confidence) for column in columns if row[column])
         for row in sheet.text_table.to_dict("records")
