@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from hskd.analysis.figures import hover, style
+from hskd.analysis.figures.axes import AXIS_LABELS, amount_axis
 
 LOOK = {
     "enough": (style.COLOURS[0], "o", style.COLOURS[0]),
@@ -14,6 +16,9 @@ LOOK = {
     "not resolved": (style.PALE, "D", "white"),
 }
 """Colour, marker and filling of each verdict on fresh seeds."""
+
+_CROWDED, _NARROW = 6, 5.0
+"""More amounts than this, within less than this factor, have no room for a tick each."""
 
 
 def minimum_figure(tests: pd.DataFrame, screened: pd.DataFrame, limit: float, gap: float) -> Figure:
@@ -67,8 +72,12 @@ def minimum_figure(tests: pd.DataFrame, screened: pd.DataFrame, limit: float, ga
                 label=f"{verdict}, on fresh seeds",
             )
             hover.explain(means, "tested", rows["name"])
-        axes.set_xscale("log")
-        axes.set_xlabel("bytes an example")
+        stored = np.concatenate([tests["bytes_per_example"], screened["bytes_per_example"]]).astype(np.float64)
+        axes.set_xlabel(AXIS_LABELS["bytes_per_example"])
+        if len(stored):
+            amount_axis(axes, "bytes_per_example", stored)
+        if len(np.unique(stored)) > _CROWDED and stored.max() < _NARROW * stored.min():
+            axes.xaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0)))
         axes.set_ylabel("loss against full HSK (points)")
         if not (tests.empty and screened.empty):
             figure.legend(loc="outside upper left", ncols=3)

@@ -83,6 +83,7 @@ class _Writer:
         self.study, self.alone, self.by = evidence.study, evidence.these, by
         self.points = points.set_index("name")
         self.compared, self.answers, self.new = evidence.study, evidence.these, evidence.new
+        self.passes_alone_anew = any(answer.verdict == "sufficient" for answer in evidence.new)
         if len(evidence.these) > 1:
             first = evidence.these[0]
             how: dict[str, Any] = {"margin": first.limit, "confidence": first.confidence, "by": by}
@@ -91,7 +92,7 @@ class _Writer:
                 self.new = tested_together(self.study, **how, answers=evidence.answers)[1]
 
     def verdict(self) -> Verdict:
-        """The verdict; the first that applies."""
+        """The verdict: the first kind that applies."""
         if not self.answers:
             text = f"No trial with stored hidden states is done for {self._student}. Run the grid, then this report."
             return self._made("undetermined", "Undetermined: there is nothing to compare yet.", text)
@@ -161,7 +162,7 @@ class _Writer:
             evidence = self._reason(min(undetermined, key=lambda answer: answer.seeds_needed or math.inf))
         else:
             evidence = (
-                "Evidence alone, each strategy needs all hidden states. More seeds are needed to show it of them all."
+                "Tested alone, each strategy needs all hidden states. More seeds are needed to show it of all of them."
             )
         seeds = f"{_seeds(self._most_seeds)} {'does' if self._most_seeds == 1 else 'do'}"
         return self._made(
@@ -213,6 +214,8 @@ class _Writer:
         if not self.new:
             return "this is shown for these test examples"
         new = [one for one in self.new if one.verdict == "sufficient"]
+        if not new and self.passes_alone_anew:
+            return "for new test examples like these, only strategies that are tested alone are shown to be enough"
         if not new:
             return "this is shown for these test examples, not for new ones"
         least = min(new, key=self._cost)

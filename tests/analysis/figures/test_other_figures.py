@@ -8,11 +8,13 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from support import simulated, trial_tables
-from support.legible import require_apart, require_legible
+from support.legible import require_apart, require_legible, shown_texts
 
 from hskd.analysis.figures import next_byte, pareto, sufficiency, surface
 from hskd.analysis.figures import strategies as forest
 from hskd.analysis.figures.axes import legend_columns, looks
+from hskd.analysis.figures.hover import marks
+from hskd.analysis.figures.minimum import minimum_figure
 from hskd.analysis.stats import joint, strategies
 from hskd.analysis.stats.sufficiency import minimum_sufficient
 from hskd.analysis.table import Study
@@ -221,3 +223,19 @@ def test_of_many_strategies_no_two_look_alike() -> None:
     assert all(seen.faint for seen in look.values()) and not any(seen.faint for seen in looks(names[:6]).values())
     assert legend_columns(names) == 5
     assert legend_columns(["all tokens, pca, rotate=true, int8"] * 14) == 3
+
+
+@pytest.mark.parametrize("amounts", [[64, 173, 433], [1000 * 1.1**step for step in range(12)], [64], []])
+def test_a_search_has_bytes_as_plain_numbers_along_x(amounts: list[float]) -> None:
+    names = [f"spec{index}" for index in range(len(amounts))]
+    screened = pd.DataFrame(
+        {"name": names, "bytes_per_example": amounts, "loss": 0.01, "expected": 0.01, "spread": 0.0}
+    )
+    tests = screened.assign(low=0.0, high=0.02, verdict="enough")
+    figure = minimum_figure(tests[:1], screened[1:], 0.3, 0.1)
+    require_legible(figure)
+    texts = shown_texts(figure)
+    ticks = [label for label in figure.axes[0].get_xticklabels() if label in texts]
+    assert ticks and all(label.get_text().replace(",", "").replace(".", "").isdigit() for label in ticks)
+    assert not any("$" in text.get_text() for text in texts)
+    assert [mark.key.name for mark in marks(figure)] == [*names[1:], *names[:1]]
