@@ -91,18 +91,15 @@ def test_everything_is_packed(folder: Path) -> None:
 
 @pytest.mark.parametrize("folder", SEARCHES, ids=lambda folder: folder.name)
 def test_a_search_is_whole(folder: Path) -> None:
-    settings = read_record(folder / FIND_FILE, "Restore it.")["settings"]
-    trials = 0
+    assert read_record(folder / FIND_FILE, "Restore it.")["settings"]["search_rates"]
     for part in (folder, folder / RATES_FOLDER):
         kept = ResultsFolder(part)
         table = load(part)
-        trials += len(table)
         assert not kept.trials.exists()
         assert sorted(table["trial"]) == sorted(kept.planned() or [])
         assert {trial: set(arrays) for trial, arrays in kept.packed_outputs().items()} == {
             trial: {result.scored_split} for trial, result in kept.results().items()
         }
-    assert trials <= settings["budget"]
 
 
 @by_folder
