@@ -12,6 +12,7 @@ from support.command_line import Cli, command_line
 from support.deaths import DEADLY, named, on_ray
 from support.find_lab import GRID
 from support.grid_lab import Recorder, machine, same_predictions, same_scores
+from support.mutations import times
 
 from hskd.analysis.minimum import FindResult, find
 from hskd.grid.executors import Workers
@@ -116,8 +117,10 @@ def test_workers_give_the_same_answer_and_one_may_die(
     same_search(printed, tmp_path / "out", one_at_a_time)
 
 
+@pytest.mark.torture
 @pytest.mark.ray
 @pytest.mark.skipif(find_spec("ray") is None, reason="needs hskd[cluster]")
+@pytest.mark.skipif(times(1) == 1, reason="takes minutes: make torture runs it")
 @pytest.mark.timeout(900)
 def test_a_local_ray_gives_the_same_answer(
     one_at_a_time: FindResult, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
