@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_bert
+from support.small_disk import small_disk_at
 from transformers import BertTokenizerFast
 
 from hskd.errors import HskdError
@@ -22,13 +23,8 @@ Save = Callable[[Path], object]
 @pytest.fixture(scope="module")
 def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A real disk of 1 MiB."""
-    folder = tmp_path_factory.mktemp("disk")
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with small_disk_at(tmp_path_factory.mktemp("disk"), "1m") as folder:
+        yield folder
 
 
 @pytest.fixture(params=["checkpoint", "tokenizer", "model"])

@@ -46,6 +46,8 @@ class Executor(Protocol):
     """Number of trials that run at the same time; 0 if unknown."""
     store_on_device: StoreOnDevice = "auto"
     """Whether a trial's store is placed on its device (see :class:`~hskd.runtime.RunOptions`)."""
+    is_kept: bool = False
+    """Whether ``run`` leaves what it starts for the next call (see :meth:`keep`)."""
 
     def run(
         self, workspace: Workspace, trials: Sequence[TrialConfig], out: Path, progress: Progress
@@ -55,7 +57,16 @@ class Executor(Protocol):
     @contextmanager
     def keep(self) -> Iterator[None]:
         """Keep what ``run`` starts, such as processes, for further calls of ``run`` until the context ends."""
-        yield
+        self.is_kept = True
+        try:
+            yield
+        finally:
+            self.is_kept = False
+            self.release()
+
+    def release(self) -> None:
+        """End what ``run`` has started."""
+        return
 
 
 class InProcess(Executor):
@@ -93,19 +104,9 @@ class Workers(Executor):
         self.store_on_device = store_on_device
         self._workers: list[_Worker] = []
         self._workspace: Workspace | None = None
-        self._is_kept = False
 
     @override
-    @contextmanager
-    def keep(self) -> Iterator[None]:
-        self._is_kept = True
-        try:
-            yield
-        finally:
-            self._is_kept = False
-            self._dismiss()
-
-    def _dismiss(self) -> None:
+    def release(self) -> None:
         while self._workers:
             self._workers.pop().dismiss()
 
@@ -121,7 +122,7 @@ class Workers(Executor):
             HskdError: processes die as soon as they start.
         """
         if workspace is not self._workspace:
-            self._dismiss()  # kept processes have another workspace
+            self.release()  # kept processes have another workspace
             self._workspace = workspace
         queue = deque(trials)
         deaths: Counter[str] = Counter()
@@ -160,8 +161,8 @@ class Workers(Executor):
                         died = f"its process died {ATTEMPTS} times, the last by {worker.cause}"
                         yield config, None, f"{died}; perhaps it needs more memory, or fewer --workers"
         finally:
-            if not self._is_kept or any(worker.trial is not None for worker in workers):
-                self._dismiss()
+            if not self.is_kept or any(worker.trial is not None for worker in workers):
+                self.release()
 
 
 class _Worker:
@@ -247,17 +248,7 @@ class RayCluster(Executor):
         self.address = address
         self.store_on_device = store_on_device
         self.resources = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_retries": retries}
-        self._is_connected = self._is_kept = False
-
-    @override
-    @contextmanager
-    def keep(self) -> Iterator[None]:
-        self._is_kept = True
-        try:
-            yield
-        finally:
-            self._is_kept = False
-            self._disconnect()
+        self._is_connected = False
 
     def _connect(self) -> None:
         """Connect to the cluster or start one, unless this process is connected to one already."""
@@ -280,7 +271,8 @@ class RayCluster(Executor):
             raise HskdError(f"--ray-address {self.address}: {error}") from None
         self._is_connected = True
 
-    def _disconnect(self) -> None:
+    @override
+    def release(self) -> None:
         """Undo :meth:`_connect`, which ends a cluster that it started."""
         if self._is_connected:
             import ray
@@ -311,8 +303,8 @@ class RayCluster(Executor):
                 config = waiting.pop(ready)
                 yield _outcome(config, lambda ready=ready: ray.get(ready))  # type: ignore[misc]
         finally:
-            if not self._is_kept:
-                self._disconnect()
+            if not self.is_kept:
+                self.release()
 
 
 def _require_reachable(address: str) -> None:

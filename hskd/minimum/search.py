@@ -402,7 +402,7 @@ class Search:
                 [(arm, None, seed) for seed in seeds for arm in ("none", "full")],
             )
 
-    def _below_full(self, arm: Arm, candidate: int | None, seeds: Sequence[int], share: float = 0.0) -> list[float]:
+    def _below_full(self, arm: Arm, candidate: int | None, seeds: Sequence[int]) -> list[float]:
         """Return score - full on some seeds, paired. Seeds with a failed trial are left out."""
         own, full = self._scores.get((arm, candidate), {}), self._scores.get(("full", None), {})
         return [own[seed].reported - full[seed].reported for seed in seeds if seed in own and seed in full]

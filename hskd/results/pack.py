@@ -72,7 +72,7 @@ def pack(path: str | Path, scored_only: bool = False) -> Packed:
         raise HskdError(f"{folder.path}: no results there; run the grid first (hskd grid run).")
     if not folder.trials.is_dir() and not (folder.path / PLANNED_FILE).exists() and not [*_left(folder)]:
         size = _bytes(folder)  # nothing to do: it may lie where nothing can be written
-        if not (scored_only and _unscored(folder)):
+        if not scored_only or _without_unscored(folder) is None:
             return Packed(len(folder.packed_results()), 0, size, size)
     with folder.lock():
         before = _bytes(folder)
@@ -83,8 +83,8 @@ def pack(path: str | Path, scored_only: bool = False) -> Packed:
         _fold(folder, files, [file for file in outputs_files.values() if file.is_file()])
         with suppress(OSError):  # what is left there are trials that failed, or that end now
             folder.trials.rmdir()
-        if scored_only and _unscored(folder):
-            _write_outputs(folder, _scored(folder))
+        if scored_only and (scored := _without_unscored(folder)) is not None:
+            _write_outputs(folder, scored)
         return Packed(len(folder.done()), len(files), before, _bytes(folder))
 
 
@@ -139,19 +139,14 @@ def _fold(folder: ResultsFolder, files: Sequence[Path], outputs_files: Sequence[
         file.unlink(missing_ok=True)
 
 
-def _unscored(folder: ResultsFolder) -> bool:
-    """Whether packed predictions on a split are kept whose score is not reported."""
-    scored = _scored(folder)
-    return any(arrays.keys() != scored[trial].keys() for trial, arrays in folder.packed_outputs().items())
-
-
-def _scored(folder: ResultsFolder) -> dict[str, Outputs]:
-    """The packed predictions of each trial on the split whose score is reported."""
-    results = folder.packed_results()
-    return {
+def _without_unscored(folder: ResultsFolder) -> dict[str, Outputs] | None:
+    """Return the packed predictions on the splits whose scores are reported; None if no others are kept."""
+    results, outputs = folder.packed_results(), folder.packed_outputs()
+    scored = {
         trial: {split: array for split, array in arrays.items() if split == results[trial].scored_split}
-        for trial, arrays in folder.packed_outputs().items()
+        for trial, arrays in outputs.items()
     }
+    return None if all(scored[trial].keys() == arrays.keys() for trial, arrays in outputs.items()) else scored
 
 
 def _write_table(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from store.conftest import SMALL_SHARD, Setting
 from support.calls import extraction
 from support.mutations import times
+from support.small_disk import small_disk_at
 
 from hskd import remote
 from hskd.errors import HskdError
@@ -30,13 +30,8 @@ Write = Callable[[Path], Path]
 @pytest.fixture(scope="module")
 def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A real disk of 1 MiB."""
-    folder = tmp_path_factory.mktemp("disk")
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with small_disk_at(tmp_path_factory.mktemp("disk"), "1m") as folder:
+        yield folder
 
 
 @pytest.fixture

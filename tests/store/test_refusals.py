@@ -8,7 +8,6 @@ import os
 import re
 import resource
 import shutil
-import subprocess
 from collections import namedtuple
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,6 +20,7 @@ import torch
 from conftest import make_bert
 from store.conftest import SMALL_SHARD, Hskd, Setting
 from support.calls import Calls
+from support.small_disk import small_disk_at
 from tokenizers import BertWordPieceTokenizer
 from transformers import BertTokenizerFast
 
@@ -406,13 +406,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A real disk of 512 KiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with small_disk_at(folder, "512k"):
+        yield folder
 
 
 def left_behind(partial: Path) -> set[str]:
