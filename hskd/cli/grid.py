@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,7 @@ from hskd.cli import grid_search
 from hskd.cli.options import (
     ExecutorOptions,
     GridChanges,
+    GridCheckpoint,
     GridData,
     GridTeacher,
     OnDevice,
@@ -45,7 +46,6 @@ def _refuse_to_divide() -> None:
 Name = Annotated[str, typer.Argument(metavar="PRESET_OR_YAML", help="A preset, such as demo or mr-joint, or a file.")]
 Out = Annotated[Path | None, typer.Option(help="Folder of the results (default: results/NAME).")]
 Seeds = Annotated[int | None, typer.Option(min=1, help="Number of seeds, instead of the grid's.")]
-Checkpoint = Annotated[str | None, typer.Option(help="Another checkpoint for students of kind tinybert.")]
 
 
 def read(
@@ -59,16 +59,13 @@ def read(
     changes: list[str] | None = None,
 ) -> tuple[GridSpec, list[TrialConfig], Path]:
     """Return the named grid with the requested changes, its trials on this machine, and its output folder."""
-    from hskd.grid.changes import changed, parse_changes, replaced_checkpoint
+    from hskd.grid.changes import changed, own_inputs, parse_changes
     from hskd.grid.spec import load_grid
 
     grid = load_grid(name)
-    requested: dict[str, Any] = {"seeds": seeds, "task.data": data, "teacher.model": teacher}
-    requested = {key: value for key, value in requested.items() if value is not None}
+    requested = own_inputs(grid, data, teacher, checkpoint)
     if seeds is not None:
-        requested["more_seeds"] = None
-    if checkpoint is not None:
-        requested |= replaced_checkpoint(grid, checkpoint)
+        requested |= {"seeds": seeds, "more_seeds": None}
     grid = changed(grid, requested | parse_changes(changes or []))
     return grid, grid.trials(machine.machine()), out or Path("results") / grid.name
 
@@ -83,7 +80,7 @@ def plan(
     seeds: Seeds = None,
     data: GridData = None,
     teacher: GridTeacher = None,
-    checkpoint: Checkpoint = None,
+    checkpoint: GridCheckpoint = None,
     changes: GridChanges = None,
     difference: Annotated[float, typer.Option(min=0.01, help="Difference to detect, in points of score.")] = 0.5,
     *,
@@ -122,7 +119,7 @@ def run(
     seeds: Seeds = None,
     data: GridData = None,
     teacher: GridTeacher = None,
-    checkpoint: Checkpoint = None,
+    checkpoint: GridCheckpoint = None,
     changes: GridChanges = None,
     *,
     machine: TrialOptions,
@@ -151,7 +148,7 @@ def status(
     seeds: Seeds = None,
     data: GridData = None,
     teacher: GridTeacher = None,
-    checkpoint: Checkpoint = None,
+    checkpoint: GridCheckpoint = None,
     changes: GridChanges = None,
     *,
     machine: TrialOptions,
@@ -190,7 +187,7 @@ def retry(
     seeds: Seeds = None,
     data: GridData = None,
     teacher: GridTeacher = None,
-    checkpoint: Checkpoint = None,
+    checkpoint: GridCheckpoint = None,
     changes: GridChanges = None,
     store_on_device: OnDevice = "auto",
     *,

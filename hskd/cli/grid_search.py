@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from hskd.cli.options import GridChanges, Work
+from hskd.cli.options import GridChanges, GridCheckpoint, GridData, GridTeacher, Work
+from hskd.cli.plugin_option import plugin_option
 from hskd.cli.progress import display
 from hskd.errors import HskdError
 
@@ -15,6 +16,7 @@ RATES = Path("results/rates")
 """The folder of the tables of searches."""
 
 
+@plugin_option
 def search(
     grid: Annotated[str, typer.Argument(metavar="PRESET_OR_YAML", help="The grid whose rates are searched.")],
     none_lr: Annotated[str, typer.Option(help="Rates of none.")] = "2e-4,4e-4,8e-4,1.6e-3",
@@ -29,6 +31,9 @@ def search(
     held_out: Annotated[
         int, typer.Option(min=0, help="Number of training sentences to hold out and score; 0 scores dev instead.")
     ] = 1000,
+    data: GridData = None,
+    teacher: GridTeacher = None,
+    checkpoint: GridCheckpoint = None,
     changes: GridChanges = None,
     hsk_epochs: Annotated[int | None, typer.Option(help="Epochs of the HSK stage (default: the grid's).")] = None,
     prediction_epochs: Annotated[
@@ -44,7 +49,7 @@ def search(
     results/rates/NAME.csv as soon as it is done, and an interrupted search resumes. The best rates of each family are
     written to results/rates/NAME.yaml: run the grid with --set rates=results/rates/NAME.yaml.
     """
-    from hskd.grid.changes import changed, parse_changes
+    from hskd.grid.changes import changed, own_inputs, parse_changes
     from hskd.grid.spec import load_grid
 
     tried = [_numbers(none_lr, "--none-lr"), _numbers(hsk_lr, "--hsk-lr"), _numbers(prediction_lr, "--prediction-lr")]
@@ -57,9 +62,11 @@ def search(
         "training.prediction_epochs": prediction_epochs,
     }
     kept = ("more_seeds",)
+    named = load_grid(grid)
     spec = changed(
-        load_grid(grid),
-        parse_changes(changes or [])
+        named,
+        own_inputs(named, data, teacher, checkpoint)
+        | parse_changes(changes or [])
         | {key: value for key, value in requested.items() if value is not None or key in kept},
     )
     from hskd.grid.search import Rates

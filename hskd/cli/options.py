@@ -39,6 +39,9 @@ GridData = Annotated[str | None, typer.Option(help="Other data than the grid's: 
 GridTeacher = Annotated[
     str | None, typer.Option("--teacher", help="Another model to make the teacher from (teacher.model).")
 ]
+GridCheckpoint = Annotated[
+    str | None, typer.Option("--checkpoint", help="Another checkpoint for students of kind tinybert.")
+]
 GridChanges = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key, such as training.hsk_epochs=3; repeatable."),

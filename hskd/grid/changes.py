@@ -85,7 +85,20 @@ def _put(node: Any, whole: Any, path: list[str], key: str, value: Any) -> None:
     _put(node[head], default, path[1:], key, value)
 
 
-def replaced_checkpoint(grid: GridSpec, checkpoint: str) -> dict[str, Any]:
+def own_inputs(
+    grid: GridSpec, data: str | None = None, teacher: str | None = None, checkpoint: str | None = None
+) -> dict[str, Any]:
+    """Return the changes that give a grid other data, another model of the teacher, or another checkpoint of students.
+
+    Raises:
+        HskdError: a checkpoint is given, and no student is made from one.
+    """
+    changes: dict[str, Any] = {"task.data": data, "teacher.model": teacher}
+    changes = {key: value for key, value in changes.items() if value is not None}
+    return changes | (_replaced_checkpoint(grid, checkpoint) if checkpoint is not None else {})
+
+
+def _replaced_checkpoint(grid: GridSpec, checkpoint: str) -> dict[str, Any]:
     """Return the changes that give ``checkpoint`` to every student made from a checkpoint.
 
     Raises:

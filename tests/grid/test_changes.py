@@ -10,7 +10,7 @@ from grid.conftest import Cli, Write
 from support.grid_lab import OPTIONS
 
 from hskd.errors import HskdError
-from hskd.grid.changes import changed, differences, parse_changes, replaced_checkpoint
+from hskd.grid.changes import changed, differences, own_inputs, parse_changes
 from hskd.grid.spec import GridSpec, load_grid
 
 PRUNED: dict[str, Any] = {"layers": 2}
@@ -78,11 +78,18 @@ def test_a_mistake_is_answered(text: str, words: list[str]) -> None:
     assert all(word in str(raised.value) for word in words), raised.value
 
 
+def test_own_data_teacher_and_checkpoint_take_the_place_of_the_grids() -> None:
+    assert own_inputs(GRID) == {}
+    found = changed(GRID, own_inputs(GRID, data="folder", teacher="model"))
+    assert (found.task.data, found.teacher.model) == ("folder", "model")
+    assert found.students == GRID.students
+
+
 def test_another_checkpoint_for_the_students_that_have_one() -> None:
-    found = changed(GRID, replaced_checkpoint(GRID, "mine"))
+    found = changed(GRID, own_inputs(GRID, checkpoint="mine"))
     assert [getattr(student, "checkpoint", None) for student in found.students] == [None, "mine", "mine"]
     with pytest.raises(HskdError, match="no student of kind tinybert"):
-        replaced_checkpoint(load_grid("demo"), "mine")
+        own_inputs(load_grid("demo"), checkpoint="mine")
 
 
 @pytest.mark.parametrize(

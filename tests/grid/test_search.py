@@ -119,6 +119,12 @@ def test_a_search_writes_rates_that_a_grid_takes(cli: Cli, write: Write, tmp_pat
             assert trial.settings.hsk_lr == entry["hsk_lr"]
 
 
+@pytest.mark.parametrize(("flag", "value"), [("--data", "no-data"), ("--teacher", "no-model")])
+def test_a_search_takes_own_data_and_models(cli: Cli, write: Write, flag: str, value: str) -> None:
+    code, _, errors = cli("search", write(SWEEPS), *TRY, flag, value)
+    assert code and value in errors and "Traceback" not in errors
+
+
 def test_a_table_that_is_damaged_is_refused_before_anything_runs(cli: Cli, write: Write, tmp_path: Path) -> None:
     file, table = write(), tmp_path / "results/rates/tiny.csv"
     add_rows(table, rows({"seed": 100, "dev_score": 0.5}), COLUMNS, SEARCH_KEYS, MAY_LACK)
