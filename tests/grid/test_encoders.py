@@ -12,7 +12,7 @@ from grid.conftest import Write
 from support.encoders import tiny
 from support.grid_lab import OPTIONS, run
 from support.real_tokenizers import byte_pairs, distil_wordpiece, mpnet_pieces
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase, pipeline
 from typer.testing import CliRunner
 
 from hskd.cli.app import app
@@ -67,3 +67,68 @@ def test_a_grid_of_another_encoder(model_type: str, pieces: Tokenizer, write: Wr
     assert told.exit_code == 0, told.output
     result = json.loads((tmp_path / "trial" / "result.json").read_text(encoding="utf-8"))
     assert np.isfinite(result["stages"]["hsk"]["last_loss"])
+
+
+def tagged(folder: Path, count: int) -> str:
+    """Write sentences whose words have tags, and return the keys of a grid's task."""
+    for split in ("train", "dev", "test"):
+        lines = [f"the\tO\n{word}\tB-work\nis\tO\n{'.' if i % 2 else 'moving'}\tO\n\n" for i, word in words(count)]
+        (folder / f"{split}.conll").write_text("".join(lines), encoding="utf-8")
+    return "name: tagging"
+
+
+def ranked(folder: Path, count: int) -> str:
+    """Write queries with two passages each, and return the keys of a grid's task."""
+    for split in ("train", "dev", "test"):
+        lines = [f"is {word} good?,{word} is warm,1\nis {word} good?,{i} is dull,0\n" for i, word in words(count)]
+        (folder / f"{split}.csv").write_text("query,passage,label\n" + "".join(lines), encoding="utf-8")
+    return "name: reranking, text_columns: [query, passage], label_column: label"
+
+
+def embedded(folder: Path, count: int) -> str:
+    """Write texts, and return the keys of a grid's task."""
+    for split in ("train", "dev", "test"):
+        text = "".join(f"the {word} is warm and bright {i}\n" for i, word in words(count))
+        (folder / f"{split}.txt").write_text(text, encoding="utf-8")
+    return "name: embedding"
+
+
+def words(count: int) -> list[tuple[int, str]]:
+    return [(i, ("film", "story", "acting")[i % 3] + str(i)) for i in range(count)]
+
+
+@pytest.mark.parametrize("head", [tagged, ranked, embedded])
+@pytest.mark.parametrize(("model_type", "pieces"), [("roberta", byte_pairs), ("mpnet", mpnet_pieces)])
+def test_every_head_of_another_encoder(
+    head: Callable[[Path, int], str], model_type: str, pieces: Tokenizer, write: Write, tmp_path: Path
+) -> None:
+    """The students of each head are what the libraries of its users load."""
+    library = pytest.importorskip("sentence_transformers")
+    body = save(tmp_path / "body", model_type, pieces)
+    narrow = save(tmp_path / "narrow", model_type, pieces, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
+    (tmp_path / "data").mkdir()
+    task = head(tmp_path / "data", 24)
+    settings = "" if head is embedded else ", settings: {epochs: 1, lr: 3.0e-3, batch_size: 16}"
+    pruned = "" if head is embedded else "{layers: 2, heads: 3, ffn: 16, importance_examples: 16}, "
+    file = write(
+        f'task: {{{task}, data: "{tmp_path / "data"}"}}',
+        f'teacher: {{model: "{body}"{settings}}}',
+        f'students: [{pruned}{{kind: tinybert, checkpoint: "{narrow}"}}]',
+        "seeds: 1",
+        "sweeps: [{n: [2], k: [3], w: [0.25]}]",
+        name=f"{model_type}-{head.__name__}",
+    )
+    ran = run(file, tmp_path)
+    assert not ran.progress.failed
+    assert len(ran.table) == 3 * (1 if head is embedded else 2)
+    width = AutoConfig.from_pretrained(body).hidden_size
+    [student, *_] = sorted((ran.work / "trials").glob("*/student"))
+    if head is tagged:
+        tag = pipeline("token-classification", model=str(student), device="cpu", ignore_labels=[])
+        assert {found["entity"] for found in tag("the film is warm")} <= {"O", "B-work", "I-work"}
+    elif head is ranked:
+        assert library.CrossEncoder(str(student), device="cpu").predict([("is film good?", "film is warm")]).shape == (
+            1,
+        )
+    else:
+        assert library.SentenceTransformer(str(student), device="cpu").encode(["the film"]).shape == (1, width)

@@ -192,7 +192,8 @@ def test_missing_file_and_file_of_bytes(tmp_path: Path) -> None:
 
 def test_the_presets_are_there() -> None:
     presets = {"demo", "demo-quick", "mr-depth", "mr-length", "mr-width", "mr-joint", "mr-precision", "mr-tinybert"}
-    presets |= {"wnut17", "embed-minilm", "trecqa", "banking77", "codec-small", "codec-wide", "codec-tinybert"}
+    presets |= {"wnut17", "embed-minilm", "trecqa", "banking77", "mr-mpnet", "mr-mpnet-bert"}
+    presets |= {"codec-small", "codec-wide", "codec-tinybert"}
     assert presets | {f"paper-{task}" for task in GLUE_TASKS} == set(PRESET_NAMES)
 
 
