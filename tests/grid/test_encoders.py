@@ -93,11 +93,27 @@ def embedded(folder: Path, count: int) -> str:
     return "name: embedding"
 
 
+def rated(folder: Path, count: int) -> str:
+    """Write texts with a number, and return the keys of a grid's task."""
+    for split in ("train", "dev", "test"):
+        lines = [f"the {word} is warm,{i % 7 + 0.5}\n" for i, word in words(count)]
+        (folder / f"{split}.csv").write_text("text,label\n" + "".join(lines), encoding="utf-8")
+    return "name: custom, text_columns: [text], label_column: label"
+
+
+def several(folder: Path, count: int) -> str:
+    """Write texts with lists of labels, and return the keys of a grid's task."""
+    for split in ("train", "dev", "test"):
+        rows = [{"text": f"the {word} is warm", "label": ["warm", "dull"][: i % 3]} for i, word in words(count)]
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return "name: custom, text_columns: [text], label_column: label"
+
+
 def words(count: int) -> list[tuple[int, str]]:
     return [(i, ("film", "story", "acting")[i % 3] + str(i)) for i in range(count)]
 
 
-@pytest.mark.parametrize("head", [tagged, ranked, embedded])
+@pytest.mark.parametrize("head", [tagged, ranked, embedded, rated, several])
 @pytest.mark.parametrize(("model_type", "pieces"), [("roberta", byte_pairs), ("mpnet", mpnet_pieces)])
 def test_every_head_of_another_encoder(
     head: Callable[[Path, int], str], model_type: str, pieces: Tokenizer, write: Write, tmp_path: Path
@@ -130,5 +146,9 @@ def test_every_head_of_another_encoder(
         assert library.CrossEncoder(str(student), device="cpu").predict([("is film good?", "film is warm")]).shape == (
             1,
         )
-    else:
+    elif head is embedded:
         assert library.SentenceTransformer(str(student), device="cpu").encode(["the film"]).shape == (1, width)
+    else:
+        classify = pipeline("text-classification", model=str(student), device="cpu", top_k=None)
+        [found] = classify(["the film is warm"])
+        assert {each["label"] for each in found} == ({"score"} if head is rated else {"warm", "dull"})
