@@ -103,6 +103,11 @@ def test_a_search_is_whole(folder: Path) -> None:
         }
 
 
+@pytest.mark.parametrize(("name", "unit"), [("mr-joint", "%"), ("cola-joint", "Matthews x 100")])
+def test_results_of_earlier_versions_have_the_unit_of_their_metric(name: str, unit: str) -> None:
+    assert {study.unit for study in studies(RESULTS / name)} == {unit}
+
+
 @by_folder
 def test_the_table_can_be_analysed(folder: Path) -> None:
     assert sum(len(study.trials) for study in studies(folder)) == len(load(folder))

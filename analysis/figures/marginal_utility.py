@@ -169,6 +169,8 @@ def _checked(table: pd.DataFrame, x: str, relative: bool) -> pd.DataFrame:
     if specs[x].isna().any():
         raise HskdError(f"column {x}: missing, so it cannot lie along x. Choose another, such as bytes_per_example.")
     if relative and specs["relative"].isna().all():
+        if {"none", "full"} <= set(table["arm"]):
+            raise HskdError("full does not score above none, so there is no gap to take a share of.")
         raise HskdError("column arm: none or full is missing, so there is no gap to take a share of. Run these arms.")
     return table
 

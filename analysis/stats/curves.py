@@ -60,10 +60,10 @@ def points(study: Study, confidence: float = CONFIDENCE, answers: Answers | None
         * mean, low, high (shares of 1) and n (seeds);
         * above_none and its bounds (shares of 1, paired by seed);
         * relative and its bounds: the share of the gap from *none* to the *full* of the same mapping that is closed,
-          with Fieller's interval.
+          with Fieller's interval; NaN where *full* does not score above *none*.
 
         Bounds are NaN with fewer than two seeds. The bounds of ``relative`` are also NaN where the gap is not shown to
-        differ from 0. Columns that need *none* or *full* are NaN where that arm is missing.
+        be above 0. Columns that need *none* or *full* are NaN where that arm is missing.
     """
     rows = []
     has_none = NONE in study.points.index
@@ -135,6 +135,8 @@ def _ratio(study: Study, name: str, full: str, confidence: float, answers: Answe
     seeds = {name: 0.0, full: 0.0, NONE: 0.0}
     numerator = contrast(study, seeds | _difference(name, NONE), answers)
     denominator = contrast(study, seeds | _difference(full, NONE), answers)
+    if not denominator.mean > 0:  # a spec that harms less than full does would close a share of such a gap
+        return _NOTHING
     difference = contrast(study, seeds | _difference(name, full), answers)
     return ratio_of(numerator, denominator, difference, confidence)
 

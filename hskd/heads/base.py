@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from hskd.errors import HskdError, MismatchError
+from hskd.heads.metrics import unit_of
 from hskd.store_format.layout import ArraySpec
 
 # Imported inside functions, because a task names its head when it is declared, long before a model is built.
@@ -58,8 +59,8 @@ class Head(ABC):
 
     @property
     def unit(self) -> str:
-        """Unit of 100 times a score."""
-        return "%"
+        """Unit of 100 times a score; that of its metric, unless a head has a unit of its own."""
+        return unit_of(self.metric_names)
 
     def for_teacher(self, model: str) -> Head:
         """Return this head with the output size of the teacher in the folder ``model``, for it or its students."""

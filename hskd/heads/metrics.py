@@ -82,6 +82,33 @@ METRICS: dict[str, Metric] = {
 ``f1`` is the F1 of class 1; ``micro_f1`` and ``macro_f1`` are over all labels.
 """
 
+UNITS = {
+    "accuracy": "%",
+    "token_accuracy": "%",
+    "f1": "F1 x 100",
+    "micro_f1": "F1 x 100",
+    "entity_f1": "F1 x 100",
+    "matthews": "Matthews x 100",
+    "pearson": "correlation x 100",
+    "spearman": "correlation x 100",
+    "agreement": "cosine x 100",
+    "ndcg_10": "nDCG x 100",
+    "map": "MAP x 100",
+}
+"""Unit of 100 times a score, by the metric that is the score."""
+
+
+def unit_of(names: Sequence[str], otherwise: str = "%") -> str:
+    """Return the unit of 100 times the score of a head with these metrics.
+
+    Args:
+        names: the head's metrics. The score is the first of them, or their mean for accuracy with F1 (as in GLUE).
+        otherwise: unit of a metric that is not in :data:`UNITS`.
+    """
+    if tuple(names) == ("accuracy", "f1"):
+        return "mean of accuracy and F1 x 100"
+    return UNITS.get(names[0], otherwise) if names else otherwise
+
 
 def in_unit(score: float, unit: str, digits: int = 1) -> str:
     """Return 100 times a score as text, with its unit (:attr:`hskd.heads.Head.unit`)."""

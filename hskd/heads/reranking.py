@@ -49,11 +49,6 @@ class Reranking(SequenceHead):
 
     @property
     @override
-    def unit(self) -> str:
-        return "MAP x 100"
-
-    @property
-    @override
     def outputs(self) -> int:
         return 1
 

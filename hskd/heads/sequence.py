@@ -108,11 +108,6 @@ class MultiLabel(NamedOutputs, SequenceHead):
 
     @property
     @override
-    def unit(self) -> str:
-        return "F1 x 100"
-
-    @property
-    @override
     def _problem_type(self) -> str | None:
         return "multi_label_classification"
 

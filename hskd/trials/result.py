@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hskd.artifacts import read_record, unsealed, write_record
 from hskd.errors import CorruptionError
+from hskd.heads.metrics import unit_of
 
 RESULT_FILE = "result.json"
 PREDICTIONS_FILE = "predictions.npz"
@@ -158,8 +159,10 @@ class TrialResult(BaseModel):
 
     @property
     def score_unit(self) -> str:
-        """The unit of 100 times a score."""
-        return str((self.head or {}).get("unit", "%"))
+        """The unit of 100 times a score. Heads of plug-ins have it in their record."""
+        head = self.head or {}
+        names = head.get("metric_names") or [name for name in self.metrics[self.scored_split] if name != "score"]
+        return unit_of(names, head.get("unit", "%"))
 
 
 def _advice(remedy: str) -> str:

@@ -155,3 +155,19 @@ def test_an_installed_head_and_task_are_found(tmp_path: Path, monkeypatch: pytes
     finally:
         HEADS.remove("stars")
         TASKS.remove("reviews")
+
+
+@pytest.mark.parametrize(
+    ("task", "unit"),
+    [
+        ("mr", "%"),
+        ("cola", "Matthews x 100"),
+        ("mrpc", "mean of accuracy and F1 x 100"),
+        ("stsb", "correlation x 100"),
+        ("wnut17", "F1 x 100"),
+        ("trecqa", "MAP x 100"),
+        ("imdb_sick", "correlation x 100"),
+    ],
+)
+def test_a_score_has_the_unit_of_its_metric(task: str, unit: str) -> None:
+    assert TASKS[task].task.head.unit == unit

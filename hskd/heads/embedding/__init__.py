@@ -58,12 +58,6 @@ class SentenceEmbedding(Head):
 
     @property
     @override
-    def unit(self) -> str:
-        units = {AGREEMENT: "cosine x 100", NDCG: "nDCG x 100"}
-        return units.get(self.metric_names[0], "correlation x 100")
-
-    @property
-    @override
     def auto_class(self) -> Any:
         from hskd.heads.embedding.model import EmbeddingLoader
 

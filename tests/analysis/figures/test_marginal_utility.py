@@ -189,6 +189,8 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         marginal_utility_figure(study(without="spec"))
     with pytest.raises(HskdError, match="none or full is missing"):
         marginal_utility_figure(study(without="none"), relative=True)
+    with pytest.raises(HskdError, match="full does not score above none"):
+        marginal_utility_figure(Study.of(simulated.simulate(gap=-0.03)), relative=True)
     unknown = Study.of(simulated.simulate(kept_values=np.nan))
     with pytest.raises(HskdError, match="column kept_per_example: missing"):
         marginal_utility_figure(unknown, "kept_per_example")

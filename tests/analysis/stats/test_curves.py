@@ -75,6 +75,12 @@ def test_without_a_gap_the_share_of_it_is_unbounded() -> None:
     assert math.isnan(found.loc["1l_8t_0.1w", "relative_low"])
 
 
+def test_a_spec_closes_no_share_of_a_gap_that_runs_the_other_way() -> None:
+    found = points(study(SCORES | {"full": [score - 0.1 for score in NONE]}))
+    assert found["above_none"].notna().all()
+    assert found[["relative", "relative_low", "relative_high"]].isna().all(axis=None)
+
+
 def test_seeds_that_one_of_them_lacks_do_not_count() -> None:
     made = study({"none": [0.7, 0.72], "1l_8t_0.1w": [0.75, 0.77, 0.99], "full": [0.8, 0.81, math.nan]})
     row = points(made).set_index("name").loc["1l_8t_0.1w"]
