@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
+from scipy import stats
 
 from hskd.errors import HskdError
 from hskd.grid.estimate import amount_of
@@ -101,6 +103,7 @@ class Choice:
         settings: how many rates, or pairs of rates, were compared.
         seeds: on how many seeds.
         edge: in words, which rates are the highest or the lowest of several that were compared.
+        doubt: in words, the next best rates, if the seeds do not show these to be worse.
     """
 
     part: Part
@@ -109,6 +112,7 @@ class Choice:
     settings: int
     seeds: int
     edge: str
+    doubt: str = ""
 
 
 def parts_of(grid: GridSpec, rates: Rates, work: Path, machine: Machine) -> list[Part]:
@@ -307,8 +311,32 @@ def chosen(table: pd.DataFrame, grid: GridSpec, parts: Sequence[Part]) -> list[C
             if len(tried := set(compared.index.get_level_values(name))) > 1 and value in (min(tried), max(tried))
         ]
         seeds = int(settings["count"].max()) // len(part.tried)
-        choices.append(Choice(part, rates, float(score), len(compared), seeds, ", ".join(edges)))
+        doubt = _doubt(rows, compared, seeds)
+        choices.append(Choice(part, rates, float(score), len(compared), seeds, ", ".join(edges), doubt))
     return choices
+
+
+def _doubt(rows: pd.DataFrame, compared: pd.Series[float], seeds: int) -> str:
+    """Return the rates with the second best mean, in words, unless a paired t-test (5 %) shows them to be worse."""
+    if len(compared) < 2:
+        return ""
+    scores = compared.to_numpy()
+    first = int(scores.argmax())
+    second = int(np.delete(scores, first).argmax())
+    best, other = (compared.index[at] for at in (first, second + (second >= first)))
+    lead = (_by_seed(rows, *best) - _by_seed(rows, *other)).dropna()
+    if len(lead) > 1 and stats.ttest_1samp(lead, 0, alternative="greater").pvalue <= 0.05:
+        return ""
+    names = [
+        f"{name} {value:g}" for name, value in zip(compared.index.names, other, strict=True) if not math.isnan(value)
+    ]
+    less = f"{100 * lead.mean():.2g} points less"
+    return f"{seeds} seed{'s' * (seeds > 1)} cannot rank it against {', '.join(names)} ({less})"
+
+
+def _by_seed(rows: pd.DataFrame, hsk_rate: float, prediction_rate: float) -> pd.Series[float]:
+    hsk = rows["hsk_lr"].isna() if math.isnan(hsk_rate) else rows["hsk_lr"] == hsk_rate
+    return rows[hsk & (rows["prediction_lr"] == prediction_rate)].groupby("seed")["dev_score"].mean()
 
 
 def rates_text(grid: GridSpec, choices: Sequence[Choice]) -> str:
@@ -319,7 +347,8 @@ def rates_text(grid: GridSpec, choices: Sequence[Choice]) -> str:
     for choice in choices:
         score = f"{choice.score:.4f}, best of {choice.settings} on {choice.seeds} seeds"
         edge = f"; at the edge of what was tried: {choice.edge}" if choice.edge else ""
-        lines.append(f"# {score}, tried on {', '.join(choice.part.tried)}{edge}")
+        doubt = f"; {choice.doubt}" if choice.doubt else ""
+        lines.append(f"# {score}, tried on {', '.join(choice.part.tried)}{edge}{doubt}")
         entry = choice.rates.model_dump(mode="json")
         lines.append("- " + yaml.safe_dump(entry, sort_keys=False, default_flow_style=True, width=10_000).strip())
     return "\n".join(lines) + "\n"

@@ -170,15 +170,38 @@ def test_the_rates_of_the_best_mean_are_chosen_among_those_of_the_most_seeds() -
     first, second = chosen(table, grid, parts)
     assert first.rates == FamilyRates(family="none", prediction_lr=1e-4)  # the lower of equal rates
     assert (first.score, first.settings, first.seeds, first.edge) == (0.7, 2, 2, "prediction_lr lowest")
+    assert first.doubt == "2 seeds cannot rank it against prediction_lr 0.0002 (0 points less)"
     assert second.rates == FamilyRates(family="width=pca", hsk_lr=2e-4, prediction_lr=1e-4)
     assert second.score == pytest.approx(0.77)
     assert (second.settings, second.seeds, second.edge) == (3, 2, "")
+    assert second.doubt == "2 seeds cannot rank it against hsk_lr 0.0001, prediction_lr 0.0001 (2 points less)"
+    assert second.doubt in rates_text(grid, [first, second])
     assert yaml.safe_load(rates_text(grid, [first, second])) == [
         {"family": "none", "prediction_lr": 1e-4},
         {"family": "width=pca", "hsk_lr": 2e-4, "prediction_lr": 1e-4},
     ]
     with pytest.raises(HskdError, match=r"full: no rates were tried for all_all_all of small"):
         chosen(table, grid, [Part("full", "small", (), ("all_all_all",))])
+
+
+@pytest.mark.parametrize(
+    ("seeds", "doubt"),
+    [(1, "1 seed cannot rank it against prediction_lr 0.0002 (2.1 points less)"), (4, "")],  # p below 0.001
+)
+def test_a_choice_says_whether_its_seeds_show_it_to_be_better(seeds: int, doubt: str) -> None:
+    grid = GridSpec.model_validate(
+        {"name": "g", "task": {"name": "mr", "train_examples": 500, "held_out": 100}, "training": {"hsk_epochs": 4}}
+    )
+    scores = {1e-4: (0.721, 0.733, 0.728, 0.741), 2e-4: (0.700, 0.710, 0.709, 0.720)}
+    table = rows(
+        *[
+            {"prediction_epochs": 5, "prediction_lr": rate, "seed": 100 + i, "dev_score": score}
+            for rate, of_seeds in scores.items()
+            for i, score in enumerate(of_seeds[:seeds])
+        ]
+    )
+    [choice] = chosen(table, grid, [Part("none", "small", (), ("none",))])
+    assert choice.doubt == doubt
 
 
 def test_rates_decide_the_settings_of_each_trial_and_so_its_id() -> None:
