@@ -161,7 +161,7 @@ class TrialResult(BaseModel):
     def score_unit(self) -> str:
         """The unit of 100 times a score. Heads of plug-ins have it in their record."""
         head = self.head or {}
-        names = head.get("metric_names") or [name for name in self.metrics[self.scored_split] if name != "score"]
+        names = head.get("metric_names") or [name for name in self.metrics.get(self.scored_split, {}) if name != "score"]
         return unit_of(names, head.get("unit", "%"))
 
 

@@ -246,10 +246,10 @@ class _Stages:
         )
 
     def last(self, epochs: int, first_epoch: int) -> tuple[StageRecord, list[float]]:
-        """Train the last stage; return its record and the score on dev after each epoch."""
+        """Train the last stage; return its record and the score on dev after each epoch, if dev has labels."""
         student, dev, best = self.inputs.student, self.inputs.splits.get("dev"), self.folder / _BEST_FILE
         trainer = self._last_trainer(epochs, first_epoch)
-        if dev is None:
+        if dev is None or dev.labels is None:
             return self._train(trainer), []
 
         def keep(scores: list[float]) -> None:

@@ -304,6 +304,23 @@ def test_offline_is_online(
     assert encoder.get_embedding_dimension() == 32 and student.config.hidden_size == 16
 
 
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_texts_without_ratings_are_not_scored_from_a_store(
+    made: tuple[Path, list[Any]], cli: Cli, tmp_path: Path, split: str
+) -> None:
+    root, task = made
+    own = tmp_path / "data"
+    own.mkdir()
+    (own / "train.txt").write_text((root / "data" / "train.txt").read_text(encoding="utf-8"), encoding="utf-8")
+    (own / f"{split}.txt").write_text("\n".join(f"{one} again" for one in GOOD), encoding="utf-8")
+    task = [own if word == root / "data" else word for word in task]
+    shared = ["distill", "--student", root / "student", "--arm", "none", *RATES, *task, "--store", root / "store"]
+    cli(*shared, "--out", tmp_path / "trial")
+    written = result(tmp_path / "trial")
+    assert written["metrics"] == {} and written["stages"]["prediction"]["last_loss"] < 1
+    assert (tmp_path / "trial" / "student" / "model.safetensors").is_file()
+
+
 @pytest.mark.parametrize("loss", ["mse", "similarity"])
 def test_other_losses(made: tuple[Path, list[Any]], cli: Cli, tmp_path: Path, loss: str) -> None:
     root, task = made
