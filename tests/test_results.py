@@ -30,7 +30,7 @@ DOCS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md"))
 FINDINGS = sorted(f"results/{path.name}" for path in ROOT.glob("results/*.md"))
 PAGES = ("README.md", "results/rates/README.md", *FINDINGS, *DOCS)
 UNSCORED = ("wnut17", "banking77")
-"""Grids without predictions. There are many outputs an example, and without labels, which are others', they say nothing."""
+"""Grids without predictions, which have many outputs an example. Their labels are not in the repository either."""
 TREE = 15_000_000
 """Most bytes of all tracked files."""
 TRIED = pd.read_csv(RESULTS / "rates" / "none.csv")  # none at several learning rates, from several grids

@@ -161,7 +161,8 @@ class TrialResult(BaseModel):
     def score_unit(self) -> str:
         """The unit of 100 times a score. Heads of plug-ins have it in their record."""
         head = self.head or {}
-        names = head.get("metric_names") or [name for name in self.metrics.get(self.scored_split, {}) if name != "score"]
+        scored = self.metrics.get(self.scored_split, {})
+        names = head.get("metric_names") or [name for name in scored if name != "score"]
         return unit_of(names, head.get("unit", "%"))
 
 
