@@ -98,16 +98,14 @@ UNITS = {
 """Unit of 100 times a score, by the metric that is the score."""
 
 
-def unit_of(names: Sequence[str], otherwise: str = "%") -> str:
-    """Return the unit of 100 times the score of a head with these metrics.
+def unit_of(names: Sequence[str]) -> str:
+    """Return the unit of 100 times the score of a head with the metrics ``names``; ``%`` for an unknown metric.
 
-    Args:
-        names: the head's metrics. The score is the first of them, or their mean for accuracy with F1 (as in GLUE).
-        otherwise: unit of a metric that is not in :data:`UNITS`.
+    The score is the first metric, or for accuracy with F1 their mean, as in GLUE.
     """
     if tuple(names) == ("accuracy", "f1"):
         return "mean of accuracy and F1 x 100"
-    return UNITS.get(names[0], otherwise) if names else otherwise
+    return UNITS.get(names[0], "%") if names else "%"
 
 
 def in_unit(score: float, unit: str, digits: int = 1) -> str:

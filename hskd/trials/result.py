@@ -159,11 +159,13 @@ class TrialResult(BaseModel):
 
     @property
     def score_unit(self) -> str:
-        """The unit of 100 times a score. Heads of plug-ins have it in their record."""
+        """The unit of 100 times a score."""
         head = self.head or {}
+        # Earlier versions wrote per cent for most metrics, or nothing.
+        if (recorded := head.get("unit", "%")) != "%":
+            return str(recorded)
         scored = self.metrics.get(self.scored_split, {})
-        names = head.get("metric_names") or [name for name in scored if name != "score"]
-        return unit_of(names, head.get("unit", "%"))
+        return unit_of(head.get("metric_names") or [name for name in scored if name != "score"])
 
 
 def _advice(remedy: str) -> str:
