@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
 from scipy import stats
@@ -320,10 +319,7 @@ def _doubt(rows: pd.DataFrame, compared: pd.Series[float], seeds: int) -> str:
     """Return the rates with the second best mean, in words, unless a paired t-test (5 %) shows them to be worse."""
     if len(compared) < 2:
         return ""
-    scores = compared.to_numpy()
-    first = int(scores.argmax())
-    second = int(np.delete(scores, first).argmax())
-    best, other = (compared.index[at] for at in (first, second + (second >= first)))
+    best, other = compared.sort_values(ascending=False, kind="stable").index[:2]
     lead = (_by_seed(rows, *best) - _by_seed(rows, *other)).dropna()
     if len(lead) > 1 and stats.ttest_1samp(lead, 0, alternative="greater").pvalue <= 0.05:
         return ""

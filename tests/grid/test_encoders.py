@@ -69,43 +69,43 @@ def test_a_grid_of_another_encoder(model_type: str, pieces: Tokenizer, write: Wr
     assert np.isfinite(result["stages"]["hsk"]["last_loss"])
 
 
+def write_splits(folder: Path, suffix: str, text: str) -> None:
+    for split in ("train", "dev", "test"):
+        (folder / f"{split}.{suffix}").write_text(text, encoding="utf-8")
+
+
 def tagged(folder: Path, count: int) -> str:
     """Write sentences whose words have tags, and return the keys of a grid's task."""
-    for split in ("train", "dev", "test"):
-        lines = [f"the\tO\n{word}\tB-work\nis\tO\n{'.' if i % 2 else 'moving'}\tO\n\n" for i, word in words(count)]
-        (folder / f"{split}.conll").write_text("".join(lines), encoding="utf-8")
+    lines = [f"the\tO\n{word}\tB-work\nis\tO\n{'.' if i % 2 else 'moving'}\tO\n\n" for i, word in words(count)]
+    write_splits(folder, "conll", "".join(lines))
     return "name: tagging"
 
 
 def ranked(folder: Path, count: int) -> str:
     """Write queries with two passages each, and return the keys of a grid's task."""
-    for split in ("train", "dev", "test"):
-        lines = [f"is {word} good?,{word} is warm,1\nis {word} good?,{i} is dull,0\n" for i, word in words(count)]
-        (folder / f"{split}.csv").write_text("query,passage,label\n" + "".join(lines), encoding="utf-8")
+    lines = [f"is {word} good?,{word} is warm,1\nis {word} good?,{i} is dull,0\n" for i, word in words(count)]
+    write_splits(folder, "csv", "query,passage,label\n" + "".join(lines))
     return "name: reranking, text_columns: [query, passage], label_column: label"
 
 
 def embedded(folder: Path, count: int) -> str:
     """Write texts, and return the keys of a grid's task."""
-    for split in ("train", "dev", "test"):
-        text = "".join(f"the {word} is warm and bright {i}\n" for i, word in words(count))
-        (folder / f"{split}.txt").write_text(text, encoding="utf-8")
+    text = "".join(f"the {word} is warm and bright {i}\n" for i, word in words(count))
+    write_splits(folder, "txt", text)
     return "name: embedding"
 
 
 def rated(folder: Path, count: int) -> str:
     """Write texts with a number, and return the keys of a grid's task."""
-    for split in ("train", "dev", "test"):
-        lines = [f"the {word} is warm,{i % 7 + 0.5}\n" for i, word in words(count)]
-        (folder / f"{split}.csv").write_text("text,label\n" + "".join(lines), encoding="utf-8")
+    lines = [f"the {word} is warm,{i % 7 + 0.5}\n" for i, word in words(count)]
+    write_splits(folder, "csv", "text,label\n" + "".join(lines))
     return "name: custom, text_columns: [text], label_column: label"
 
 
 def several(folder: Path, count: int) -> str:
     """Write texts with lists of labels, and return the keys of a grid's task."""
-    for split in ("train", "dev", "test"):
-        rows = [{"text": f"the {word} is warm", "label": ["warm", "dull"][: i % 3]} for i, word in words(count)]
-        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    rows = [{"text": f"the {word} is warm", "label": ["warm", "dull"][: i % 3]} for i, word in words(count)]
+    write_splits(folder, "jsonl", "\n".join(map(json.dumps, rows)))
     return "name: custom, text_columns: [text], label_column: label"
 
 
