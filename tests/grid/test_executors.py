@@ -16,14 +16,13 @@ from pathlib import Path
 import psutil
 import pytest
 from grid.conftest import Cli, Write
-from support.deaths import DEADLY, named, on_ray
+from support.deaths import deadly_selector, named, on_ray
 from support.grid_lab import CLI, TRIALS, Ran, Recorder, command, run, same_predictions, same_scores
 from support.mutations import times
 
 from hskd.errors import HskdError
 from hskd.grid.executors import RayCluster, Workers
 from hskd.results import ResultsFolder
-from hskd.selectors import LENGTH
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs hskd[cluster]")
 
@@ -97,14 +96,11 @@ def test_ctrl_c_reaches_workers_and_the_grid_goes_on(undisturbed: Ran, grid_file
 def test_a_trial_that_kills_its_process_twice_is_reported(
     undisturbed: Ran, write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "deadly_selector.py").write_text(DEADLY)
     monkeypatch.chdir(tmp_path)
     root = shutil.copytree(undisturbed.root, tmp_path / "root")
-    file = write("plugins: [deadly_selector]", 'include: ["1l_1t_0.25w,length=deadly"]', "seeds: 1")
-    try:
+    with deadly_selector(tmp_path) as module:
+        file = write(f"plugins: [{module}]", 'include: ["1l_1t_0.25w,length=deadly"]', "seeds: 1")
         ran = run(file, root, Workers(1))
-    finally:
-        LENGTH.remove("deadly")
     [(trial, error)] = ran.progress.failed.items()
     assert error.startswith("its process died 2 times, the last by signal 9")
     assert (ran.out / "trials" / f"{trial}.error.json").is_file()

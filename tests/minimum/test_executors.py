@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.command_line import Cli, command_line
-from support.deaths import DEADLY, named, on_ray
+from support.deaths import deadly_selector, named, on_ray
 from support.find_lab import GRID
 from support.grid_lab import Recorder, machine, same_predictions, same_scores
 from support.mutations import times
@@ -21,7 +21,6 @@ from hskd.minimum.live import RATES_FOLDER, Runner, Trials
 from hskd.minimum.search import Batch, Search, SearchSettings, Sent, Trial
 from hskd.minimum.space import Candidate
 from hskd.results import ResultsFolder, load
-from hskd.selectors import LENGTH
 from hskd.spec import HSKSpec
 
 BUDGET = 36
@@ -149,20 +148,17 @@ class TwoBatches(Search):
 def test_a_trial_that_kills_its_process_twice_is_a_failed_one(
     data_folder: Path, grid_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "deadly_selector.py").write_text(DEADLY)
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "deadly.yaml"
-    file.write_text(GRID.format(data=data_folder, model=grid_file.parent / "body") + "plugins: [deadly_selector]\n")
     told, out = Recorder(), tmp_path / "out"
     told.next_batch = lambda batch, search, waiting: None  # type: ignore[attr-defined]
-    try:
+    with deadly_selector(tmp_path) as module:
+        file.write_text(GRID.format(data=data_folder, model=grid_file.parent / "body") + f"plugins: [{module}]\n")
         trials = Trials(load_grid(str(file)), machine(), tmp_path / "work")
         chosen = [Candidate(HSKSpec.parse("1l_1t_0.25w,length=deadly"), 450.0, {})]
         search = TwoBatches(chosen, 80_000.0, SearchSettings())
         Runner(trials, chosen, out, Workers(1), told).run(search)  # type: ignore[arg-type]
         full, deadly = (trials.config(trial, chosen).id for trial in (FULL, DEADLY_SPEC))
-    finally:
-        LENGTH.remove("deadly")
     [[of_rates], [of_full, of_deadly]] = search.sent
     assert of_rates is not None and of_rates == of_full and of_deadly is None
     assert ResultsFolder(out).done() == ResultsFolder(out / RATES_FOLDER).done() == {full}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import psutil
 import pytest
+
+from hskd.selectors import LENGTH
 
 Made = TypeVar("Made")
 
@@ -22,7 +26,21 @@ class Deadly(LengthSelector):
     def scores(self, view):
         os.kill(os.getpid(), 9)  # as the kernel does where memory ends
 """
-"""A module with the length selector ``deadly``, which kills its process."""
+
+
+@contextmanager
+def deadly_selector(folder: Path) -> Iterator[str]:
+    """Write a module with the length selector ``deadly``, which kills its process, and yield the module's name.
+
+    Each folder gets a module of another name: a process imports a module only once, and several tests share a process.
+    """
+    module = f"deadly_{folder.name}"
+    (folder / f"{module}.py").write_text(DEADLY)
+    try:
+        yield module
+    finally:
+        if LENGTH.find("deadly") is not None:
+            LENGTH.remove("deadly")
 
 
 def named(word: str, recursive: bool = True) -> list[psutil.Process]:
