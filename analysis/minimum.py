@@ -19,11 +19,12 @@ from hskd.errors import HskdError
 from hskd.grid.changes import changed
 from hskd.grid.executors import Executor, InProcess, Workers
 from hskd.grid.spec import GridSpec
+from hskd.minimum.finished import Finished, read_finished, write_finished
 from hskd.minimum.live import Question, Runner, Trials, Watcher, grid_of, has_rates, record, settings_for
-from hskd.minimum.search import Confirmation, Outcome, Search, SearchSettings, Trial
-from hskd.minimum.space import Candidate, Space, with_constraints
+from hskd.minimum.search import Confirmation, Search, SearchSettings, Trial
+from hskd.minimum.space import Space, with_constraints
 from hskd.progress import Silent
-from hskd.trials.config import Machine, TrialConfig
+from hskd.trials.config import Machine
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,27 +33,25 @@ TOLERANCE, BUDGET = 0.5, 60
 """Defaults: points of score that a spec may lose, and the number of trials."""
 
 
-@dataclass(frozen=True, eq=False)
-class FindResult:
-    """The result of a search. Jupyter displays it as text, figure and table.
+@dataclass(frozen=True, eq=False, repr=False)
+class FindResult(Finished):
+    """The result of a search: a finished search and its tables. Jupyter displays it as text, figure and table.
 
     Attributes:
-        outcome: verdict, reason and evidence of the search.
-        chosen: the candidates, the cheapest first.
-        full_bytes: bytes an example of full HSK.
-        settings: of the search, such as the tolerance and the level.
         folder: of the results.
-        title: task and student.
-        config: of a trial of the answer, or of full HSK where there is no answer.
     """
 
-    outcome: Outcome
-    chosen: Sequence[Candidate]
-    full_bytes: float
-    settings: SearchSettings
     folder: Path
-    title: str
-    config: TrialConfig
+
+    @classmethod
+    def load(cls, folder: Path | str) -> FindResult:
+        """Return the result of the search that ended in a folder. Neither data nor models are needed, and nothing runs.
+
+        Raises:
+            HskdError: no search ended there, or another version wrote its file.
+            CorruptionError: the file is damaged.
+        """
+        return cls(**vars(read_finished(Path(folder))), folder=Path(folder))
 
     @property
     def answer(self) -> str | None:
@@ -94,11 +93,6 @@ class FindResult:
         if self.too_little is not None:
             text += f" Shown not to be enough: {self.too_little}."
         return text
-
-    @property
-    def command(self) -> str | None:
-        """The ``hskd distill`` command of the answer; None where there is none."""
-        return None if self.answer is None else command_of(self.config)
 
     @cached_property
     def tests(self) -> pd.DataFrame:
@@ -155,6 +149,9 @@ class FindResult:
         from hskd.analysis.figures.minimum import minimum_figure
 
         return minimum_figure(self.tests, self.screened, self.limit, self.gap)
+
+    def __repr__(self) -> str:
+        return f"{self.title}\n{self.sentence}"
 
     def _repr_html_(self) -> str:
         from hskd.analysis.figures.style import DPI
@@ -235,11 +232,14 @@ def find(  # noqa: PLR0913
     executor = executor or (Workers(workers) if workers > 1 else InProcess())
     runner = Runner(trials, chosen, folder, executor, watcher or _Quiet(), seconds)
     outcome = runner.run(search)
-    rates = None if outcome.answer is None else search.rates_of("spec", outcome.answer)
-    its_trial = Trial("full" if outcome.answer is None else "spec", outcome.answer, asked.first_seed, rates)
-    config = trials.config(its_trial, chosen)
+    command = None
+    if outcome.answer is not None:
+        rates = search.rates_of("spec", outcome.answer)
+        command = command_of(trials.config(Trial("spec", outcome.answer, asked.first_seed, rates), chosen))
     title = f"{trials.grid.task.name} · {trials.student.name}"
-    return FindResult(outcome, chosen, full_bytes, asked, folder, title, config)
+    result = FindResult(outcome, chosen, full_bytes, asked, title, command, folder)
+    write_finished(folder, result)
+    return result
 
 
 def find_each(task: str, students: Sequence[str] | None = None, **asked: Any) -> list[FindResult]:

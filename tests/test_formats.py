@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from hskd.artifacts import CHECKSUMS, RECIPE_FILE, SCHEMAS
 from hskd.grid.search import COLUMNS as SEARCH_COLUMNS
+from hskd.minimum.finished import ANSWER_FILE
 from hskd.minimum.live import FIND_FILE
 from hskd.results.folder import GRID_FILE, LABELS_FILE, PLANNED_FILE, TABLE_FILE
 from hskd.selectors import PRECISION
@@ -131,6 +132,7 @@ FILES = (
     TABLE_FILE,
     LABELS_FILE,
     FIND_FILE,
+    ANSWER_FILE,
 )
 
 

@@ -25,8 +25,8 @@ def test_the_server_listens_on_the_loopback_address_alone() -> None:
     assert started and all("--ServerApp.ip=127.0.0.1" in line for line in started)
 
 
-def test_there_are_six() -> None:
-    assert [path.stem[:3] for path in NOTEBOOKS] == ["01_", "02_", "03_", "04_", "05_", "06_"]
+def test_there_are_seven() -> None:
+    assert [path.stem[:3] for path in NOTEBOOKS] == ["01_", "02_", "03_", "04_", "05_", "06_", "07_"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -7,7 +7,7 @@ that exist, so it makes the same decisions, and continues where it stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -332,16 +332,6 @@ def record(out: Path, question: Question) -> None:
         )
     out.mkdir(parents=True, exist_ok=True)
     write_record(file, content)
-
-
-def read_question(out: Path) -> Mapping[str, Any]:
-    """Read the recorded question of a search.
-
-    Raises:
-        HskdError: there is no record.
-        CorruptionError: it cannot be read.
-    """
-    return read_record(out / FIND_FILE, "Run the search again.")
 
 
 def settings_for(trials: Trials, settings: SearchSettings, search_rates: bool) -> SearchSettings:

@@ -85,6 +85,16 @@ class Candidate:
     bytes_per_example: float
     fields: Mapping[str, Any]
 
+    @classmethod
+    def of(cls, spec: HSKSpec, bytes_per_example: float) -> Candidate:
+        """Return the candidate of a spec."""
+        fields = {
+            f"{dimension}.{field}": tuple(map(tuple, value)) if isinstance(value, list) else value
+            for dimension, selector in spec.model_dump(mode="json").items()
+            for field, value in selector.items()
+        }
+        return cls(spec, bytes_per_example, fields)
+
     @property
     def name(self) -> str:
         """The spec's label."""
@@ -113,21 +123,13 @@ def candidates(space: Space, shape: Shape, size_of: Callable[[HSKSpec], float]) 
             continue
         size = size_of(spec)
         if space.most_bytes is None or size <= space.most_bytes:
-            kept.append(Candidate(spec, size, _fields(spec)))
+            kept.append(Candidate.of(spec, size))
     if not kept:
         raise HskdError(
             "space: no spec is left under its constraints (most_bytes, most_layers, attention); loosen one, or list "
             "smaller amounts."
         )
     return sorted(kept, key=lambda one: (one.bytes_per_example, one.spec.canonical))
-
-
-def _fields(spec: HSKSpec) -> dict[str, Any]:
-    return {
-        f"{dimension}.{field}": tuple(map(tuple, value)) if isinstance(value, list) else value
-        for dimension, selector in spec.model_dump(mode="json").items()
-        for field, value in selector.items()
-    }
 
 
 @dataclass(frozen=True)

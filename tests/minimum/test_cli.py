@@ -23,7 +23,14 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
     return command_line(monkeypatch, capfd, tmp_path, "find")
 
 
-def test_it_prints_the_answer_and_a_page(cli: Cli, grid_file: Path, space_file: Path, tmp_path: Path) -> None:
+def test_it_prints_the_answer_and_a_page(
+    cli: Cli,
+    grid_file: Path,
+    space_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     options = ("--tolerance", 30, "--budget-trials", 32, "--space", space_file, "--dtype", "fp32", "--out", "out")
     code, out, err = cli(grid_file, *options)
     assert code == 0, err
@@ -36,6 +43,13 @@ def test_it_prints_the_answer_and_a_page(cli: Cli, grid_file: Path, space_file: 
     code, again, err = cli(grid_file, *options)
     assert code == 0 and again == out, "the same answer"
     assert "stage: " not in err, "nothing is run again"
+
+    report = command_line(monkeypatch, capfd, tmp_path, "report")
+    code, out, err = report("out", "--out", "again")
+    assert code == 0 and "report: again/index.html" in out, err
+    assert (tmp_path / "again/index.html").read_text() == (tmp_path / "out/find-report/index.html").read_text()
+    code, _, err = report("out", "--margin", 1)
+    assert code == 2 and "--margin: out holds a search, which fixed" in " ".join(err.split())
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from support import find_lab
 from support.find_lab import BUDGET, search
@@ -14,9 +16,11 @@ from support.grid_lab import Recorder, machine, same_scores
 
 from hskd.analysis.minimum import FindResult, find, with_student
 from hskd.analysis.report.minimum_page import write_page
-from hskd.errors import HskdError, MismatchError
+from hskd.artifacts import write_record
+from hskd.errors import CorruptionError, HskdError, MismatchError
 from hskd.grid.executors import InProcess
 from hskd.grid.spec import load_grid
+from hskd.minimum.finished import ANSWER_FILE
 from hskd.results import ResultsFolder, load
 from hskd.spec import HSKSpec
 
@@ -42,7 +46,8 @@ def test_it_ends_with_an_answer_and_its_command(undisturbed: FindResult) -> None
     outcome = undisturbed.outcome
     assert outcome.verdict == "enough", undisturbed.sentence
     assert undisturbed.answer is not None and undisturbed.command is not None
-    assert HSKSpec.parse(undisturbed.answer) == undisturbed.config.spec
+    assert undisturbed.outcome.answer is not None
+    assert HSKSpec.parse(undisturbed.answer) == undisturbed.chosen[undisturbed.outcome.answer].spec
     assert f"--spec {undisturbed.answer}" in undisturbed.command
     assert undisturbed.answer in undisturbed.sentence
     assert {batch.stage for batch in outcome.history} >= {"gap", "screening", "confirmation"}
@@ -134,9 +139,39 @@ def test_the_page_shows_every_stage(undisturbed: FindResult, tmp_path: Path) -> 
     assert len((tmp_path / "tables" / "tests.csv").read_text().splitlines()) == 1 + len(undisturbed.tests)
 
 
+def test_a_finished_search_is_looked_at_again_without_its_data_and_models(
+    undisturbed: FindResult, tmp_path: Path
+) -> None:
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    shutil.copy(undisturbed.folder / ANSWER_FILE, folder)
+    again = FindResult.load(folder)
+    assert again.sentence == undisturbed.sentence and again.command == undisturbed.command
+    assert [one.spec for one in again.chosen] == [one.spec for one in undisturbed.chosen]
+    assert again.outcome.history == undisturbed.outcome.history
+    pd.testing.assert_frame_equal(again.tests, undisturbed.tests, check_exact=True)
+    pd.testing.assert_frame_equal(again.screened, undisturbed.screened, check_exact=True)
+    pages = [write_page(result, tmp_path / name) for name, result in (("before", undisturbed), ("again", again))]
+    before, now = (page.read_text(encoding="utf-8") for page in pages)
+    assert before == now
+
+
+def test_a_search_that_has_not_ended_or_is_damaged_is_refused(undisturbed: FindResult, tmp_path: Path) -> None:
+    with pytest.raises(HskdError, match=r"expected the folder of a search that has ended\. Run the search again"):
+        FindResult.load(tmp_path)
+    text = (undisturbed.folder / ANSWER_FILE).read_text(encoding="utf-8")
+    (tmp_path / ANSWER_FILE).write_text(text.replace('"trials": ', '"trials": 1', 1), encoding="utf-8")
+    with pytest.raises(CorruptionError, match=ANSWER_FILE):
+        FindResult.load(tmp_path)
+    write_record(tmp_path / ANSWER_FILE, {"title": "of another version"})
+    with pytest.raises(HskdError, match="not written by this version of hskd"):
+        FindResult.load(tmp_path)
+
+
 def test_it_shows_itself_in_a_notebook(undisturbed: FindResult) -> None:
     html = undisturbed._repr_html_()
     assert "data:image/png;base64," in html and "<table" in html
+    assert repr(undisturbed) == f"{undisturbed.title}\n{undisturbed.sentence}", "not every estimate of every candidate"
 
 
 def test_an_unknown_student_is_refused(grid_file: Path) -> None:
