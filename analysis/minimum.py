@@ -200,7 +200,7 @@ def find(  # noqa: PLR0913
         student: name of the student, where the grid has several.
         space: specs to choose from: a space, ``paper``, or the path of a YAML file [default: by the models' sizes].
         constraints: fields of the space, such as ``most_bytes``, ``most_layers`` and ``attention``.
-        search_rates: whether learning rates are searched [default: where the grid has none].
+        search_rates: whether learning rates are searched [default: where the grid has none, or one list by family].
         changes: dotted keys of the grid and their values, as ``hskd grid run --set`` takes them.
         settings: further settings of the search.
         out: folder of the results [default: ``results/find-NAME``].
@@ -211,18 +211,27 @@ def find(  # noqa: PLR0913
         watcher: receives progress reports.
 
     Raises:
-        HskdError: an input cannot be read, or no trial can be run.
+        HskdError: an input cannot be read, no trial can be run, or the grid's rates by family are to be kept.
         MismatchError: ``out`` holds trials of another task, teacher, student or training.
     """
     grid = changed(grid_of(task), changes or {})
     grid = with_student(grid, student)
+    if search_rates is None:
+        search_rates = not has_rates(grid)
+    if grid.rates:
+        if not search_rates:
+            raise HskdError(
+                "rates: the grid lists rates by family, and a search tries specs of families that the list lacks. Use "
+                "--rates search, or give one hsk_lr and prediction_lr under training instead of the list."
+            )
+        grid = grid.model_copy(update={"rates": ()})
     folder = Path(out) if out is not None else Path("results") / f"find-{grid.name}"
     machine = machine or Machine.here()
     trials = Trials(grid, machine, Path(work))
     asked = replace(
         settings or SearchSettings(), tolerance=tolerance / 100, margin_share=margin_share, budget=budget_trials
     )
-    asked = settings_for(trials, asked, not has_rates(grid) if search_rates is None else search_rates)
+    asked = settings_for(trials, asked, search_rates)
     chosen_space = space if isinstance(space, Space) else trials.space(space)
     chosen_space = with_constraints(chosen_space, constraints or {})
     chosen = trials.candidates(chosen_space)

@@ -60,6 +60,8 @@ class Sheet:
 
 def points_sheet(points: pd.DataFrame, unit: str = "%") -> Sheet:
     """The table of :func:`hskd.analysis.stats.curves.points`."""
+    # Without bounds, several seeds do not show a gap, and a share of it would be a ratio of two accidents.
+    closed = points.assign(relative=points["relative"].where(points["relative_low"].notna() | (points["n"] < 2)))
     text_table = pd.DataFrame(
         {
             "point": points["name"],
@@ -71,12 +73,12 @@ def points_sheet(points: pd.DataFrame, unit: str = "%") -> Sheet:
             f"score, {unit}": _intervals(points, "mean", "low", "high"),
             "seeds": points["n"].astype(str),
             "above none, points": _intervals(points, "above_none", "above_none_low", "above_none_high", 2),
-            "gap closed, %": _intervals(points, "relative", "relative_low", "relative_high", 0),
+            "gap closed, %": _intervals(closed, "relative", "relative_low", "relative_high", 0),
         }
     )
     about = (
-        "Intervals: t over seeds; above none paired by seed; gap closed by Fieller, without one where the gap itself "
-        "is not shown."
+        "Intervals: t over seeds; above none paired by seed; gap closed by Fieller, left empty where several seeds do "
+        "not show the gap itself."
     )
     return _sheet("points", "Scores", about, points, text_table, ("point", "strategy"))
 

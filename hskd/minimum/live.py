@@ -98,8 +98,8 @@ def grid_of(name: str) -> GridSpec:
 
 
 def has_rates(grid: GridSpec) -> bool:
-    """Return whether a grid gives its learning rates, so that no search for them is needed."""
-    return {"hsk_lr", "prediction_lr"} <= grid.training.model_fields_set
+    """Return whether a grid gives the learning rates of all specs, so that no search for them is needed."""
+    return {"hsk_lr", "prediction_lr"} <= grid.training.model_fields_set and not grid.rates
 
 
 class Trials:

@@ -131,6 +131,18 @@ def test_rates_are_searched_apart(grid_file: Path, space_file: Path, tmp_path: P
     assert set(load(tmp_path / "out").query("arm == 'none'")["prediction_lr"]) == {rates["none"].prediction}
 
 
+def test_rates_by_family_are_searched_anew(grid_file: Path, space_file: Path, tmp_path: Path) -> None:
+    """A search tries families that the list of a grid need not have; full's rates would not suit them."""
+    listed = [
+        {"family": "none", "prediction_lr": 1e-3},
+        {"family": "full", "hsk_lr": 1e-3, "prediction_lr": 1e-3},
+    ]
+    with pytest.raises(HskdError, match="rates: the grid lists rates by family.*Use --rates search"):
+        search(grid_file, space_file, tmp_path, changes={"rates": listed}, search_rates=False)
+    begun = search(grid_file, space_file, tmp_path, changes={"rates": listed}, executor=Refuses(), seconds=0)
+    assert begun.settings.search_rates
+
+
 def test_the_page_shows_every_stage(undisturbed: FindResult, tmp_path: Path) -> None:
     page = write_page(undisturbed, tmp_path).read_text(encoding="utf-8")
     for text in ("Confirmation, on fresh seeds", "Screening, on search seeds", undisturbed.command or "no command"):

@@ -38,6 +38,17 @@ def test_one_seed_has_means_without_intervals() -> None:
     assert not shown["score, %"].str.contains("to").any()
 
 
+def test_no_share_of_a_gap_that_several_seeds_do_not_show() -> None:
+    points = curves.points(study())
+    hidden = (points["name"] == "2l_8t_0.1w") | (points["arm"] == "full")
+    points.loc[hidden, ["relative_low", "relative_high"]] = math.nan
+    shown = sheets.points_sheet(points).text_table.set_index("point")["gap closed, %"]
+    assert shown["2l_8t_0.1w"] == shown["full"] == ""
+    assert "to" in shown["1l_3t_0.1w"]
+    alone = sheets.points_sheet(points.assign(n=1)).text_table.set_index("point")["gap closed, %"]
+    assert alone["full"] == "100", "one seed has no intervals at all"
+
+
 def test_a_column_that_says_nothing_is_left_out() -> None:
     assert "strategy" not in sheets.points_sheet(curves.points(study())).text_table
     assert "strategy" in sheets.points_sheet(curves.points(study("length"))).text_table
