@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from hskd.analysis.minimum import FindResult
 from hskd.analysis.report.page import write_report
 from hskd.analysis.table import studies
 from hskd.artifacts import read_record
@@ -92,8 +93,8 @@ def test_everything_is_packed(folder: Path) -> None:
 
 @pytest.mark.parametrize("folder", SEARCHES, ids=lambda folder: folder.name)
 def test_a_search_is_whole(folder: Path) -> None:
-    assert read_record(folder / FIND_FILE, "Restore it.")["settings"]["search_rates"]
-    for part in (folder, folder / RATES_FOLDER):
+    searched_rates = read_record(folder / FIND_FILE, "Restore it.")["settings"]["search_rates"]
+    for part in (folder, folder / RATES_FOLDER) if searched_rates else (folder,):
         kept = ResultsFolder(part)
         table = load(part)
         assert not kept.trials.exists()
@@ -101,6 +102,17 @@ def test_a_search_is_whole(folder: Path) -> None:
         assert {trial: set(arrays) for trial, arrays in kept.packed_outputs().items()} == {
             trial: {result.scored_split} for trial, result in kept.results().items()
         }
+
+
+@pytest.mark.parametrize("folder", SEARCHES, ids=lambda folder: folder.name)
+def test_the_answer_of_a_search_is_that_of_its_trials(folder: Path) -> None:
+    result, table = FindResult.load(folder), load(folder)
+    scores = table.groupby(["arm", "spec", "seed"])["score"].agg(set)
+    for (arm, index), by_seed in result.outcome.scores.items():
+        spec = "" if arm == "none" else "all_all_all" if index is None else result.chosen[index].name
+        for seed, scored in by_seed.items():
+            assert scored.reported in scores.loc[(arm, spec, seed)]
+    assert result.answer is None or result.answer in set(table["spec"])
 
 
 @pytest.mark.parametrize(("name", "unit"), [("mr-joint", "%"), ("cola-joint", "Matthews x 100")])

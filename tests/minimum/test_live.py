@@ -137,7 +137,7 @@ def test_rates_by_family_are_searched_anew(grid_file: Path, space_file: Path, tm
         {"family": "none", "prediction_lr": 1e-3},
         {"family": "full", "hsk_lr": 1e-3, "prediction_lr": 1e-3},
     ]
-    with pytest.raises(HskdError, match="rates: the grid lists rates by family.*Use --rates search"):
+    with pytest.raises(HskdError, match=r"rates: the grid lists rates by family.*Use --rates search"):
         search(grid_file, space_file, tmp_path, changes={"rates": listed}, search_rates=False)
     begun = search(grid_file, space_file, tmp_path, changes={"rates": listed}, executor=Refuses(), seconds=0)
     assert begun.settings.search_rates
