@@ -101,7 +101,7 @@ class _Writer:
             return self._enough(min(enough, key=self._cost))
         if all(answer.verdict == "all" for answer in self.answers):
             return self._nothing_less(min(self.answers, key=lambda answer: float(answer.tests["low"].iloc[-1])))
-        if all(answer.reason.startswith("no gap:") for answer in self.alone):
+        if all(answer.gap_shown is False for answer in self.alone):
             return self._no_gap(self.alone[0])
         return self._undetermined()
 

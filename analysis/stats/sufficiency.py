@@ -44,6 +44,8 @@ class Sufficiency:
         margin: the allowed loss, in words.
         limit: the allowed loss, as a score (a share of 1).
         gap: *full* - *none*, with its two-sided interval.
+        gap_shown: whether the gap is shown to be wide enough for a verdict: more than the margin, or above 0 if a share
+            of it may be lost. None where too little ran to test that.
         seeds_needed: number of seeds for a decision at the largest amount below full, if it loses nothing (80 %
             power). None where the verdict does not need it, or where more seeds would not be enough.
         confidence: of every claim (one-sided).
@@ -64,6 +66,7 @@ class Sufficiency:
     margin: str
     limit: float
     gap: Interval
+    gap_shown: bool | None
     seeds_needed: int | None
     confidence: float
     new_examples: bool
@@ -154,9 +157,11 @@ class _Question:
         self.margin = _in_points(self.allowed) if self.share is None else f"{100 * self.share:g} % of the gap"
         self.limit_text = self.margin if self.share is None else f"{self.margin} ({_in_points(self.limit)})"
 
+        least = self.allowed if self.share is None else 0
+        self.gap_shown = None if self._missing() else bool(self.gap.lower(self.confidence) > least)
+
     def answer(self) -> Sufficiency:
-        problem = self._missing()
-        if problem:
+        if problem := self._missing():
             return self._sufficiency("undetermined", problem)
         tests = {name: self._test(name) for name in (NONE, *self.steps)}
         table = pd.DataFrame(tests.values(), columns=_Tested._fields)
@@ -196,9 +201,9 @@ class _Question:
         return "" if self.steps else "there is no spec with less HSK than full."
 
     def _no_gap(self) -> str:
-        least, most = self.gap.lower(self.confidence), self.gap.upper(self.confidence)
-        if least > (self.allowed if self.share is None else 0):
+        if self.gap_shown:
             return ""
+        least, most = self.gap.lower(self.confidence), self.gap.upper(self.confidence)
         text = (
             f"no gap: {self.full} scores {_in_points(self.gap.mean)} above none, at least {_points(least)} "
             f"({self.gap.n} seeds), which is not shown to be more than {self.margin if self.share is None else 0}."
@@ -280,6 +285,7 @@ class _Question:
             margin=self.margin,
             limit=self.limit,
             gap=self.gap.interval(self.confidence),
+            gap_shown=self.gap_shown,
             seeds_needed=needed,
             confidence=self.confidence,
             new_examples=self.answers is not None,

@@ -131,23 +131,25 @@ def test_each_strategy_has_its_own_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("made", "says"),
+    ("made", "says", "gap_shown"),
     [
-        (study({"none": [0.7] * 3, LADDER[0]: [0.7] * 3}), "no full arm"),
-        (study({"full": [0.7] * 3, LADDER[0]: [0.7] * 3}), "no none arm"),
-        (losing(0.0, 0.0, 0.0, 0.0, seeds=2), "too few seeds: full and none share 2 seeds"),
-        (losing(0.0, 0.0, 0.0, 0.0, seeds=1), "too few seeds: full and none share 1 seed,"),
-        (losing(0.0, 0.0, 0.0, 0.0, gap=0.006), "no gap: full scores 0.6 points above none, at least 0.45"),
-        (losing(0.01, 0.0, 0.01, 0.0), r"not ordered: 2l_8t_0.5w .* while 1l_8t_0.1w .* less HSK, loses less"),
-        (losing(0.02, 0.01, 0.006, 0.005), "not resolved: 2l_all_0.5w .25 %., .* loses 0.5 points"),
+        (study({"none": [0.7] * 3, LADDER[0]: [0.7] * 3}), "no full arm", None),
+        (study({"full": [0.7] * 3, LADDER[0]: [0.7] * 3}), "no none arm", None),
+        (losing(0.0, 0.0, 0.0, 0.0, seeds=2), "too few seeds: full and none share 2 seeds", None),
+        (losing(0.0, 0.0, 0.0, 0.0, seeds=1), "too few seeds: full and none share 1 seed,", None),
+        (losing(0.0, 0.0, 0.0, 0.0, gap=0.006), "no gap: full scores 0.6 points above none, at least 0.45", False),
+        (losing(0.01, 0.0, 0.01, 0.0), r"not ordered: 2l_8t_0.5w .* while 1l_8t_0.1w .* less HSK, loses less", True),
+        (losing(0.02, 0.01, 0.006, 0.005), "not resolved: 2l_all_0.5w .25 %., .* loses 0.5 points", True),
         (
             study({"none": [0.7, 0.71, 0.72], "full": [0.75, 0.76, 0.77], "all_all_all,length=random": [0.7] * 3}),
             "less HSK",
+            None,
         ),
     ],
 )
-def test_undetermined_says_why(made: Study, says: str) -> None:
+def test_undetermined_says_why(made: Study, says: str, gap_shown: bool | None) -> None:
     answer = ask(made)
+    assert answer.gap_shown is gap_shown
     assert (answer.verdict, answer.name) == ("undetermined", "")
     assert math.isnan(answer.fraction)
     assert re.search(says, answer.reason)
