@@ -99,9 +99,6 @@ def test_a_search_is_whole(folder: Path) -> None:
         table = load(part)
         assert not kept.trials.exists()
         assert sorted(table["trial"]) == sorted(kept.planned() or [])
-        assert {trial: set(arrays) for trial, arrays in kept.packed_outputs().items()} == {
-            trial: {result.scored_split} for trial, result in kept.results().items()
-        }
 
 
 @pytest.mark.parametrize("folder", SEARCHES, ids=lambda folder: folder.name)
