@@ -35,9 +35,15 @@ TOLERANCE, BUDGET = 0.5, 60
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FindResult(Finished):
-    """The result of a search: a finished search and its tables. Jupyter displays it as text, figure and table.
+    """The result of a search. Jupyter displays it as text, figure and table.
 
     Attributes:
+        outcome: verdict, reason and evidence of the search.
+        chosen: the candidates, the cheapest first.
+        full_bytes: bytes an example of full HSK.
+        settings: of the search, such as the tolerance and the level.
+        title: task and student.
+        command: the ``hskd distill`` command of the answer; None where there is no answer.
         folder: of the results.
     """
 
