@@ -135,8 +135,15 @@ def _read_outcome(content: Mapping[str, Any]) -> Outcome:
         (point["arm"], point["candidate"]): {int(seed): Scored(*scored) for seed, scored in point["by_seed"].items()}
         for point in content["scores"]
     }
-    ends = (content[name] for name in ("verdict", "reason", "answer", "too_little"))
-    return Outcome(*ends, known, history, scores)
+    return Outcome(
+        verdict=content["verdict"],
+        reason=content["reason"],
+        answer=content["answer"],
+        too_little=content["too_little"],
+        known=known,
+        history=history,
+        scores=scores,
+    )
 
 
 def _judgement(content: Mapping[str, Any]) -> Judgement:
