@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
 import psutil
 import pytest
 
+from hskd import plugins
 from hskd.selectors import LENGTH
 
 Made = TypeVar("Made")
@@ -27,20 +29,25 @@ class Deadly(LengthSelector):
         os.kill(os.getpid(), 9)  # as the kernel does where memory ends
 """
 
+_NUMBERS = count()
+
 
 @contextmanager
 def deadly_selector(folder: Path) -> Iterator[str]:
     """Write a module with the length selector ``deadly``, which kills its process, and yield the module's name.
 
-    Each folder gets a module of another name: a process imports a module only once, and several tests share a process.
+    Several tests share a process, which imports a module only once and hands its plug-ins on to its workers. So each
+    call gives the module another name, and afterwards the process no longer counts it among its plug-ins.
     """
-    module = f"deadly_{folder.name}"
+    module = f"deadly_{next(_NUMBERS)}"
     (folder / f"{module}.py").write_text(DEADLY)
-    try:
-        yield module
-    finally:
-        if LENGTH.find("deadly") is not None:
-            LENGTH.remove("deadly")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plugins, "_loaded", {})
+        try:
+            yield module
+        finally:
+            if LENGTH.find("deadly") is not None:
+                LENGTH.remove("deadly")
 
 
 def named(word: str, recursive: bool = True) -> list[psutil.Process]:
