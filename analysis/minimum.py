@@ -38,13 +38,7 @@ class FindResult(Finished):
     """The result of a search. Jupyter displays it as text, figure and table.
 
     Attributes:
-        outcome: verdict, reason and evidence of the search.
-        chosen: the candidates, the cheapest first.
-        full_bytes: bytes an example of full HSK.
-        settings: of the search, such as the tolerance and the level.
-        title: task and student.
-        command: the ``hskd distill`` command of the answer; None where there is no answer.
-        folder: of the results.
+        folder: of the results. The other attributes are those of :class:`~hskd.minimum.finished.Finished`.
     """
 
     folder: Path

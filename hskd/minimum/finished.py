@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hskd.artifacts import read_record, write_record
-from hskd.errors import CorruptionError, HskdError
+from hskd.errors import HskdError
 from hskd.minimum.search import Batch, Confirmation, Known, Outcome, Rates, Scored, SearchSettings, Trial
 from hskd.minimum.sequential import Judgement
 from hskd.minimum.space import Candidate
@@ -78,8 +78,6 @@ def read_finished(folder: Path) -> Finished:
             content["title"],
             content["command"],
         )
-    except CorruptionError:
-        raise
     except (LookupError, TypeError, ValueError, AttributeError, HskdError) as error:
         cause = f"{type(error).__name__}: {error}"
         raise HskdError(f"{file}: not written by this version of hskd ({cause}). {_AGAIN}") from error
