@@ -339,7 +339,13 @@ class GridSpec(BaseModel):
     include: Annotated[
         tuple[Label, ...], Field(max_length=MOST_SPECS, description="Further specs, such as 1l_3t_0.1w.")
     ] = ()
-    exclude: Annotated[tuple[Label, ...], Field(max_length=MOST_SPECS, description="Specs to leave out.")] = ()
+    exclude: Annotated[
+        tuple[Label, ...],
+        Field(
+            max_length=MOST_SPECS,
+            description="Specs to leave out, or full HSK in a precision, such as all_all_all,precision=int4.",
+        ),
+    ] = ()
 
     @field_validator("plugins")
     @classmethod
@@ -402,6 +408,14 @@ class GridSpec(BaseModel):
                 f"{size:,} specs in sweeps and include; a grid has at most {MOST_SPECS:,}",
             )
         specs, fulls = self.specs(), len(self.fulls())
+        compared = {full.depth for full in self.fulls()}
+        for spec in specs:
+            if spec.full().depth not in compared:
+                raise _at(
+                    "exclude",
+                    f"{spec.label} is compared with {spec.full().label}, which is left out in every precision of this "
+                    "grid; keep one",
+                )
         written = {spec.canonical for spec in specs}
         more = self.more_seeds
         for label in more.specs if more else ():
@@ -423,7 +437,7 @@ class GridSpec(BaseModel):
         return tuple(range(self.seeds)) if isinstance(self.seeds, int) else tuple(dict.fromkeys(self.seeds))
 
     def _written(self) -> list[HSKSpec]:
-        excluded = {HSKSpec.parse(label).canonical for label in self.exclude}
+        excluded = self._excluded()
         specs = [spec for sweep in self.sweeps for spec in sweep.specs()]
         specs += [HSKSpec.parse(label) for label in self.include]
         unique = {spec.canonical: spec for spec in specs}
@@ -434,9 +448,15 @@ class GridSpec(BaseModel):
         return [spec for spec in self._written() if spec != spec.full()]
 
     def fulls(self) -> list[HSKSpec]:
-        """Return full HSK for every mapping and precision that occurs; the default one if there are no specs."""
-        unique = {spec.full().canonical: spec.full() for spec in self._written()}
-        return list(unique.values()) or [HSKSpec()]
+        """Return full HSK for every mapping and precision that occurs; the default one if there are no specs.
+
+        A full that ``exclude`` names is left out.
+        """
+        unique = {spec.full().canonical: spec.full() for spec in self._written()} or {"": HSKSpec()}
+        return [full for text, full in unique.items() if text not in self._excluded()]
+
+    def _excluded(self) -> set[str]:
+        return {HSKSpec.parse(label).canonical for label in self.exclude}
 
     def _points(self) -> list[tuple[Arm, HSKSpec | None]]:
         """Return every arm with the spec that it distils."""

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from grid.conftest import Write
 from support.grid_lab import run
 
 from hskd.analysis.report.page import write_report
 from hskd.grid.spec import load_grid
-from hskd.spec import HSKSpec
+from hskd.selectors.base import Tokens
+from hskd.spec import HSKSpec, Shape
+from hskd.store.amount import measure
+from hskd.store_format.layout import ArraySpec
 
 LINES = (
     "seeds: 1",
@@ -46,14 +51,21 @@ def test_a_report_tells_codecs_apart(write: Write, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["codec-small", "codec-wide", "codec-tinybert"])
-def test_a_preset_of_codecs_screens_on_two_seeds_that_no_grid_reports(name: str) -> None:
+def test_a_preset_of_codecs_compares_them_at_equal_bytes_with_full_in_fp16(name: str) -> None:
     grid = load_grid(name)
-    assert grid.seed_list == (102, 103)
+    assert (grid.seed_list, [full.label for full in grid.fulls()]) == (tuple(range(10)), ["all_all_all"])
     specs = grid.specs()
-    assert len({spec.canonical for spec in specs}) == 72
-    assert {spec.width.selector for spec in specs} == {"magnitude", "uniform", "projection", "pca", "pq", "rvq"}
-    assert {spec.precision.selector for spec in specs} == {"fp16", "int8", "int4", "int2"}
+    assert {spec.width.selector for spec in specs} == {"magnitude", "projection", "pca", "pq", "rvq"}
+    assert {spec.precision.selector for spec in specs} == {"fp16", "int4", "int2"}
     assert {spec.length.selector for spec in specs} == {"left", "attention_no_sep", "gradient", "pool"}
+    examples, length = 2_000, 27  # about those of mr
+    ids = np.arange(examples)
+    words = np.tile(np.array([101, *[2_000] * (length - 2), 102], np.int32), examples)
+    tokens = Tokens(ids, np.arange(examples + 1) * length, words, sep_id=102)
+    shape, target = Shape(3, 6, 384, 30_522), ArraySpec("example", torch.float32, 2)
+    sizes = [measure(spec, tokens, shape, 64, target).bytes_per_example for spec in specs]
+    assert all(300 < size < 440 for size in sizes[:13])
+    assert all(2_800 < size < 3_000 for size in sizes[13:])
 
 
 def test_online_comes_to_what_offline_comes_to(write: Write, tmp_path: Path) -> None:

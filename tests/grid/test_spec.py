@@ -103,6 +103,11 @@ WRONG = {
     "what does not go together": ("name: g\nsweeps:\n  - {k: [3], length: [cls]}\n", 3, ["sweeps.0", "cls", "k"]),
     "a spec that is none": ("name: g\ninclude:\n  - 1l_3t_0.1w\n  - 1l_3t\n", 4, ["include.1", "1l_3t", "1l_10t_0.1w"]),
     "a spec out of range": ("name: g\nexclude: [0l_3t_0.1w]\n", 2, ["exclude.0", "greater than or equal to 1"]),
+    "a spec without full HSK": (
+        "name: g\ninclude: ['1l_3t_0.1w,l_top=5', 1l_3t_0.1w]\nexclude: ['all_all_all,l_top=5']\n",
+        3,
+        ["exclude", "1l_3t_0.1w,depth.l_top=5", "compared with all_all_all,depth.l_top=5", "keep one"],
+    ),
     "unknown arm": ("name: g\narms: [none, silver]\n", 2, ["arms", "paper_none", "gold", "shuffled", "silver"]),
     "unknown task": ("name: g\ntask: {name: squad}\n", 2, ["task.name", "squad", "cola", "custom"]),
     "an arm in training": ("name: g\ntraining: {arm: gold, tau: 2}\n", 2, ["training", "arm", "arms", "seeds"]),
@@ -219,9 +224,10 @@ def test_presets_expand(name: str) -> None:
     further = set(range(more.seeds)) - set(preset.seed_list) if more else set()
     settled = 1 + len(preset.fulls()) + (len(more.specs) if more else 0)
     assert len(trials) == whole + len(further) * len(preset.students) * settled
-    fulls = [spec.canonical for arm, spec, _ in first if arm == "full" and spec]
-    assert len(set(fulls)) == len(fulls) / len(preset.students) > 0
-    assert {spec.full().canonical for arm, spec, _ in first if arm == "spec" and spec} <= set(fulls)
+    fulls = [spec for arm, spec, _ in first if arm == "full" and spec]
+    assert len({full.canonical for full in fulls}) == len(fulls) / len(preset.students) > 0
+    mappings = {spec.full().depth for arm, spec, _ in first if arm == "spec" and spec}
+    assert mappings <= {full.depth for full in fulls}
 
 
 def test_a_grid_of_nothing_is_none_and_full() -> None:
@@ -305,6 +311,15 @@ def test_include_and_exclude() -> None:
         exclude=["1l_3t_0.1w", "9l_9t_0.9w"],
     )
     assert labels(found) == ["1l_1t_0.1w", "2l_1t_0.1w", "2l_3t_0.1w", "2l_8t_0.1w", "2l_5t_0.2w"]
+    coarse = {"include": ["1l_3t_0.1w", "1l_3t_0.1w,precision=int4"]}
+    assert [full.label for full in grid(**coarse).fulls()] == ["all_all_all", "all_all_all,precision=int4"]
+    without = grid(**coarse, exclude=["all_all_all,precision=int4"])
+    assert arms(without) == [
+        ("none", "", 0),
+        ("full", "all_all_all", 0),
+        ("spec", "1l_3t_0.1w", 0),
+        ("spec", "1l_3t_0.1w,precision=int4", 0),
+    ]
     everything = grid(include=["1l_1t_0.1w"], exclude=["1l_1t_0.1w", "all_all_all"])
     assert [arm for arm, *_ in arms(everything)] == ["none", "full"], "these two are always there"
 
