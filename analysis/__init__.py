@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hskd.analysis.report.page import write_report
     from hskd.analysis.report.recommendation import recommend
     from hskd.analysis.stats.curves import contrast, marginal_utility, points
+    from hskd.analysis.stats.equal_bytes import equal_bytes
     from hskd.analysis.stats.examples import Answers
     from hskd.analysis.stats.joint import next_byte, pareto, surface
     from hskd.analysis.stats.pairing import pair
@@ -25,6 +26,7 @@ _MODULES = {
     "report.page": ("write_report",),
     "report.recommendation": ("recommend",),
     "stats.curves": ("contrast", "marginal_utility", "points"),
+    "stats.equal_bytes": ("equal_bytes",),
     "stats.examples": ("Answers",),
     "stats.joint": ("next_byte", "pareto", "surface"),
     "stats.pairing": ("pair",),
@@ -41,6 +43,7 @@ __all__ = [
     "Timings",
     "compare_strategies",
     "contrast",
+    "equal_bytes",
     "marginal_utility",
     "minimum_sufficient",
     "next_byte",

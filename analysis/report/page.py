@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from hskd.analysis.figures import equal_bytes as equal_bytes_of
 from hskd.analysis.figures import marginal_utility as curve
 from hskd.analysis.figures import next_byte as next_byte_of
 from hskd.analysis.figures import pareto as pareto_of
@@ -23,6 +24,7 @@ from hskd.analysis.report.pictures import Picture, Texts, gain_texts, point_text
 from hskd.analysis.report.rendering import render
 from hskd.analysis.report.sheets import Sheet
 from hskd.analysis.stats.curves import marginal_utility, points
+from hskd.analysis.stats.equal_bytes import equal_bytes, sentences
 from hskd.analysis.stats.examples import Answers
 from hskd.analysis.stats.joint import next_byte, pareto, surface
 from hskd.analysis.stats.strategies import by_amount, compare_strategies, winners
@@ -226,6 +228,13 @@ class _Maker:
         )
         draw, say = partial(pareto_of.pareto_figure, study, front), partial(pareto_of.caption, front, confidence)
         self._draw(part, "pareto", "Pareto front of score against bytes", draw, say, self.texts)
+        compared = equal_bytes(study, confidence)
+        draw, say = (
+            partial(equal_bytes_of.equal_bytes_figure, study, compared),
+            partial(equal_bytes_of.caption, compared, confidence),
+        )
+        self._draw(part, "equal_bytes", "Specs that take about the same bytes", draw, say, self.texts)
+        part.sentences += sentences(compared, study.unit)
         draw, say = (
             partial(next_byte_of.next_byte_figure, study, steps),
             partial(next_byte_of.caption, steps, confidence),
@@ -235,6 +244,8 @@ class _Maker:
             self._tabulate(part, sheets.surface_sheet(scores, self.study.unit))
         if front["front"].any():
             self._tabulate(part, sheets.pareto_sheet(front, self.study.unit))
+        if not compared.empty:
+            self._tabulate(part, sheets.equal_bytes_sheet(compared, study.unit))
         if not steps.empty:
             self._tabulate(part, sheets.next_byte_sheet(steps))
         return part

@@ -221,6 +221,25 @@ def pareto_sheet(pareto: pd.DataFrame, unit: str = "%") -> Sheet:
     )
 
 
+def equal_bytes_sheet(compared: pd.DataFrame, unit: str = "%") -> Sheet:
+    """The table of :func:`hskd.analysis.stats.equal_bytes.equal_bytes`."""
+    text_table = pd.DataFrame(
+        {
+            "group": compared["group"].astype(str),
+            "point": compared["name"],
+            "bytes an example": _each(compared["bytes_per_example"], _whole),
+            BYTES_SHARE: _shares(compared["bytes_share"]),
+            f"score, {unit}": _intervals(compared, "mean", "low", "high"),
+            "seeds": compared["n"].astype(str),
+            "behind the best mean, points": _intervals(compared, "behind", "behind_low", "behind_high", 2),
+            "p (Holm)": _each(compared["p_holm"], _p),
+            "verdict": compared["verdict"],
+        }
+    )
+    about = "Groups within half a doubling of bytes; differences paired by seed, Holm over all pairs of a group."
+    return _sheet("equal_bytes", "At about equal bytes", about, compared, text_table, ("point", "verdict"))
+
+
 def next_byte_sheet(steps: pd.DataFrame) -> Sheet:
     """The table of :func:`hskd.analysis.stats.joint.next_byte`."""
     text_table = pd.DataFrame(

@@ -15,6 +15,7 @@ from support.trial_tables import LADDER, table
 
 from hskd.analysis.report import provenance, sheets
 from hskd.analysis.stats.curves import marginal_utility, points
+from hskd.analysis.stats.equal_bytes import equal_bytes, sentences
 from hskd.analysis.stats.joint import next_byte, pareto, surface
 from hskd.analysis.stats.strategies import compare_strategies
 from hskd.analysis.stats.sufficiency import minimum_sufficient
@@ -77,6 +78,7 @@ def analyse(study: Study, whole: bool) -> None:
     front = pareto(study, 0.95)
     assert len(front) == len(study.points)
     next_byte(study, 0.95)
+    assert all(isinstance(sentence, str) for sentence in sentences(equal_bytes(study)))
     if study.dimension == "joint":
         surface(study)
 

@@ -10,12 +10,14 @@ from matplotlib.patches import Rectangle
 from support import simulated, trial_tables
 from support.legible import require_apart, require_legible, shown_texts
 
+from hskd.analysis.figures import equal_bytes as rows_of
 from hskd.analysis.figures import next_byte, pareto, sufficiency, surface
 from hskd.analysis.figures import strategies as forest
 from hskd.analysis.figures.axes import legend_columns, looks
 from hskd.analysis.figures.hover import marks
 from hskd.analysis.figures.minimum import minimum_figure
 from hskd.analysis.stats import joint, strategies
+from hskd.analysis.stats.equal_bytes import BEHIND, BEST_MEAN, equal_bytes
 from hskd.analysis.stats.sufficiency import minimum_sufficient
 from hskd.analysis.table import Study
 from hskd.errors import HskdError
@@ -54,6 +56,32 @@ def test_a_forest_plot_has_each_pair_with_its_interval(seeds: int) -> None:
     shown = (comparison["verdict"] != strategies.UNDETERMINED).sum()
     assert shown == (0 if seeds == 1 else 2)  # otherwise neither mark is tested
     assert ("One seed gives no interval" in forest.caption(comparison, 0.95)) == (seeds == 1)
+
+
+@pytest.mark.parametrize("seeds", [1, 5])
+def test_specs_of_about_equal_bytes_have_a_row_each(seeds: int) -> None:
+    trials = study("joint", seeds)
+    compared = equal_bytes(trials)
+    figure = rows_of.equal_bytes_figure(trials, compared)
+    require_legible(figure)
+    require_apart(figure)
+    [axes] = figure.axes
+    names = rows(axes)
+    for row in compared.to_dict("records"):
+        y = names[str(row["name"])]
+        lines = [line for line in axes.get_lines() if np.allclose(np.asarray(line.get_ydata(), dtype=float), y)]
+        ends = [line.get_xdata() for line in lines if len(line.get_xdata()) == 2]
+        [mark] = [line for line in lines if len(line.get_xdata()) == 1]
+        np.testing.assert_allclose(mark.get_xdata(), 100 * row["mean"])
+        assert (mark.get_markerfacecolor() != "white") == (row["verdict"] in (BEHIND, BEST_MEAN))
+        np.testing.assert_allclose(ends, [] if seeds == 1 else [[100 * row["low"], 100 * row["high"]]])
+    levels = {
+        line.get_label(): line.get_xdata()[0] for line in axes.get_lines() if line.get_label() in ("none", "full")
+    }
+    assert levels == pytest.approx({name: 100 * trials.scores[name].mean() for name in ("none", "full")})
+    assert ("One seed gives no interval" in rows_of.caption(compared, 0.95)) == (seeds == 1)
+    with pytest.raises(HskdError, match="no two specs"):
+        rows_of.equal_bytes_figure(trials, compared.iloc[:0])
 
 
 def test_one_strategy_is_nothing_to_compare() -> None:

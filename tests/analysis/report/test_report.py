@@ -90,7 +90,7 @@ def test_the_pictures_of_the_page_are_the_svg_files(joint: Path) -> None:
     drawn = sorted((joint.parent / "figures").glob("*.svg"))
     assert [path.stem for path in drawn] == [path.stem for path in sorted((joint.parent / "figures").glob("*.png"))]
     assert {path.stem for path in drawn} == {
-        *("curve", "curve_values", "curve_relative", "next_byte", "pareto", "sufficiency", "surface")
+        *("curve", "curve_values", "curve_relative", "equal_bytes", "next_byte", "pareto", "sufficiency", "surface")
     }
     assert sorted(shown) == sorted(outline(path.read_text(encoding="utf-8")) for path in drawn)
 
@@ -178,7 +178,7 @@ def test_the_page_answers_and_shows_the_tables(joint: Path) -> None:
     assert "1l_8t_0.1w (0.73 %) is not enough: it loses more than 0.5 points." in page.text  # ordered by bytes
     assert "the predictions of the trials, or the labels, are not kept" in page.text
     assert "Strategies: only one per dimension, so there is nothing to compare." in page.text
-    for name in ("points", "marginal_utility", "minimum", "surface", "pareto", "next_byte"):
+    for name in ("points", "marginal_utility", "minimum", "surface", "pareto", "equal_bytes", "next_byte"):
         assert (joint.parent / "tables" / f"{name}.csv").is_file()
         assert (joint.parent / "tables" / f"{name}.tex").is_file()
     points = pd.read_csv(joint.parent / "tables" / "points.csv")

@@ -9,6 +9,7 @@ from support import simulated
 
 from hskd.analysis.report import sheets
 from hskd.analysis.stats import curves, joint, strategies
+from hskd.analysis.stats.equal_bytes import equal_bytes
 from hskd.analysis.stats.sufficiency import minimum_sufficient
 from hskd.analysis.table import Study
 
@@ -79,6 +80,7 @@ def test_every_sheet_has_a_row_for_every_row_shown() -> None:
         sheets.by_amount_sheet(strategies.by_amount(many)),
         sheets.surface_sheet(joint.surface(trials)),
         sheets.next_byte_sheet(joint.next_byte(trials)),
+        sheets.equal_bytes_sheet(equal_bytes(trials)),
     ]
     assert len({sheet.name for sheet in made}) == len(made)
     for sheet in made:
