@@ -674,7 +674,13 @@ class Search:
                 for test in tests
                 if test.candidate is not None
             )
-            return "undetermined", f"No candidate is shown to be enough: {losses}. A larger --budget-trials may help."
+            why = ""
+            if tests[-1].judgement.verdict == "futile":
+                why = f" The search ended after {spent}, because the seeds left would hardly show it to be enough."
+            return "undetermined", (
+                f"No candidate is shown to be enough: {losses}.{why} A larger --budget-trials may help: it screens "
+                "more candidates and plans more seeds."
+            )
         return "undetermined", f"The search ended before a candidate was confirmed ({spent})."
 
 

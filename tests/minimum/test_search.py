@@ -120,6 +120,13 @@ def test_where_everything_below_full_loses_nothing_is_claimed() -> None:
     assert outcome.verdict in ("nothing is enough", "undetermined") and outcome.answer is None
 
 
+def test_a_search_that_ends_before_its_budget_says_why() -> None:
+    outcome = _outcome(_world(np.full(len(CHOSEN), 0.01)))
+    assert outcome.verdict == "undetermined" and outcome.known.trials < SETTINGS.budget
+    assert f"ended after {outcome.known.trials} of {SETTINGS.budget} trials, because the seeds left" in outcome.reason
+    assert "loses 1.00 points (4 seeds)" in outcome.reason and "plans more seeds" in outcome.reason
+
+
 def test_a_share_of_the_gap_may_be_lost_instead() -> None:
     outcome = _outcome(_world(_steep(), noise=0.002), replace(SETTINGS, margin_share=0.3))
     assert outcome.verdict == "enough" and outcome.answer is not None
