@@ -110,6 +110,7 @@ def _run(
 Method = SearchSettings | int | tuple[str, ...]
 METHODS: dict[str, Method] = {
     "hskd find": SearchSettings(),
+    "hskd find --budget-trials 120": SearchSettings(budget=120),
     "random screening": SearchSettings(sampler="random"),
     "grid of 16 specs, as mr-joint": DESIGN,
     **{f"grid of {size} specs, even steps": size for size in LADDERS},
