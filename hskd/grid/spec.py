@@ -409,13 +409,13 @@ class GridSpec(BaseModel):
             )
         specs, fulls = self.specs(), len(self.fulls())
         compared = {full.depth for full in self.fulls()}
-        for spec in specs:
-            if spec.full().depth not in compared:
-                raise _at(
-                    "exclude",
-                    f"{spec.label} is compared with {spec.full().label}, which is left out in every precision of this "
-                    "grid; keep one",
-                )
+        alone = next((spec for spec in specs if spec.full().depth not in compared), None)
+        if alone is not None:
+            raise _at(
+                "exclude",
+                f"{alone.label} is compared with {alone.full().label}, which is left out in every precision of this "
+                "grid; keep one",
+            )
         written = {spec.canonical for spec in specs}
         more = self.more_seeds
         for label in more.specs if more else ():
