@@ -651,9 +651,11 @@ class Search:
         if gap is None or gap.verdict != "below":
             if gap is None or gap.verdict == "open":
                 return "undetermined", f"The search ended before it could tell whether there is a gap ({spent})."
+            side = "below" if gap.mean > 0 else "above"
             text = (
-                f"full scores {_points(-gap.mean)} points above none, at least {_points(-gap.high)} ({gap.n} seeds). "
-                "This gap is not shown to be above 0, so nothing can be said about how much HSK is enough."
+                f"full scores {_points(abs(gap.mean))} points {side} none ({gap.n} seeds; the gap is at least "
+                f"{_points(-gap.high)}). It is not shown to be above none, so nothing can be said about how much HSK "
+                "is enough."
             )
             if none.is_enough:
                 text += " None itself is enough at this tolerance."
