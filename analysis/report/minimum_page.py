@@ -15,7 +15,7 @@ from hskd.analysis.report.pictures import Picture, Texts
 from hskd.analysis.report.rendering import render
 from hskd.analysis.stats.sufficiency import percent
 from hskd.io import write_text
-from hskd.minimum.search import CHAIN, GAP_LEVEL
+from hskd.minimum.search import CHAIN, DEARER_SHARE, GAP_LEVEL
 
 if TYPE_CHECKING:
     from hskd.analysis.minimum import FindResult
@@ -117,6 +117,12 @@ def _rules(result: FindResult) -> list[str]:
         rules.append(
             f"Order of the tests, fixed by screening: {names}. First the safest, then the cheapest whose test succeeds "
             f"with {chances} %. Each is tested only if the one before is enough, so the level is not divided."
+        )
+    if known.dearer:
+        names = " > ".join(result.chosen[index].name for index in known.dearer)
+        rules.append(
+            f"If the first is not shown to be enough: {names}, fixed at the same time. {100 * DEARER_SHARE:g} % of the "
+            "level is kept for them."
         )
     return rules
 

@@ -95,6 +95,7 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
         "noise": known.noise,
         "estimates": None if estimates is None else {"mean": estimates.mean, "spread": estimates.spread},
         "chain": known.chain,
+        "dearer": known.dearer,
         "looks": known.looks,
         "tests": [asdict(test) for test in known.tests],
         "rates": known.rates,
@@ -114,6 +115,7 @@ def _read_outcome(content: Mapping[str, Any]) -> Outcome:
         noise=float(content["noise"]),
         estimates=estimates and Estimates(np.array(estimates["mean"], float), np.array(estimates["spread"], float)),
         chain=tuple(content["chain"]),
+        dearer=tuple(content.get("dearer", ())),  # Searches of earlier versions had none.
         looks=tuple(content["looks"]),
         tests=tuple(
             Confirmation(test["candidate"], _judgement(test["judgement"]), float(test["loss"]), test["failed"])

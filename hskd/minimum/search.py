@@ -10,8 +10,9 @@ the scores on disk, and continues. Its stages are:
 5. *bracket*: if trials are left, a cheaper candidate that looks too small, also on fresh seeds.
 
 The candidates to confirm and their order are fixed before the first of them is tested. Each is tested only if the
-dearer one before it was shown to be enough, so the level is not divided among them. A claim that a spec is enough is
-therefore wrong at most as often as the level says.
+dearer one before it was shown to be enough, so the level is not divided among them. If the first is not shown to be
+enough, dearer ones follow, for which a part of the level is kept. A claim that a spec is enough is therefore wrong at
+most as often as the level says.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ STEP = 1.25
 """Each candidate of the chain takes fewer bytes than the one before it, by at least this factor."""
 SAFE = 0.95
 """If the first candidate of the chain is this likely to succeed, no safer one is tested before it."""
+DEARER, DEARER_SHARE = 4.0, 0.2
+"""If the first candidate of the chain is not shown to be enough, candidates of at least ``DEARER`` times its bytes are
+tested. They are fixed beforehand too, and ``DEARER_SHARE`` of the level is kept for them."""
 TARGET = 0.4
 """Screening looks for losses up to this share of the tolerance, because larger ones can hardly be confirmed."""
 GAP_LEVEL = 0.025
@@ -197,6 +201,7 @@ class Known:
         noise: standard deviation of a trial's score.
         estimates: estimated losses of all candidates; None before screening.
         chain: candidates to confirm, in order.
+        dearer: candidates to confirm, in order, if the first of ``chain`` is not shown to be enough.
         looks: numbers of seeds at which their tests look at the data.
         tests: tests of candidates, in the order in which they began.
         rates: rates chosen for none, full and each family, by name.
@@ -207,6 +212,7 @@ class Known:
     noise: float = math.nan
     estimates: Estimates | None = None
     chain: tuple[int, ...] = ()
+    dearer: tuple[int, ...] = ()
     looks: tuple[int, ...] = GAP_LOOKS
     tests: tuple[Confirmation, ...] = ()
     rates: dict[str, Rates] = field(default_factory=dict)
@@ -531,10 +537,17 @@ class Search:
         chances: np.ndarray = special.ndtr(room / np.sqrt(error**2 + estimates.spread**2))
         return chances
 
-    def _chain(self, estimates: Estimates) -> list[int]:
-        """Return the candidates to confirm, from dear to cheap: the safest first, then less and less likely ones."""
-        chances = self._chances(estimates)
+    def _chain(self, estimates: Estimates, least_bytes: float = 0.0) -> list[int]:
+        """Return the candidates to confirm, from dear to cheap: the safest first, then less and less likely ones.
+
+        Args:
+            estimates: of all candidates.
+            least_bytes: candidates of fewer bytes per example are left out.
+        """
         sizes = np.array([one.bytes_per_example for one in self.chosen])
+        if sizes.max() < least_bytes:
+            return []
+        chances = np.where(sizes >= least_bytes, self._chances(estimates), -1.0)
         chain: list[int] = []
         for least in CHAIN:
             limit = sizes[chain[-1]] / STEP if chain else math.inf
@@ -550,13 +563,22 @@ class Search:
         estimates = self.known.estimates
         assert estimates is not None
         chain = self._chain(estimates)
-        self._know(chain=tuple(chain))
-        for index in chain:
-            test = yield from self._confirm(index, self._plan(self.settings.level), "confirmation")
-            if not test.is_enough:
-                break
+        dearer = self._chain(estimates, DEARER * self.chosen[chain[0]].bytes_per_example)
+        self._know(chain=tuple(chain), dearer=tuple(dearer))
+        kept = DEARER_SHARE if dearer else 0.0
+        is_enough = yield from self._in_order(chain, (1 - kept) * self.settings.level)
+        if not is_enough:
+            yield from self._in_order(dearer, kept * self.settings.level)
         if self.settings.bracket:
             yield from self._bracket(estimates)
+
+    def _in_order(self, chain: Sequence[int], level: float) -> Generator[Batch, Sent, bool]:
+        """Confirm candidates one after the other while they are enough, and return whether the first one is."""
+        for place, index in enumerate(chain):
+            test = yield from self._confirm(index, self._plan(level), "confirmation")
+            if not test.is_enough:
+                return place > 0
+        return bool(chain)
 
     def _plan(self, level: float) -> Plan:
         return Plan(self.known.looks, level, self.settings.spending)

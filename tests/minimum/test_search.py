@@ -12,7 +12,21 @@ from hskd.benchmarks.find_simulations import DESIGN, METHODS, found_by_grid, sim
 from hskd.benchmarks.surfaces import SHAPE, World, candidates_of, drawn, flat, joint_surfaces
 from hskd.errors import HskdError
 from hskd.minimum.proposals import propose
-from hskd.minimum.search import Batch, Known, Outcome, Rates, Scored, Search, SearchSettings, Sent, Trial, run
+from hskd.minimum.search import (
+    DEARER,
+    DEARER_SHARE,
+    Batch,
+    Known,
+    Outcome,
+    Rates,
+    Scored,
+    Search,
+    SearchSettings,
+    Sent,
+    Trial,
+    run,
+)
+from hskd.minimum.sequential import Plan, judge
 from hskd.minimum.space import Space, axes
 from hskd.minimum.surrogate import estimate, features, prior, smoothness
 
@@ -107,6 +121,29 @@ def test_candidates_are_tested_from_dear_to_cheap_until_one_fails() -> None:
     sizes = [CHOSEN[test.candidate].bytes_per_example for test in tested if test.candidate is not None]
     assert sizes == sorted(sizes, reverse=True)
     assert all(test.is_enough for test in tested[:-1])
+
+
+def test_dearer_candidates_follow_where_the_safest_is_not_enough() -> None:
+    sizes = np.array([one.bytes_per_example for one in CHOSEN])
+    flattering, true = _world(np.zeros(len(CHOSEN))), _world(np.where(sizes < 5_000, 0.03, 0.0), seed=1)
+
+    def evaluate(batch: Batch) -> Sent:
+        return [
+            Scored(*2 * ((flattering if one.seed >= 100 else true).score(one.arm, one.candidate, one.seed),))
+            for one in batch.trials
+        ]
+
+    outcome = run(Search(CHOSEN, FULL_BYTES, SETTINGS), evaluate)
+    known = outcome.known
+    first, dearer = known.chain[0], known.dearer[0]
+    assert sizes[dearer] >= DEARER * sizes[first] and sizes[first] < 5_000
+    assert [test.candidate for test in known.tests][:2] == [first, dearer]
+    assert not known.tests[0].is_enough and known.tests[1].is_enough
+    assert outcome.verdict == "enough" and outcome.answer in known.dearer
+    [judged] = [test.judgement for test in known.tests if test.candidate == outcome.answer]
+    below = [true.score("spec", outcome.answer, seed) - true.score("full", None, seed) for seed in range(judged.n)]
+    beyond = [-value - SETTINGS.tolerance for value in below]
+    assert judge(beyond, Plan(known.looks, DEARER_SHARE * SETTINGS.level, SETTINGS.spending)) == judged
 
 
 def test_a_flat_world_ends_early() -> None:
