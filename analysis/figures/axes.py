@@ -160,6 +160,13 @@ def difference_row(axes: Axes, y: float, row: Mapping[Hashable, Any], note: str,
     axes.text(1.01, y, text, fontsize=style.SMALL, weight=weight, va="center", transform=axes.get_yaxis_transform())
 
 
+def p_value_text(p: float) -> str:
+    """Return a p-value as the end of a note, such as ``, p 0.012``; empty for NaN."""
+    if not math.isfinite(p):
+        return ""
+    return f", p {'< 0.001' if p < 0.001 else format(p, '.2g')}"
+
+
 def fill_last_row(panels: Sequence[Axes], used: int, columns: int) -> None:
     """Hide the panels after the first ``used``, and show tick labels below the last visible panel of each column."""
     for panel in panels[used:]:

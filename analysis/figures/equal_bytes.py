@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hskd.analysis.figures import hover, style
-from hskd.analysis.figures.axes import MINUS, legend_columns, row_names
+from hskd.analysis.figures.axes import MINUS, legend_columns, p_value_text, row_names
 from hskd.analysis.stats.equal_bytes import BEHIND, BEST_MEAN, span
 from hskd.analysis.table import Study
 from hskd.errors import HskdError
@@ -72,8 +72,7 @@ def _draw_row(axes: Axes, y: float, row: dict[Hashable, Any]) -> None:
     if is_best or not np.isfinite(row["behind"]):
         return
     text = f"{MINUS}{100 * row['behind']:.2f}" if row["behind"] > 0 else f"+{-100 * row['behind']:.2f}"
-    if np.isfinite(row["p_holm"]):
-        text += f", p {'< 0.001' if row['p_holm'] < 0.001 else format(row['p_holm'], '.2g')}"
+    text += p_value_text(row["p_holm"])
     weight = "bold" if is_behind else "normal"
     axes.text(1.01, y, text, fontsize=style.SMALL, weight=weight, va="center", transform=axes.get_yaxis_transform())
 

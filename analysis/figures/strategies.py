@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from typing import Any
-
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from hskd.analysis.figures import style
-from hskd.analysis.figures.axes import MINUS, difference_row, row_names
+from hskd.analysis.figures.axes import MINUS, difference_row, p_value_text, row_names
 from hskd.errors import HskdError
 
 
@@ -34,7 +30,7 @@ def strategies_figure(comparison: pd.DataFrame) -> Figure:
             for row in rows.to_dict("records"):
                 y += 1
                 names.append((y, f"{row['a']} {MINUS} {row['b']}"))
-                difference_row(axes, y, row, _p_value_text(row), style.COLOURS[index], style.MARKERS[index])
+                difference_row(axes, y, row, p_value_text(row["p_holm"]), style.COLOURS[index], style.MARKERS[index])
             y += 1.3
         row_names(axes, names)
         axes.margins(x=0.06)
@@ -57,9 +53,3 @@ def caption(comparison: pd.DataFrame, confidence: float) -> str:
         f"{text} Bars: {100 * confidence:g} % t-interval of each pair alone. Filled: significant after Holm's "
         "correction over the pairs of the dimension; open: undetermined."
     )
-
-
-def _p_value_text(row: Mapping[Hashable, Any]) -> str:
-    if not np.isfinite(row["p_holm"]):
-        return ""
-    return f", p {'< 0.001' if row['p_holm'] < 0.001 else format(row['p_holm'], '.2g')}"

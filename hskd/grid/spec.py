@@ -407,8 +407,8 @@ class GridSpec(BaseModel):
                 "sweeps" if self.sweeps else "include",
                 f"{size:,} specs in sweeps and include; a grid has at most {MOST_SPECS:,}",
             )
-        specs, fulls = self.specs(), len(self.fulls())
-        compared = {full.depth for full in self.fulls()}
+        specs, every_full = self.specs(), self.fulls()
+        fulls, compared = len(every_full), {full.depth for full in every_full}
         alone = next((spec for spec in specs if spec.full().depth not in compared), None)
         if alone is not None:
             raise _at(
@@ -453,7 +453,8 @@ class GridSpec(BaseModel):
         A full that ``exclude`` names is left out.
         """
         unique = {spec.full().canonical: spec.full() for spec in self._written()} or {"": HSKSpec()}
-        return [full for text, full in unique.items() if text not in self._excluded()]
+        excluded = self._excluded()
+        return [full for text, full in unique.items() if text not in excluded]
 
     def _excluded(self) -> set[str]:
         return {HSKSpec.parse(label).canonical for label in self.exclude}
