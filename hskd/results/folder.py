@@ -23,7 +23,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from zipfile import ZipFile
@@ -63,8 +63,9 @@ LARGEST_ARRAY = 2**31
 """Bytes that one array of outputs may say it has."""
 _REMEDY = "restore it, or delete it and run the grid again"
 ATTEMPTS = 5
-"""How often files are read that another process folds away meanwhile."""
+"""How often files are read that another process folds away meanwhile, before folding has to wait for the reader."""
 
+T = TypeVar("T")
 Outputs = dict[str, np.ndarray]
 """A trial's outputs by split, ``(N, C)`` fp16, in the order of the split's examples."""
 
@@ -183,7 +184,7 @@ class ResultsFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(lock_path(self.path / "pack"))
+            lock = FileLock(lock_path(self.path / "pack"), is_singleton=True)  # who packs reads under its own lock
             lock.acquire()
         except OSError as error:
             raise HskdError(f"{self.path}: cannot be written ({error.strerror or error}).") from None
@@ -191,6 +192,24 @@ class ResultsFolder:
             yield
         finally:
             lock.release()
+
+    def _settled(self, read: Callable[[], T]) -> T:
+        """What ``read`` returns when no other process folds away what it reads.
+
+        Raises:
+            HskdError: a file vanishes even while nobody may fold: somebody deletes it.
+        """
+        for _ in range(ATTEMPTS):
+            with suppress(FileNotFoundError):
+                return read()
+        with ExitStack() as held:
+            with suppress(HskdError):  # who may not write reads once more without the lock
+                held.enter_context(self.lock())
+            try:
+                return read()
+            except FileNotFoundError as error:
+                gone = error.filename
+        raise HskdError(f"{gone}: another process moves the results while they are read; wait until it has ended.")
 
     def result(self, trial: str) -> TrialResult | None:
         """A trial's result; None where it is not done.
@@ -215,7 +234,7 @@ class ResultsFolder:
             CorruptionError: one cannot be read, or the table says something else than its results; the message names
                 the file.
         """
-        return _settled(self._results)
+        return self._settled(self._results)
 
     def _results(self) -> dict[str, TrialResult]:
         files = {file.stem: file for file in self.result_files()}
@@ -263,7 +282,7 @@ class ResultsFolder:
             CorruptionError: a file cannot be read, or holds other outputs than the trial gave.
         """
         ids = list(trials)
-        return _settled(lambda: self._outputs(ids, split))
+        return self._settled(lambda: self._outputs(ids, split))
 
     def _outputs(self, ids: Sequence[str], split: str) -> dict[str, np.ndarray]:
         # A file that is there is read from there: if it is folded meanwhile, that is an error, and all is read anew.
@@ -293,23 +312,6 @@ class ResultsFolder:
         """
         file = self.path / LABELS_FILE
         return read_array(file, split) if _is_there(file) else None
-
-
-T = TypeVar("T")
-
-
-def _settled(read: Callable[[], T]) -> T:
-    """What ``read`` returns, once no other process folds away what it reads.
-
-    Raises:
-        HskdError: one does so again and again.
-    """
-    for _ in range(ATTEMPTS):
-        try:
-            return read()
-        except FileNotFoundError as error:
-            gone = error.filename
-    raise HskdError(f"{gone}: another process moves the results while they are read; wait until it has ended.")
 
 
 def load(path: str | Path) -> pd.DataFrame:

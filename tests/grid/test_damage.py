@@ -15,13 +15,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock
 from support.grid_lab import TRIALS, Ran
 from support.mutations import attack, times
 
 from hskd.analysis.table import read_trials
+from hskd.artifacts import lock_path
 from hskd.errors import CorruptionError, HskdError
 from hskd.results import ResultsFolder, load, pack, unpack
-from hskd.results.folder import PLANNED_FILE, read_arrays, read_unpacked
+from hskd.results.folder import ATTEMPTS, PLANNED_FILE, read_arrays, read_unpacked
 
 Read = tuple[pd.DataFrame, list[str], dict[str, np.ndarray], np.ndarray]
 
@@ -237,6 +239,26 @@ def test_a_reader_is_not_disturbed_by_folding(undisturbed: Ran, out: Path) -> No
     folding.join()
     assert folding.exitcode == 0 and reads > 3
     pd.testing.assert_frame_equal(load(out), undisturbed.table)
+
+
+def test_folding_waits_for_a_reader_that_it_disturbs_again_and_again(out: Path) -> None:
+    kept = ResultsFolder(out)
+    lock = FileLock(lock_path(out / "pack"), is_singleton=True)
+    attempts = 0
+
+    def read_slowly() -> int:
+        nonlocal attempts
+        attempts += 1
+        unpack(out)
+        files = kept.result_files()
+        if not lock.is_locked:
+            pack(out)
+        return len([file.read_bytes() for file in files])
+
+    assert kept._settled(read_slowly) > 0
+    assert attempts == ATTEMPTS + 1
+    with pytest.raises(HskdError, match="another process moves the results"):
+        kept._settled(lambda: (out / "deleted").read_bytes())
 
 
 def _fold_again_and_again(out: Path) -> None:
