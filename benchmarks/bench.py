@@ -26,6 +26,11 @@ def test_lengths(replay: Replay) -> None:
     replay()
 
 
+def test_captured(replay: Replay) -> None:
+    """Seconds per batch of training whose steps are captured as CUDA graphs."""
+    replay()
+
+
 def test_extraction(replay: Replay) -> None:
     """Seconds per batch of an extraction, and of the teacher alone."""
     replay()

@@ -21,6 +21,7 @@ class Case:
         spec: the HSK spec of the HSK stage.
         examples: number of stored examples, or of trials of a grid; None for the setting's default.
         mebibytes: size of the store in MiB, which then decides the number of examples.
+        captured: whether a step is one CUDA graph; then a store lies on the device.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Case:
     spec: str = SPEC
     examples: int | None = None
     mebibytes: int | None = None
+    captured: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Group:
 
 
 TRAINING = ("fine-tuning", "fine-tuning-cls", "offline", "online", "prediction", "stock", "teacher", "matmul")
+CAPTURED = ("fine-tuning", "offline", "online", "teacher")
 
 
 def training(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:
@@ -61,6 +64,16 @@ def lengths(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:
         measured_cases += [(what, "cola", dtype) for dtype in dtypes for what in ("offline", "fine-tuning")]
         cases = tuple(Case(f"{what}-{at}-{dtype}", what, at, dtype, student) for what, at, dtype in measured_cases)
         yield Group("lengths", student, cases)
+
+
+def captured(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:
+    """Yield groups of training whose steps are captured, with the same offline step launched from Python beside it."""
+    at = sizes.lengths[0]
+    for dtype in dtypes:
+        for student in STUDENTS:
+            whole = [Case(what, what, at, dtype, student, captured=True) for what in CAPTURED]
+            plain = Case("offline-from-python", "offline", at, dtype, student)
+            yield Group("captured", f"{student}-{at}-{dtype}", (*whole, plain))
 
 
 def extraction(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:
@@ -114,4 +127,6 @@ def grid(sizes: Sizes, dtypes: tuple[str, ...]) -> Iterator[Group]:
     yield Group("grid", "trials", tuple(Case(str(trials), "grid", examples=trials) for trials in sizes.trials))
 
 
-SUITES = {suite.__name__: suite for suite in (training, lengths, extraction, store, size, memory, scale, grid)}
+SUITES = {
+    suite.__name__: suite for suite in (training, lengths, captured, extraction, store, size, memory, scale, grid)
+}

@@ -71,8 +71,11 @@ class Job:
 
     def batches(self, split: TokenizedSplit) -> Iterator[dict[str, torch.Tensor]]:
         """Yield the batches that the engine trains on, endlessly."""
+        return (split.collate(rows) for rows in self.rows(split))
+
+    def rows(self, split: TokenizedSplit) -> Iterator[list[int]]:
+        """Yield the row numbers of these batches, endlessly."""
         sampler = BucketedBatchSampler(split.lengths, self.sizes.batch, SEED)
         for epoch in itertools.count():
             sampler.set_epoch(epoch)
-            for rows in sampler:
-                yield split.collate(rows)
+            yield from sampler

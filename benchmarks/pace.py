@@ -68,6 +68,8 @@ class Pace:
     """Properties that the worker adds to its case's record."""
     batches: int | None = None
     """Batches of a turn, where a step is not one batch."""
+    counts_operations: bool = True
+    """Whether the first turn counts floating-point operations. A graph that is replayed has none to count."""
     _left: int = 0
     _start: float = 0.0
     _counter: FlopCounterMode | None = None
@@ -80,8 +82,9 @@ class Pace:
         if self.batches is None:
             self.batches = self.steps
         go = self._wait({"ready": True})
-        self._counter = FlopCounterMode(display=False)
-        self._counter.__enter__()
+        if self.counts_operations:
+            self._counter = FlopCounterMode(display=False)
+            self._counter.__enter__()
         return go
 
     def step(self) -> bool:

@@ -27,8 +27,10 @@ from hskd.benchmarks.store_workers import STORE_WORK
 from hskd.distill.source import OnlineSource, StoreSource
 from hskd.distill.trainer import HSKModule, HSKTrainer, PredictionTrainer
 from hskd.fast import fast_training
+from hskd.fast.capture import Captured
 from hskd.runtime import autocast
 from hskd.tasks import TokenizedSplit, model_inputs
+from hskd.tasks.fixed import PlacedSplit
 from hskd.training import GoldTrainer, HeadModule, StageTrainer, training_arguments
 
 _PRODUCTS = 8  # matrix products of a turn
@@ -72,6 +74,7 @@ def train(job: Job, pace: Pace) -> None:
         seed=SEED,
         dtype=case.dtype,
         device=job.device,
+        capture=case.captured,
     )
     with fast_training(student, [vocabulary_of(case.lengths)]) as encoder:
         trainer: StageTrainer
@@ -87,12 +90,14 @@ def train(job: Job, pace: Pace) -> None:
         else:
             store = spec_store(job.folder / "store", split, job.spec, job.shape)
             pace.known |= {"store_bytes": store.manifest.bytes, "stored_examples": len(store)}
-            offline = StoreSource(store, split, job.shape.student_layers)
+            place = job.device if case.captured else None
+            offline = StoreSource(store, split, job.shape.student_layers, place)
             if case.what == "prediction":
                 trainer = PredictionTrainer(HeadModule(student, HEAD, encoder), arguments, split, offline)
             else:
                 module = HSKModule(student, job.shape.teacher_width, SEED, encoder=encoder).to(job.device)
                 trainer = HSKTrainer(module, arguments, split, offline)
+        assert trainer.captures == case.captured
         trainer.add_callback(_TakesTurns(pace))
         trainer.run()
 
@@ -121,11 +126,22 @@ def teacher(job: Job, pace: Pace) -> None:
     split = job.split()
     _describe(job, pace, split)
     model = teacher_of(job.sizes, job.device).model
-    batches = job.batches(split)
+    placed = PlacedSplit(split, job.device)
+
+    def forward(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        with autocast(job.case.dtype, job.device):
+            logits: torch.Tensor = model(**model_inputs(batch, job.device)).logits
+        return logits
+
+    captured = Captured(lambda rows, width: (forward(placed.batch(rows, width)),), job.device)
+    batches = job.rows(split)
     more = pace.begin()
     while more:
-        with autocast(job.case.dtype, job.device):
-            model(**model_inputs(next(batches), job.device))
+        rows = next(batches)
+        if job.case.captured:
+            captured(torch.tensor(rows).to(job.device), key=int(split.lengths[rows].max()))
+        else:
+            forward(split.collate(rows))
         more = pace.step()
 
 
@@ -144,6 +160,7 @@ def matmul(job: Job, pace: Pace) -> None:
 
 def _describe(job: Job, pace: Pace, split: TokenizedSplit) -> None:
     pace.steps = job.steps
+    pace.counts_operations = not job.case.captured
     pace.known |= {
         "examples_per_batch": job.sizes.batch,
         "tokens_per_batch": job.sizes.batch * float(split.lengths.mean()),

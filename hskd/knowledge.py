@@ -44,6 +44,8 @@ class Members(NamedTuple):
     Attributes:
         kept: index of the kept token that each token is averaged into, ``(P,)`` int64.
         position: position of each token in its example, ``(P,)`` int64.
+
+    A token whose ``kept`` is the number of kept tokens is averaged into none of them.
     """
 
     kept: torch.Tensor
@@ -58,11 +60,11 @@ class Members(NamedTuple):
     def mean(self, states: torch.Tensor, count: int) -> torch.Tensor:
         """Return the members' ``states`` ``(P, d)``, averaged for each of the ``count`` kept tokens: ``(count, d)``."""
         states = states.float()  # Sums in bf16 are inaccurate.
-        sums = states.new_zeros((count, states.shape[1])).index_add(0, self.kept, states)
-        sizes = torch.zeros(count, device=states.device).index_add(
+        sums = states.new_zeros((count + 1, states.shape[1])).index_add(0, self.kept, states)
+        sizes = torch.zeros(count + 1, device=states.device).index_add(
             0, self.kept, self.kept.new_ones(()).expand_as(self.kept).float()
         )
-        return sums / sizes[:, None]
+        return sums[:count] / sizes[:count, None].clamp(min=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +85,8 @@ class KeptHSK:
         basis: the directions along which the values are coordinates; None if the values are neurons.
         members: the tokens that are averaged into each kept token; None if kept tokens are not averages.
         places: indices of these layers among the spec's layers, if they are drawn for each batch; None for all layers.
+        real: which rows are kept tokens, ``(K,)`` bool, if each example has ``most`` rows and ``K`` is ``B * most``.
+            The other rows are pads, and no loss reads their values. None if each row is a kept token.
     """
 
     layers: tuple[int, ...]
@@ -95,6 +99,7 @@ class KeptHSK:
     basis: Basis | None = None
     members: Members | None = None
     places: tuple[int, ...] | None = None
+    real: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         """Compute ``most`` if it is not given."""
@@ -105,11 +110,15 @@ class KeptHSK:
     def example(self) -> torch.Tensor:
         """Index of the example that each kept token belongs to, ``(K,)`` int64."""
         examples = torch.arange(len(self.counts), device=self.counts.device)
+        if self.real is not None:
+            return examples.repeat_interleave(len(self.real) // len(examples))
         return torch.repeat_interleave(examples, self.counts, output_size=len(self.positions))
 
     @cached_property
     def rank(self) -> torch.Tensor:
-        """Index of each kept token among the kept tokens of its example, from 0, ``(K,)`` int64."""
+        """Index of each row among the rows of its example, from 0, ``(K,)`` int64."""
+        if self.real is not None:
+            return torch.arange(len(self.real) // len(self.counts), device=self.real.device).repeat(len(self.counts))
         starts = self.counts.cumsum(0) - self.counts
         first = torch.repeat_interleave(starts, self.counts, output_size=len(self.positions))
         return torch.arange(len(first), device=first.device) - first
@@ -153,6 +162,27 @@ class KeptHSK:
             places=places,
         )
 
+    def within(self, lengths: torch.Tensor) -> KeptHSK:
+        """Return the kept tokens that lie, in every layer, inside examples of these lengths ``(B,)``."""
+        inside = (self.positions < lengths[self.example, None]).all(dim=1)
+        if self.real is not None:
+            real = self.real & inside
+            return replace(
+                self,
+                counts=real.unflatten(0, (len(lengths), -1)).sum(1),
+                positions=self.positions * real[:, None],
+                real=real,
+            )
+        per_token = self.neurons is not None and self.neurons.dim() == 3
+        return replace(
+            self,
+            counts=torch.bincount(self.example[inside], minlength=len(lengths)),
+            positions=self.positions[inside],
+            values=self.values[inside],
+            neurons=self.neurons[inside] if per_token and self.neurons is not None else self.neurons,
+            most=None,
+        )
+
     def to(self, device: torch.device, non_blocking: bool = False) -> KeptHSK:
         """Return the same knowledge on ``device``. ``non_blocking`` is passed to ``Tensor.to``."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -171,6 +201,7 @@ class KeptHSK:
             weights=None if self.weights is None else change(self.weights),
             basis=None if self.basis is None else Basis(change(self.basis.directions), change(self.basis.origin)),
             members=None if self.members is None else Members(*map(change, self.members)),
+            real=None if self.real is None else change(self.real),
         )
 
 
@@ -230,24 +261,12 @@ def select(spec: HSKSpec, layers: Sequence[Layer], states: TeacherStates, codec:
     for i, layer in enumerate(layers):
         view = _kept_view(spec, layer, states)
         positions.append(torch.from_numpy(view.tokens.position))
-        kept = view.hidden
-        width = kept.shape[1]
-        missing = set(spec.width.codec_layout(spec.precision, width)) - set(codec or {})
-        if missing:
-            raise HskdError(
-                f"width={spec.width.selector}: has to learn from the training examples before it can select; "
-                "fit its codec first (hskd.knowledge.fit_codec)."
-            )
-        mask = spec.width.fixed(width)
-        if mask is None:
-            picked = spec.width.neurons(view).to(kept.device)
+        encoded, picked = select_neurons(spec, view, {name: array[i] for name, array in (codec or {}).items()})
+        if picked is not None and picked.dim() == 1:
+            fixed = picked
+        elif picked is not None:
             neurons.append(picked)
-            kept = kept.gather(1, picked)
-        elif len(mask) < width:
-            fixed = torch.from_numpy(mask).to(kept.device)
-            kept = kept[:, fixed]
-        own = {name: array[i] for name, array in (codec or {}).items()}
-        for name, array in spec.width.encode(kept, spec.precision, own).items():
+        for name, array in encoded.items():
             arrays.setdefault(name, []).append(array)
     return SelectedHSK(
         counts=torch.from_numpy(spec.length.counts(states.tokens)),
@@ -255,6 +274,40 @@ def select(spec: HSKSpec, layers: Sequence[Layer], states: TeacherStates, codec:
         arrays={name: torch.stack(parts, dim=1) for name, parts in arrays.items()},
         neurons=torch.stack(neurons, dim=1) if neurons else fixed,
     )
+
+
+def select_neurons(
+    spec: HSKSpec, view: LayerView, codec: Codec
+) -> tuple[Mapping[str, torch.Tensor], torch.Tensor | None]:
+    """Return what ``spec`` keeps of the kept tokens of a layer, encoded for storage, and which neurons these are.
+
+    Args:
+        spec: what to keep.
+        view: the kept tokens.
+        codec: the layer's own codec; empty if the width selector learns nothing.
+
+    Returns:
+        The arrays of the width selector, ``(M, elements)`` each, and the neurons: ``(k,)`` if they are the same for
+        every token, ``(M, k)`` if they differ, and None if all are kept.
+
+    Raises:
+        HskdError: the width selector learns, and no codec is given.
+    """
+    kept = view.hidden
+    width = kept.shape[1]
+    if set(spec.width.codec_layout(spec.precision, width)) - set(codec):
+        raise HskdError(
+            f"width={spec.width.selector}: has to learn from the training examples before it can select; "
+            "fit its codec first (hskd.knowledge.fit_codec)."
+        )
+    mask, neurons = spec.width.fixed(width), None
+    if mask is None:
+        neurons = spec.width.neurons(view).to(kept.device)
+        kept = kept.gather(1, neurons)
+    elif len(mask) < width:
+        neurons = torch.from_numpy(mask).to(kept.device)
+        kept = kept[:, neurons]
+    return spec.width.encode(kept, spec.precision, codec), neurons
 
 
 def fit_codec(

@@ -37,6 +37,8 @@ class RunOptions:
         store_on_device: whether the store that a stage trains from is placed on the device (``always``) or read from
             disk (``never``). ``auto`` places it on a CUDA device if it takes at most half of the free memory there.
             Losses do not depend on it, so it is not recorded.
+        capture: whether a GPU runs every training step as one captured graph. Batches are then padded to few widths,
+            so dropout masks differ, and losses are equal up to rounding without dropout.
 
     Raises:
         HskdError: the reporter is unknown, or its package is not installed.
@@ -49,6 +51,7 @@ class RunOptions:
     compile: bool = False
     accumulate: int = 1
     store_on_device: StoreOnDevice = "auto"
+    capture: bool = False
 
     def __post_init__(self) -> None:
         require_reporter(self.report_to)

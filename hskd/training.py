@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
@@ -22,6 +23,7 @@ from typing_extensions import override
 from hskd import processes
 from hskd.artifacts import CHECKSUMS, require_whole, seal
 from hskd.errors import CorruptionError, HskdError
+from hskd.fast.capture import Captured, HeldAdamW
 from hskd.fast.encoder import LeanEncoder
 from hskd.heads import Head
 from hskd.io import read_json, saving
@@ -38,6 +40,7 @@ from hskd.tasks import (
     model_inputs,
     sequential_batches,
 )
+from hskd.tasks.fixed import in_few_shapes
 
 
 class HeadModule(nn.Module):
@@ -79,7 +82,11 @@ class StageTrainer(Trainer):
         args: the result of :func:`training_arguments`.
         dataset: the training examples, with their targets.
         stage: name of the stage, for messages and progress.
-        options: further arguments of ``Trainer``, such as ``optimizer_cls_and_kwargs``.
+        options: further arguments of ``Trainer``, such as ``optimizer_cls_and_kwargs``. With an optimizer of your own,
+            steps are not captured.
+
+    Attributes:
+        captures: whether a GPU runs every step as one captured graph.
     """
 
     args: StageArguments
@@ -87,8 +94,17 @@ class StageTrainer(Trainer):
     def __init__(
         self, model: nn.Module, args: StageArguments, dataset: BatchDataset, stage: str, **options: Any
     ) -> None:
-        super().__init__(model=model, args=args, train_dataset=dataset, **options)
-        self.dataset = dataset
+        fixed = None
+        if args.capture and not options:
+            fixed = in_few_shapes(dataset, args.batch_size, args.seed, args.device)
+        self.captures = fixed is not None
+        self._max_norm = args.max_grad_norm
+        if self.captures:
+            args.max_grad_norm = 0  # The captured step clips gradients.
+            options["optimizer_cls_and_kwargs"] = HeldAdamW, _adamw_options(args)
+            self._captured = Captured(self._whole_step, args.device)
+        super().__init__(model=model, args=args, train_dataset=fixed or dataset, **options)
+        self.dataset = fixed or dataset
         self.stage = stage
         self._finite = FiniteCheck(stage)
         self.remove_callback(PrinterCallback)
@@ -103,9 +119,31 @@ class StageTrainer(Trainer):
     def compute_loss(self, model: Any, inputs: Any, return_outputs: Any = False, num_items_in_batch: Any = None) -> Any:
         # Trainer averages over processes and accumulated steps, but the parts of a batch may differ in size.
         parts = self.args.world_size * self.args.gradient_accumulation_steps
-        loss = self.batch_loss(model, inputs) * (inputs["share"] * parts)
+        loss = self.batch_loss(model, self.dataset.complete(inputs)) * (inputs["share"] * parts)
         self._finite.see(loss, self.state.global_step + 1)
         return loss
+
+    @override
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        if not self.captures:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        loss, norm = self._captured(self._prepare_inputs(inputs)["rows"], key=inputs["width"])
+        for what, value in (("loss", loss), ("gradient norm", norm)):
+            self._finite.see(value, self.state.global_step + 1, what)
+        return loss.clone()
+
+    def _whole_step(self, rows: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Train on the examples ``rows``; return loss and gradient norm."""
+        assert isinstance(self.optimizer, AcceleratedOptimizer)
+        batch = self.dataset.complete({"rows": rows, "width": width, "padded": True})
+        with self.compute_loss_context_manager():
+            loss = self.batch_loss(self.model, batch)
+        self.accelerator.backward(loss)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._max_norm or math.inf)
+        self.optimizer.optimizer.apply()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach(), norm
 
     @override
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -147,6 +185,12 @@ class StageTrainer(Trainer):
                 raise
 
 
+def _adamw_options(args: TrainingArguments) -> dict[str, Any]:
+    """Return the options with which ``Trainer`` would make a fused AdamW."""
+    betas = (args.adam_beta1, args.adam_beta2)
+    return {"lr": args.learning_rate, "betas": betas, "eps": args.adam_epsilon, "fused": True}
+
+
 class GoldTrainer(StageTrainer):
     """Fine-tunes a model on gold labels: a teacher, or a student of the arm *gold*.
 
@@ -183,22 +227,22 @@ class FiniteCheck(TrainerCallback):
 
     def __init__(self, stage: str) -> None:
         self._stage = stage
-        self._unread: list[tuple[int, torch.Tensor, torch.cuda.Event | None]] = []
+        self._unread: list[tuple[int, str, torch.Tensor, torch.cuda.Event]] = []
 
-    def see(self, loss: torch.Tensor, step: int) -> None:
-        """Check the loss of ``step`` on a CPU. On a GPU, check the previous losses and keep this one for later.
+    def see(self, value: torch.Tensor, step: int, what: str = "loss") -> None:
+        """Check the loss of ``step``, or ``what`` it is, on a CPU. On a GPU, check the previous ones and keep this one.
 
         Raises:
-            HskdError: a checked loss is not finite.
+            HskdError: a checked value is not finite.
         """
-        if loss.device.type != "cuda":
-            self._require_finite("loss", float(loss.detach()), step)
+        if value.device.type != "cuda":
+            self._require_finite(what, float(value.detach()), step)
             return
-        copy = loss.detach().to("cpu", non_blocking=True)
+        copy = value.detach().to("cpu", non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record()
-        self._read()
-        self._unread.append((step, copy, arrived))
+        self._read(before=step)
+        self._unread.append((step, what, copy, arrived))
 
     @override
     def on_log(
@@ -213,13 +257,12 @@ class FiniteCheck(TrainerCallback):
         if logs is not None and "grad_norm" in logs:
             self._require_finite("gradient norm", logs["grad_norm"], state.global_step)
 
-    def _read(self) -> None:
-        """Check the losses that were kept for later."""
-        for step, loss, arrived in self._unread:
-            if arrived is not None:
-                arrived.synchronize()
-            self._require_finite("loss", float(loss), step)
-        self._unread.clear()
+    def _read(self, before: float = math.inf) -> None:
+        """Check the values that were kept for later, of steps before ``before``."""
+        while self._unread and self._unread[0][0] < before:
+            step, what, value, arrived = self._unread.pop(0)
+            arrived.synchronize()
+            self._require_finite(what, float(value), step)
 
     def _require_finite(self, what: str, value: float, step: int) -> None:
         if not math.isfinite(value):
@@ -388,6 +431,8 @@ class StageRecipe:
             these stages see the same batches.
         epoch_examples: number of examples in an epoch, if the stage trains on fewer examples repeatedly; None for the
             number of training examples.
+        capture: whether steps are captured on a GPU (see :class:`~hskd.runtime.RunOptions`). It has no effect if
+            batches are shared by processes, split for accumulation, or of varying shapes.
     """
 
     epochs: float
@@ -405,6 +450,7 @@ class StageRecipe:
     accumulate: int = 1
     first_epoch: int = 0
     epoch_examples: int | None = None
+    capture: bool = False
 
     @classmethod
     def of(
@@ -428,6 +474,7 @@ class StageRecipe:
             "checkpoints": options.checkpoints,
             "report_to": options.report_to,
             "accumulate": options.accumulate,
+            "capture": options.capture,
         }
         return cls(epochs=epochs, learning_rate=learning_rate, schedule=schedule, **(common | more))
 
@@ -439,6 +486,7 @@ class StageArguments(TrainingArguments):
     batch_size: int = 32
     first_epoch: int = 0
     epoch_examples: int | None = None
+    capture: bool = False
 
     @override
     def __post_init__(self) -> None:
@@ -476,6 +524,7 @@ def training_arguments(folder: Path, recipe: StageRecipe | None = None, **change
             "batch_size": recipe.batch_size,
             "first_epoch": recipe.first_epoch,
             "epoch_examples": recipe.epoch_examples,
+            "capture": recipe.capture and parts == 1,
             "per_device_train_batch_size": -(-recipe.batch_size // parts),
             "gradient_accumulation_steps": recipe.accumulate,
             "warmup_steps": recipe.warmup_steps,

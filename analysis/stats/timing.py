@@ -163,7 +163,7 @@ def bars(timings: Timings) -> pd.DataFrame:
     Columns: quantity, setting, measured (median), low, high (quartiles), rounds, side (``at least`` or ``at most``),
     bar, met. Quantities that were not measured have no row.
     """
-    rows = [*_training_bars(timings), *_lengths_bars(timings), *_store_bars(timings)]
+    rows = [*_training_bars(timings), *_captured_bars(timings), *_lengths_bars(timings), *_store_bars(timings)]
     table = pd.DataFrame(
         [
             {
@@ -206,6 +206,19 @@ def _training_bars(timings: Timings) -> Iterator[Bar]:
         yield "offline / online, share of the ceiling", setting, Spread.of(share), "at least", 0.95
         if first["lengths"] == "pad64":
             yield "offline / stock fine-tuning", setting, Spread.of(t["stock"] / t["offline"]), "at least", 1.05
+
+
+def _captured_bars(timings: Timings) -> Iterator[Bar]:
+    for group, t in timings.groups("captured"):
+        first = group.iloc[0]
+        setting = f"{first['student']} {first['lengths']} {first['dtype']}"
+        speedup = t["online"] / t["offline"]
+        yield "captured: offline / fine-tuning", setting, Spread.of(t["fine-tuning"] / t["offline"]), "at least", 0.97
+        share = Spread.of(speedup / _ceiling(t))
+        yield "captured: offline / online, share of the ceiling", setting, share, "at least", 0.9
+        yield "captured: offline / online", setting, Spread.of(speedup), "at least", 2.7
+        faster = Spread.of(t["offline-from-python"] / t["offline"])
+        yield "captured: a step / the same step from Python", setting, faster, "at least", 3.0
 
 
 def _lengths_bars(timings: Timings) -> Iterator[Bar]:

@@ -40,6 +40,10 @@ def command(
     compile: Annotated[
         bool, typer.Option("--compile", help="Run the student's layers through torch.compile (takes a minute first).")
     ] = False,
+    capture: Annotated[
+        bool,
+        typer.Option("--capture", help="Run every training step as one CUDA graph, with batches padded to few widths."),
+    ] = False,
     store_on_device: OnDevice = "auto",
     *,
     task: TaskOptions,
@@ -65,6 +69,10 @@ def command(
     from hskd.trials.workspace import Workspace
 
     machine = Machine.of(run, report_to)
+    if capture and machine.device.type != "cuda":
+        raise HskdError(
+            f"--capture: CUDA graphs need a CUDA device, and this run is on {machine.device}; leave it out."
+        )
     output = Output.of(out, task.work)
     student_folder = readable("--student", student, task.work, "hskd student")
     store_folder = None if store is None else readable("--store", store, task.work)
@@ -85,7 +93,7 @@ def command(
         store_alone=no_data,
     )
     options = RunOptions(
-        machine.dtype, machine.device, checkpoints, report_to, compile, run.accumulate, store_on_device
+        machine.dtype, machine.device, checkpoints, report_to, compile, run.accumulate, store_on_device, capture
     )
     with display() as progress:
         result = execute(config, Workspace(task.work, [config], folder=output.folder, options=options), progress)

@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from hskd.distill.source import KnowledgeSource
 from hskd.tasks import BatchDataset, TokenizedSplit
+from hskd.tasks.batches import TargetsInShape
 
 
 class DistillationDataset(BatchDataset):
@@ -34,3 +35,12 @@ class DistillationDataset(BatchDataset):
         if self.part == "hsk":
             return {**batch, "kept": self.source.kept(batch)}
         return {**batch, "target": self.source.targets(batch)}
+
+    @override
+    def targets_in_shape(self) -> TargetsInShape | None:
+        knowledge = self.source.in_shape(self.split) if hasattr(self.source, "in_shape") else None
+        if knowledge is None or super().targets_in_shape() is None:
+            return None
+        if self.part == "hsk":
+            return lambda rows, inputs: {"kept": knowledge.kept(rows, inputs)}
+        return lambda rows, inputs: {"target": knowledge.targets(rows, inputs)}

@@ -47,9 +47,9 @@ def kept_states(states: torch.Tensor, kept: KeptHSK, i: int) -> torch.Tensor:
     """
     if kept.members is None:
         return states_at(states, kept.example, kept.positions[:, i])
-    return kept.members.mean(
-        states_at(states, kept.example[kept.members.kept], kept.members.position), len(kept.positions)
-    )
+    count = len(kept.positions)
+    example = kept.example[kept.members.kept.clamp(max=count - 1)]
+    return kept.members.mean(states_at(states, example, kept.members.position), count)
 
 
 def states_at(states: torch.Tensor, example: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
@@ -99,6 +99,8 @@ def _pointwise(
 ) -> torch.Tensor:
     """Return a layer's loss that compares each token with its own target, mean over examples."""
     weight = 1.0 / (len(kept.counts) * kept.counts[kept.example])
+    if kept.real is not None:
+        weight = weight.where(kept.real, 0)
     values = kept.values[:, i]
     if loss == "cosine":
         return (weight * (1 - nn.functional.cosine_similarity(numbers, values, dim=1))).sum()
@@ -122,6 +124,8 @@ def _gram(student: torch.Tensor, kept: KeptHSK, i: int) -> torch.Tensor:
 
     def cosines(rows: torch.Tensor) -> torch.Tensor:
         unit = nn.functional.normalize(rows.float(), dim=1)
+        if kept.real is not None:
+            unit = unit * kept.real[:, None]
         padded = unit.new_zeros((examples * most, rows.shape[1])).index_copy(0, place, unit)
         padded = padded.unflatten(0, (examples, most))
         return padded @ padded.transpose(1, 2)

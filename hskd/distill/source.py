@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from typing_extensions import override
 
+from hskd.distill.fixed import FixedKnowledge, FixedStore, FixedTeacher, ranks_on_device
 from hskd.errors import HskdError, MismatchError
 from hskd.heads.scores import example_means, require_labels, require_ranks
 from hskd.knowledge import KeptHSK, Spread, TeacherStates, fit_codec, kept_neurons, select_hsk
@@ -29,7 +30,9 @@ Batch = Mapping[str, torch.Tensor]
 class KnowledgeSource(Protocol):
     """Provides the targets for the examples of a batch.
 
-    A source that worker processes can read has an attribute ``in_workers`` that is True.
+    A source that worker processes can read has an attribute ``in_workers`` that is True. A source may have a method
+    ``in_shape(split)``, which returns the same knowledge in fixed shapes (:class:`~hskd.distill.fixed.FixedKnowledge`)
+    for batches of ``split``, or None if shapes vary. Without it, no step that trains from the source is captured.
     """
 
     def kept(self, batch: Batch) -> KeptHSK:
@@ -164,6 +167,16 @@ class OnlineSource(KnowledgeSource):
         assert target is not None
         return target
 
+    def in_shape(self, split: TokenizedSplit) -> FixedKnowledge | None:
+        """Return the knowledge in fixed shapes; None if its shapes vary, or the spec ranks on the CPU."""
+        spec = self._spec
+        if self._aligned is not None or self._head.target().per == "token":
+            return None
+        if spec is not None and not ranks_on_device(spec, self._width):
+            return None
+        codec = {name: array.to(self._model.device) for name, array in (self._codec or {}).items()}
+        return FixedTeacher(self._model, self._head, self._sep_id, spec, self._layers, self._options.dtype, codec)
+
     def _forward(self, batch: Batch, layers: Sequence[int], attention: Sequence[int]) -> TeacherOutput:
         options = replace(self._options, **self._scores) if layers else self._options
         if self._aligned is None or self._aligned.aligned is None:
@@ -208,6 +221,7 @@ class StoreSource(KnowledgeSource):
         store.require_words(split)
         store.require_whole(store.rows(split.ids))  # Verified once, not in each worker of a loader.
         self._store = store
+        self._device = device
         self._read = store if device is None else PlacedStore(store, device)
         self.in_workers = device is None
 
@@ -222,6 +236,20 @@ class StoreSource(KnowledgeSource):
     @override
     def targets(self, batch: Batch) -> torch.Tensor:
         return self._read.targets(self._store.rows(_ids(batch)))
+
+    def in_shape(self, split: TokenizedSplit, hsk_ids: np.ndarray | None = None) -> FixedKnowledge | None:
+        """Return the knowledge in fixed shapes; None if it is read from disk, or its shapes vary.
+
+        Args:
+            split: the examples of the batches.
+            hsk_ids: ids of the examples whose hidden states they learn from, ``(N,)``; None for their own.
+        """
+        store, draws = self._store, self._store.spec is not None and self._store.spec.depth.draws
+        if self._device is None or draws or store.manifest.target.per == "token":
+            return None
+        assert isinstance(self._read, PlacedStore)
+        hsk_rows = None if hsk_ids is None else store.rows(hsk_ids)
+        return FixedStore(self._read, self._device, split.lengths, store.rows(split.ids), hsk_rows)
 
 
 def _ids(batch: Batch) -> np.ndarray:
@@ -277,28 +305,16 @@ class ShuffledSource(KnowledgeSource):
 
     @override
     def kept(self, batch: Batch) -> KeptHSK:
-        place = np.searchsorted(self._ids, _ids(batch))
-        other = self._right.kept_of(self._partner_ids[place], batch)
-        return drop_beyond(other, batch["attention_mask"].sum(1).to(other.counts.device))
+        other = self._right.kept_of(self._partners(_ids(batch)), batch)
+        return other.within(batch["attention_mask"].sum(1).to(other.counts.device))
 
     @override
     def targets(self, batch: Batch) -> torch.Tensor:
         return self._right.targets(batch)
 
+    def in_shape(self, split: TokenizedSplit) -> FixedKnowledge | None:
+        """Return the knowledge in fixed shapes; None if it is read from disk, or its shapes vary."""
+        return self._right.in_shape(split, self._partners(split.ids))
 
-def drop_beyond(kept: KeptHSK, lengths: torch.Tensor) -> KeptHSK:
-    """Return ``kept`` without tokens that are, in any layer, beyond the end of their example.
-
-    ``lengths`` are the numbers of tokens of the examples, ``(B,)``.
-    """
-    example = kept.example
-    inside = (kept.positions < lengths[example, None]).all(dim=1)
-    per_token = kept.neurons is not None and kept.neurons.dim() == 3
-    return replace(
-        kept,
-        counts=torch.bincount(example[inside], minlength=len(lengths)),
-        positions=kept.positions[inside],
-        values=kept.values[inside],
-        neurons=kept.neurons[inside] if per_token and kept.neurons is not None else kept.neurons,
-        most=None,
-    )
+    def _partners(self, ids: np.ndarray) -> np.ndarray:
+        return self._partner_ids[np.searchsorted(self._ids, ids)]

@@ -220,6 +220,10 @@ class CompatSource(OnlineSource):
         if "relu_pooled" in self._on:
             _require_bert_head(teacher.model)
 
+    @override
+    def in_shape(self, split: TokenizedSplit) -> None:
+        return None
+
     def _forward(self, batch: Batch, layers: Sequence[int], attention: Sequence[int]) -> TeacherOutput:
         with relu_pooled(self._model, "relu_pooled" in self._on):
             return super()._forward(batch, layers, attention)

@@ -25,12 +25,14 @@ class StoredHSK:
         arrays: the store's arrays with a row per kept token, by name, ``(K, elements)`` each. ``positions`` is missing
             if the positions of each example count from 0; otherwise it has one column, or one per layer.
         members: the tokens that are averaged into each kept token; None if kept tokens are not averages.
+        real: which rows are kept tokens, if each example has ``most`` rows (see :class:`~hskd.knowledge.KeptHSK`).
     """
 
     counts: torch.Tensor
     most: int
     arrays: Mapping[str, torch.Tensor]
     members: Members | None = None
+    real: torch.Tensor | None = None
 
 
 class Decoder:
@@ -54,9 +56,13 @@ class Decoder:
         values = self._values(arrays)
         if "positions" in arrays:
             positions = whole_numbers(arrays["positions"])
+        elif stored.real is not None:
+            positions = torch.arange(stored.most, device=self._device).repeat(len(counts))[:, None]
         else:
             first = torch.repeat_interleave(counts.cumsum(0) - counts, counts, output_size=len(values))
             positions = (torch.arange(len(values), device=self._device) - first)[:, None]
+        if stored.real is not None:
+            positions = positions * stored.real[:, None]  # A pad reads its example's first token.
         return KeptHSK(
             self._manifest.layers,
             counts,
@@ -66,6 +72,7 @@ class Decoder:
             most=stored.most,
             basis=self._basis,
             members=stored.members,
+            real=stored.real,
         )
 
     def _values(self, arrays: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -47,10 +47,10 @@ class PlacedStore:
         if store.manifest.kind == "derived":
             self._decoder = Decoder(store.manifest, store.codec, device)
             self._runs = _Runs(store.counts, device)
+            self._members: Members | None = None
             positions, members = store.implied_positions(store.rows_with_hsk), store.members(store.rows_with_hsk)
             if positions is not None:
                 self._arrays["positions"] = positions.to(device)
-            self._members: Members | None = None
             if members is not None:
                 first = np.cumsum(store.counts) - store.counts
                 example = np.repeat(every, store.counts)[members.kept.numpy()]
@@ -65,13 +65,53 @@ class PlacedStore:
         at = self._sent(rows)
         index, counts = self._runs.of(rows, at)
         arrays = {name: _taken(array, index) for name, array in self._arrays.items() if name != TARGET}
-        most = int(self._store.counts[rows].max(initial=0))
+        most = self._runs.most(rows)
         members = None
         if self._members is not None:
             taken, sizes = self._member_runs.of(rows, at)
             first = torch.repeat_interleave(counts.cumsum(0) - counts, sizes, output_size=len(taken))
             members = Members(self._members.kept[taken] + first, self._members.position[taken])
         return self._decoder.kept(StoredHSK(counts, most, arrays, members))
+
+    def kept_in_shape(self, at: torch.Tensor, most: int, averaged: int = 0) -> KeptHSK:
+        """Return the same as :meth:`kept` in tensors whose shapes depend only on the arguments' shapes and values.
+
+        Nothing is read from the device, so the computation can be captured as a CUDA graph.
+
+        Args:
+            at: the examples' rows on the device, ``(B,)``. They must have hidden states.
+            most: rows of each example in the result, at least as many as it has kept tokens.
+            averaged: rows of each example among the members, at least as many as it has; 0 if there are no members.
+        """
+        index, real, counts = self._runs.padded(at, most)
+        arrays = {name: _taken(array, index) for name, array in self._arrays.items() if name != TARGET}
+        members = None
+        if self._members is not None:
+            taken, is_member, _ = self._member_runs.padded(at, averaged)
+            first = torch.arange(len(at), device=at.device).repeat_interleave(averaged) * most
+            members = Members(
+                torch.where(is_member, self._members.kept[taken] + first, len(index)),
+                torch.where(is_member, self._members.position[taken], 0),
+            )
+        return self._decoder.kept(StoredHSK(counts, most, arrays, members, real))
+
+    def most(self, rows: np.ndarray) -> int:
+        """Return the largest number of kept tokens of one of the examples ``rows``."""
+        return self._runs.most(rows)
+
+    def averaged(self, rows: np.ndarray) -> int:
+        """Return the largest number of tokens that are averaged into the kept tokens of one of the examples."""
+        return 0 if self._members is None else self._member_runs.most(rows)
+
+    def targets_in_shape(self, at: torch.Tensor) -> torch.Tensor:
+        """Return the teacher's outputs ``(B, C)`` for the examples in the rows ``at``, as :meth:`kept_in_shape`.
+
+        Raises:
+            HskdError: the teacher's outputs are per word, so their number differs from batch to batch.
+        """
+        if self._words is not None:
+            raise HskdError(f"{self._store.folder}: outputs per word cannot be gathered in a fixed shape.")
+        return _taken(self._arrays[TARGET], at)
 
     def targets(self, rows: np.ndarray) -> torch.Tensor:
         """Return the teacher's outputs ``(R, C)`` for the examples in ``rows`` (see :meth:`Store.targets`)."""
@@ -106,6 +146,20 @@ class _Runs:
         shift = self._starts[at] - (sizes.cumsum(0) - sizes)
         index = torch.arange(total, device=at.device)
         return index + torch.repeat_interleave(shift, sizes, output_size=total), sizes
+
+    def padded(self, at: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return ``most`` rows of the array for each example, which of them belong to it, and their number.
+
+        The first two are ``(B * most,)``. A row that belongs to no example is 0.
+        """
+        sizes, place = self._sizes[at], torch.arange(most, device=at.device)
+        real = place < sizes[:, None]
+        index = torch.where(real, self._starts[at][:, None] + place, 0)
+        return index.flatten(), real.flatten(), sizes
+
+    def most(self, rows: np.ndarray) -> int:
+        """Return the largest number of rows of one of the examples ``rows``."""
+        return int(self._known[rows].max(initial=0))
 
 
 def _taken(array: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

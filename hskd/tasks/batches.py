@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from hskd.selectors import mix
 from hskd.tasks.tokenized import TokenizedSplit
 
 Indices = NDArray[np.int64]
+TargetsInShape = Callable[[torch.Tensor, Mapping[str, torch.Tensor]], dict[str, Any]]
+"""Function that returns the targets of a batch on the device (:meth:`BatchDataset.targets_in_shape`)."""
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 HEAD_INPUTS = (*MODEL_INPUTS, "words")
@@ -219,8 +221,24 @@ class BatchDataset(Dataset[dict[str, Any]]):
     def __getitems__(self, rows: list[int]) -> dict[str, Any]:
         """Return the batch of these rows; a ``DataLoader`` calls this method."""
         batch: dict[str, Any] = self.split.collate(rows)
-        share = rows if isinstance(rows, Share) else Share(rows)
-        return {**batch, "share": share.part, "draw": share.draw, "padded": is_padded(batch)}
+        return {**batch, **share_of(rows), "padded": is_padded(batch)}
+
+    def complete(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return a batch that has arrived on the device, with everything that a loss reads."""
+        return batch
+
+    def targets_in_shape(self) -> TargetsInShape | None:
+        """Return a function that gives a batch's further entries on the device, in shapes that do not vary.
+
+        It is called with row numbers ``(B,)`` and inputs on the device. The result is None if shapes vary.
+        """
+        return (lambda rows, inputs: {}) if self.split.word_starts is None else None
+
+
+def share_of(rows: list[int]) -> dict[str, Any]:
+    """Return the entries ``share`` and ``draw`` of a batch of these rows."""
+    share = rows if isinstance(rows, Share) else Share(rows)
+    return {"share": share.part, "draw": share.draw}
 
 
 def batch_loader(

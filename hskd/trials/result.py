@@ -102,6 +102,7 @@ class TrialResult(BaseModel):
     device: str
     threads: int
     compile: bool | None = None
+    capture: bool | None = None
     accumulate: int | None = None
     processes: int | None = None
 

@@ -286,6 +286,8 @@ class _Stages:
         return self.departures.prediction_trainer(self.classifier, arguments, train, source, settings.tau, **options)
 
     def _train(self, trainer: StageTrainer, *callbacks: EpochScores) -> StageRecord:
+        if self.options.capture and not trainer.captures:
+            self.progress.say(f"{trainer.stage}: steps are not captured, because the shapes of its batches vary")
         return StageRecord(**asdict(run_stage(trainer, self.progress, callbacks)))
 
 

@@ -89,6 +89,7 @@ def run_prepared(
         "device": str(options.device),
         "threads": torch.get_num_threads(),
         **({"compile": True} if options.compile else {}),
+        **({"capture": True} if options.capture else {}),
         **({"accumulate": options.accumulate} if options.accumulate > 1 else {}),
         **({"processes": processes.count()} if processes.count() > 1 else {}),
     }

@@ -117,6 +117,16 @@ def test_a_derived_store_serves_and_a_finished_trial_is_read(
     assert code == 2 and "holds a trial with other settings" in err
 
 
+def test_capture_needs_a_gpu(made: tuple[Path, list[str]], cli: Cli, tmp_path: Path) -> None:
+    root, task = made
+    code, _, err = cli(
+        "distill", "--student", root / "student", "--store", root / "store", *task, "--out", tmp_path / "t", "--capture"
+    )
+    assert code == 2
+    assert "--capture: CUDA graphs need a CUDA device, and this run is on cpu; leave it out." in " ".join(err.split())
+    assert not (tmp_path / "t").exists()
+
+
 @pytest.mark.parametrize("arm", ["full", "none", "paper_none", "gold", "shuffled"])
 def test_arms(made: tuple[Path, list[str]], cli: Cli, tmp_path: Path, arm: str) -> None:
     root, task = made

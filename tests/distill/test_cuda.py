@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from support.kept import CPU, same
 
 from hskd.distill.source import KnowledgeSource, StoreSource
 from hskd.distill.trainer import HSKModule, HSKTrainer, PredictionTrainer
+from hskd.fast.capture import Captured
 from hskd.progress import Silent
 from hskd.runtime import RunOptions
 from hskd.selectors import PRECISION, WIDTH
@@ -97,3 +99,29 @@ def test_a_store_made_on_a_gpu_holds_what_one_made_on_a_cpu_does(on_cuda: Lab, t
     one, other = (store.states(rows) for store in (made, on_cuda.superset))
     for layer, values in one.hidden.items():
         torch.testing.assert_close(values, other.hidden[layer], rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("text", ["2l_3t_0.25w", "all_all_all", "2l_all_0.25w,width=pca,precision=int4"])
+@pytest.mark.parametrize("online", [False, True])
+def test_captured_steps_give_the_losses_of_plain_steps(on_cuda: Lab, tmp_path: Path, text: str, online: bool) -> None:
+    spec = HSKSpec.parse(text)
+    store = derive(on_cuda.superset, spec, 2, tmp_path / "store")
+    traces = []
+    for capture in (False, True):
+        source = on_cuda.online(spec) if online else StoreSource(store, on_cuda.train, 2, CUDA)
+        module = HSKModule(on_cuda.student("narrow"), 32).to(CUDA)
+        options = arguments(tmp_path, device=CUDA, capture=capture, max_grad_norm=0.5)
+        trainer = HSKTrainer(module, options, on_cuda.train, source)
+        traces.append(losses(trainer))
+        assert trainer.captures is capture
+        if capture:
+            assert trainer._captured._graphs  # Some steps were replayed.
+    assert traces[1] == pytest.approx(traces[0], rel=1e-3) and traces[0][-1] < traces[0][0]
+
+
+def test_dropout_differs_between_replays() -> None:
+    ones = torch.ones(1000, device=CUDA)
+    captured = Captured(lambda values, key: (torch.nn.functional.dropout(values),), CUDA)
+    masks = [captured(ones, key=0)[0].clone() for _ in range(6)]
+    assert len(captured._graphs) == 1
+    assert all(not torch.equal(one, other) for one, other in itertools.combinations(masks, 2))
