@@ -40,7 +40,7 @@ from hskd.tasks import (
     model_inputs,
     sequential_batches,
 )
-from hskd.tasks.fixed import in_few_shapes
+from hskd.tasks.fixed import RowDataset, in_few_shapes
 
 
 class HeadModule(nn.Module):
@@ -119,7 +119,7 @@ class StageTrainer(Trainer):
     def compute_loss(self, model: Any, inputs: Any, return_outputs: Any = False, num_items_in_batch: Any = None) -> Any:
         # Trainer averages over processes and accumulated steps, but the parts of a batch may differ in size.
         parts = self.args.world_size * self.args.gradient_accumulation_steps
-        loss = self.batch_loss(model, self.dataset.complete(inputs)) * (inputs["share"] * parts)
+        loss = self.batch_loss(model, inputs) * (inputs["share"] * parts)
         self._finite.see(loss, self.state.global_step + 1)
         return loss
 
@@ -135,10 +135,9 @@ class StageTrainer(Trainer):
 
     def _whole_step(self, rows: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Train on the examples ``rows``; return loss and gradient norm."""
-        assert isinstance(self.optimizer, AcceleratedOptimizer)
-        batch = self.dataset.complete({"rows": rows, "width": width, "padded": True})
+        assert isinstance(self.optimizer, AcceleratedOptimizer) and isinstance(self.dataset, RowDataset)
         with self.compute_loss_context_manager():
-            loss = self.batch_loss(self.model, batch)
+            loss = self.batch_loss(self.model, self.dataset.complete(rows, width))
         self.accelerator.backward(loss)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._max_norm or math.inf)
         self.optimizer.optimizer.apply()

@@ -15,7 +15,7 @@ Tensors = tuple[torch.Tensor, ...]
 
 
 class Captured:
-    """Runs a function of tensors. On a GPU, it is a CUDA graph for each key after ``WARM_UP`` calls.
+    """Runs a function of tensors. On a GPU, it is a CUDA graph for each key and shapes after ``WARM_UP`` calls.
 
     A graph repeats the same kernels on the same memory, so the function has to compute on the device only, and
     everything that varies between calls with the same key has to be in its tensors, or in memory that it reads.
@@ -38,15 +38,16 @@ class Captured:
             self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, *tensors: torch.Tensor, key: Hashable) -> Tensors:
-        """Return the function's results for ``tensors``, whose shapes have to be the same for the same ``key``."""
+        """Return the function's results for ``tensors``."""
         if not self._captures:
             return self._function(*tensors, key)
-        graph = self._graphs.get(key)
+        kind = key, *(tensor.shape for tensor in tensors)
+        graph = self._graphs.get(kind)
         if graph is None:
-            calls = self._calls[key] = self._calls.get(key, 0) + 1
+            calls = self._calls[kind] = self._calls.get(kind, 0) + 1
             if calls <= WARM_UP:
                 return self._on_own_stream(tensors, key)
-            graph = self._graphs[key] = self._capture(tensors, key)
+            graph = self._graphs[kind] = self._capture(tensors, key)
         for held, given in zip(graph.inputs, tensors, strict=True):
             held.copy_(given, non_blocking=True)
         graph.graph.replay()

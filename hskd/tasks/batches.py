@@ -221,11 +221,8 @@ class BatchDataset(Dataset[dict[str, Any]]):
     def __getitems__(self, rows: list[int]) -> dict[str, Any]:
         """Return the batch of these rows; a ``DataLoader`` calls this method."""
         batch: dict[str, Any] = self.split.collate(rows)
-        return {**batch, **share_of(rows), "padded": is_padded(batch)}
-
-    def complete(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return a batch that has arrived on the device, with everything that a loss reads."""
-        return batch
+        share = rows if isinstance(rows, Share) else Share(rows)
+        return {**batch, "share": share.part, "draw": share.draw, "padded": is_padded(batch)}
 
     def targets_in_shape(self) -> TargetsInShape | None:
         """Return a function that gives a batch's further entries on the device, in shapes that do not vary.
@@ -233,12 +230,6 @@ class BatchDataset(Dataset[dict[str, Any]]):
         It is called with row numbers ``(B,)`` and inputs on the device. The result is None if shapes vary.
         """
         return (lambda rows, inputs: {}) if self.split.word_starts is None else None
-
-
-def share_of(rows: list[int]) -> dict[str, Any]:
-    """Return the entries ``share`` and ``draw`` of a batch of these rows."""
-    share = rows if isinstance(rows, Share) else Share(rows)
-    return {"share": share.part, "draw": share.draw}
 
 
 def batch_loader(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from typing_extensions import override
 
-from hskd.tasks.batches import BatchDataset, TargetsInShape, bucketed_batches, share_of
+from hskd.tasks.batches import BatchDataset, TargetsInShape, bucketed_batches
 from hskd.tasks.tokenized import TokenizedSplit
 
 WIDTHS = 8
@@ -106,15 +106,15 @@ class RowDataset(BatchDataset):
 
     @override
     def __getitems__(self, rows: list[int]) -> dict[str, Any]:
-        """Return ``rows`` ``(B,)``, their ``width``, and what else a batch of :class:`BatchDataset` has beside it."""
+        """Return ``rows`` ``(B,)`` and the ``width`` of their batch."""
         longest = int(self.split.lengths[list(rows)].max())
         width = next(width for width in self.widths if width >= longest)
-        return {"rows": torch.tensor(rows), "width": width, "padded": True, **share_of(rows)}
+        return {"rows": torch.tensor(rows), "width": width}
 
-    @override
-    def complete(self, batch: dict[str, Any]) -> dict[str, Any]:
-        inputs = self._placed.batch(batch["rows"], batch["width"])
-        return {**batch, **inputs, **self._targets(batch["rows"], inputs)}
+    def complete(self, rows: torch.Tensor, width: int) -> dict[str, Any]:
+        """Return the batch of the examples ``rows`` ``(B,)``, with everything that a loss reads, on the device."""
+        inputs = self._placed.batch(rows, width)
+        return {"padded": True, **inputs, **self._targets(rows, inputs)}
 
 
 def in_few_shapes(dataset: BatchDataset, batch_size: int, seed: int, device: torch.device) -> RowDataset | None:

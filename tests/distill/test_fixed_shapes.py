@@ -185,7 +185,10 @@ def test_every_loss_of_the_hsk_stage(lab: Lab, tmp_path: Path, loss: Any) -> Non
     rows = list(range(7, 19))
     spread = torch.rand(2, 8) + 0.5 if loss == "standardised" else None
     module = HSKModule(lab.student("narrow"), 32, criterion=Criterion(loss, spread))
-    plain, padded = DistillationDataset(lab.train, source).__getitems__(rows), fixed.complete(fixed.__getitems__(rows))
+    plain, padded = (
+        DistillationDataset(lab.train, source).__getitems__(rows),
+        fixed.complete(**fixed.__getitems__(rows)),
+    )
     values = [module(batch["kept"], padded=True, **model_inputs(batch)).item() for batch in (plain, padded)]
     assert values[1] == pytest.approx(values[0], rel=1e-5)
 
@@ -204,7 +207,7 @@ def test_a_step_reads_nothing_back(lab: Lab, tmp_path: Path, monkeypatch: pytest
         module = HSKModule(lab.student("narrow", dropout=0.1), 32).to(META)
         fixed = in_few_shapes(DistillationDataset(lab.train, source), 12, 0, META)
         assert fixed is not None
-        batch = fixed.complete({"rows": torch.arange(12, device=META), "width": fixed.widths[-1]})
+        batch = fixed.complete(torch.arange(12, device=META), fixed.widths[-1])
         loss = module(batch["kept"], padded=True, **model_inputs(batch))
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
