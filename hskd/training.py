@@ -40,7 +40,7 @@ from hskd.tasks import (
     model_inputs,
     sequential_batches,
 )
-from hskd.tasks.fixed import RowDataset, in_few_shapes
+from hskd.tasks.fixed import RowDataset, few_widths, in_few_shapes
 
 
 class HeadModule(nn.Module):
@@ -632,31 +632,62 @@ def run_stage(trainer: StageTrainer, progress: Progress, callbacks: Iterable[Tra
     )
 
 
-@torch.no_grad()
-def predict_rows(module: HeadModule, split: TokenizedSplit, dtype: str, batch_size: int = 128) -> np.ndarray:
-    """Return a model's outputs ``(R, C)`` fp32 in eval mode, in the order of ``split``.
+class Predictor:
+    """Runs a model in eval mode over whole splits, as often as it is asked to.
 
-    There is one row per example. If the model predicts words, there is one row per token, which is 0 for tokens that
-    begin no word. If there are several processes, they share the batches, and all get all rows.
+    Args:
+        module: the model.
+        dtype: resolved precision: fp32, or bf16 for autocast.
+        capture: whether a GPU runs every batch as one captured graph (see :class:`~hskd.runtime.RunOptions`).
     """
-    was_training = module.training
-    module.eval()
-    device = next(module.parameters()).device
-    per_token = module.head.target().per == "token"
-    rows = np.zeros((split.offsets[-1] if per_token else len(split), module.head.outputs), np.float32)
-    for order in sequential_batches(split.lengths, batch_size)[processes.rank() :: processes.count()]:
-        batch = split.collate(order)
-        with autocast(dtype, device):
-            output = module(padded=is_padded(batch), **head_inputs(batch, device))
-        index = order
-        if per_token:
-            index = split.first_tokens(order)
-        rows[index] = output.float().cpu().numpy()
-    module.train(was_training)
-    return processes.summed(rows)
 
+    def __init__(self, module: HeadModule, dtype: str, capture: bool = False) -> None:
+        self._module = module
+        self._dtype = dtype
+        self._device = next(module.parameters()).device
+        self._per_token = module.head.target().per == "token"
+        self._capture = capture and not self._per_token
+        self._captured: dict[TokenizedSplit, tuple[RowDataset, Captured]] = {}
 
-def score(module: HeadModule, split: TokenizedSplit, dtype: str) -> dict[str, float]:
-    """Return the metrics of a model on a split with labels, and their mean as ``score``. All are between -1 and 1."""
-    assert split.labels is not None
-    return module.head.metrics(predict_rows(module, split, dtype), split.labels)
+    @torch.no_grad()
+    def rows(self, split: TokenizedSplit, batch_size: int = 128) -> np.ndarray:
+        """Return the model's outputs ``(R, C)`` fp32, in the order of ``split``.
+
+        There is one row per example. If the model predicts words, there is one row per token, which is 0 for tokens
+        that begin no word. If there are several processes, they share the batches, and all get all rows.
+        """
+        module = self._module
+        was_training = module.training
+        module.eval()
+        rows = np.zeros((split.offsets[-1] if self._per_token else len(split), module.head.outputs), np.float32)
+        for order in sequential_batches(split.lengths, batch_size)[processes.rank() :: processes.count()]:
+            index = split.first_tokens(order) if self._per_token else order
+            rows[index] = self._outputs(split, order, batch_size).cpu().numpy()
+        module.train(was_training)
+        return processes.summed(rows)
+
+    def _outputs(self, split: TokenizedSplit, order: np.ndarray, batch_size: int) -> torch.Tensor:
+        if not self._capture:
+            batch = split.collate(order)
+            return self._forward(head_inputs(batch, self._device), is_padded(batch))
+        if split not in self._captured:
+            longest = [split.lengths[rows].max() for rows in sequential_batches(split.lengths, batch_size)]
+            fixed = RowDataset(split, few_widths(longest), self._device, lambda rows, inputs: {})
+
+            def forward(rows: torch.Tensor, width: int) -> tuple[torch.Tensor]:
+                return (self._forward(head_inputs(fixed.complete(rows, width)), True),)
+
+            self._captured[split] = fixed, Captured(forward, self._device)
+        fixed, captured = self._captured[split]
+        batch = fixed.__getitems__(order.tolist())
+        return captured(batch["rows"].to(self._device), key=batch["width"])[0]
+
+    def _forward(self, inputs: dict[str, torch.Tensor], padded: bool) -> torch.Tensor:
+        with autocast(self._dtype, self._device):
+            output: torch.Tensor = self._module(padded=padded, **inputs)
+        return output.float()
+
+    def score(self, split: TokenizedSplit) -> dict[str, float]:
+        """Return the model's metrics on a split with labels, and their mean as ``score``. All are between -1 and 1."""
+        assert split.labels is not None
+        return self._module.head.metrics(self.rows(split), split.labels)

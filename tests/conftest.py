@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 from hskd.store.extract import Superset, extract
 from hskd.students.rosita.create import create_rosita
 from hskd.students.rosita.settings import RositaSettings
-from hskd.training import HeadModule, predict_rows
+from hskd.training import HeadModule, Predictor
 
 # A busy machine is slow, which is not a failure.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -148,7 +148,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, tokenizer: BertTokenizerFast, 
     tokenizer.save_pretrained(root / "teacher")
     with torch.no_grad():  # a teacher whose output varies with dropout
         opened = Lab.open(root, data_folder)
-        rows = predict_rows(HeadModule(teacher, opened.task.head), opened.train, "fp32")
+        rows = Predictor(HeadModule(teacher, opened.task.head), "fp32").rows(opened.train)
         shift = torch.from_numpy(rows).mean(dim=0)
         teacher.classifier.bias.sub_(shift)
         teacher.classifier.weight.mul_(4)

@@ -29,7 +29,7 @@ from hskd.store.extract import extract
 from hskd.store.reader import Store
 from hskd.store_format.layout import shard_name
 from hskd.teachers.loading import Teacher
-from hskd.training import HeadModule, predict_rows
+from hskd.training import HeadModule, Predictor
 
 TESTS = Path(__file__).parent
 LAUNCH = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
@@ -152,7 +152,7 @@ def test_a_teacher(one: Path, two: Path, lab: Lab) -> None:
     folders = (one / "made" / "teacher", two / "teacher")
     of_one, of_two = (read_json(folder / "metrics.json") for folder in folders)
     teachers = [Teacher.load(str(folder), lab.task).model for folder in folders]
-    expected, rows = (predict_rows(HeadModule(model, lab.task.head), lab.splits["dev"], "fp32") for model in teachers)
+    expected, rows = (Predictor(HeadModule(model, lab.task.head), "fp32").rows(lab.splits["dev"]) for model in teachers)
     assert rows == pytest.approx(expected, rel=1e-3, abs=1e-4)
     assert (of_one["processes"], of_two["processes"]) == (1, 2)
     assert of_two["metrics"]["dev"] == pytest.approx(of_one["metrics"]["dev"])

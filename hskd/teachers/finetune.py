@@ -25,10 +25,10 @@ from hskd.teachers.settings import TeacherSettings
 from hskd.training import (
     GoldTrainer,
     HeadModule,
+    Predictor,
     StageRecipe,
     clear_checkpoints,
     run_stage,
-    score,
     training_arguments,
 )
 
@@ -147,8 +147,8 @@ def ensure_scores(
 
 
 def _scores(model: PreTrainedModel, task: Task, splits: Mapping[str, TokenizedSplit], dtype: str) -> Metrics:
-    classifier = HeadModule(model, task.head)
-    return {name: score(classifier, splits[name], dtype) for name in _scored(task, splits)}
+    predictor = Predictor(HeadModule(model, task.head), dtype)
+    return {name: predictor.score(splits[name]) for name in _scored(task, splits)}
 
 
 def _scored(task: Task, splits: Mapping[str, TokenizedSplit]) -> dict[str, str]:

@@ -33,13 +33,12 @@ from hskd.training import (
     EpochScores,
     GoldTrainer,
     HeadModule,
+    Predictor,
     StageRecipe,
     StageTrainer,
     clear_checkpoints,
     last_checkpoint,
-    predict_rows,
     run_stage,
-    score,
 )
 from hskd.trials.result import StageRecord
 from hskd.trials.settings import DistillSettings
@@ -126,13 +125,14 @@ def train_stages(inputs: TrialInputs, folder: Path, options: RunOptions, progres
     hsk_epochs, last_epochs = settings.epochs(inputs.task.hsk_epochs)
     student.to(options.device)
     with _training(inputs, options) as encoder:
-        stages = _Stages(inputs, folder, options, departures, progress, encoder)
+        predictor = _predictor(inputs, encoder, options)
+        stages = _Stages(inputs, folder, options, departures, progress, encoder, predictor)
         trained = Trained({}, [], {})
         if hsk_epochs:
             trained.stages["hsk"] = stages.hsk(hsk_epochs)
         if last_epochs:
             trained.stages["prediction"], trained.dev_scores = stages.last(last_epochs, hsk_epochs)
-        trained.outputs = _outputs(inputs, encoder, options)
+        trained.outputs = _outputs(inputs, predictor)
     return trained
 
 
@@ -145,7 +145,7 @@ def predict_outputs(inputs: TrialInputs, options: RunOptions) -> dict[str, np.nd
     """
     inputs.student.to(options.device)
     with _training(inputs, options) as encoder:
-        return _outputs(inputs, encoder, options)
+        return _outputs(inputs, _predictor(inputs, encoder, options))
 
 
 @contextmanager
@@ -159,10 +159,13 @@ def _training(inputs: TrialInputs, options: RunOptions) -> Iterator[LeanEncoder]
         yield encoder
 
 
-def _outputs(inputs: TrialInputs, encoder: LeanEncoder, options: RunOptions) -> dict[str, np.ndarray]:
-    classifier = HeadModule(inputs.student, inputs.task.head, encoder)
+def _predictor(inputs: TrialInputs, encoder: LeanEncoder, options: RunOptions) -> Predictor:
+    return Predictor(HeadModule(inputs.student, inputs.task.head, encoder), options.dtype, options.capture)
+
+
+def _outputs(inputs: TrialInputs, predictor: Predictor) -> dict[str, np.ndarray]:
     return {
-        name: predict_rows(classifier, split, options.dtype)
+        name: predictor.rows(split)
         for name, split in inputs.splits.items()
         if name != "train" and split.labels is not None
     }
@@ -186,6 +189,7 @@ class _Stages:
     departures: Departures
     progress: Progress
     encoder: LeanEncoder
+    predictor: Predictor
 
     @property
     def classifier(self) -> HeadModule:
@@ -256,7 +260,7 @@ class _Stages:
             if self.departures.keeps(scores):
                 processes.by_main(lambda: _save_weights(student, best))
 
-        scoring = EpochScores(lambda: score(self.classifier, dev, self.options.dtype)["score"], keep)
+        scoring = EpochScores(lambda: self.predictor.score(dev)["score"], keep)
         stage = self._train(trainer, scoring)
         if (reported := self.departures.reported_epoch(scoring.scores)) is not None:
             _load_weights(student, best)

@@ -33,7 +33,7 @@ from hskd.tasks import Task, TokenizedSplit
 from hskd.tasks.content import labelled
 from hskd.teachers.finetune import ensure_scores, finetune
 from hskd.teachers.loading import Teacher, checked_model, load_config, model_content
-from hskd.training import HeadModule, predict_rows, score
+from hskd.training import HeadModule, Predictor
 from hskd.trials.config import GivenStudent, TaskPlan, TeacherPlan, TrialConfig
 from hskd.trials.data import Examples, store_alone_examples, task_examples
 from hskd.trials.inputs import Inputs, inputs_of
@@ -336,7 +336,7 @@ class Workspace:
 
             def write(partial: Path, split: TokenizedSplit = split) -> None:
                 teacher = self._load_teacher(progress)
-                rows = predict_rows(HeadModule(teacher.model, teacher.head), split, self.shared.dtype)
+                rows = Predictor(HeadModule(teacher.model, teacher.head), self.shared.dtype).rows(split)
                 if processes.is_main():
                     np.save(partial / _LABELS_FILE, rows)
                     seal(partial)
@@ -374,9 +374,9 @@ class Workspace:
                 self._teacher_metrics = ensure_scores(folder, self.task, splits, options, progress)
             else:
                 teacher = self._load_teacher(progress)
-                module = HeadModule(teacher.model, teacher.head)
+                predictor = Predictor(HeadModule(teacher.model, teacher.head), self.shared.dtype)
                 self._teacher_metrics = {
-                    name: score(module, split, self.shared.dtype)
+                    name: predictor.score(split)
                     for name, split in self.teacher_examples.splits.items()
                     if name != "train" and split.labels is not None
                 }

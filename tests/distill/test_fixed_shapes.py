@@ -37,7 +37,7 @@ from hskd.store.reader import Store
 from hskd.tasks import BatchDataset, bucketed_batches, model_inputs
 from hskd.tasks.fixed import PlacedSplit, few_widths, in_few_shapes
 from hskd.teachers.loading import Teacher
-from hskd.training import GoldTrainer, StageTrainer
+from hskd.training import GoldTrainer, Predictor, StageTrainer
 
 META = torch.device("meta")
 SPECS = [
@@ -258,6 +258,15 @@ def test_a_loss_that_is_not_finite_stops_the_stage(lab: Lab, tmp_path: Path) -> 
         module.projection.weight[0, 0] = torch.inf  # type: ignore[union-attr]
     with pytest.raises(HskdError, match=r"the loss is (inf|nan) at step 1"):
         HSKTrainer(module, arguments(tmp_path, capture=True), lab.train, source).run()
+
+
+def test_outputs_are_those_of_batches_as_wide_as_their_longest_example(lab: Lab) -> None:
+    module = lab.classifier("rosita", dropout=0.1)
+    plain, captured = (Predictor(module, "fp32", capture) for capture in (False, True))
+    for split in (lab.splits["dev"], lab.train, lab.splits["dev"]):
+        np.testing.assert_allclose(captured.rows(split, 5), plain.rows(split, 5), rtol=1e-5, atol=1e-6)
+    assert len(captured._captured) == 2 and module.training
+    assert captured.score(lab.train) == plain.score(lab.train)
 
 
 def test_a_trial_records_that_its_steps_were_captured(lab: Lab, tmp_path: Path) -> None:

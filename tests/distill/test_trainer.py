@@ -304,7 +304,7 @@ def test_a_store_can_be_sent_to_a_worker(lab: Lab) -> None:
 
 
 def test_no_private_method_of_trainer_is_overridden() -> None:
-    public = {"__init__", "compute_loss", "get_train_dataloader"}
+    public = {"__init__", "compute_loss", "get_train_dataloader", "training_step"}
     for trainer in (StageTrainer, HSKTrainer, PredictionTrainer, GoldTrainer):
         assert {name for name in vars(trainer) if hasattr(Trainer, name) and callable(getattr(Trainer, name))} <= {
             *public, "__doc__", "__module__"

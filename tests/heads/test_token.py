@@ -37,7 +37,7 @@ from hskd.tasks import Split, Task, TaskData, TokenizedSplit, model_inputs, toke
 from hskd.tasks.content import labelled
 from hskd.teachers.forward import ForwardOptions, teacher_forward
 from hskd.teachers.loading import Teacher, load_classifier
-from hskd.training import HeadModule, predict_rows
+from hskd.training import HeadModule, Predictor
 
 SMALL_SHARD = 2_000
 TAGS = ("other", "noun", "praise")
@@ -324,7 +324,7 @@ def test_a_student_learns_from_labels_and_from_the_store(
             optimizer.zero_grad()
             losses.append(loss.item())
         assert losses[-1] < 0.8 * losses[0]
-        scores.append(head.metrics(predict_rows(HeadModule(model.eval(), head), train, "fp32"), train.labels)["score"])
+        scores.append(Predictor(HeadModule(model.eval(), head), "fp32").score(train)["score"])
     assert scores[0] > 0.9, "it learned the labels by heart"
 
 

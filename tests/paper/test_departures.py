@@ -47,7 +47,7 @@ from hskd.students.base import STUDENT_FILE
 from hskd.students.rosita.create import create_rosita
 from hskd.students.rosita.settings import RositaSettings
 from hskd.tasks import BatchDataset, model_inputs
-from hskd.training import HeadModule, StageRecipe, StageTrainer, predict_rows, score
+from hskd.training import HeadModule, Predictor, StageRecipe, StageTrainer
 from hskd.trials.config import TrialConfig
 from hskd.trials.prepare import Distillation, Student, from_teacher
 from hskd.trials.settings import DistillSettings
@@ -198,7 +198,7 @@ def test_relu_pooled(lab: Lab, tmp_path: Path) -> None:
         pooled = student.eval().bert(**model_inputs(dev.collate(range(len(dev))))).pooler_output
         logits = student.classifier(pooled.clamp(min=0))
     np.testing.assert_allclose(found, logits, atol=5e-3)
-    assert np.abs(found - predict_rows(HeadModule(student, lab.task.head), dev, "fp32")).max() > 0.05
+    assert np.abs(found - Predictor(HeadModule(student, lab.task.head), "fp32").rows(dev)).max() > 0.05
     before = student.dropout
     with relu_pooled(student):
         assert isinstance(student.dropout, torch.nn.ReLU)
@@ -489,9 +489,9 @@ def test_best_epoch(lab: Lab, tmp_path: Path) -> None:
         found = lab.trial(folder, compat=("best_epoch",), run=RunOptions("fp32", checkpoints=checkpoints), **LIVELY)
         assert found["dev_scores"] == scores
         assert found["stages"]["prediction"]["reported_epoch"] == best + 1
-        student = load_student(folder / "student")
+        predictor = Predictor(HeadModule(load_student(folder / "student"), lab.task.head), "fp32")
         for name in ("dev", "test"):
-            assert found["metrics"][name] == score(HeadModule(student, lab.task.head), lab.splits[name], "fp32")
+            assert found["metrics"][name] == predictor.score(lab.splits[name])
         assert found["metrics"]["dev"]["score"] == scores[best]
         assert not (folder / "best-epoch.safetensors").exists()
     assert weights(tmp_path / "True") == weights(tmp_path / "False") != weights(tmp_path / "last")

@@ -20,7 +20,7 @@ from hskd.distill.trainer import HSKModule, HSKTrainer, PredictionTrainer
 from hskd.errors import HskdError
 from hskd.spec import HSKSpec
 from hskd.store.extract import ExtractOptions, Superset, extract
-from hskd.training import GoldTrainer, HeadModule, StageTrainer, predict_rows, seed_training
+from hskd.training import GoldTrainer, HeadModule, Predictor, StageTrainer, seed_training
 from hskd.trials.stages import RunOptions
 
 SPEC = HSKSpec.parse("2l_3t_0.5w,precision=fp32")
@@ -63,7 +63,7 @@ def train(lab: Lab, stage: str, accumulate: int, folder: Path) -> dict[str, Any]
     return {
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "taken": [[part.get(epoch, []) for part in every] for epoch in range(EPOCHS)],
-        "rows": predict_rows(HeadModule(student, lab.task.head), split, "fp32", batch_size=5).tolist(),
+        "rows": Predictor(HeadModule(student, lab.task.head), "fp32").rows(split, batch_size=5).tolist(),
     }
 
 

@@ -41,7 +41,7 @@ from hskd.tasks import Task, TaskData, TokenizedSplit, load_task, model_inputs, 
 from hskd.teachers.finetune import TeacherSettings, finetune
 from hskd.teachers.forward import ForwardOptions, teacher_forward
 from hskd.teachers.loading import Teacher
-from hskd.training import HeadModule, predict_rows
+from hskd.training import HeadModule, Predictor
 from hskd.trials.prepare import Distillation, Student, from_store, from_teacher
 from hskd.trials.settings import DistillSettings
 from hskd.trials.stages import RunOptions, TrialInputs
@@ -369,7 +369,7 @@ def test_a_whole_trial_from_a_store_and_from_the_teacher(world: World, tmp_path:
         assert offline["stages"][stage]["last_loss"] == pytest.approx(online["stages"][stage]["last_loss"], rel=1e-5)
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "offline" / "student")
     logits = np.load(tmp_path / "offline" / "predictions.npz")["dev"]
-    rows = predict_rows(HeadModule(again, world.task.head), world.splits["dev"], "fp32")
+    rows = Predictor(HeadModule(again, world.task.head), "fp32").rows(world.splits["dev"])
     np.testing.assert_allclose(rows, logits, atol=2e-3)
 
 
