@@ -48,8 +48,8 @@ class Captured:
             if calls <= WARM_UP:
                 return self._on_own_stream(tensors, key)
             graph = self._graphs[kind] = self._capture(tensors, key)
-        for held, given in zip(graph.inputs, tensors, strict=True):
-            held.copy_(given, non_blocking=True)
+        for buffer, given in zip(graph.inputs, tensors, strict=True):
+            buffer.copy_(given, non_blocking=True)
         graph.graph.replay()
         return graph.outputs
 

@@ -202,9 +202,9 @@ class ResultsFolder:
         for _ in range(ATTEMPTS):
             with suppress(FileNotFoundError):
                 return read()
-        with ExitStack() as held:
+        with ExitStack() as stack:
             with suppress(HskdError):  # who may not write reads once more without the lock
-                held.enter_context(self.lock())
+                stack.enter_context(self.lock())
             try:
                 return read()
             except FileNotFoundError as error:

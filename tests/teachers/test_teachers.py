@@ -443,7 +443,7 @@ def test_stopped_at_every_stage_and_resumed(
         def stop(*arguments: object) -> None:
             raise Stop
 
-        patch.setattr(finetune_module, "score", stop)
+        patch.setattr(finetune_module.Predictor, "score", stop)
         with pytest.raises(Stop):
             tune(encoder, data, tmp_path / "teacher")
     more: list[None] = []
