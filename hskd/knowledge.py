@@ -163,25 +163,48 @@ class KeptHSK:
         )
 
     def within(self, lengths: torch.Tensor) -> KeptHSK:
-        """Return the kept tokens that lie, in every layer, inside examples of these lengths ``(B,)``."""
-        inside = (self.positions < lengths[self.example, None]).all(dim=1)
+        """Return the kept tokens that lie, in every layer, inside examples of these lengths ``(B,)``.
+
+        Averages stay if one of their tokens lies inside. The student's averages are then over its tokens inside.
+        """
+        inside, stays = (self.positions < lengths[self.example, None]).all(dim=1), None
         if self.real is not None:
-            real = self.real & inside
+            inside = inside & self.real
+        if self.members is not None:
+            kept, position = self.members
+            among = kept.clamp(max=len(inside) - 1)
+            stays = (kept < len(inside)) & (position < lengths[self.example[among]])
+            inside = inside & (torch.zeros(len(inside), device=inside.device).index_add(0, among, stays.float()) > 0)
+        if self.real is not None:
             return replace(
                 self,
-                counts=real.unflatten(0, (len(lengths), -1)).sum(1),
-                positions=self.positions * real[:, None],
-                real=real,
+                counts=inside.unflatten(0, (len(lengths), -1)).sum(1),
+                positions=self.positions * inside[:, None],
+                members=self._members_at(torch.arange(len(inside), device=inside.device), stays, len(inside)),
+                real=inside,
             )
         per_token = self.neurons is not None and self.neurons.dim() == 3
+        positions = self.positions[inside]
         return replace(
             self,
             counts=torch.bincount(self.example[inside], minlength=len(lengths)),
-            positions=self.positions[inside],
+            positions=positions,
             values=self.values[inside],
             neurons=self.neurons[inside] if per_token and self.neurons is not None else self.neurons,
+            members=self._members_at(inside.cumsum(0) - 1, stays, len(positions)),
             most=None,
         )
+
+    def _members_at(self, places: torch.Tensor, stays: torch.Tensor | None, count: int) -> Members | None:
+        """Return the members ``stays`` ``(P,)`` after kept tokens have moved to ``places`` ``(K,)``.
+
+        The others are averaged into none of the ``count`` kept tokens.
+        """
+        if self.members is None or stays is None:
+            return None
+        kept, position = self.members
+        at = places[kept.clamp(max=len(places) - 1)]
+        return Members(torch.where(stays, at, count), torch.where(stays, position, 0))
 
     def to(self, device: torch.device, non_blocking: bool = False) -> KeptHSK:
         """Return the same knowledge on ``device``. ``non_blocking`` is passed to ``Tensor.to``."""

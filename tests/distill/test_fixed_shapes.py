@@ -177,6 +177,29 @@ def test_shuffled_knowledge_trains_alike(lab: Lab, tmp_path: Path, text: str) ->
     require_equal(*both(lab, tmp_path, source, "hsk"))
 
 
+def test_shuffled_averages_are_of_tokens_inside_the_example(lab: Lab, tmp_path: Path) -> None:
+    """The student's averages end where its example ends, in both forms of the knowledge."""
+    store = made(lab, tmp_path, "2l_4t_0.5w,length=pool")
+    order = np.argsort(lab.train.lengths)
+    source = StoreSource(store, lab.train, 2, CPU)
+    batch, longer = lab.train.collate(order[:6]), lab.train.ids[order[-6:]]
+    lengths = batch["attention_mask"].sum(1)
+    kept = source.kept_of(longer, batch)
+    within = kept.within(lengths)
+    assert 0 < len(within.positions) <= len(kept.positions) and within.members is not None
+    assert (kept.members.position >= lengths[kept.example[kept.members.kept]]).any()  # type: ignore[union-attr]
+    inside = within.members.kept < len(within.positions)
+    example = within.example[within.members.kept[inside]]
+    assert (within.members.position[inside] < lengths[example]).all()
+    assert within.members.kept[inside].unique().tolist() == list(range(len(within.positions)))
+
+    placed = PlacedStore(store, CPU)
+    rows = store.rows(longer)
+    padded = placed.kept_in_shape(torch.from_numpy(rows), placed.most(rows), placed.averaged(rows)).within(lengths)
+    states = [torch.randn(*batch["input_ids"].shape, 32) for _ in range(3)]
+    assert hsk_loss(states, padded).item() == pytest.approx(hsk_loss(states, within).item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("loss", ["standardised", "cosine", "gram"])
 def test_every_loss_of_the_hsk_stage(lab: Lab, tmp_path: Path, loss: Any) -> None:
     source = StoreSource(made(lab, tmp_path, "2l_3t_0.25w,width=pca"), lab.train, 2, CPU)
