@@ -38,8 +38,10 @@ class DistillationDataset(BatchDataset):
 
     @override
     def targets_in_shape(self) -> TargetsInShape | None:
-        knowledge = self.source.in_shape(self.split) if hasattr(self.source, "in_shape") else None
-        if knowledge is None or super().targets_in_shape() is None:
+        if super().targets_in_shape() is None or not hasattr(self.source, "in_shape"):
+            return None
+        knowledge = self.source.in_shape(self.split)
+        if knowledge is None:
             return None
         if self.part == "hsk":
             return lambda rows, inputs: {"kept": knowledge.kept(rows, inputs)}

@@ -54,7 +54,7 @@ class Captured:
         return graph.outputs
 
     def _on_own_stream(self, tensors: Tensors, key: Hashable) -> Tensors:
-        current = torch.cuda.current_stream()
+        current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             outputs = self._function(*tensors, key)
